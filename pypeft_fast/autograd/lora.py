@@ -1,0 +1,105 @@
+"""LoRA over a frozen linear layer, differentiable: two ops forward, three backward.
+
+Saved for backward: x itself, s [M, r] and the packed mask (one bit an element). Never a dropped, cast or copied x.
+"""
+
+import torch
+
+from ..ops import _check, philox
+from ..ops.lora_da import lora_da
+from ..ops.lora_ds_db import lora_ds_db
+from ..ops.lora_dx import lora_dx
+from ..ops.lora_linear import lora_linear as lora_linear_op
+from ..ops.lora_shrink import lora_shrink
+
+
+def _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+    rows = x.reshape(-1, x.shape[-1])
+    s, mask = lora_shrink(rows, lora_A, p, seed)
+    y = lora_linear_op(rows, weight, bias, s, lora_B, scaling)
+    return y.view(*x.shape[:-1], weight.shape[0]), s, mask
+
+
+class LoRALinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed):
+        y, s, mask = _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+        need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
+        need_dS = need_x or need_A
+        ctx.save_for_backward(
+            x if need_A or need_weight else None,
+            weight if need_x else None,
+            lora_A if need_x else None,
+            lora_B if need_dS or need_B else None,
+            s if need_dS or need_B else None,
+            mask if need_dS and p > 0 else None,
+        )
+        ctx.scaling, ctx.p, ctx.dtype_A = scaling, p, lora_A.dtype
+        ctx.x_shape = x.shape
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
+        need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
+        dY = grad.reshape(-1, grad.shape[-1])
+        dX = dW = dA = dB = None
+        if need_x or need_A or need_B:
+            dS, dB = lora_ds_db(dY, lora_B, s, ctx.scaling, need_x or need_A, need_B)
+            if mask is None:
+                mask = dY.new_empty(0, 0, dtype=torch.uint8)
+        if need_x:
+            dX = lora_dx(dY, weight, dS, lora_A, mask, ctx.p).view(ctx.x_shape)
+        if x is not None:
+            rows = x.reshape(-1, x.shape[-1])
+            dA = lora_da(dS, rows, mask, ctx.p, ctx.dtype_A) if need_A else None
+            dW = dY.t() @ rows if need_weight else None
+        db = dY.sum(0) if need_bias else None
+        return dX, dW, db, dA, dB if need_B else None, None, None, None
+
+
+def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None):
+    """y = x W^T + b + scaling * (drop(x) A^T) B^T, differentiable in x, lora_A, lora_B, bias and weight.
+
+    LoRA (Hu et al., arXiv:2106.09685) over a linear layer, dropout on the input of the low-rank branch only.
+
+    Args:
+        x: [..., K], float32, bfloat16, float16 or float64, any strides.
+        weight: [N, K], x's dtype, any strides; need not require grad.
+        lora_A, lora_B: [r, K] and [N, r], x's dtype, or float32 over a bfloat16 or float16 x.
+        bias: [N] in x's dtype, or None.
+        scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732).
+        dropout_p: in [0, 1); each call draws a mask of its own from torch's generator of x's device.
+        training: dropout applies only if true.
+        generator: a torch.Generator to draw the mask's seed from instead.
+
+    Returns:
+        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear.
+
+    Raises:
+        ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
+        TypeError: a dtype is not accepted.
+        RuntimeError: a kernel forced by `using` cannot run these arguments.
+    """
+    p = float(dropout_p)
+    _check.dropout_p("lora_linear", p)
+    if x.dim() < 1 or lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:
+        raise ValueError(
+            f"lora_linear: x [..., K], lora_A [r, K] and lora_B [N, r] do not fit: x {tuple(x.shape)}, "
+            f"lora_A {tuple(lora_A.shape)}, lora_B {tuple(lora_B.shape)}"
+        )
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _autocast(x.device.type, x, weight, bias)
+    p = p if training else 0.0
+    seed = philox.draw_seed(x.device, generator) if p > 0 else None
+    if torch.is_grad_enabled():
+        return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, float(scaling), p, seed)
+    return _forward(x, weight, bias, lora_A, lora_B, float(scaling), p, seed)[0]
+
+
+def _autocast(device_type, *tensors):
+    """What autocast does to the arguments of linear: every floating tensor but float64 takes the autocast dtype."""
+    dtype = torch.get_autocast_dtype(device_type)
+    cast = (None if t is None or t.dtype == torch.float64 else dtype for t in tensors)
+    return tuple(t if d is None else t.to(d) for t, d in zip(tensors, cast, strict=True))

@@ -1,0 +1,5 @@
+"""Drop-in modules."""
+
+from .lora_linear import LoRALinear
+
+__all__ = ["LoRALinear"]

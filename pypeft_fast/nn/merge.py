@@ -1,0 +1,19 @@
+"""Folding adapters into a weight, in float32."""
+
+import torch
+
+
+def lora_delta(lora_A, lora_B, scaling):
+    """scaling * B A, [N, K], in float32 (float64 for float64 adapters)."""
+    wide = torch.promote_types(lora_A.dtype, torch.float32)
+    with torch.no_grad():
+        return (lora_B.to(wide) @ lora_A.to(wide)).mul_(scaling)
+
+
+def merged_weight(weight, deltas):
+    """A new tensor: weight + the sum of deltas [N, K], summed in float32 and rounded once to weight's dtype."""
+    with torch.no_grad():
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for delta in deltas:
+            total += delta
+        return total.to(weight.dtype)

@@ -1,0 +1,71 @@
+"""What the ops' checks share: every message names the argument, its value and what is accepted."""
+
+import torch
+
+ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def matrix(op, **tensors):
+    """Each is a 2-D tensor."""
+    for name, t in tensors.items():
+        if t.dim() != 2:
+            raise ValueError(f"{op}: {name} must have 2 dimensions, got shape {tuple(t.shape)}")
+
+
+def shape(op, name, tensor, expected, why):
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}: {why}")
+
+
+def floating(op, name, tensor):
+    if tensor.dtype not in ACTIVATIONS:
+        accepted = ", ".join(str(d) for d in ACTIVATIONS)
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; accepted are {accepted}")
+
+
+def same_dtype(op, like_name, like, **tensors):
+    for name, t in tensors.items():
+        if t is not None and t.dtype != like.dtype:
+            raise TypeError(f"{op}: {name} is {t.dtype} but {like_name} is {like.dtype}; cast one of them")
+
+
+def adapter_dtype(op, activation_name, activation, name, parameter):
+    """An adapter has the dtype of the activations, or is float32 over a half-precision base."""
+    if parameter.dtype == activation.dtype:
+        return
+    if parameter.dtype == torch.float32 and activation.dtype in (torch.bfloat16, torch.float16):
+        return
+    raise TypeError(
+        f"{op}: {name} is {parameter.dtype} over a {activation.dtype} {activation_name}; accepted are "
+        f"{activation.dtype} and, over bfloat16 or float16, float32"
+    )
+
+
+def same_device(op, like_name, like, **tensors):
+    for name, t in tensors.items():
+        if t is not None and t.device != like.device:
+            raise ValueError(f"{op}: {name} is on {t.device} but {like_name} is on {like.device}; move one of them")
+
+
+def rank(op, lora_A):
+    if lora_A.shape[0] < 1:
+        raise ValueError(f"{op}: lora_A has shape {tuple(lora_A.shape)}: the rank must be at least 1")
+
+
+def dropout_p(op, p):
+    """p is in [0, 1) and leaves the 16-bit threshold of the mask at least one value to keep."""
+    if not 0.0 <= p < 1.0 or round(p * 65536) > 65535:
+        raise ValueError(f"{op}: dropout p={p} must be in [0, 1), at most 65535/65536")
+
+
+def mask(op, mask, p, rows, columns):
+    """The packed mask that lora_shrink returned for these rows and columns and this p."""
+    if mask.dtype != torch.uint8:
+        raise TypeError(f"{op}: mask is {mask.dtype}; pass the packed uint8 mask that lora_shrink returned")
+    if p > 0:
+        shape(op, "mask", mask, (rows, (columns + 7) // 8), "one bit for each element of x, 8 to a byte")
+
+
+def no_float64(first, *_):
+    """Why the compiled kernels refuse these arguments, or None."""
+    return "float64 runs on the kernels blas and reference only" if first.dtype == torch.float64 else None

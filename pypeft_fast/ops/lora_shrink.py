@@ -1,0 +1,65 @@
+"""s = drop(x) A^T, and the packed mask of the dropout: the down-projection of LoRA, one pass over x.
+
+x [M, K], lora_A [r, K] -> s [M, r] in the wider dtype of the two, mask uint8 [M, ceil(K/8)] (philox.py gives its
+bits), or [0, ceil(K/8)] if p is 0. Source of LoRA: Hu et al., arXiv:2106.09685.
+"""
+
+import torch
+
+from .._op import Op
+from . import _check, _triton, philox
+
+lora_shrink = Op("lora_shrink(Tensor x, Tensor lora_A, float p, Tensor? seed) -> (Tensor s, Tensor mask)")
+
+
+@lora_shrink.check
+def _(x, lora_A, p, seed):
+    op = "lora_shrink"
+    _check.matrix(op, x=x, lora_A=lora_A)
+    _check.shape(op, "lora_A", lora_A, (lora_A.shape[0], x.shape[1]), f"[r, K] for x of shape {tuple(x.shape)}")
+    _check.rank(op, lora_A)
+    _check.floating(op, "x", x)
+    _check.adapter_dtype(op, "x", x, "lora_A", lora_A)
+    _check.dropout_p(op, p)
+    if (seed is None) != (p == 0):
+        raise ValueError(f"{op}: seed={seed} with p={p}: give a seed if and only if p > 0")
+    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
+        raise TypeError(f"{op}: seed must be an int64 tensor of one element, got {seed.dtype} {tuple(seed.shape)}")
+    _check.same_device(op, "x", x, lora_A=lora_A, seed=seed)
+
+
+def _mask(x, p, seed):
+    if p == 0:
+        return x.new_empty(0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
+    return philox.packed_mask(*x.shape, p, seed)
+
+
+@lora_shrink.fake
+def _(x, lora_A, p, seed):
+    s = x.new_empty(x.shape[0], lora_A.shape[0], dtype=torch.promote_types(x.dtype, lora_A.dtype))
+    return s, x.new_empty(x.shape[0] if p > 0 else 0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
+
+
+@lora_shrink.reference
+def reference(x, lora_A, p, seed):
+    out = torch.promote_types(x.dtype, lora_A.dtype)
+    wide = torch.promote_types(out, torch.float32)
+    mask = _mask(x, p, seed)
+    return (philox.dropped(x.to(wide), mask, p) @ lora_A.to(wide).t()).to(out), mask
+
+
+@lora_shrink.kernel("blas")
+def _(x, lora_A, p, seed):
+    out = torch.promote_types(x.dtype, lora_A.dtype)
+    mask = _mask(x, p, seed)
+    return philox.dropped(x.to(out), mask, p) @ lora_A.t().to(out), mask
+
+
+lora_shrink.native_cpu(_check.no_float64)
+
+
+@lora_shrink.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x, lora_A, p, seed):
+    from ..kernels.lora_shrink import lora_shrink
+
+    return lora_shrink(x, lora_A, philox.threshold(p), philox.scale(p), seed)

@@ -1,0 +1,28 @@
+"""What every test runs under: fixed seeds, and uninitialised memory that is NaN."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel is first imported
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned():
+    """torch.empty gives NaN (255 for bytes), so an element that a kernel never writes fails its test."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_configure():
+    # One thread a worker: the suite is run by several, and results must not depend on it.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -1,0 +1,165 @@
+"""LoRALinear as a drop-in: sharing, merging, casting, copying, saving, training."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pypeft_fast as pf
+
+
+def layer(dtype=None, bias=True, **options):
+    module = pf.nn.LoRALinear(24, 17, bias, dtype=dtype, **dict(r=4, lora_alpha=8) | options)
+    nn.init.normal_(module.lora_B)
+    return module
+
+
+def expected(module, x):
+    low = x.to(module.lora_A.dtype) @ module.lora_A.t() @ module.lora_B.t() * module.scaling
+    return F.linear(x, module.weight, module.bias) + low.to(x.dtype)
+
+
+def test_a_new_layer_computes_what_the_frozen_one_does():
+    linear, x = nn.Linear(24, 17), torch.randn(3, 24)
+    module = pf.nn.LoRALinear.from_linear(linear, r=4)
+    assert isinstance(module, nn.Linear) and module.weight is linear.weight and module.bias is linear.bias
+    assert torch.equal(module(x), linear(x))
+    assert [n for n, p in module.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+    bound = 1 / math.sqrt(24)
+    assert module.lora_A.abs().max() <= bound and module.lora_A.std() > bound / 3 and not module.lora_B.any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("use_rslora", [True, False])
+def test_forward_and_scaling(bias, use_rslora):
+    module, x = layer(bias=bias, use_rslora=use_rslora), torch.randn(2, 3, 24)
+    assert module.scaling == (8 / 2 if use_rslora else 8 / 4)
+    torch.testing.assert_close(module(x), expected(module, x))
+
+
+def test_dropout_in_training_only():
+    module, x = layer(lora_dropout=0.5), torch.randn(30, 24)
+    assert not torch.equal(module(x), module(x))
+    with torch.no_grad():
+        mean = torch.stack([module(x) for _ in range(2000)]).mean(0)
+    torch.testing.assert_close(mean, expected(module, x), atol=0.9, rtol=0)  # about five standard errors
+    module.eval()
+    torch.testing.assert_close(module(x), expected(module, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype):
+    linear = nn.Linear(24, 17, dtype=dtype)
+    module = pf.nn.LoRALinear.from_linear(linear, r=4)
+    nn.init.normal_(module.lora_B)
+    weight, x = linear.weight.clone(), torch.randn(5, 24, dtype=dtype)
+    apart = module(x)
+    module.merge()
+    module.merge()
+    assert module.merged and torch.equal(linear.weight, weight)
+    delta = module.scaling * module.lora_B.float() @ module.lora_A.float()
+    assert torch.equal(module.weight, (weight.float() + delta).to(dtype))
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(module(x), apart, rtol=8 * eps, atol=8 * eps * apart.abs().max().item())
+    module.unmerge()
+    module.unmerge()
+    assert module.weight is linear.weight and torch.equal(module.weight, weight) and torch.equal(module(x), apart)
+
+
+def test_a_merged_layer_saves_and_loads_as_an_unmerged_one():
+    module, other = layer(), layer()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    assert set(before) == {"weight", "bias", "lora_A", "lora_B"}
+    module.merge()
+    after = module.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    other.merge()
+    other.load_state_dict(after)
+    x = torch.randn(3, 24)
+    assert not other.merged
+    module.unmerge()
+    assert torch.equal(other(x), module(x))
+
+
+def test_casting_a_merged_layer_casts_what_unmerge_restores():
+    module = layer()
+    original = module.weight.clone()
+    module.merge()
+    module.half()
+    assert module.merged and module.weight.dtype == torch.float16 and module.lora_A.dtype == torch.float16
+    module.unmerge()
+    assert torch.equal(module.weight, original.half())
+    x = torch.randn(3, 24, dtype=torch.float16)
+    assert module(x).dtype == torch.float16
+    assert module.to(torch.float64)(x.double()).dtype == torch.float64
+
+
+def test_half_precision_layers_have_float32_adapters():
+    module = layer(torch.bfloat16)
+    assert module.weight.dtype == torch.bfloat16 and module.lora_A.dtype == module.lora_B.dtype == torch.float32
+    module(torch.randn(3, 24, dtype=torch.bfloat16)).float().sum().backward()
+    assert module.lora_A.grad.dtype == torch.float32 and module.weight.grad is None
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_are_whole_and_apart(how, merged):
+    module, x = layer(lora_dropout=0.25).eval(), torch.randn(3, 24)
+    if merged:
+        module.merge()
+    if how == "deepcopy":
+        twin = copy.deepcopy(module)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(module))
+    else:
+        buffer = io.BytesIO()
+        torch.save(module, buffer)
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert type(twin) is pf.nn.LoRALinear and twin.merged == merged and twin.lora_dropout == 0.25
+    y = module(x)
+    assert torch.equal(twin(x), y)
+    twin.unmerge()
+    nn.init.zeros_(twin.lora_B)
+    assert torch.equal(module(x), y) and not torch.allclose(twin(x), y)
+
+
+def test_training_reduces_the_loss_and_leaves_the_base_frozen():
+    module, x = layer(lora_dropout=0.1), torch.randn(64, 24)
+    target, weight = torch.randn(64, 17), module.weight.clone()
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(60):
+        loss = F.mse_loss(module(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0] and torch.equal(module.weight, weight)
+
+
+def test_repr_tells_rank_and_scaling():
+    assert "in_features=24, out_features=17, bias=True, r=4, scaling=2, lora_dropout=0.0" in repr(layer())
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (dict(r=0), "r=0 must be an integer of at least 1"),
+        (dict(r=2.5), "r=2.5 must be"),
+        (dict(lora_dropout=1.0), r"lora_dropout: dropout p=1.0 must be in \[0, 1\)"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(ValueError, match=words):
+        pf.nn.LoRALinear(4, 4, **options)
+
+
+def test_from_linear_takes_nothing_but_a_linear():
+    with pytest.raises(TypeError, match="linear is a Conv1d, expected a torch.nn.Linear"):
+        pf.nn.LoRALinear.from_linear(nn.Conv1d(1, 1, 1))

@@ -1,0 +1,138 @@
+"""Sample inputs for every op, PyTorch's own eager result, and the bound that every kernel must keep.
+
+Truth is the op's reference in float64 on the same mask. A kernel may be wrong by twice what eager PyTorch in the same
+dtypes is wrong, plus one ulp of the largest value.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from pypeft_fast import recording, using
+from pypeft_fast._op import OPS
+from pypeft_fast.ops import philox
+
+SCALING = 1.7
+
+
+@dataclass(frozen=True)
+class Case:
+    M: int = 5
+    K: int = 24
+    N: int = 17
+    r: int = 3
+    p: float = 0.0
+    dtype: torch.dtype = torch.float32
+    adapter: torch.dtype | None = None  # None: dtype
+    layout: str = "contiguous"  # or "strided": every operand a view with gaps, weight transposed
+    bias: bool = True
+    options: dict = field(default_factory=dict, hash=False)
+
+    def __str__(self):
+        dtypes = f"{self.dtype}".removeprefix("torch.") + (
+            f"+{self.adapter}".replace("torch.", "") if self.adapter else ""
+        )
+        return f"{self.M}x{self.K}x{self.N}-r{self.r}-p{self.p}-{dtypes}-{self.layout}{'' if self.bias else '-nobias'}"
+
+
+def available(op):
+    return [k.name for k in op.kernels if k.missing() is None]
+
+
+def _randn(case, *shape, dtype=None, transposed=False):
+    dtype = dtype or case.dtype
+    if case.layout == "contiguous":
+        return torch.randn(shape).to(dtype)
+    if transposed:
+        return torch.randn(shape[::-1]).to(dtype).t()
+    return torch.randn(*shape[:-1], 2 * shape[-1] + 3).to(dtype)[..., 1 : 2 * shape[-1] + 1 : 2]
+
+
+def sample(op_name, case, draw=0):
+    """Arguments of the op for this case; scaled so that the low-rank term weighs as much as the frozen one."""
+    torch.manual_seed(draw)
+    M, K, N, r, p = case.M, case.K, case.N, case.r, case.p
+    P = case.adapter or case.dtype
+    S = torch.promote_types(P, case.dtype)
+    seed = torch.tensor([0x123456789ABCDEF]) if p > 0 else None
+    mask = philox.packed_mask(M, K, p, seed) if p > 0 else torch.empty(0, (K + 7) // 8, dtype=torch.uint8)
+    x, dY = _randn(case, M, K), _randn(case, M, N)
+    weight, bias = _randn(case, N, K, transposed=True), _randn(case, N) if case.bias else None
+    A, B = _randn(case, r, K, dtype=P), _randn(case, N, r, dtype=P)
+    s, dS = _randn(case, M, r, dtype=S), _randn(case, M, r, dtype=S)
+    return {
+        "lora_shrink": (x, A, p, seed),
+        "lora_linear": (x, weight, bias, s * (K / r) ** 0.5, B, SCALING),
+        "lora_ds_db": (dY, B, s, SCALING, *case.options.get("need", (True, True))),
+        "lora_dx": (dY, weight, dS * (N / r) ** 0.5, A, mask, p),
+        "lora_da": (dS, x, mask, p, P),
+    }[op_name]
+
+
+def _shrink(x, A, p, seed):
+    S = torch.promote_types(x.dtype, A.dtype)
+    mask = philox.packed_mask(*x.shape, p, seed) if p > 0 else torch.empty(0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
+    return F.linear(philox.dropped(x.to(S), mask, p), A.to(S)), mask
+
+
+def _ds_db(dY, B, s, scaling, need_dS, need_dB):
+    S = s.dtype
+    dS = (dY.to(S) * scaling) @ B.to(S)
+    dB = ((dY.to(S) * scaling).t() @ s).to(B.dtype)
+    return dS if need_dS else dS[:0], dB if need_dB else dB[:0]
+
+
+# Eager PyTorch as PEFT would write it: separate matmuls, rounded to a dtype after each.
+EAGER = {
+    "lora_shrink": _shrink,
+    "lora_linear": lambda x, W, b, s, B, c: (F.linear(x, W, b) + F.linear(s, B.to(s.dtype)) * c).to(x.dtype),
+    "lora_ds_db": _ds_db,
+    "lora_dx": lambda dY, W, dS, A, mask, p: dY @ W + philox.dropped((dS @ A.to(dS.dtype)).to(dY.dtype), mask, p),
+    "lora_da": lambda dS, x, mask, p, dtype: (dS.t() @ philox.dropped(x.to(dS.dtype), mask, p)).to(dtype),
+}
+
+
+def _wide(value):
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.double()
+    return torch.float64 if isinstance(value, torch.dtype) else value
+
+
+def _tuple(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _eager_errors(op_name, reference, case):
+    """Eager's worst error in each output over four draws: a small output may be exact by luck in one."""
+    errors = []
+    for draw in range(4):
+        args = sample(op_name, case, draw)
+        pairs = zip(_tuple(EAGER[op_name](*args)), _tuple(reference(*map(_wide, args))), strict=True)
+        errors.append([(own.double() - truth).abs().max() if truth.numel() else 0 for own, truth in pairs])
+    return [max(column) for column in zip(*errors, strict=True)]
+
+
+def assert_agrees(op_name, kernel, case):
+    """The forced kernel runs, writes every element, changes no input, and stays within the bound of the truth."""
+    op, args = OPS[op_name], sample(op_name, case)
+    before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    reference = next(k.function for k in op.kernels if k.name == "reference")
+    truth = _tuple(reference(*map(_wide, args)))
+    eager = _tuple(EAGER[op_name](*args))
+    with using(kernel), recording() as ran:
+        outputs = _tuple(op(*args))
+    assert ran == [(op_name, kernel)]
+    for a, b in zip(args, before, strict=True):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b), "the kernel changed an input"
+    eager_errors = _eager_errors(op_name, reference, case)
+    for output, own, expected, eager_error in zip(outputs, eager, truth, eager_errors, strict=True):
+        assert output.shape == own.shape and output.dtype == own.dtype and output.is_contiguous()
+        if not output.is_floating_point():
+            assert torch.equal(output, expected), "the mask differs from the Philox stream"
+        elif output.numel():
+            error = (output.double() - expected).abs().max()
+            ulp = torch.finfo(output.dtype).eps * expected.abs().max()
+            assert error <= 2 * eager_error + ulp, (
+                f"error {error:.3g}, eager's own {eager_error:.3g}, one ulp {ulp:.3g}"
+            )

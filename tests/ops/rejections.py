@@ -1,0 +1,23 @@
+"""Bad arguments: each op's test lists them, and every kernel must refuse them with the same words, eager and traced."""
+
+import pytest
+import torch
+
+from pypeft_fast import using
+from pypeft_fast._op import OPS
+from tests.ops.checks import Case, available, sample
+
+CASE = Case(6, 20, 10, 3, 0.3)
+
+
+def assert_rejects(op_name, index, value, error, words):
+    """The sample arguments with args[index] replaced are an error whose message has these words."""
+    args = list(sample(op_name, CASE))
+    args[index] = value(args[index]) if callable(value) else value
+    for kernel in available(OPS[op_name]):
+        with using(kernel), pytest.raises(error, match=words):
+            OPS[op_name](*args)
+    with torch._subclasses.FakeTensorMode() as mode:  # where torch.compile traces, and no kernel runs
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+        with pytest.raises(error, match=words):
+            OPS[op_name](*fakes)

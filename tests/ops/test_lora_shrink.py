@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from pypeft_fast.ops import philox
+from pypeft_fast.ops.lora_shrink import lora_shrink
+from tests.ops.rejections import assert_rejects
+
+
+@pytest.mark.parametrize(
+    "index,value,error,words",
+    [
+        (0, lambda x: x[0], ValueError, "x must have 2 dimensions"),
+        (0, lambda x: x.int(), TypeError, "x has dtype torch.int32"),
+        (0, lambda x: x[:, 1:], ValueError, r"lora_A has shape \(3, 20\), expected \(3, 19\)"),
+        (1, lambda A: A[:0], ValueError, "rank must be at least 1"),
+        (1, lambda A: A.half(), TypeError, "lora_A is torch.float16 over a torch.float32 x"),
+        (2, -0.1, ValueError, r"p=-0.1 must be in \[0, 1\)"),
+        (2, 1.0, ValueError, "p=1.0 must be"),
+        (2, 0.999999, ValueError, "at most 65535/65536"),
+        (2, float("nan"), ValueError, "p=nan must be"),
+        (3, None, ValueError, "a seed if and only if p > 0"),
+        (3, lambda seed: seed.int(), TypeError, "seed must be an int64 tensor"),
+    ],
+)
+def test_rejects(index, value, error, words):
+    assert_rejects("lora_shrink", index, value, error, words)
+
+
+def test_mask_and_sum_of_a_known_seed():
+    x, A, seed = torch.ones(2, 12), torch.ones(1, 12), torch.tensor([0])
+    s, mask = lora_shrink(x, A, 0.5, seed)
+    # Counter 0, key 0: the known answer 5f6fb709 0d893f64 4f121f81 4f730a48, low half first; kept are lanes >= 0x8000.
+    lanes = [0xB709, 0x5F6F, 0x3F64, 0x0D89, 0x1F81, 0x4F12, 0x0A48, 0x4F73]
+    assert mask[0, 0] == sum(1 << j for j, lane in enumerate(lanes) if lane >= 0x8000)
+    assert torch.equal(s[:, 0], 2.0 * philox.unpack(mask, 12).sum(1))
+
+
+def test_no_dropout_costs_no_mask():
+    _, mask = lora_shrink(torch.ones(4, 9), torch.ones(2, 9), 0.0, None)
+    assert mask.shape == (0, 2) and mask.numel() == 0

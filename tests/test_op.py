@@ -1,0 +1,71 @@
+"""The op core: the choice between kernels, forcing one, recording, and what it says when it cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import pypeft_fast as pf
+from pypeft_fast._op import KERNELS, OPS
+from tests.ops.checks import Case, sample
+
+ARGS = sample("lora_shrink", Case(p=0.3))
+shrink = OPS["lora_shrink"]
+
+
+def test_kernels_lists_every_op_in_the_order_of_choice():
+    table = pf.kernels()
+    assert set(table) == {"lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da"}
+    for kernels in table.values():
+        assert list(kernels) == [k for k in KERNELS if k in kernels]
+        assert kernels["blas"] == kernels["reference"] == "available" and "cpu" in kernels
+
+
+def test_the_automatic_choice_is_the_first_that_can_run():
+    for op in OPS.values():
+        args = sample(op.name, Case(p=0.3))
+        expected = "cpu" if pf.kernels()[op.name]["cpu"] == "available" else "blas"
+        assert op.choose(*args).name == expected  # never the interpreter of a GPU kernel, unless it is asked for
+
+
+def test_forcing_nests_and_ends_with_the_block():
+    automatic = shrink.choose(*ARGS).name
+    with pf.using("reference"):
+        with pf.using("blas"):
+            assert shrink.choose(*ARGS).name == "blas"
+        assert shrink.choose(*ARGS).name == "reference"
+    with pytest.raises(ZeroDivisionError), pf.using("blas"):
+        raise ZeroDivisionError
+    assert shrink.choose(*ARGS).name == automatic
+
+
+def test_a_forced_kernel_runs_or_raises():
+    with pf.using("cuda"), pytest.raises(RuntimeError, match="lora_shrink: kernel 'cuda' cannot run: .*This op has: "):
+        shrink(*ARGS)
+    with pytest.raises(
+        ValueError, match="kernel='nope' is not a kernel of pypeft_fast; choose one of cuda, triton, cpu"
+    ):
+        with pf.using("nope"):
+            pass
+
+
+def test_recording_names_what_ran_and_nests():
+    with pf.recording() as outer:
+        with pf.using("blas"), pf.recording() as inner:
+            shrink(*ARGS)
+        with pf.using("reference"):
+            shrink(*ARGS)
+    assert inner == [("lora_shrink", "blas")] and outer == [("lora_shrink", "reference")]
+
+
+@pytest.mark.parametrize("value,words", [("reference", "reference"), ("nope", "kernel='nope' is not a kernel")])
+def test_the_environment_forces_a_whole_process(value, words):
+    code = (
+        "import torch, pypeft_fast as pf\n"
+        "with pf.recording() as ran: pf.lora_linear(*(torch.ones(2, 2),) * 4)\n"
+        "print({kernel for _, kernel in ran})"
+    )
+    environment = os.environ | {"PYPEFT_FAST_KERNEL": value}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert words in result.stdout + result.stderr and (result.returncode == 0) == (value == "reference")
