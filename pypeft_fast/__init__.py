@@ -3,6 +3,19 @@
 from . import nn
 from ._op import kernels, recording, using
 from .autograd.lora import lora_linear
+from .model import LoraConfig, PeftModel, PeftType, TaskType, get_peft_config, get_peft_model
 
 __version__ = "0.1.0"
-__all__ = ["kernels", "lora_linear", "nn", "recording", "using"]
+__all__ = [
+    "LoraConfig",
+    "PeftModel",
+    "PeftType",
+    "TaskType",
+    "get_peft_config",
+    "get_peft_model",
+    "kernels",
+    "lora_linear",
+    "nn",
+    "recording",
+    "using",
+]

@@ -78,7 +78,7 @@ class Kernel:
 
 
 class Op:
-    """{op: {kernel: "available" or why it is not}} on this machine, in the order of the automatic choice."""
+    """`Op(schema)`, then the decorators check, fake, reference and kernel; CONTRIBUTING.md walks through one."""
 
     def __init__(self, schema: str):
         self.name = schema.partition("(")[0]

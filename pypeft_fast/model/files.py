@@ -1,0 +1,132 @@
+"""Adapter folders in PEFT's format: adapter_config.json beside adapter_model.safetensors, switched as one.
+
+A save writes both files whole under other names (.new), then renames the weights, then the config. The first rename is
+the moment of change: before it the old pair is there untouched, and after it a reader takes the config from its .new
+file until the second rename has happened.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import LoraConfig, get_peft_config
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def save_config(folder, config) -> None:
+    folder = _make(folder)
+    _write_config(folder, config)
+    os.replace(_new(folder, CONFIG), folder / CONFIG)
+
+
+def save_adapter(folder, config, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes both files; a crash at any moment leaves the old pair or the new pair."""
+    folder = _make(folder)
+    # A leftover .new config with no .new weights belongs to a save that had taken effect: finish that one first.
+    if _config_path(folder).name != CONFIG:
+        os.replace(_new(folder, CONFIG), folder / CONFIG)
+    weights = _new(folder, WEIGHTS)
+    weights.touch()
+    _write_config(folder, config)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, weights, metadata={"format": "pt"})
+    _sync(weights)
+    os.replace(weights, folder / WEIGHTS)
+    os.replace(_new(folder, CONFIG), folder / CONFIG)
+    _sync(folder)
+
+
+def load_config(folder) -> LoraConfig:
+    """The config of an adapter folder.
+
+    Raises FileNotFoundError if there is none, ValueError if it is no JSON object or not a config this version has.
+    """
+    folder = Path(folder)
+    path = _config_path(folder)
+    if not path.is_file():
+        what = f"it holds {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}" if folder.is_dir() else ""
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG}: {what or 'there is no such folder'}; give an adapter's folder"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a JSON object is expected, not {type(values).__name__}")
+        return get_peft_config(values)
+    except (ValueError, TypeError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise (
+            type(error)(f"{path}: {error}")
+            if type(error) in (ValueError, TypeError)
+            else ValueError(f"{path} is not JSON: {error}")
+        ) from error
+
+
+def load_tensors(folder) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter folder, on the CPU.
+
+    Raises FileNotFoundError if there are none, ValueError if the file is truncated or corrupt.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        pickled = path.with_suffix(".bin").name
+        hint = f"; {pickled} is a pickle, which is never read" if (path.parent / pickled).is_file() else ""
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}{hint}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again") from error
+
+
+def check_tensors(folder, tensors, expected: dict[str, torch.Size]) -> None:
+    """ValueError unless the file has exactly the expected names and shapes; it names the first that does not fit."""
+    path = Path(folder) / WEIGHTS
+    for key in sorted(expected):
+        if key not in tensors:
+            raise ValueError(f"{path} has no {key}, which the config and this model ask for")
+        found = tuple(tensors[key].shape)
+        if found != tuple(expected[key]):
+            raise ValueError(
+                f"{path}: {key} has shape {found}, this model and config expect {tuple(expected[key])}; is it an "
+                "adapter of this base model?"
+            )
+    unexpected = sorted(set(tensors) - set(expected))
+    if unexpected:
+        raise ValueError(f"{path} has {unexpected[0]}, which this model and config have no place for")
+
+
+def _make(folder) -> Path:
+    folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file; give a folder to save the adapter in")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _new(folder, name) -> Path:
+    return folder / f"{name}.new"
+
+
+def _config_path(folder) -> Path:
+    """The config that belongs to the weights: see the module's docstring."""
+    renamed_weights_only = _new(folder, CONFIG).is_file() and not _new(folder, WEIGHTS).is_file()
+    return _new(folder, CONFIG) if renamed_weights_only else folder / CONFIG
+
+
+def _write_config(folder, config) -> None:
+    path = _new(folder, CONFIG)
+    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,46 @@
+"""modules_to_save: a module that trains whole, with a copy for every adapter."""
+
+import copy
+
+from torch import nn
+
+from .lora_layer import BASE, by_rows
+
+
+class SavedModule(nn.Module):
+    """Runs the active adapter's copy of a module, or the original where no active adapter has one.
+
+    Parameters are named as PEFT names them: original_module.* and modules_to_save.<adapter>.*.
+    """
+
+    def __init__(self, module):
+        super().__init__()
+        self.original_module = module.requires_grad_(False)
+        self.modules_to_save = nn.ModuleDict()
+        self.active: list[str] = []
+        self.rows: list[str] | None = None
+        self.train(module.training)
+
+    def add(self, adapter):
+        self.modules_to_save[adapter] = copy.deepcopy(self.original_module).requires_grad_(True)
+
+    def remove(self, adapter):
+        if adapter in self.modules_to_save:
+            del self.modules_to_save[adapter]
+        self.active = [name for name in self.active if name != adapter]
+
+    def current(self, adapters=None):
+        """The module that stands for these adapters: the copy of the last that has one."""
+        names = [n for n in (self.active if adapters is None else adapters) if n in self.modules_to_save]
+        return self.modules_to_save[names[-1]] if names else self.original_module
+
+    def forward(self, x, *args, **kwargs):
+        if self.rows is not None:
+            return by_rows(x, self.rows, lambda part, name: self.current([name] if name != BASE else [])(part))
+        return self.current()(x, *args, **kwargs)
+
+    def __getattr__(self, name):  # the model may read, say, a head's weight
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.current(), name)

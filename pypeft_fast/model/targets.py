@@ -1,0 +1,169 @@
+"""Which modules of a model a config means: the matching rules of peft 0.21."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from .config import TaskType
+
+# The modules that the method's users usually adapt, by the model's config.model_type.
+_QV = ["q_proj", "v_proj"]
+DEFAULT_TARGETS = {
+    **dict.fromkeys(["bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm"], _QV),
+    **dict.fromkeys(["gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"], _QV),
+    **dict.fromkeys(["t5", "mt5"], ["q", "v"]),
+    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "electra", "layoutlm"], ["query", "value"]),
+    **dict.fromkeys(["bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"], ["query_key_value"]),
+    **dict.fromkeys(["gpt2", "gpt_bigcode"], ["c_attn"]),
+    "blip-2": ["q", "v", *_QV],
+    "deberta-v2": ["query_proj", "value_proj"],
+    "deberta": ["in_proj"],
+    "mpt": ["Wqkv"],
+    "btlm": ["c_proj", "c_attn"],
+    "codegen": ["qkv_proj"],
+    "phi": [*_QV, "fc1", "fc2"],
+    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
+    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "rwkv": ["key", "value", "receptance", "output"],
+    "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
+}
+CLASSIFIERS = {
+    TaskType.SEQ_CLS: ["classifier", "score"],
+    TaskType.TOKEN_CLS: ["classifier", "score"],
+    TaskType.QUESTION_ANS: ["qa_outputs"],
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    name: str  # of the module in the model
+    r: int
+    lora_alpha: float
+    scaling: float
+
+
+def is_linear(module) -> bool:
+    """nn.Linear, the Conv1D of transformers, or a LoraLayer in the place of one."""
+    return isinstance(module, nn.Linear) or is_conv1d(module) or getattr(module, "stands_for_linear", False)
+
+
+def is_conv1d(module) -> bool:
+    """The Conv1D of transformers: a linear layer that stores its weight as [K, N]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def find_targets(model, modules, config) -> list[Target]:
+    """Those of the model's `modules` ({name: module}) to adapt, in the model's order, with rank and scaling of each.
+
+    Raises ValueError: nothing matches (the message lists what the model has), or a match is no linear layer.
+    """
+    wanted = config.target_modules
+    if wanted is None:
+        wanted = _defaults(model)
+    if isinstance(wanted, str) and wanted.lower() == "all-linear":
+        wanted = _all_linear(model, modules, config)
+    saved = modules_to_save(config)
+    excluded, found = [], []
+    for name, module in modules.items():
+        if not _matches(wanted, config, name):
+            continue
+        if _excluded(config, saved, name):
+            excluded.append(name)
+            continue
+        if not is_linear(module):
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches {name}, a {type(module).__name__}; supported are "
+                "torch.nn.Linear and transformers' Conv1D"
+            )
+        r = _pattern(config.rank_pattern, name, config.r)
+        alpha = _pattern(config.alpha_pattern, name, config.lora_alpha)
+        found.append(Target(name, r, alpha, alpha / (math.sqrt(r) if config.use_rslora else r)))
+    if not found:
+        raise ValueError(_nothing_found(model, modules, config, excluded))
+    return found
+
+
+def modules_to_save(config) -> list[str]:
+    """The names in config.modules_to_save, and the classifier's for a classification task."""
+    return sorted({*(config.modules_to_save or ()), *CLASSIFIERS.get(config.task_type, ())})
+
+
+def find_modules_to_save(model, modules, config) -> list[str]:
+    """Names of the modules that train and are saved whole; ValueError if the config names some and none matches."""
+    names = modules_to_save(config)
+    found = [key for key in modules if any(key.endswith(n) for n in names)]
+    found = [key for key in found if not any(key.startswith(f"{other}.") for other in found)]
+    if config.modules_to_save and not found:
+        raise ValueError(f"modules_to_save={config.modules_to_save} matches no module of {type(model).__name__}")
+    return found
+
+
+def _defaults(model):
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in DEFAULT_TARGETS:
+        raise ValueError(f"target_modules=None: there is no default for the model type {kind!r}; give target_modules")
+    return DEFAULT_TARGETS[kind]
+
+
+def _all_linear(model, modules, config) -> set[str]:
+    """Every linear layer but the output layer of a language model or the head of a classifier."""
+    heads = []
+    if hasattr(model, "get_output_embeddings"):
+        heads = [model.get_output_embeddings()]
+        if heads == [None] and config.task_type == TaskType.SEQ_CLS:
+            heads = [getattr(model, n, None) for n in CLASSIFIERS[TaskType.SEQ_CLS]]
+    return {n for n, m in modules.items() if is_linear(m) and all(m is not head for head in heads)}
+
+
+def _excluded(config, saved, name) -> bool:
+    skip = config.exclude_modules
+    if isinstance(skip, str):
+        skipped = re.fullmatch(skip, name) is not None
+    else:
+        skipped = _named(skip or (), name)
+    return skipped or any(re.match(rf"(^|.*\.){m}($|\..*)", name) for m in saved)
+
+
+def _named(names, name) -> bool:
+    return name in names or any(name.endswith(f".{n}") for n in names)
+
+
+def _matches(wanted, config, name) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    if name in wanted:
+        return True  # named in full: layers_to_transform does not apply
+    return _named(wanted, name) and _in_layers(config, name)
+
+
+def _in_layers(config, name) -> bool:
+    layers = config.layers_to_transform
+    if layers is None or layers == []:
+        return True
+    patterns = config.layers_pattern or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        prefix = r".*?\." if not config.layers_pattern else r"(?:^|.*?\.)"
+        index = re.match(rf"{prefix}{pattern}\.(\d+)\.", name)
+        if index:
+            return int(index[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _pattern(patterns, name, default):
+    """The value of the first pattern that matches the end of the name."""
+    return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _nothing_found(model, modules, config, excluded) -> str:
+    wanted = f"target_modules={config.target_modules!r}"
+    if excluded:
+        return f"exclude_modules and modules_to_save leave nothing of what {wanted} matches: {', '.join(excluded)}"
+    linear = sorted({n.rpartition(".")[2] for n, m in modules.items() if is_linear(m)})
+    layers = f" in layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
+    return (
+        f"{wanted} matches no module of {type(model).__name__}{layers}; its linear layers are named "
+        f"{', '.join(linear) or '(it has none)'}"
+    )

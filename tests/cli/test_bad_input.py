@@ -1,0 +1,131 @@
+"""Every mistake a user can make with the command: one line on stderr that names it, exit code 2, nothing written."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+
+
+def mistake(result, *says):
+    code, out, err = result
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("pypeft-fast") and "Traceback" not in err
+    for text in says:
+        assert text in err, err
+
+
+@pytest.fixture
+def finetune(command, tiny_model, dialogues, tmp_path):
+    def run(*options, model=tiny_model, data=dialogues, output=None):
+        output = output or tmp_path / "adapter"
+        return command("finetune", "--model", model, "--data", data, "--output", output, "--max-steps", 1, *options)
+
+    return run
+
+
+def test_no_command_or_a_wrong_one(command):
+    mistake(command(), "COMMAND", "--help")
+    mistake(command("train"), "train")
+    mistake(command("finetune", "--model", "x"), "--data", "--output")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--dropout", "1.5", "argument --dropout: 1.5 is not in [0, 1)"),
+        ("--dropout", "1", "1 is not in [0, 1)"),
+        ("--dropout", "-0.1", "-0.1 is not in [0, 1)"),
+        ("--dropout", "nan", "nan is not in [0, 1)"),
+        ("--rank", "0", "0 is not a whole number above 0"),
+        ("--rank", "4.5", "4.5 is not a whole number above 0"),
+        ("--learning-rate", "inf", "inf is not a number above 0"),
+        ("--eval-fraction", "1", "1 is not in [0, 1)"),
+        ("--method", "magic", "'magic'"),
+        ("--dtype", "float8", "'float8'"),
+    ],
+)
+def test_values_out_of_range(finetune, tmp_path, option, value, says):
+    mistake(finetune(option, value), option, says)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_data(finetune, tmp_path):
+    path = tmp_path / "d.jsonl"
+    mistake(finetune(data=path), str(path), "no such file")
+    path.write_text('{"prompt": "a", "completion": "b"}\n{oops\n')
+    mistake(finetune(data=path), f"{path}:2: not JSON")
+    path.write_text("")
+    mistake(finetune(data=path), str(path), "no examples")
+    mistake(finetune(data="chatterbot:gardening"), "chatterbot:gardening", "no such topic", "tech_support")
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    mistake(finetune(data=path), "--eval-fraction 0")
+    mistake(finetune("--max-length", 3), "--max-length 3 leaves no token of an answer in any training example")
+
+
+def test_models(finetune, tmp_path, tiny_model):
+    mistake(finetune(model=tmp_path / "none"), "--model", "no such folder")
+    mistake(finetune(model=tmp_path), "no config.json")
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:-100])
+    mistake(finetune(model=broken), "broken cannot be loaded")
+
+
+def test_targets_that_match_nothing_list_what_there_is(finetune):
+    code, _, err = finetune("--target-modules", "query")
+    assert code == 2 and err.startswith("pypeft-fast finetune: the adapter cannot be made: ")
+    assert "query" in err and "q_proj" in err and "Traceback" not in err
+
+
+def test_output_and_resume(finetune, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    mistake(finetune(output=file), f"--output {file} cannot be written")
+    mistake(finetune("--resume"), "no complete checkpoint")
+    mistake(finetune("--resume", "--overwrite"), "not allowed with")
+
+
+@pytest.mark.parametrize(
+    ("module", "package"), [("matplotlib", "matplotlib"), ("accelerate", "accelerate"), ("yaml", "pyyaml")]
+)
+def test_a_missing_package_is_named_with_the_command(finetune, monkeypatch, module, package):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == module else real(name, *a))
+    mistake(finetune(data="chatterbot:coding"), f"pip install {package}")
+
+
+def test_adapters(command, tiny_model, dialogues, tmp_path):
+    def chat(*options):
+        return command("chat", "--model", tiny_model, "--prompt", "hello", *options)
+
+    adapter = tmp_path / "adapter"
+    common = ["--model", tiny_model, "--data", dialogues, "--output", adapter, "--max-steps", 1, "--save-every", 0]
+    assert command("finetune", *common)[0] == 0
+    mistake(chat("--adapter", tmp_path / "none"), "--adapter", "no such folder")
+    mistake(chat("--adapter", adapter, "--adapter", adapter), "'adapter' is taken already", "NAME=")
+    mistake(chat("--adapter", f"a.b={adapter}"), "'a.b' cannot name an adapter")
+    mistake(chat("--temperature", "-1"), "--temperature")
+
+    def broken(name, change):
+        folder = shutil.copytree(adapter, tmp_path / name)
+        change(folder)
+        return chat("--adapter", folder)
+
+    def truncate(folder):
+        weights = folder / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-50])
+
+    def edit(**fields):
+        def change(folder):
+            config = json.loads((folder / "adapter_config.json").read_text())
+            (folder / "adapter_config.json").write_text(json.dumps(config | fields))
+
+        return change
+
+    mistake(broken("truncated", truncate), "truncated cannot be loaded", "adapter_model.safetensors")
+    mistake(broken("no-config", lambda f: (f / "adapter_config.json").unlink()), "adapter_config.json")
+    mistake(broken("no-weights", lambda f: (f / "adapter_model.safetensors").unlink()), "adapter_model.safetensors")
+    mistake(broken("not-json", lambda f: (f / "adapter_config.json").write_text("{")), "adapter_config.json")
+    mistake(broken("type", edit(peft_type="MAGIC")), "MAGIC")
+    mistake(broken("field", edit(magic=3)), "magic")
+    mistake(broken("rank", edit(r=5)), "cannot be loaded", "lora_")

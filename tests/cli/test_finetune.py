@@ -1,0 +1,125 @@
+"""`pypeft-fast finetune` on a tiny Llama: what it writes, what it reports, and going on after an interruption."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+@pytest.fixture
+def finetune(command, tiny_model, dialogues):
+    def run(output, *options, steps=6):
+        common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4]
+        return command("finetune", *common, "--rank", 4, "--max-steps", steps, *options)
+
+    return run
+
+
+def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialogues, tokenizer):
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    from pypeft_fast.cli import data, train
+    from pypeft_fast.cli.tokens import Collator
+
+    output = tmp_path / "adapter"
+    code, out, _ = finetune(output, "--learning-rate", 0.02, "--save-every", 10, "--eval-fraction", 0.2, steps=25)
+    assert code == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.5
+    assert (metrics["steps"], metrics["train_examples"], metrics["eval_examples"]) == (25, 16, 4)
+    assert metrics["seconds_per_step"] > 0 and metrics["peak_memory_bytes"] > 1e8
+    assert f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after" in out
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG") and (output / "loss.png").stat().st_size > 5000
+
+    # The loss of the adapter's files in PEFT itself, token by token, is what was reported.
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = peft.PeftModel.from_pretrained(base, output).eval()
+    settings = train.Settings(**metrics["settings"])
+    held_out = train.prepare(tokenizer, data.load_data(str(dialogues)), settings).held_out
+    nats = []
+    with torch.no_grad():
+        for encoded in held_out:
+            logits = model(torch.tensor([encoded.input_ids])).logits[0].log_softmax(-1)
+            nats += [-float(logits[i - 1, t]) for i, t in enumerate(encoded.labels) if i and t != -100]
+    assert metrics["eval_loss_after"] == pytest.approx(sum(nats) / len(nats), abs=1e-4)
+    assert metrics["eval_loss_after"] == pytest.approx(
+        train.held_out_loss(model, held_out, Collator.of(tokenizer), batch_size=3), abs=1e-4
+    )
+
+
+def test_checkpoints_hold_the_adapter_and_no_base_weight(finetune, tmp_path):
+    assert finetune(tmp_path / "a", "--save-every", 3)[0] == 0
+    folders = sorted(p.name for p in tmp_path.glob("a/checkpoint-*"))
+    assert folders == ["checkpoint-3", "checkpoint-6"]
+    for folder in folders:
+        keys = load_file(tmp_path / "a" / folder / "adapter_model.safetensors").keys()
+        assert keys and all(".lora_A." in k or ".lora_B." in k for k in keys)
+        assert not list((tmp_path / "a" / folder).glob("model*"))
+    assert finetune(tmp_path / "b", "--save-every", 0)[0] == 0
+    assert not list(tmp_path.glob("b/checkpoint-*")) and (tmp_path / "b" / "adapter_model.safetensors").is_file()
+
+
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, monkeypatch):
+    from pypeft_fast.cli import train
+
+    options = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
+    assert finetune(tmp_path / "whole", *options)[0] == 0
+
+    real, steps = train.AdapterTrainer.training_step, []
+
+    def interrupted(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(train.AdapterTrainer, "training_step", interrupted)
+    code, _, err = finetune(tmp_path / "parts", *options)
+    assert code == 130 and "--resume" in err and "Traceback" not in err
+    assert not (tmp_path / "parts" / "adapter_model.safetensors").exists()
+    torn = tmp_path / "parts" / "checkpoint-5"  # a checkpoint whose writing was cut off is not gone on from
+    torn.mkdir()
+    (torn / "adapter_config.json").write_text("{}")
+
+    code, out, _ = finetune(tmp_path / "parts", *options, "--resume")
+    assert code == 0 and "checkpoint-4" in out
+    assert steps == [0, 1, 2, 3, 4, 5, 4, 5]
+    whole, parts = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for key in whole:
+        assert torch.equal(whole[key], parts[key]), key
+    first, second = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("whole", "parts"))
+    for name in ("steps", "eval_loss_before", "eval_loss_after", "train_loss_last"):
+        assert first[name] == second[name]
+
+
+def test_nothing_is_overwritten_unasked(finetune, tmp_path):
+    output = tmp_path / "a"
+    assert finetune(output, "--save-every", 2)[0] == 0
+    before = (output / "adapter_model.safetensors").read_bytes()
+    code, _, err = finetune(output, "--seed", 1)
+    assert code == 2 and "--resume" in err and "--overwrite" in err
+    assert (output / "adapter_model.safetensors").read_bytes() == before
+    code, _, err = finetune(output, "--save-every", 2, "--resume", "--seed", 1)
+    assert code == 2 and "--seed was 0 in the run to go on with and is 1 now" in err
+    assert finetune(output, "--seed", 1, "--overwrite")[0] == 0
+    assert (output / "adapter_model.safetensors").read_bytes() != before
+    assert not (output / "checkpoint-4").exists()
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(finetune, tmp_path):
+    options = ["--save-every", 0, "--dropout", 0.1, "--learning-rate", 0.01]
+    assert finetune(tmp_path / "a", *options)[0] == 0
+    assert finetune(tmp_path / "b", *options, "--gradient-checkpointing")[0] == 0
+    first, second = (load_file(tmp_path / n / "adapter_model.safetensors") for n in "ab")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-5, atol=1e-6)
+
+
+def test_targets_by_name_and_a_bfloat16_base(finetune, tmp_path):
+    code, out, _ = finetune(tmp_path / "a", "--target-modules", "q_proj, v_proj", "--dtype", "bfloat16")
+    assert code == 0 and "trainable params: 896 ||" in out  # 2 layers x 4 x (32 + 32 and 32 + 16)
+    keys = load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
+    assert {k.split(".")[-3] for k in keys} == {"q_proj", "v_proj"}

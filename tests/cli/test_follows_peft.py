@@ -1,0 +1,52 @@
+"""Fine-tuning in float32 with p = 0 follows PEFT's own run, loss by loss, for 20 steps."""
+
+import peft
+import pytest
+
+import pypeft_fast
+from pypeft_fast.cli import models
+from pypeft_fast.cli.data import load_data
+from pypeft_fast.cli.errors import UserError
+from pypeft_fast.cli.tokens import Collator
+from pypeft_fast.cli.train import Settings, lora_config, make_trainer, prepare
+
+try:
+    models.smollm2_gguf()
+    REASON = ""
+except UserError as error:
+    REASON = str(error)
+
+
+def losses(library, start, settings, output):
+    """Each step's loss of a run from the adapter in the folder `start`."""
+    base, tokenizer = models.load_base(settings.model)
+    model = library.PeftModel.from_pretrained(base, start, is_trainable=True)
+    data = prepare(tokenizer, load_data(settings.data), settings)
+    trainer = make_trainer(model, data, Collator.of(tokenizer), settings, output)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def follows(settings, tmp_path):
+    import transformers
+
+    transformers.set_seed(0)
+    base, _ = models.load_base(settings.model)
+    peft.get_peft_model(base, lora_config(peft, settings)).save_pretrained(tmp_path / "start")
+    theirs = losses(peft, tmp_path / "start", settings, tmp_path / "peft")
+    ours = losses(pypeft_fast, tmp_path / "start", settings, tmp_path / "ours")
+    assert len(ours) == len(theirs) == 20
+    assert max(theirs) - min(theirs) > 0.5  # it does learn: equal losses are no accident
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+
+
+def test_a_tiny_llama(tiny_model, dialogues, tmp_path):
+    common = {"dropout": 0.0, "max_steps": 20, "learning_rate": 0.01, "save_every": 0, "rank": 4}
+    follows(Settings(str(tiny_model), str(dialogues), **common), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(REASON), reason=REASON)
+def test_smollm2(tmp_path):
+    common = {"dropout": 0.0, "max_steps": 20, "batch_size": 4, "save_every": 0, "eval_fraction": 0.2}
+    follows(Settings("smollm2", "chatterbot:tech_support", **common), tmp_path)

@@ -1,0 +1,50 @@
+"""`pypeft-fast info` tells what really runs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+
+
+def test_the_choice_it_tells_is_the_kernel_that_runs(command):
+    code, out, _ = command("info", "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["versions"]["torch"] == torch.__version__
+    assert facts["machine"]["threads"] == torch.get_num_threads()
+    told = {op: about["choice"] for op, about in facts["kernels"]["cpu"].items()}
+    assert told.keys() == pf.kernels().keys()
+    x, W = torch.randn(4, 16, requires_grad=True), torch.randn(8, 16)
+    A, B = torch.randn(2, 16, requires_grad=True), torch.randn(8, 2, requires_grad=True)
+    with pf.recording() as ran:
+        pf.lora_linear(x, W, A, B, dropout_p=0.1).sum().backward()
+    assert len(ran) >= 5 and dict(ran).items() <= told.items()
+
+
+def test_it_says_why_a_kernel_is_not_there(command):
+    _, out, _ = command("info", "--json")
+    kernels = json.loads(out)["kernels"]["cpu"]["lora_shrink"]["kernels"]
+    assert kernels["reference"] == "available"
+    assert "triton" in kernels and kernels["triton"] != "available"
+    _, text, _ = command("info")
+    assert f"lora_shrink on cpu tensors: {json.loads(out)['kernels']['cpu']['lora_shrink']['choice']}\n" in text
+    assert kernels["triton"] in text and pf.__version__ in text
+
+
+def test_as_a_module_with_a_forced_kernel():
+    import os
+
+    environment = {**os.environ, "PYPEFT_FAST_KERNEL": "reference"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pypeft_fast", "info"], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "lora_da on cpu tensors: reference (PYPEFT_FAST_KERNEL)\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["info", "finetune", "chat"])
+def test_help_has_an_example(command, name):
+    code, out, _ = command(name, "--help")
+    assert code == 0 and f"example:\n  pypeft-fast {name}" in out

@@ -1,0 +1,209 @@
+"""The house rules that a machine can hold: one stem an op, imports that point down, small files, a light import.
+
+Each rule is a function from a tree to its violations. It runs on this tree, and on planted ones that it must fail.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "pypeft_fast"
+# From the bottom up. A module imports its own layer and those below; "" is the package itself, `import pypeft_fast`.
+LAYERS = [("_op", "_native", "kernels"), ("ops",), ("autograd",), ("nn",), ("model",), ("",), ("cli", "__main__")]
+LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
+CODE = ("kernels", PACKAGE, "csrc", "bench", "examples", "tests")
+MOST_LINES = 400
+
+
+def files(root, folder, *suffixes):
+    """Of a folder, or of one file; the link pypeft_fast/kernels is not followed, kernels/ itself is visited."""
+    if (root / folder).is_file():
+        return [root / folder]
+    walk = os.walk(root / folder)
+    return sorted(Path(d) / f for d, _, names in walk for f in names if f.endswith(suffixes) and "__pycache__" not in d)
+
+
+def defines_an_op(path):
+    calls = (n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
+    return any(isinstance(f, ast.Name) and f.id == "Op" for f in calls)
+
+
+def is_kernel(path):
+    """A Triton file unless its name starts with _, a C++ or CUDA file that registers an op."""
+    return path.name[0] != "_" if path.suffix == ".py" else "LIBRARY_IMPL(" in path.read_text()
+
+
+def stem_violations(root):
+    kernels = [p for f in ("kernels", "csrc/cpu", "csrc/cuda") for p in files(root, f, ".py", ".cpp", ".cu")]
+    ops = {p.stem: p for p in files(root, f"{PACKAGE}/ops", ".py")}
+    found = [f"{p.relative_to(root)}: no op {p.stem}" for p in kernels if is_kernel(p) and p.stem not in ops]
+    for stem, path in ops.items():
+        if defines_an_op(path) and not (root / f"tests/ops/test_{stem}.py").is_file():
+            found.append(f"{path.relative_to(root)}: no tests/ops/test_{stem}.py")
+    return found
+
+
+def imported(path, root):
+    """(line, dotted name) of every import in a file, inside functions too, relative ones made absolute."""
+    parts = list(path.relative_to(root).with_suffix("").parts)
+    if parts[0] == "kernels":
+        parts.insert(0, PACKAGE)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*(parts[: -node.level] if node.level else ()), *filter(None, [node.module])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def layer(dotted):
+    """The layer of a dotted name inside the package: of its second part, or of the package for a public name."""
+    name = dotted.split(".")[1] if "." in dotted else ""
+    return LAYER.get(name, LAYER[""])
+
+
+def import_violations(root):
+    found = []
+    for path in (p for f in (*CODE, "setup.py") if f != "csrc" for p in files(root, f, ".py")):
+        where, top = path.relative_to(root), path.relative_to(root).parts[0]
+        parts = (PACKAGE, *where.parts) if top == "kernels" else where.parts
+        mine = parts[1].removesuffix(".py").replace("__init__", "") if top in ("kernels", PACKAGE) else None
+        if mine is not None and mine not in LAYER:
+            found.append(f"{where}: {mine} belongs to no layer")
+            continue
+        for line, name in imported(path, root):
+            target = name.split(".")[0]
+            if target in ("tests", "bench", "examples") and target != top:
+                found.append(f"{where}:{line}: imports {name}")
+            if target == "kernels" and top != "tests":
+                found.append(f"{where}:{line}: imports {name}, which is another package's; write {PACKAGE}.{name}")
+            if target == PACKAGE and mine is not None and layer(name) > LAYER[mine]:
+                found.append(f"{where}:{line}: {mine} imports {name}, which is above it")
+    return found
+
+
+def size_violations(root):
+    code = (p for f in CODE for p in files(root, f, ".py", ".cpp", ".cu", ".cuh", ".h"))
+    lines = {p.relative_to(root): len(p.read_text().splitlines()) for p in code}
+    return [f"{path}: {n} lines" for path, n in lines.items() if n > MOST_LINES]
+
+
+def link_violations(root):
+    link, found = root / PACKAGE / "kernels", []
+    if not link.is_symlink() or os.readlink(link) != "../kernels":
+        found.append(f"{PACKAGE}/kernels is not a link to ../kernels")
+    if (root / "kernels/__init__.py").exists():
+        found.append("kernels/__init__.py would make kernels/ a package of its own")
+    return found
+
+
+def document_violations(root):
+    """Paths between backticks that do not exist; X stands for the name of any op."""
+    found = []
+    for document in ("README.md", "CONTRIBUTING.md"):
+        quoted = re.findall(rf"`((?:{'|'.join(CODE)})/[\w./-]+)`", (root / document).read_text())
+        found += [f"{document}: {path}" for path in quoted if "X." not in path and not (root / path).exists()]
+    return found
+
+
+RULES = [stem_violations, import_violations, size_violations, link_violations, document_violations]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_this_tree(rule):
+    assert rule(ROOT) == []
+    assert files(ROOT, PACKAGE, ".py") and files(ROOT, "kernels", ".py") and files(ROOT, "csrc/cpu", ".cpp")
+
+
+BROKEN = {
+    stem_violations: [
+        ({"kernels/lost.py": ""}, "kernels/lost.py: no op lost"),
+        ({"csrc/cpu/lost.cpp": "STABLE_TORCH_LIBRARY_IMPL(a, CPU, m) {}"}, "csrc/cpu/lost.cpp: no op lost"),
+        ({"csrc/cuda/lost.cu": "STABLE_TORCH_LIBRARY_IMPL(a, CUDA, m) {}"}, "csrc/cuda/lost.cu: no op lost"),
+        ({"pypeft_fast/ops/bare.py": "bare = Op('bare()')"}, "pypeft_fast/ops/bare.py: no tests/ops/test_bare.py"),
+    ],
+    import_violations: [
+        ({"pypeft_fast/ops/a.py": "from ..autograd.lora import f"}, "ops imports pypeft_fast.autograd.lora.f"),
+        ({"pypeft_fast/nn/a.py": "def f():\n  from .. import model"}, "a.py:2: nn imports pypeft_fast.model"),
+        ({"pypeft_fast/_op.py": "import pypeft_fast.ops.a"}, "_op imports pypeft_fast.ops.a"),
+        ({"pypeft_fast/autograd/__init__.py": "from ..nn import x"}, "autograd imports pypeft_fast.nn.x"),
+        ({"pypeft_fast/model/a/b.py": "from ...cli import x"}, "model imports pypeft_fast.cli.x"),
+        ({"pypeft_fast/model/a.py": "from .. import public"}, "model imports pypeft_fast.public"),
+        ({"kernels/a.py": "from ..ops import philox"}, "kernels imports pypeft_fast.ops.philox"),
+        ({"pypeft_fast/extra/a.py": ""}, "extra belongs to no layer"),
+        ({"pypeft_fast/cli/a.py": "import tests.ops"}, "imports tests.ops"),
+        ({"bench/a.py": "from tests import ops"}, "imports tests.ops"),
+        ({"tests/a.py": "import bench.run"}, "imports bench.run"),
+        ({"pypeft_fast/ops/a.py": "import kernels.a"}, "which is another package's"),
+    ],
+    size_violations: [({"csrc/cpu/a.cpp": "//\n" * 401}, "csrc/cpu/a.cpp: 401 lines")],
+    link_violations: [
+        ({"pypeft_fast/kernels/a.py": ""}, "is not a link"),
+        ({"kernels/__init__.py": ""}, "would make kernels/ a package"),
+    ],
+    document_violations: [({"README.md": "see `csrc/cpu/gone.cpp`"}, "README.md: csrc/cpu/gone.cpp")],
+}
+SOUND = {
+    "README.md": "`csrc/cpu/a.cpp` `csrc/cpu/X.cpp` `ops/b.py`",
+    "CONTRIBUTING.md": "`pypeft_fast/ops/a.py`",
+    "kernels/a.py": "from ._a import f",
+    "kernels/_a.py": "import torch",
+    "csrc/cpu/rows.cpp": "int helper();\n" * 400,
+    "csrc/cpu/a.cpp": "STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) {}",
+    "pypeft_fast/__init__.py": "from . import nn\nfrom .model import get",
+    "pypeft_fast/_op.py": "from . import _native",
+    "pypeft_fast/_native.py": "import torch",
+    "pypeft_fast/ops/a.py": "from .._op import Op\na = Op('a()')\ndef f():\n  from ..kernels.a import a",
+    "pypeft_fast/ops/_check.py": "from . import a",
+    "pypeft_fast/nn/b.py": "from ..ops.a import a",
+    "pypeft_fast/cli/main.py": "from .. import public\nimport pypeft_fast as pf\nfrom ..model.c import d",
+    "tests/ops/test_a.py": "from tests.ops import checks\nimport kernels",
+}
+
+
+def plant(root, tree):
+    for name, text in tree.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    if not (root / PACKAGE / "kernels").exists():
+        (root / PACKAGE / "kernels").symlink_to("../kernels")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
+def test_each_rule_accepts_a_sound_tree_and_finds_what_is_planted(rule, tmp_path):
+    plant(tmp_path / "sound", SOUND)
+    assert rule(tmp_path / "sound") == []
+    for i, (broken, message) in enumerate(BROKEN[rule]):
+        plant(tmp_path / str(i), {**broken, **{k: v for k, v in SOUND.items() if k not in broken}})
+        (violation,) = rule(tmp_path / str(i))
+        assert message in violation
+
+
+PROBE = """
+import sys
+def audit(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request", "subprocess.Popen"):
+        raise RuntimeError(f"{event} at import")
+sys.addaudithook(audit)
+IMPORT
+print(*sorted({"transformers", "triton", "peft", "matplotlib", "rich"} & set(sys.modules)))
+"""
+
+
+def probe(statement):
+    """What an import pulls in that it should not, or the error of one that reaches for the network."""
+    run = [sys.executable, "-c", PROBE.replace("IMPORT", statement)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    return done.stdout.strip() + done.stderr.strip()[-200:]
+
+
+def test_import_is_light_and_silent():
+    assert probe("import pypeft_fast") == ""
+    assert probe("import pypeft_fast, rich") == "rich"
+    assert "socket.connect at import" in probe("import pypeft_fast, socket; socket.socket().connect(('127.0.0.1', 9))")

@@ -1,0 +1,143 @@
+"""What a wheel and an sdist hold, and that an installed wheel lives beside Hugging Face's package `kernels`."""
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+from pypeft_fast import __version__, _native
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = {path.name for path in (ROOT / "kernels").glob("*.py")}
+
+
+def run(*command, **environment):
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def clone(folder):
+    """The tree without what a build leaves: a stale build/ would find its way into a wheel."""
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__")
+    return shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
+
+
+def build(tree, *what, mode="none"):
+    out = tree.parent / "dist"
+    run(sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", out, tree, PYPEFT_FAST_BUILD=mode)
+    return next(out.glob("*.whl")), next(out.glob("*.tar.gz"), None)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A wheel made from the sdist, without the C++: what is in neither cannot be in an install."""
+    return build(clone(tmp_path_factory.mktemp("build") / "tree"))
+
+
+def names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def assert_holds_the_package(wheel):
+    inside = names(wheel)
+    assert {Path(n).name for n in inside if n.startswith("pypeft_fast/kernels/")} == KERNELS
+    assert {n.split("/")[0] for n in inside} == {"pypeft_fast", f"pypeft_fast-{__version__}.dist-info"}
+    here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pypeft_fast").rglob("*.py")}
+    assert here - inside == set()
+
+
+def test_wheel_holds_every_module_and_no_top_level_kernels(built, tmp_path):
+    assert_holds_the_package(built[0])
+    from_tree, _ = build(clone(tmp_path / "tree"), "--wheel")  # through the link, not from the sdist's copies
+    assert names(from_tree) == names(built[0])
+
+
+def test_a_planted_top_level_package_is_noticed(built, tmp_path):
+    spoiled = shutil.copy(built[0], tmp_path)
+    with zipfile.ZipFile(spoiled, "a") as archive:
+        archive.writestr("kernels/__init__.py", "")
+    with pytest.raises(AssertionError):
+        assert_holds_the_package(spoiled)
+
+
+def test_sdist_holds_all_that_a_build_needs(built):
+    with tarfile.open(built[1]) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert {*sources, "setup.py", "pyproject.toml", "README.md", "LICENSE"} - inside == set()
+    assert not any(name.startswith(("tests", "bench", "out")) for name in inside)
+
+
+def altered(site, name):
+    """The files of an installed distribution that differ from what its RECORD says."""
+    info = next(site.glob(f"{name}-*.dist-info"))
+    found = []
+    for line in (info / "RECORD").read_text().splitlines():
+        file, digest, _ = line.rsplit(",", 2)
+        if digest and (site / file).is_file():
+            now = hashlib.sha256((site / file).read_bytes()).digest()
+            if base64.urlsafe_b64encode(now).rstrip(b"=").decode() != digest.removeprefix("sha256="):
+                found.append(file)
+    return found
+
+
+USE = """
+import sys
+site, own = sys.argv[1:3]
+sys.path[:0] = [site]
+sys.path.append(own)
+import kernels, torch, pypeft_fast as pf
+assert kernels.__file__.startswith(site) and callable(kernels.get_kernel), kernels.__file__
+for name in sys.argv[3:]:
+    module = __import__(f"pypeft_fast.kernels.{name}", fromlist=["_"])
+    assert module.__file__.startswith(site), module.__file__
+x, w, a, b = torch.ones(2, 3), torch.ones(4, 3), torch.ones(1, 3), torch.ones(4, 1)
+assert torch.equal(pf.lora_linear(x, w, a, b, scaling=0.5), torch.full((2, 4), 4.5))
+with pf.using("triton"):
+    assert torch.equal(torch.ops.pypeft_fast.lora_shrink(x, a, 0.0, None)[0], torch.full((2, 1), 3.0))
+print(pf.__file__, pf.kernels()["lora_shrink"]["cpu"])
+"""
+
+
+def test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone(built, tmp_path):
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path)}))
+    theirs = distribution("kernels")
+    for file in theirs.files:
+        if file.parts[0] != "..":
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file.locate(), site / file)
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed")
+    run(*pip, "--prefix", tmp_path, built[0])
+    assert altered(site, "kernels") == [] and altered(site, "pypeft_fast") == []
+
+    own = sysconfig.get_path("purelib")  # torch, triton; -S: without the development install's hooks
+    stems = sorted(Path(name).stem for name in KERNELS)
+    use = run(sys.executable, "-I", "-S", "-c", USE, site, own, *stems, TRITON_INTERPRET="1")
+    file, reason = use.split(maxsplit=1)
+    assert Path(file).parent == site / "pypeft_fast" and "PYPEFT_FAST_BUILD=none" in reason
+    assert (tmp_path / "bin/pypeft-fast").is_file()
+
+    (site / "kernels/__init__.py").write_text("")
+    assert altered(site, "kernels") == ["kernels/__init__.py"]
+
+
+def test_the_development_install_has_one_library_for_every_python():
+    assert _native.LIBRARY_PATH.name == "_C.abi3.so"
+
+
+@pytest.mark.slow
+def test_built_wheel_is_one_for_every_python(tmp_path):
+    wheel, _ = build(clone(tmp_path / "tree"), "--wheel", mode="cpu")
+    assert wheel.name.startswith(f"pypeft_fast-{__version__}-cp310-abi3-linux_")
+    assert "pypeft_fast/_C.abi3.so" in names(wheel)
