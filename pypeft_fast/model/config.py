@@ -81,7 +81,7 @@ class LoraConfig:
     exclude_modules: list[str] | set[str] | str | None = None
     lora_alpha: float = 8
     lora_dropout: float = 0.0
-    fan_in_fan_out: bool = False  # of no effect: a transformers Conv1D is recognised by its type
+    fan_in_fan_out: bool = False  # set by what is found: a transformers Conv1D is recognised by its type
     bias: str = "none"
     use_rslora: bool = False
     modules_to_save: list[str] | None = None

@@ -5,9 +5,10 @@ import contextlib
 import torch
 from torch import nn
 
+from ..nn.init import check_rank
 from .lora_layer import BASE, LoraLayer, frozen_weight, unwrap, wrap
 from .saved_module import SavedModule
-from .targets import find_modules_to_save, find_targets
+from .targets import find_modules_to_save, find_targets, resolve_targets
 
 
 class LoraModel(nn.Module):
@@ -38,6 +39,8 @@ class LoraModel(nn.Module):
         """(targets, names of modules to save) of a config on this model; raises before anything is changed."""
         modules = self._own_modules()
         targets = find_targets(self.model, modules, config)
+        for target in targets:
+            check_rank(config.init_lora_weights, target.r, modules[target.name].weight.shape)
         return targets, find_modules_to_save(self.model, modules, config)
 
     def _own_modules(self) -> dict[str, nn.Module]:
@@ -52,8 +55,9 @@ class LoraModel(nn.Module):
         return modules
 
     def inject(self, adapter, config, autocast_adapter_dtype=True):
-        """Adds an adapter to every target of its config; the adapter is not yet active."""
+        """Adds an adapter to every target of its config, which then says what was found; it is not yet active."""
         targets, saved = self.plan(config)
+        config.target_modules = resolve_targets(self.model, self._own_modules(), config)
         first = not self.layers()
         if first:
             self.model.requires_grad_(False)
@@ -63,6 +67,7 @@ class LoraModel(nn.Module):
             half = layer.weight.dtype in (torch.float16, torch.bfloat16)
             dtype = torch.float32 if half and autocast_adapter_dtype else layer.weight.dtype
             layer.add(adapter, target, config.lora_dropout, config.init_lora_weights, dtype)
+            config.fan_in_fan_out = not isinstance(layer, nn.Linear)  # PEFT reads a Conv1D's adapter by this
         for name in saved:
             module = self.model.get_submodule(name)
             if not isinstance(module, SavedModule):
@@ -129,7 +134,7 @@ class LoraModel(nn.Module):
     def _train_biases(self, kinds):
         adapters = {id(p) for layer in self.layers() for holder in _holders(layer) for p in holder.parameters()}
         for name, parameter in self.model.named_parameters():
-            if "bias" in name and id(parameter) not in adapters:
+            if name.rpartition(".")[2] == "bias" and id(parameter) not in adapters:
                 parameter.requires_grad_("all" in kinds)
         if "lora_only" in kinds:
             for layer in self.lora_layers():

@@ -109,9 +109,11 @@ class PeftModel(nn.Module):
             trained = [n for n, c in self.peft_config.items() if c.bias != "none"]
             if trained:
                 raise ValueError(f"bias={peft_config.bias!r}: adapter {trained[0]!r} trains the same biases already")
-        config = copy.deepcopy(peft_config)
-        path = getattr(self.get_base_model(), "name_or_path", None)
-        config.base_model_name_or_path = config.base_model_name_or_path or path
+        config, model = copy.deepcopy(peft_config), self.get_base_model()
+        path = getattr(model, "name_or_path", None)
+        config.base_model_name_or_path = config.base_model_name_or_path or path or None
+        if config.task_type is None:
+            config.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
         active = self.active_adapters
         self.base_model.inject(adapter_name, config, autocast_adapter_dtype)
         self.peft_config[adapter_name] = config

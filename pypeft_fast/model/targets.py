@@ -60,11 +60,7 @@ def find_targets(model, modules, config) -> list[Target]:
 
     Raises ValueError: nothing matches (the message lists what the model has), or a match is no linear layer.
     """
-    wanted = config.target_modules
-    if wanted is None:
-        wanted = _defaults(model)
-    if isinstance(wanted, str) and wanted.lower() == "all-linear":
-        wanted = _all_linear(model, modules, config)
+    wanted = resolve_targets(model, modules, config)
     saved = modules_to_save(config)
     excluded, found = [], []
     for name, module in modules.items():
@@ -86,6 +82,22 @@ def find_targets(model, modules, config) -> list[Target]:
     return found
 
 
+def resolve_targets(model, modules, config) -> set[str] | str:
+    """config.target_modules with None and "all-linear" replaced by what they mean on this model."""
+    wanted = config.target_modules
+    if wanted is None:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind not in DEFAULT_TARGETS:
+            raise ValueError(
+                f"target_modules=None: there is no default for the model type {kind!r}; give target_modules"
+            )
+        defaults = DEFAULT_TARGETS[kind]
+        return defaults if isinstance(defaults, str) else set(defaults)
+    if isinstance(wanted, str) and wanted.lower() == "all-linear":
+        return _all_linear(model, modules, config)
+    return wanted
+
+
 def modules_to_save(config) -> list[str]:
     """The names in config.modules_to_save, and the classifier's for a classification task."""
     return sorted({*(config.modules_to_save or ()), *CLASSIFIERS.get(config.task_type, ())})
@@ -99,13 +111,6 @@ def find_modules_to_save(model, modules, config) -> list[str]:
     if config.modules_to_save and not found:
         raise ValueError(f"modules_to_save={config.modules_to_save} matches no module of {type(model).__name__}")
     return found
-
-
-def _defaults(model):
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in DEFAULT_TARGETS:
-        raise ValueError(f"target_modules=None: there is no default for the model type {kind!r}; give target_modules")
-    return DEFAULT_TARGETS[kind]
 
 
 def _all_linear(model, modules, config) -> set[str]:

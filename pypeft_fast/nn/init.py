@@ -21,6 +21,14 @@ def check_init(how) -> None:
     )
 
 
+def check_rank(how, rank, shape) -> None:
+    """ValueError unless an initialisation can make an adapter of this rank for a weight of shape [N, K]."""
+    if how == "orthogonal" and rank % 2:
+        raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, got r={rank}")
+    if isinstance(how, str) and how.startswith(("pissa", "olora")) and rank > min(shape):
+        raise ValueError(f"init_lora_weights={how!r} needs a rank of at most {min(shape)}, got r={rank}")
+
+
 @torch.no_grad()
 def init_lora_(weight, lora_A, lora_B, how, scaling) -> None:
     """Fills lora_A [r, K] and lora_B [N, r] in place; `weight` is the frozen [N, K], changed by pissa and olora only.
@@ -30,11 +38,12 @@ def init_lora_(weight, lora_A, lora_B, how, scaling) -> None:
     "pissa_niter_N" (its fast form): the r leading singular directions; "olora" (arXiv:2406.01775): the first r
     columns of a QR factorisation. These two subtract scaling * B A from the weight, so the layer's output stays.
 
-    Raises ValueError for an unknown `how` or an odd rank with "orthogonal", TypeError for a weight that is neither
+    Raises ValueError for an unknown `how` or a rank that it cannot make, TypeError for a weight that is neither
     float32, bfloat16 nor float16 with pissa and olora.
     """
     check_init(how)
     rank = lora_A.shape[0]
+    check_rank(how, rank, weight.shape)
     if how is True or how is False:
         nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
         if how is True:
@@ -42,8 +51,6 @@ def init_lora_(weight, lora_A, lora_B, how, scaling) -> None:
         else:
             nn.init.kaiming_uniform_(lora_B, a=math.sqrt(5))
     elif how == "orthogonal":
-        if rank % 2:
-            raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, got r={rank}")
         basis, _ = torch.linalg.qr(torch.randn(rank, rank))
         lora_A.copy_((torch.randn(lora_A.shape[1], rank // 2) @ basis[0::2]).t() / 10)
         lora_B.copy_(torch.randn(rank // 2, lora_B.shape[0]).t() @ basis[1::2] / 10)
@@ -71,8 +78,6 @@ def _from_weight(weight, lora_A, lora_B, how, scaling):
             u, s, vt = torch.linalg.svd(wide, full_matrices=False)
         root = (s[:rank] / scaling).sqrt()
         A, B = root[:, None] * vt[:rank], u[:, :rank] * root
-    if A.shape != lora_A.shape:
-        raise ValueError(f"init_lora_weights={how!r} needs a rank of at most {min(weight.shape)}, got r={rank}")
     lora_A.copy_(A)
     lora_B.copy_(B)
     weight.copy_(wide - scaling * (lora_B.float() @ lora_A.float()))

@@ -1,0 +1,193 @@
+"""get_peft_model and PeftModel: bad configs, wrapping twice, Trainer, checkpointing, copying, hooks."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import pypeft_fast as pf
+from tests.model.zoo import IDS, TARGETS, adapted, assert_same, build, logits
+
+BAD = [
+    (dict(r=0), ValueError, "r=0 must be an integer of at least 1"),
+    (dict(r="8"), ValueError, "r='8' must be an integer"),
+    (dict(lora_alpha=0), ValueError, "lora_alpha=0 must be a positive number"),
+    (dict(lora_dropout=1.0), ValueError, r"lora_dropout: dropout p=1.0 must be in \[0, 1\)"),
+    (dict(lora_dropout=-0.1), ValueError, "p=-0.1"),
+    (dict(lora_dropout="a"), TypeError, "lora_dropout='a' must be a number"),
+    (dict(bias="some"), ValueError, "bias='some' must be one of none, all, lora_only"),
+    (dict(init_lora_weights="magic"), ValueError, "init_lora_weights='magic' is not supported; use True, False"),
+    (dict(init_lora_weights="loftq"), ValueError, "init_lora_weights='loftq'"),
+    (dict(task_type="POETRY"), ValueError, "task_type='POETRY' must be one of SEQ_CLS"),
+    (dict(target_modules=3), TypeError, "target_modules=3 must be a list of names or a string"),
+    (dict(rank_pattern={"q_proj": 0}), ValueError, r"rank_pattern\['q_proj'\]=0 must be an integer"),
+    (dict(alpha_pattern={"q_proj": -1}), ValueError, r"alpha_pattern\['q_proj'\]=-1 must be a positive"),
+    (dict(layers_pattern="h"), ValueError, "layers_pattern='h' needs layers_to_transform"),
+    (
+        dict(target_modules=".*", layers_to_transform=[1]),
+        ValueError,
+        "layers_to_transform=.* needs target_modules to be a",
+    ),
+    (dict(use_dora=True), ValueError, "use_dora=True is not supported; leave it at False"),
+    (dict(loftq_config={"bits": 4}), ValueError, "loftq_config={'bits': 4} is not supported"),
+    (dict(target_parameters=["w"]), ValueError, "target_parameters=.* is not supported"),
+    (dict(colour="red"), TypeError, "colour"),
+]
+
+
+@pytest.mark.parametrize("options,error,words", BAD)
+def test_bad_config(options, error, words):
+    with pytest.raises(error, match=words):
+        pf.LoraConfig(**options)
+
+
+MISMATCH = [
+    (
+        dict(target_modules=["query"]),
+        ValueError,
+        "matches no module of LlamaForCausalLM; its linear layers are named down_",
+    ),
+    (dict(target_modules=r"q_proj"), ValueError, "matches no module"),  # a regular expression matches whole names
+    (dict(target_modules=["embed_tokens"]), ValueError, "matches model.embed_tokens, a Embedding; supported are"),
+    (dict(target_modules=["q_proj"], layers_to_transform=[9]), ValueError, r"in layers_to_transform=\[9\]"),
+    (dict(target_modules=["q_proj"], exclude_modules=["q_proj"]), ValueError, "leave nothing of what"),
+    (dict(target_modules=["q_proj"], modules_to_save=["score"]), ValueError, r"modules_to_save=\['score'\] matches no"),
+    (dict(target_modules=["q_proj"], r=3, init_lora_weights="orthogonal"), ValueError, "needs an even rank, got r=3"),
+    (
+        dict(target_modules=["q_proj"], r=64, init_lora_weights="pissa"),
+        ValueError,
+        "needs a rank of at most 32, got r=64",
+    ),
+]
+
+
+@pytest.mark.parametrize("options,error,words", MISMATCH)
+def test_a_config_that_does_not_fit_leaves_the_model_alone(options, error, words):
+    model = build("llama")
+    before = [(n, type(m)) for n, m in model.named_modules()]
+    with pytest.raises(error, match=words):
+        pf.get_peft_model(model, pf.LoraConfig(**options))
+    assert [(n, type(m)) for n, m in model.named_modules()] == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_no_default_targets_for_an_unknown_architecture():
+    with pytest.raises(ValueError, match="target_modules=None: there is no default for the model type None"):
+        pf.get_peft_model(nn.Sequential(nn.Linear(2, 2)), pf.LoraConfig())
+
+
+def test_wrapping_twice_is_refused():
+    model = adapted(pf, "llama")
+    config = pf.LoraConfig(target_modules=["q_proj"])
+    for wrapped in (model, model.get_base_model()):
+        with pytest.raises(ValueError, match="has adapters already; add another with model.add_adapter"):
+            pf.get_peft_model(wrapped, config)
+    with pytest.raises(TypeError, match="peft_config is a dict"):
+        pf.get_peft_model(build("llama"), {})
+
+
+@pytest.mark.parametrize("name", ["default", "a.b", "", "__base__", "keys"])
+def test_adapter_names(name):
+    with pytest.raises(ValueError, match="adapter_name="):
+        adapted(pf, "llama").add_adapter(name, pf.LoraConfig(target_modules=["q_proj"]))
+
+
+def test_unknown_adapters_and_rows():
+    model = adapted(pf, "llama")
+    for call in (model.set_adapter, model.delete_adapter, lambda name: model.merge_adapter([name])):
+        with pytest.raises(ValueError, match="there is no adapter 'nope'; there are default"):
+            call("nope")
+    with pytest.raises(ValueError, match="adapter_names names 'nope'; there are default and __base__"):
+        logits(model, adapter_names=["nope", "default", "default"])
+    with pytest.raises(ValueError, match="2 names for a batch of 3 rows"):
+        logits(model, adapter_names=["default", "default"])
+    with pytest.raises(ValueError, match="call model.eval"):
+        logits(model.train(), adapter_names=["default"] * 3)
+    model.eval().merge_adapter()
+    with pytest.raises(ValueError, match="while .* are merged"):
+        logits(model, adapter_names=["default"] * 3)
+
+
+def test_the_fused_ops_run_and_disabling_reaches_a_merged_model():
+    model = adapted(pf, "llama")
+    with pf.recording() as ran:
+        logits(model).sum().backward()
+    assert [op for op, _ in ran].count("lora_linear") == 4 and {"lora_ds_db", "lora_dx", "lora_da"} <= {
+        op for op, _ in ran
+    }
+    expected = logits(model)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(build("llama")))
+    assert_same(logits(model), expected)
+    assert all(layer.merged for layer in model.base_model.lora_layers())
+
+
+def test_attributes_are_the_models_own():
+    model = adapted(pf, "llama", task_type="CAUSAL_LM")
+    base = model.get_base_model()
+    assert model.config is base.config and model.device == base.device and model.dtype == base.dtype
+    assert type(model).__name__ == "PeftModelForCausalLM" and model.active_peft_config.r == 4
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = model.no_such_thing
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin), logits(model))
+    twin.delete_adapter("default")
+    assert model.active_adapter == "default"
+
+
+def test_layers_are_linear_and_share_the_frozen_weight():
+    model = build("llama")
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    calls = []
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: calls.append(1))
+    wrapped = pf.get_peft_model(model, pf.LoraConfig(target_modules=["q_proj"]))
+    layer = wrapped.get_base_model().model.layers[0].self_attn.q_proj
+    assert isinstance(layer, nn.Linear) and layer.weight is weight and not weight.requires_grad
+    logits(wrapped)
+    assert calls == [1], "a hook on the layer was lost"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant):
+    grads = []
+    for checkpointing in (False, True):
+        model = adapted(pf, "llama", lora_dropout=0.2).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        torch.manual_seed(3)
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and len(grads[0]) == 8
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)
+
+
+@pytest.mark.parametrize("kind,task", [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
+def test_trainer_trains_the_adapter_only(kind, task, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    model = pf.get_peft_model(build(kind), pf.LoraConfig(r=4, target_modules=TARGETS[kind], task_type=task))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    labels = (lambda ids: int(ids[0]) % 2) if kind == "bert" else list
+    rows = [{"input_ids": ids.tolist(), "labels": labels(ids.tolist()), "noise": 1} for ids in IDS.repeat(4, 1)]
+    options = TrainingArguments(
+        tmp_path, max_steps=12, learning_rate=0.02, per_device_train_batch_size=4, report_to="none", logging_steps=1,
+        save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, options, train_dataset=rows, eval_dataset=rows)  # drops the column "noise" by itself
+    first = trainer.evaluate()["eval_loss"]  # needs the name of the labels
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.9 * first
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+def test_torch_compile_in_one_graph():
+    model = adapted(pf, "llama")
+    compiled = torch.compile(model.get_base_model().model.layers[0].mlp, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 32)
+    assert_same(compiled(x), model.get_base_model().model.layers[0].mlp(x))

@@ -1,0 +1,85 @@
+"""Four small architectures with random weights, the same adapter put on them by PEFT and by us, and their outputs."""
+
+import copy
+
+import peft
+import torch
+import transformers as tf
+
+import pypeft_fast as pf
+
+IDS = torch.tensor([[5, 17, 42, 8, 96, 3, 1], [11, 2, 2, 77, 60, 31, 9], [1, 4, 9, 16, 25, 36, 49]])
+TARGETS = {
+    "llama": ["q_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "bert": ["query", "dense"],
+    "t5": ["q", "wo"],
+}
+
+
+def build(kind):
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = tf.LlamaConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, attention_bias=True, initializer_range=0.3,
+        )  # fmt: skip
+        model = tf.LlamaForCausalLM(config)
+    elif kind == "gpt2":
+        model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    elif kind == "bert":
+        config = tf.BertConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+            initializer_range=0.3,
+        )  # fmt: skip
+        model = tf.BertForSequenceClassification(config)
+    else:
+        config = tf.T5Config(
+            vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+        )
+        model = tf.T5ForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)  # at zero a lost bias would not show
+    return model.eval()
+
+
+def logits(model, ids=IDS, **kwargs):
+    if "T5" in type(getattr(model, "get_base_model", lambda: model)()).__name__:
+        kwargs["decoder_input_ids"] = ids[:, :4]
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), **kwargs).logits
+
+
+def adapted(library, kind, seed=1, adapter="default", **options):
+    """The architecture under `library` (pypeft_fast or peft), with an adapter that has something to say."""
+    config = dict(r=4, lora_alpha=8, target_modules=TARGETS[kind]) | options
+    model = build(kind)
+    torch.manual_seed(seed)
+    model = library.get_peft_model(model, library.LoraConfig(**config), adapter)
+    liven(model, seed)
+    return model.eval()
+
+
+def liven(model, seed=1, adapter="default"):
+    """Fills everything that would train with values drawn by name: the same in either library."""
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: plain(item[0])):
+        if parameter.requires_grad and ("lora_" not in name or f".{adapter}." in name):
+            generator = torch.Generator().manual_seed(hash_of(plain(name)) + seed)
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
+def plain(name):
+    return name.replace(".base_layer.", ".")
+
+
+def hash_of(text):
+    return sum((i + 1) * byte for i, byte in enumerate(text.encode())) % 2**31
+
+
+def pair(kind, **options):
+    """(ours, theirs): the same model and adapter values in both libraries."""
+    return adapted(pf, kind, **copy.deepcopy(options)), adapted(peft, kind, **copy.deepcopy(options))
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
