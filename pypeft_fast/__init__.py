@@ -1,5 +1,7 @@
 """pypeft_fast: LoRA fused with the frozen layer, forward and backward, and whole models around it."""
 
+# The first import from kernels/ sets the name `kernels` here: let it be now, so that the function below keeps the name.
+from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
 from .autograd.lora import lora_linear

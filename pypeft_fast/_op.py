@@ -142,4 +142,8 @@ class Op:
         kernel = self.choose(*args)
         if _record is not None:
             _record.append((self.name, kernel.name))
+        device = args[0].device.type
+        if torch.is_autocast_enabled(device):  # an op's dtypes are its arguments': inside it autocast changes nothing
+            with torch.autocast(device, enabled=False):
+                return kernel.function(*args)
         return kernel.function(*args)

@@ -4,6 +4,7 @@ Truth is the op's reference in float64 on the same mask. A kernel may be wrong b
 dtypes is wrong, plus one ulp of the largest value.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 
 import torch
@@ -113,14 +114,17 @@ def _eager_errors(op_name, reference, case):
     return [max(column) for column in zip(*errors, strict=True)]
 
 
-def assert_agrees(op_name, kernel, case):
-    """The forced kernel runs, writes every element, changes no input, and stays within the bound of the truth."""
+def assert_agrees(op_name, kernel, case, within=None):
+    """The forced kernel runs, writes every element, changes no input, and stays within the bound of the truth.
+
+    within: a context manager to enter around the op's call alone.
+    """
     op, args = OPS[op_name], sample(op_name, case)
     before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     reference = next(k.function for k in op.kernels if k.name == "reference")
     truth = _tuple(reference(*map(_wide, args)))
     eager = _tuple(EAGER[op_name](*args))
-    with using(kernel), recording() as ran:
+    with using(kernel), recording() as ran, within or contextlib.nullcontext():
         outputs = _tuple(op(*args))
     assert ran == [(op_name, kernel)]
     for a, b in zip(args, before, strict=True):

@@ -50,6 +50,11 @@ def test_float64_is_exact_on_the_reference_and_refused_by_compiled_kernels(op):
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
+def test_autocast_changes_nothing_inside_an_op(op, kernel):
+    assert_agrees(op, kernel, TWO, within=torch.autocast("cpu", torch.bfloat16))
+
+
+@pytest.mark.parametrize("op,kernel", KERNELS)
 def test_is_deterministic_at_any_number_of_threads(op, kernel):
     args = sample(op, Case(257, 130, 140, 16, 0.3))
     threads = torch.get_num_threads()

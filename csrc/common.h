@@ -1,0 +1,16 @@
+// What every kernel file needs of PyTorch's stable ABI, and nothing else of PyTorch.
+#pragma once
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"  // PyTorch's headers come by -I, not -isystem
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#pragma GCC diagnostic pop
+
+#include <algorithm>
+#include <cstdint>
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;

@@ -1,0 +1,39 @@
+// What AVX-512 (F, BW, DQ, VL) has of its own; simd.h builds the rest. No include guard: see for_each.h.
+constexpr int W = 16;      // floats in a vector
+constexpr int ROWS_1 = 8;  // rows of a register tile that is one vector wide,
+constexpr int ROWS_2 = 8;  // and of one that is two vectors wide: as many as the 32 registers hold
+
+typedef float F __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef uint64_t D __attribute__((vector_size(64)));  // 64-bit lanes
+
+PYPEFT_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+
+// Here and below the forms with a mask of all lanes: GCC 12 warns that the others read an undefined vector.
+PYPEFT_INLINE F widen_f16(const uint16_t* p) {
+  return (F)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256((const __m256i*)p));
+}
+PYPEFT_INLINE void narrow_f16(uint16_t* p, F v) {
+  constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, NEAREST));
+}
+
+// v where the lane's bit is set, else 0.
+PYPEFT_INLINE F keep(F v, uint32_t bits) { return (F)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)v); }
+
+// The product of the low 32 bits of each lane, all 64 bits of it.
+PYPEFT_INLINE D mul32(D a, D b) { return (D)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b); }
+
+// Of each lane's four 32-bit words (in the low halves of w0..w3) the eight 16-bit parts; bit j of the lane's byte in
+// `out` is whether part j >= threshold.
+PYPEFT_INLINE void store_keep_bytes(uint8_t* out, D w0, D w1, D w2, D w3, uint16_t threshold) {
+  const __m512i limit = _mm512_set1_epi16((short)threshold);
+  const __m512i low = _mm512_mask_blend_epi32(0xAAAA, (__m512i)w0, (__m512i)(w1 << 32));   // parts 0..3
+  const __m512i high = _mm512_mask_blend_epi32(0xAAAA, (__m512i)w2, (__m512i)(w3 << 32));  // parts 4..7
+  const __m512i bits = _mm512_or_si512(
+      _mm512_maskz_mov_epi16(_mm512_cmpge_epu16_mask(low, limit), _mm512_set1_epi64(0x0008000400020001)),
+      _mm512_maskz_mov_epi16(_mm512_cmpge_epu16_mask(high, limit), _mm512_set1_epi64(0x0080004000200010)));
+  D folded = (D)bits | (D)bits >> 32;
+  folded |= folded >> 16;
+  _mm_storel_epi64((__m128i*)out, _mm512_maskz_cvtepi64_epi8(0xFF, (__m512i)folded));
+}

@@ -1,0 +1,142 @@
+// The vocabulary of the kernels, on the vectors F, U, D of one instruction set. No include guard: see for_each.h.
+//
+// All arithmetic is on float. A kernel stages a tile of its input as float (dropped by the mask on the way), multiplies
+// it with matrices packed as float, and narrows the sums to the output's dtype.
+typedef uint16_t H __attribute__((vector_size(2 * W)));
+
+PYPEFT_INLINE F load(const float* p) {
+  F v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+PYPEFT_INLINE void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+
+PYPEFT_INLINE F widen(const float* p) { return load(p); }
+PYPEFT_INLINE F widen(const BF16* p) {
+  H bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return (F)(__builtin_convertvector(bits, U) << 16);
+}
+PYPEFT_INLINE F widen(const F16* p) { return widen_f16(&p->bits); }
+
+// Round to nearest, ties to even, as PyTorch does.
+PYPEFT_INLINE void narrow(float* p, F v) { store(p, v); }
+PYPEFT_INLINE void narrow(BF16* p, F v) {
+  const U bits = (U)v, rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16;
+  const U is_number = (U)(v == v);
+  const H out = __builtin_convertvector((rounded & is_number) | (0x7FC0 & ~is_number), H);
+  __builtin_memcpy(p, &out, sizeof out);
+}
+PYPEFT_INLINE void narrow(F16* p, F v) { narrow_f16(&p->bits, v); }
+
+// The first n < W elements only; the others read as 0 and are not written.
+template <class T>
+PYPEFT_INLINE F widen(const T* p, int64_t n) {
+  T all[W] = {};
+  __builtin_memcpy(all, p, n * sizeof(T));
+  return widen(all);
+}
+template <class T>
+PYPEFT_INLINE void narrow(T* p, F v, int64_t n) {
+  T all[W];
+  narrow(all, v);
+  __builtin_memcpy(p, all, n * sizeof(T));
+}
+
+// Bits of the packed mask for columns k, k + 1, .. of a row, lowest first; k is a multiple of W, columns <= W.
+PYPEFT_INLINE uint32_t mask_bits(const uint8_t* row, int64_t k, int64_t columns) {
+  uint32_t bits = row[k / 8];
+  if (W > 8 && columns > 8) bits |= (uint32_t)row[k / 8 + 1] << 8;
+  return bits >> k % 8;
+}
+
+// tile[i][k] = x[i][k] as float where mask keeps it, else 0, for a corner of x [rows, columns]; mask may be null.
+// Columns up to the next multiple of W become 0.
+template <class T>
+inline void stage(float* tile, int64_t ld, const T* x, int64_t ldx, const uint8_t* mask, int64_t ldm, int64_t rows,
+                  int64_t columns) {
+  const int64_t whole = columns / W * W, rest = columns - whole;
+  for (int64_t i = 0; i < rows; ++i, tile += ld, x += ldx) {
+    if (mask == nullptr) {
+      for (int64_t k = 0; k < whole; k += W) store(tile + k, widen(x + k));
+      if (rest) store(tile + whole, widen(x + whole, rest));
+    } else {
+      for (int64_t k = 0; k < whole; k += W) store(tile + k, keep(widen(x + k), mask_bits(mask, k, W)));
+      if (rest) store(tile + whole, keep(widen(x + whole, rest), mask_bits(mask, whole, rest)));
+      mask += ldm;
+    }
+  }
+}
+
+// out[k] = factor * sums[k] for k < n, in out's dtype; sums is readable up to the next multiple of W.
+template <class T>
+inline void narrow_row(T* out, const float* sums, float factor, int64_t n) {
+  int64_t k = 0;
+  for (; k + W <= n; k += W) narrow(out + k, load(sums + k) * factor);
+  if (k < n) narrow(out + k, load(sums + k) * factor, n - k);
+}
+
+// A matrix of floats: element (i, k) is data[i * row + k * column].
+struct Left {
+  const float* data;
+  int64_t row, column;
+};
+
+// c[i][j] (+)= sum over k < n of left(i, k) * right[k][j], for I rows and J vectors. STEPS products at a time are
+// summed in registers: shorter sums of sums lose less to rounding than one long sum.
+template <int I, int J>
+inline void multiply_tile(Left left, const float* right, int64_t ldr, int64_t n, float* c, int64_t ldc, bool add) {
+  constexpr int64_t STEPS = 64;
+  const float* a = left.data;
+  int64_t k = 0;
+  do {
+    F sum[I][J] = {};
+    const int64_t end = at_most(k + STEPS, n);
+    for (; k < end; ++k, a += left.column, right += ldr) {
+      F b[J];
+#pragma GCC unroll 8
+      for (int j = 0; j < J; ++j) b[j] = load(right + j * W);
+#pragma GCC unroll 8
+      for (int i = 0; i < I; ++i) {
+        const F value = F{} + a[i * left.row];
+#pragma GCC unroll 8
+        for (int j = 0; j < J; ++j) sum[i][j] = fma(value, b[j], sum[i][j]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < J; ++j) {
+        float* out = c + i * ldc + j * W;
+        store(out, add ? load(out) + sum[i][j] : sum[i][j]);
+      }
+    }
+    add = true;
+  } while (k < n);
+}
+
+template <int J>
+inline void multiply_rows(Left left, const float* right, int64_t ldr, int64_t rows, int64_t n, float* c, int64_t ldc,
+                          bool add) {
+  constexpr int I = J == 1 ? ROWS_1 : ROWS_2;
+  int64_t i = 0;
+  for (; i + I <= rows; i += I) {
+    multiply_tile<I, J>({left.data + i * left.row, left.row, left.column}, right, ldr, n, c + i * ldc, ldc, add);
+  }
+  for (; i + 2 <= rows; i += 2) {
+    multiply_tile<2, J>({left.data + i * left.row, left.row, left.column}, right, ldr, n, c + i * ldc, ldc, add);
+  }
+  if (i < rows) {
+    multiply_tile<1, J>({left.data + i * left.row, left.row, left.column}, right, ldr, n, c + i * ldc, ldc, add);
+  }
+}
+
+// c [rows, columns] = left [rows, n] right [n, columns], or added to c. right and c are rows of floats whose
+// columns up to the next multiple of W may be read and written. Every element is summed over k in order, so that it is
+// the same however rows and columns are grouped.
+inline void multiply(Left left, const float* right, int64_t ldr, int64_t rows, int64_t columns, int64_t n, float* c,
+                     int64_t ldc, bool add) {
+  int64_t j = 0;
+  for (; j + W < columns; j += 2 * W) multiply_rows<2>(left, right + j, ldr, rows, n, c + j, ldc, add);
+  if (j < columns) multiply_rows<1>(left, right + j, ldr, rows, n, c + j, ldc, add);
+}

@@ -1,0 +1,28 @@
+// Names that all instruction sets share.
+#pragma once
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define PYPEFT_INLINE inline __attribute__((always_inline))
+
+namespace pypeft {
+
+enum class Dtype { f32, bf16, f16 };
+
+// Elements of a tensor as they lie in memory. Arithmetic is on float only; simd.h widens and narrows.
+struct BF16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+constexpr int64_t PAD = 16;  // floats: scratch rows are padded with zeros to a multiple, so the widest vector fits
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+constexpr int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
+
+}  // namespace pypeft

@@ -1,0 +1,55 @@
+// dA = dS^T drop(x), one pass over x.
+//
+//   dS [M, r], x [M, K], mask uint8 [M, ceil(K/8)] -> dA [r, K] in `dtype`
+//
+// A task owns DA_COLUMNS columns of dA and walks down the rows of x: nothing is summed across tasks, so the result does
+// not depend on how many threads there are.
+#include "cpu/scratch.h"
+
+namespace pypeft {
+namespace {
+constexpr int64_t DA_COLUMNS = 128;
+constexpr int64_t DA_ROWS = 64;  // of x that a tile holds, DA_COLUMNS wide: it stays in the L1 or L2 cache
+
+struct DaArgs {
+  const float* dS;  // [M, r], any strides
+  int64_t dS_row, dS_column;
+  const void* x;  // [M, K], rows ldx apart
+  int64_t ldx, M, K, r;
+  const uint8_t* mask;  // [M, ..], rows mask_row apart, or null
+  int64_t mask_row;
+  float scale;
+  void* dA;  // [r, K]
+  Dtype x_dtype, dA_dtype;
+};
+}  // namespace
+}  // namespace pypeft
+
+#define ISA_BODY "cpu/lora_da_body.h"
+#include "cpu/isa/for_each.h"
+
+namespace pypeft {
+namespace {
+Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype) {
+  const Tensor dS = as_float(given_dS), x = with_dense_rows(given_x), mask = with_dense_rows(given_mask);
+  DaArgs args{};
+  args.dS = static_cast<const float*>(dS.const_data_ptr());
+  args.dS_row = dS.stride(0), args.dS_column = dS.stride(1);
+  args.x = x.const_data_ptr(), args.ldx = x.stride(0), args.x_dtype = dtype_of(x);
+  args.M = x.size(0), args.K = x.size(1), args.r = dS.size(1);
+  if (p > 0) args.mask = static_cast<const uint8_t*>(mask.const_data_ptr()), args.mask_row = mask.stride(0);
+  args.scale = static_cast<float>(dropout_scale(p));
+  Tensor dA = torch::stable::new_empty(x, {args.r, args.K}, dtype);
+  args.dA = dA.mutable_data_ptr(), args.dA_dtype = dtype_of(dA);
+  const auto run = PYPEFT_SELECT(da_tasks);
+  const int64_t grain = 1 + 256 / (args.M + 1);
+  torch::stable::parallel_for(0, ceil_div(args.K, DA_COLUMNS), grain, [&](int64_t begin, int64_t end) {
+    const Floats sums(args.r * DA_COLUMNS);
+    run(args, sums.get(), begin, end);
+  });
+  return dA;
+}
+}  // namespace
+}  // namespace pypeft
+
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_da_cpu", TORCH_BOX(&pypeft::lora_da)); }

@@ -1,0 +1,79 @@
+// dS = scaling * dY B and dB = scaling * dY^T s, one pass over dY for both.
+//
+//   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's; [0, r] where not needed
+//
+// A task owns a range of columns of dY and walks down its rows. Its part of dB is complete; its part of dS is a sum
+// over its columns only, kept aside, and these parts are added at the end in the order of the columns. How many tasks
+// there are follows from the shape alone, so the result does not depend on how many threads there are.
+#include <tuple>
+
+#include "cpu/scratch.h"
+
+namespace pypeft {
+namespace {
+constexpr int64_t GRAD_ROWS = 64;      // of dY that a tile holds,
+constexpr int64_t GRAD_COLUMNS = 128;  // and columns: it stays in the L1 or L2 cache
+
+struct GradArgs {
+  const void* dY;  // [M, N], rows ldy apart
+  int64_t ldy, M, N, r;
+  const float* B;  // [N, ld]
+  const float* s;  // [M, r], any strides
+  int64_t s_row, s_column;
+  int64_t ld;     // round_up(r, PAD)
+  int64_t task;   // columns of a task, a multiple of GRAD_COLUMNS
+  int64_t tasks;  // ceil(N / task)
+  float* parts;   // [tasks, M, ld], the tasks' parts of dS
+  float scaling;
+  bool need_dS, need_dB;
+  void *dS, *dB;  // [M, r], [N, r]
+  Dtype dY_dtype, dS_dtype, dB_dtype;
+};
+
+// Columns of a task: enough tasks to keep many threads busy, few enough that their parts of dS stay small.
+int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
+  constexpr int64_t MOST_TASKS = 32, MOST_FLOATS = int64_t{1} << 24;
+  const int64_t affordable = std::max<int64_t>(1, MOST_FLOATS / std::max<int64_t>(1, M * ld));
+  return round_up(ceil_div(N, std::min(MOST_TASKS, affordable)), GRAD_COLUMNS);
+}
+}  // namespace
+}  // namespace pypeft
+
+#define ISA_BODY "cpu/lora_ds_db_body.h"
+#include "cpu/isa/for_each.h"
+
+namespace pypeft {
+namespace {
+std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora_B, const Tensor& given_s,
+                                      double scaling, bool need_dS, bool need_dB) {
+  const Tensor dY = with_dense_rows(given_dY), s = as_float(given_s);
+  GradArgs args{};
+  args.dY = dY.const_data_ptr(), args.ldy = dY.stride(0), args.dY_dtype = dtype_of(dY);
+  args.M = dY.size(0), args.N = dY.size(1), args.r = s.size(1);
+  args.ld = round_up(args.r, PAD), args.scaling = static_cast<float>(scaling);
+  args.task = task_columns(args.M, args.N, args.ld), args.tasks = ceil_div(args.N, args.task);
+  Tensor dS = torch::stable::new_empty(given_s, {need_dS ? args.M : 0, args.r});
+  Tensor dB = torch::stable::new_empty(lora_B, {need_dB ? args.N : 0, args.r});
+  args.dS = dS.mutable_data_ptr(), args.dS_dtype = dtype_of(dS);
+  args.dB = dB.mutable_data_ptr(), args.dB_dtype = dtype_of(dB);
+  const Packed B = need_dS ? pack(lora_B, 1.0f, false) : Packed{Floats(0), 0};
+  const Floats parts(need_dS ? args.tasks * args.M * args.ld : 0);
+  args.need_dS = need_dS, args.B = B.data.get(), args.parts = parts.get();
+  args.need_dB = need_dB, args.s = static_cast<const float*>(s.const_data_ptr());
+  args.s_row = s.stride(0), args.s_column = s.stride(1);
+  const auto run = PYPEFT_SELECT(grad_tasks);
+  torch::stable::parallel_for(0, args.tasks, 1 + 256 / (args.M + 1), [&](int64_t begin, int64_t end) {
+    const Floats sums(need_dB ? args.r * GRAD_COLUMNS : 0);
+    run(args, sums.get(), begin, end);
+  });
+  if (need_dS) {
+    const auto combine = PYPEFT_SELECT(combine_rows);
+    torch::stable::parallel_for(0, args.M, 1 + 32768 / (args.tasks * args.ld + 1),
+                                [&](int64_t begin, int64_t end) { combine(args, begin, end); });
+  }
+  return {dS, dB};
+}
+}  // namespace
+}  // namespace pypeft
+
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_ds_db_cpu", TORCH_BOX(&pypeft::lora_ds_db)); }

@@ -1,0 +1,50 @@
+// Memory and matrices that the kernels work on.
+#pragma once
+#include <cmath>
+#include <memory>
+#include <new>
+
+#include "common.h"
+#include "cpu/isa/types.h"
+
+namespace pypeft {
+
+// Uninitialised floats on a cache line's boundary.
+class Floats {
+ public:
+  explicit Floats(int64_t n) : data_(static_cast<float*>(::operator new(n * sizeof(float), LINE))) {}
+  float* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  struct Delete {
+    void operator()(float* p) const { ::operator delete(p, LINE); }
+  };
+  std::unique_ptr<float, Delete> data_;
+};
+
+// A matrix copied as float into rows padded with zeros to a multiple of PAD.
+struct Packed {
+  Floats data;
+  int64_t ld;
+};
+
+// T: of a 16-bit part of the dropout stream, below which an element is dropped. Rounds to even at a tie, as Python
+// does.
+inline uint16_t dropout_threshold(double p) { return static_cast<uint16_t>(std::nearbyint(p * 65536)); }
+// What a kept element is multiplied by: exactly 1 / (the probability of being kept).
+inline double dropout_scale(double p) { return 65536.0 / (65536 - dropout_threshold(p)); }
+
+// float32, bfloat16 or float16; what else there is, the ops' checks keep away.
+Dtype dtype_of(const Tensor& t);
+
+// t itself if its rows are contiguous (they may overlap or lie apart), else a contiguous copy.
+Tensor with_dense_rows(const Tensor& t);
+
+// factor * t [rows, columns], or factor * t^T if `transpose`.
+Packed pack(const Tensor& t, float factor, bool transpose);
+
+// A float tensor that every stride may be read through: t itself, or its float copy.
+Tensor as_float(const Tensor& t);
+
+}  // namespace pypeft
