@@ -4,6 +4,10 @@
 
 namespace pypeft {
 
+// The GEMM runs over all rows at once: by blocks of 64 rows, whose result would still be in the cache when the low-rank
+// part is added, the vendor's took 8 to 35 % longer (512 x 576 x 576 and 512 x 2048 x 2048, one thread, float32 and
+// bfloat16), while the whole low-rank part takes at most 12 % of it.
+
 // out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype.
 Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias);
 

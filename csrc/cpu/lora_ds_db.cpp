@@ -20,7 +20,7 @@ struct GradArgs {
   const float* B;  // [N, ld]
   const float* s;  // [M, r], any strides
   int64_t s_row, s_column;
-  int64_t ld;     // round_up(r, PAD)
+  int64_t ld;     // padded(r)
   int64_t task;   // columns of a task, a multiple of GRAD_COLUMNS
   int64_t tasks;  // ceil(N / task)
   float* parts;   // [tasks, M, ld], the tasks' parts of dS
@@ -34,7 +34,7 @@ struct GradArgs {
 int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
   constexpr int64_t MOST_TASKS = 32, MOST_FLOATS = int64_t{1} << 24;
   const int64_t affordable = std::max<int64_t>(1, MOST_FLOATS / std::max<int64_t>(1, M * ld));
-  return round_up(ceil_div(N, std::min(MOST_TASKS, affordable)), GRAD_COLUMNS);
+  return round_up(ceil_div(std::max<int64_t>(1, N), std::min(MOST_TASKS, affordable)), GRAD_COLUMNS);
 }
 }  // namespace
 }  // namespace pypeft
@@ -50,8 +50,8 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora
   GradArgs args{};
   args.dY = dY.const_data_ptr(), args.ldy = dY.stride(0), args.dY_dtype = dtype_of(dY);
   args.M = dY.size(0), args.N = dY.size(1), args.r = s.size(1);
-  args.ld = round_up(args.r, PAD), args.scaling = static_cast<float>(scaling);
-  args.task = task_columns(args.M, args.N, args.ld), args.tasks = ceil_div(args.N, args.task);
+  args.ld = padded(args.r), args.scaling = static_cast<float>(scaling);
+  args.task = task_columns(args.M, args.N, args.ld), args.tasks = std::max<int64_t>(1, ceil_div(args.N, args.task));
   Tensor dS = torch::stable::new_empty(given_s, {need_dS ? args.M : 0, args.r});
   Tensor dB = torch::stable::new_empty(lora_B, {need_dB ? args.N : 0, args.r});
   args.dS = dS.mutable_data_ptr(), args.dS_dtype = dtype_of(dS);

@@ -38,9 +38,10 @@ inline void grad_tasks_of(const GradArgs& a, float* sums, int64_t begin, int64_t
   for (int64_t task = begin; task < end; ++task) {
     const int64_t first = task * a.task, last = at_most(first + a.task, a.N);
     float* part = a.parts + task * a.M * a.ld;
-    for (int64_t n = first; n < last; n += GRAD_COLUMNS) {
+    int64_t n = first;
+    do {  // once even if N is 0: dS is then 0
       grad_columns<T, P>(a, part, n == first, sums, n, at_most(GRAD_COLUMNS, last - n));
-    }
+    } while ((n += GRAD_COLUMNS) < last);
   }
 }
 

@@ -20,12 +20,13 @@ inline void shrink_rows_of(const ShrinkArgs& a, float* sums, int64_t begin, int6
   for (int64_t m = begin * SHRINK_ROWS; m < at_most(end * SHRINK_ROWS, a.M); m += SHRINK_ROWS) {
     const int64_t rows = at_most(SHRINK_ROWS, a.M - m);
     if (a.mask) draw_mask(a, stream, m, rows);
-    for (int64_t k = 0; k < a.K; k += SHRINK_COLUMNS) {
+    int64_t k = 0;
+    do {  // once even if K is 0: the sums are then 0
       const int64_t columns = at_most(SHRINK_COLUMNS, a.K - k);
       const uint8_t* mask = a.mask ? a.mask + m * a.mask_row + k / 8 : nullptr;
       stage(tile, SHRINK_LD, (const T*)a.x + m * a.ldx + k, a.ldx, mask, a.mask_row, rows, columns);
       multiply({tile, SHRINK_LD, 1}, a.At + k * a.ld, a.ld, rows, a.r, columns, sums, a.ld, k > 0);
-    }
+    } while ((k += SHRINK_COLUMNS) < a.K);
     for (int64_t i = 0; i < rows; ++i) narrow_row((S*)a.s + (m + i) * a.r, sums + i * a.ld, a.scale, a.r);
   }
 }

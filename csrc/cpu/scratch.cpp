@@ -1,11 +1,14 @@
 #include "cpu/scratch.h"
 
+#include <stdexcept>
+
 namespace pypeft {
 
 Dtype dtype_of(const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "pypeft_fast: the kernel cpu takes float32, bfloat16 and float16 only");
+  if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half) {
+    throw std::runtime_error("pypeft_fast: the kernel cpu takes float32, bfloat16 and float16 only");
+  }
   return type == ScalarType::Float ? Dtype::f32 : type == ScalarType::BFloat16 ? Dtype::bf16 : Dtype::f16;
 }
 
@@ -36,7 +39,7 @@ namespace pypeft {
 
 Packed pack(const Tensor& given, float factor, bool transpose) {
   const Tensor t = with_dense_rows(given);
-  const int64_t rows = t.size(0), columns = t.size(1), ld = round_up(transpose ? rows : columns, PAD);
+  const int64_t rows = t.size(0), columns = t.size(1), ld = padded(transpose ? rows : columns);
   Packed packed{Floats((transpose ? columns : rows) * ld), ld};
   const PackArgs args{t.const_data_ptr(), dtype_of(t), t.stride(0), columns, factor, packed.data.get(), ld};
   if (transpose) {

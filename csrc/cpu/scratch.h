@@ -23,7 +23,7 @@ class Floats {
   std::unique_ptr<float, Delete> data_;
 };
 
-// A matrix copied as float into rows padded with zeros to a multiple of PAD.
+// A matrix copied as float into rows `ld` apart (padded() of their length), filled up with zeros.
 struct Packed {
   Floats data;
   int64_t ld;

@@ -1,6 +1,7 @@
 """Adapters on whole models: configs, wrapping, switching, files in PEFT's format."""
 
 from .config import LoraConfig, PeftType, TaskType, get_peft_config
-from .peft_model import PeftModel, get_peft_model
+from .peft_model import PeftModel
+from .task_models import get_peft_model
 
 __all__ = ["LoraConfig", "PeftModel", "PeftType", "TaskType", "get_peft_config", "get_peft_model"]

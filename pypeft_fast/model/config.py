@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..nn.init import check_init
 from ..ops import _check
+from . import validate
 
 
 class TaskType(str, enum.Enum):
@@ -120,23 +121,23 @@ class LoraConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; leave it at {accepted!r}")
         if self.task_type is not None and self.task_type not in list(TaskType):
             raise ValueError(f"task_type={self.task_type!r} must be one of {', '.join(t.value for t in TaskType)}")
-        _check_rank("r", self.r)
-        _check_positive("lora_alpha", self.lora_alpha)
+        for name in ("inference_mode", "fan_in_fan_out", "use_rslora"):
+            validate.flag(name, getattr(self, name))
+        validate.rank("r", self.r)
+        validate.positive("lora_alpha", self.lora_alpha)
         if not isinstance(self.lora_dropout, (int, float)):
             raise TypeError(f"lora_dropout={self.lora_dropout!r} must be a number in [0, 1)")
         _check.dropout_p("lora_dropout", self.lora_dropout)
         if self.bias not in BIAS:
             raise ValueError(f"bias={self.bias!r} must be one of {', '.join(BIAS)}")
         check_init(self.init_lora_weights)
-        self.target_modules = _names("target_modules", self.target_modules)
-        self.exclude_modules = _names("exclude_modules", self.exclude_modules)
-        if self.modules_to_save is not None:
-            self.modules_to_save = sorted(_names("modules_to_save", list(self.modules_to_save)))
-        for name, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_positive)):
-            pattern = getattr(self, name) or {}
-            setattr(self, name, pattern)
-            for key, value in pattern.items():
-                check(f"{name}[{key!r}]", value)
+        self.target_modules = validate.names_or_pattern("target_modules", self.target_modules)
+        self.exclude_modules = validate.names_or_pattern("exclude_modules", self.exclude_modules)
+        self.modules_to_save = validate.names("modules_to_save", self.modules_to_save)
+        for name in self.modules_to_save or ():
+            validate.regex("modules_to_save", name)
+        self.rank_pattern = validate.patterns("rank_pattern", self.rank_pattern, validate.rank)
+        self.alpha_pattern = validate.patterns("alpha_pattern", self.alpha_pattern, validate.positive)
         self._check_layers()
 
     def _check_layers(self):
@@ -146,6 +147,12 @@ class LoraConfig:
                 raise ValueError(f"{name}={value!r} needs target_modules to be a list, not {self.target_modules!r}")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"layers_pattern={self.layers_pattern!r} needs layers_to_transform to be given too")
+        self.layers_to_transform = validate.layers("layers_to_transform", self.layers_to_transform)
+        if isinstance(self.layers_pattern, str):
+            validate.regex("layers_pattern", self.layers_pattern)
+        else:
+            for pattern in validate.names("layers_pattern", self.layers_pattern) or ():
+                validate.regex("layers_pattern", pattern)
 
     def to_dict(self) -> dict:
         """Plain values, as adapter_config.json holds them."""
@@ -185,22 +192,3 @@ def get_peft_config(config_dict: dict) -> LoraConfig:
             f"unknown field {unknown[0]}={values[unknown[0]]!r}; LoraConfig has {', '.join(sorted(known))}"
         )
     return LoraConfig(**values)
-
-
-def _names(field_name, value):
-    """A list of names as a set; a string (a regular expression) and None stay."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, (list, tuple, set)) or not all(isinstance(v, str) for v in value):
-        raise TypeError(f"{field_name}={value!r} must be a list of names or a string")
-    return set(value)
-
-
-def _check_rank(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
-
-
-def _check_positive(name, value):
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        raise ValueError(f"{name}={value!r} must be a positive number")

@@ -19,21 +19,24 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def save_config(folder, config) -> None:
+    """Writes the config alone, atomically."""
     folder = _make(folder)
-    _write_config(folder, config)
-    os.replace(_new(folder, CONFIG), folder / CONFIG)
+    _finish_earlier_save(folder)
+    draft = folder / f"{CONFIG}.draft"  # not .new: half written, that name could be taken for the weights' own config
+    _write_config(draft, config)
+    os.replace(draft, folder / CONFIG)
+    _sync(folder)
 
 
 def save_adapter(folder, config, tensors: dict[str, torch.Tensor]) -> None:
     """Writes both files; a crash at any moment leaves the old pair or the new pair."""
     folder = _make(folder)
-    # A leftover .new config with no .new weights belongs to a save that had taken effect: finish that one first.
-    if _config_path(folder).name != CONFIG:
-        os.replace(_new(folder, CONFIG), folder / CONFIG)
+    _finish_earlier_save(folder)
     weights = _new(folder, WEIGHTS)
     weights.touch()
-    _write_config(folder, config)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, weights, metadata={"format": "pt"})
+    _write_config(_new(folder, CONFIG), config)
+    save_file(_unshared(tensors), weights, metadata={"format": "pt"})
+    weights.chmod(_new(folder, CONFIG).stat().st_mode)  # save_file makes it private, whatever the umask
     _sync(weights)
     os.replace(weights, folder / WEIGHTS)
     os.replace(_new(folder, CONFIG), folder / CONFIG)
@@ -82,19 +85,25 @@ def load_tensors(folder) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again") from error
 
 
-def check_tensors(folder, tensors, expected: dict[str, torch.Size]) -> None:
-    """ValueError unless the file has exactly the expected names and shapes; it names the first that does not fit."""
+def check_tensors(folder, tensors, expected: dict[str, torch.Size], optional: dict[str, torch.Size]) -> None:
+    """ValueError unless the file has the expected names and shapes, and beyond them only optional ones.
+
+    The message names the first that does not fit.
+    """
     path = Path(folder) / WEIGHTS
-    for key in sorted(expected):
+    known = optional | expected
+    for key in sorted(known):
         if key not in tensors:
+            if key not in expected:
+                continue
             raise ValueError(f"{path} has no {key}, which the config and this model ask for")
         found = tuple(tensors[key].shape)
-        if found != tuple(expected[key]):
+        if found != tuple(known[key]):
             raise ValueError(
-                f"{path}: {key} has shape {found}, this model and config expect {tuple(expected[key])}; is it an "
+                f"{path}: {key} has shape {found}, this model and config expect {tuple(known[key])}; is it an "
                 "adapter of this base model?"
             )
-    unexpected = sorted(set(tensors) - set(expected))
+    unexpected = sorted(set(tensors) - set(known))
     if unexpected:
         raise ValueError(f"{path} has {unexpected[0]}, which this model and config have no place for")
 
@@ -117,9 +126,26 @@ def _config_path(folder) -> Path:
     return _new(folder, CONFIG) if renamed_weights_only else folder / CONFIG
 
 
-def _write_config(folder, config) -> None:
-    path = _new(folder, CONFIG)
-    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _finish_earlier_save(folder) -> None:
+    """A .new config with no .new weights belongs to a save that has taken effect: it gets its name."""
+    if _config_path(folder).name != CONFIG:
+        os.replace(_new(folder, CONFIG), folder / CONFIG)
+
+
+def _unshared(tensors) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, each with memory of its own, as safetensors asks."""
+    unshared, seen = {}, set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        unshared[key] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return unshared
+
+
+def _write_config(path, config) -> None:
+    values = dict(sorted(config.to_dict().items()))  # not the dicts within: the first pattern that matches counts
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     _sync(path)
 
 

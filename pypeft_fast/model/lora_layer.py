@@ -10,6 +10,17 @@ from ..nn.merge import lora_delta, merged_weight
 from .targets import Target, is_conv1d
 
 BASE = "__base__"  # in adapter_names: this row gets no adapter
+# What nn.Module keeps of a module's hooks.
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
 
 
 def by_rows(x, names, function):
@@ -119,6 +130,13 @@ class LoraLayer(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.merged += adapters
 
+    def merge_state(self):
+        """What `restore` takes back: the weight, and what is folded into it."""
+        return self.weight, self._frozen_weight, list(self.merged)
+
+    def restore(self, state):
+        self.weight, self._frozen_weight, self.merged = state
+
     def unmerge(self):
         """Puts the original weight back, bit for bit."""
         if self.merged:
@@ -168,17 +186,14 @@ def frozen_weight(module):
 
 
 def wrap(module) -> LoraLayer:
-    """The module itself if it is a LoraLayer, else one over its Parameters, with a plain layer's hooks carried over."""
+    """The module itself if it is a LoraLayer, else one over its Parameters, with its hooks."""
     if isinstance(module, LoraLayer):
         return module
-    layer = LoraConv1D(module) if is_conv1d(module) else LoraLinear(module)
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs"):
-        getattr(layer, name).update(getattr(module, name))
-    return layer
+    return _with_hooks_of(module, LoraConv1D(module) if is_conv1d(module) else LoraLinear(module))
 
 
 def unwrap(layer: LoraLayer):
-    """The plain nn.Linear or Conv1D over the layer's present weight: the merged one, if it is merged."""
+    """The plain nn.Linear or Conv1D over the layer's weight (the merged one, if it is merged), with its hooks."""
     if isinstance(layer, LoraLinear):
         plain = nn.Linear.__new__(nn.Linear)
         nn.Module.__init__(plain)
@@ -190,4 +205,10 @@ def unwrap(layer: LoraLayer):
         nn.Module.__init__(plain)
         plain.nx, plain.nf = layer.nx, layer.nf
     plain.weight, plain.bias = layer.weight, layer.bias
-    return plain.train(layer.training)
+    return _with_hooks_of(layer, plain.train(layer.training))
+
+
+def _with_hooks_of(module, successor):
+    for name in HOOKS:  # the dicts themselves, so that a hook's handle still removes it
+        setattr(successor, name, getattr(module, name))
+    return successor

@@ -5,7 +5,8 @@ import contextlib
 import torch
 from torch import nn
 
-from ..nn.init import check_rank
+from ..nn.init import check_weight
+from .config import LoraConfig
 from .lora_layer import BASE, LoraLayer, frozen_weight, unwrap, wrap
 from .saved_module import SavedModule
 from .targets import find_modules_to_save, find_targets, resolve_targets
@@ -17,7 +18,8 @@ class LoraModel(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.active: list[str] = []
+        self.peft_config: dict[str, LoraConfig] = {}
+        self.active_adapters: list[str] = []
         self.enabled = True
 
     def __getattr__(self, name):
@@ -37,13 +39,19 @@ class LoraModel(nn.Module):
 
     def plan(self, config):
         """(targets, names of modules to save) of a config on this model; raises before anything is changed."""
-        modules = self._own_modules()
+        modules = self.own_modules()
         targets = find_targets(self.model, modules, config)
         for target in targets:
-            check_rank(config.init_lora_weights, target.r, modules[target.name].weight.shape)
-        return targets, find_modules_to_save(self.model, modules, config)
+            check_weight(config.init_lora_weights, target.r, frozen_weight(modules[target.name]))
+        saved = find_modules_to_save(self.model, modules, config)
+        adapted = {t.name for t in targets} | {n for n, m in modules.items() if isinstance(m, LoraLayer)}
+        for name in saved:
+            both = sorted(other for other in adapted if f"{other}.".startswith(f"{name}."))
+            if both:
+                raise ValueError(f"modules_to_save={config.modules_to_save} matches {name}, but {both[0]} is adapted")
+        return targets, saved
 
-    def _own_modules(self) -> dict[str, nn.Module]:
+    def own_modules(self) -> dict[str, nn.Module]:
         """The model's modules by name, without those inside a LoraLayer or a SavedModule."""
         inside: list[str] = []
         modules = {}
@@ -57,7 +65,7 @@ class LoraModel(nn.Module):
     def inject(self, adapter, config, autocast_adapter_dtype=True):
         """Adds an adapter to every target of its config, which then says what was found; it is not yet active."""
         targets, saved = self.plan(config)
-        config.target_modules = resolve_targets(self.model, self._own_modules(), config)
+        config.target_modules = resolve_targets(self.model, self.own_modules(), config)
         first = not self.layers()
         if first:
             self.model.requires_grad_(False)
@@ -75,98 +83,85 @@ class LoraModel(nn.Module):
                 self.model.set_submodule(name, module)
             module.add(adapter)
 
-    # What an adapter's file holds, by PEFT's names: its lora_A and lora_B, trained biases, modules saved whole.
-
-    def expected(self, config) -> dict[str, torch.Size]:
-        """{name: shape} in the file of an adapter of this config on this model, whether it is there yet or not."""
-        targets, saved = self.plan(config)
-        names = {t.name for t in targets}
-        shapes = {}
-        for target in targets:
-            layer = self.model.get_submodule(target.name)
-            N, K = frozen_weight(layer).shape
-            shapes[f"{target.name}.lora_A.weight"] = torch.Size([target.r, K])
-            shapes[f"{target.name}.lora_B.weight"] = torch.Size([N, target.r])
-        shapes |= {key: p.shape for key, p in self._biases(config.bias, names).items()}
-        for name in saved:
-            module = self.model.get_submodule(name)
-            module = module.original_module if isinstance(module, SavedModule) else module
-            shapes |= {f"{name}.{key}": t.shape for key, t in module.state_dict().items()}
-        return shapes
-
-    def tensors(self, adapter, config) -> dict[str, torch.Tensor]:
-        """{name: the tensor itself} of an adapter of this model."""
-        tensors, names = {}, set()
-        for name, module in self._own_modules().items():
-            if isinstance(module, LoraLayer) and adapter in module.lora_A:
-                names.add(name)
-                tensors[f"{name}.lora_A.weight"] = module.lora_A[adapter].weight
-                tensors[f"{name}.lora_B.weight"] = module.lora_B[adapter].weight
-            elif isinstance(module, SavedModule) and adapter in module.modules_to_save:
-                copied = module.modules_to_save[adapter].state_dict()
-                tensors |= {f"{name}.{key}": t for key, t in copied.items()}
-        return tensors | self._biases(config.bias, names)
-
-    def _biases(self, kind, targets) -> dict[str, torch.Tensor]:
-        """The biases that bias="all" or "lora_only" trains; PEFT keeps an adapted layer's under base_layer."""
-        found = {}
-        for name, module in self._own_modules().items() if kind != "none" else ():
-            bias = getattr(module, "bias", None)
-            if isinstance(module, SavedModule) or not isinstance(bias, nn.Parameter):
-                continue
-            adapted = name in targets or isinstance(module, LoraLayer)
-            if kind == "all" or adapted:
-                found[f"{name}.base_layer.bias" if adapted else f"{name}.bias"] = bias
-        return found
-
     # Switching
 
-    def set_adapter(self, names: list[str], configs, trainable=True):
-        """Makes these adapters the ones that forward applies, and the only ones with requires_grad, if trainable."""
-        self.active = list(names)
-        self._apply_state()
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Makes this adapter (or these, summed) what forward applies; only active adapters require gradients.
+
+        Raises ValueError, before anything is changed, for an unknown adapter, and for several that each have a copy of
+        one module in modules_to_save.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        if not names:
+            raise ValueError("set_adapter needs at least one adapter; use disable_adapter() for none")
+        for name in names:
+            self.check_known(name)
+        for layer in self.layers():
+            copies = [name for name in names if isinstance(layer, SavedModule) and name in layer.modules_to_save]
+            if len(copies) > 1:
+                kind = type(layer.original_module).__name__
+                raise ValueError(f"{' and '.join(copies)} each have a {kind} in modules_to_save; activate one of them")
+        for name in names:
+            self.peft_config[name].inference_mode = inference_mode
+        self.active_adapters = names
+        self.update()
+
+    def check_known(self, name):
+        if name not in self.peft_config:
+            raise ValueError(f"there is no adapter {name!r}; there are {', '.join(self.peft_config) or 'none'}")
+
+    def update(self):
+        """Tells every layer which adapters are active, and every parameter whether it trains."""
+        names, configs = self.active_adapters, self.peft_config
+        trainable = not any(configs[name].inference_mode for name in names)
+        self._tell_layers()
         for layer in self.layers():
             for holder in _holders(layer):
                 for name, module in holder.items():
                     module.requires_grad_(trainable and name in names)
-        self._train_biases([configs[name].bias for name in names if name in configs] if trainable else [])
+        self._train_biases({configs[name].bias for name in names} if trainable else set())
 
     def _train_biases(self, kinds):
-        adapters = {id(p) for layer in self.layers() for holder in _holders(layer) for p in holder.parameters()}
-        for name, parameter in self.model.named_parameters():
-            if name.rpartition(".")[2] == "bias" and id(parameter) not in adapters:
-                parameter.requires_grad_("all" in kinds)
-        if "lora_only" in kinds:
-            for layer in self.lora_layers():
-                if layer.bias is not None:
-                    layer.bias.requires_grad_(True)
+        own = [m for m in self.own_modules().values() if not isinstance(m, SavedModule)]
+        for module in own:
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                bias.requires_grad_("all" in kinds or "lora_only" in kinds and isinstance(module, LoraLayer))
 
-    def _apply_state(self):
+    def _tell_layers(self):
         for layer in self.layers():
-            layer.active = list(self.active) if self.enabled else []
+            layer.active = list(self.active_adapters) if self.enabled else []
+
+    def disable_adapter_layers(self) -> None:
+        """The base model alone, until enable_adapter_layers; merged adapters are taken out of the weights."""
+        self.unmerge()
+        self.enabled = False
+        self._tell_layers()
+
+    def enable_adapter_layers(self) -> None:
+        self.enabled = True
+        self._tell_layers()
 
     @contextlib.contextmanager
     def disabled(self):
         """The base model alone, within the block; merged adapters are taken out and merged again after it."""
-        was, self.enabled = self.enabled, False
-        merged = {id(layer): list(layer.merged) for layer in self.lora_layers()}
-        for layer in self.lora_layers():
-            layer.unmerge()
-        self._apply_state()
+        was = self.enabled
+        merged = [(layer, list(layer.merged)) for layer in self.lora_layers()]
+        self.disable_adapter_layers()
         try:
             yield
         finally:
             self.enabled = was
-            self._apply_state()
-            for layer in self.lora_layers():
-                layer.merge(merged.get(id(layer), []))
+            self._tell_layers()
+            for layer, names in merged:
+                layer.merge(names)
 
     @contextlib.contextmanager
-    def rows(self, adapter_names, known):
+    def rows(self, adapter_names):
         """Within the block row i of a batch gets the adapter adapter_names[i]; "__base__" is none."""
-        unknown = sorted(set(adapter_names) - {*known, BASE})
+        unknown = sorted(set(adapter_names) - {*self.peft_config, BASE})
         if unknown:
-            raise ValueError(f"adapter_names names {unknown[0]!r}; there are {', '.join(known)} and {BASE}")
+            raise ValueError(f"adapter_names names {unknown[0]!r}; there are {', '.join(self.peft_config)} and {BASE}")
         if self.training:
             raise ValueError("adapter_names is for inference: call model.eval() first")
         for layer in self.layers():
@@ -185,18 +180,30 @@ class LoraModel(nn.Module):
                 layer.unmerge()
                 layer.merge(others)
             layer.remove(adapter)
-        self.active = [name for name in self.active if name != adapter]
+        del self.peft_config[adapter]
+        self.active_adapters = [name for name in self.active_adapters if name != adapter]
 
     def merge(self, names=None, safe=False):
-        for layer in self.lora_layers():
-            layer.merge(self.active if names is None else names, safe)
+        """Folds adapters (default: the active ones) into the weights; if that fails, none of them stays folded."""
+        layers = self.lora_layers()
+        before = [layer.merge_state() for layer in layers]
+        try:
+            for layer in layers:
+                layer.merge(self.active_adapters if names is None else names, safe)
+        except ValueError:
+            for layer, state in zip(layers, before, strict=True):
+                layer.restore(state)
+            raise
 
     def unmerge(self):
         for layer in self.lora_layers():
             layer.unmerge()
 
     def unload(self, names=None) -> nn.Module:
-        """The user's model with plain layers again; a saved module's active copy takes the original's place."""
+        """The user's model with plain layers again, and for each saved module the copy of the named adapters.
+
+        Default: the active ones. Where none of them has a copy the original stays.
+        """
         for name, module in list(self.model.named_modules()):
             if isinstance(module, LoraLayer):
                 self.model.set_submodule(name, unwrap(module))

@@ -30,14 +30,19 @@ class SavedModule(nn.Module):
         self.active = [name for name in self.active if name != adapter]
 
     def current(self, adapters=None):
-        """The module that stands for these adapters: the copy of the last that has one."""
+        """The module that stands for these adapters (default: the active ones), of which one at most has a copy."""
         names = [n for n in (self.active if adapters is None else adapters) if n in self.modules_to_save]
-        return self.modules_to_save[names[-1]] if names else self.original_module
+        return self.modules_to_save[names[0]] if names else self.original_module
 
-    def forward(self, x, *args, **kwargs):
-        if self.rows is not None:
-            return by_rows(x, self.rows, lambda part, name: self.current([name] if name != BASE else [])(part))
-        return self.current()(x, *args, **kwargs)
+    def forward(self, *args, **kwargs):
+        if self.rows is None:
+            return self.current()(*args, **kwargs)
+        if len(args) != 1 or kwargs:
+            raise ValueError(
+                "adapter_names cannot split the batch of a module in modules_to_save that takes more than one tensor: "
+                f"{type(self.original_module).__name__}"
+            )
+        return by_rows(args[0], self.rows, lambda x, name: self.current([name] if name != BASE else [])(x))
 
     def __getattr__(self, name):  # the model may read, say, a head's weight
         try:

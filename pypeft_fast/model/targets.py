@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from dataclasses import dataclass
 
 from torch import nn
@@ -49,6 +50,21 @@ def is_linear(module) -> bool:
     return isinstance(module, nn.Linear) or is_conv1d(module) or getattr(module, "stands_for_linear", False)
 
 
+def why_not(module) -> str | None:
+    """None if the module can be adapted, else what it has that an nn.Linear or a Conv1D has not."""
+    if getattr(module, "stands_for_linear", False):
+        return None
+    if not is_linear(module):
+        return ""
+    if "forward" in vars(module) or not is_conv1d(module) and type(module).forward is not nn.Linear.forward:
+        return " with a forward of its own"
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return " whose forward nn.MultiheadAttention does not call"
+    if not isinstance(module._parameters.get("weight"), nn.Parameter) or not module.weight.is_floating_point():
+        return " whose weight is quantised or computed"
+    return None
+
+
 def is_conv1d(module) -> bool:
     """The Conv1D of transformers: a linear layer that stores its weight as [K, N]."""
     kind = type(module)
@@ -58,7 +74,8 @@ def is_conv1d(module) -> bool:
 def find_targets(model, modules, config) -> list[Target]:
     """Those of the model's `modules` ({name: module}) to adapt, in the model's order, with rank and scaling of each.
 
-    Raises ValueError: nothing matches (the message lists what the model has), or a match is no linear layer.
+    Raises ValueError: nothing matches (the message lists what the model has), or a match cannot be adapted.
+    Warns of an entry of rank_pattern, alpha_pattern or exclude_modules that has no effect.
     """
     wanted = resolve_targets(model, modules, config)
     saved = modules_to_save(config)
@@ -69,17 +86,28 @@ def find_targets(model, modules, config) -> list[Target]:
         if _excluded(config, saved, name):
             excluded.append(name)
             continue
-        if not is_linear(module):
+        obstacle = why_not(module)
+        if obstacle is not None:
             raise ValueError(
-                f"target_modules={config.target_modules!r} matches {name}, a {type(module).__name__}; supported are "
-                "torch.nn.Linear and transformers' Conv1D"
+                f"target_modules={config.target_modules!r} matches {name}, a {type(module).__name__}{obstacle}; "
+                "supported are torch.nn.Linear and transformers' Conv1D; leave others out with exclude_modules"
             )
         r = _pattern(config.rank_pattern, name, config.r)
         alpha = _pattern(config.alpha_pattern, name, config.lora_alpha)
         found.append(Target(name, r, alpha, alpha / (math.sqrt(r) if config.use_rslora else r)))
     if not found:
         raise ValueError(_nothing_found(model, modules, config, excluded))
+    _warn_of_idle_patterns(config, found, excluded)
     return found
+
+
+def _warn_of_idle_patterns(config, found, excluded):
+    for field in ("rank_pattern", "alpha_pattern"):
+        idle = [key for key in getattr(config, field) if not any(_ends_with(key, target.name) for target in found)]
+        if idle:
+            warnings.warn(f"{field}: {', '.join(idle)} match no adapted layer and have no effect", stacklevel=2)
+    if config.exclude_modules and not excluded:
+        warnings.warn(f"exclude_modules={config.exclude_modules!r} leaves nothing out", stacklevel=2)
 
 
 def resolve_targets(model, modules, config) -> set[str] | str:
@@ -104,11 +132,14 @@ def modules_to_save(config) -> list[str]:
 
 
 def find_modules_to_save(model, modules, config) -> list[str]:
-    """Names of the modules that train and are saved whole; ValueError if the config names some and none matches."""
+    """Names of the modules that train and are saved whole.
+
+    Raises ValueError if the config names some and none matches; a task's own names need not.
+    """
     names = modules_to_save(config)
     found = [key for key in modules if any(key.endswith(n) for n in names)]
     found = [key for key in found if not any(key.startswith(f"{other}.") for other in found)]
-    if config.modules_to_save and not found:
+    if not found and set(config.modules_to_save or ()) - set(CLASSIFIERS.get(config.task_type, ())):
         raise ValueError(f"modules_to_save={config.modules_to_save} matches no module of {type(model).__name__}")
     return found
 
@@ -159,7 +190,11 @@ def _in_layers(config, name) -> bool:
 
 def _pattern(patterns, name, default):
     """The value of the first pattern that matches the end of the name."""
-    return next((v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((v for key, v in patterns.items() if _ends_with(key, name)), default)
+
+
+def _ends_with(pattern, name) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def _nothing_found(model, modules, config, excluded) -> str:

@@ -11,7 +11,7 @@ PISSA_FAST = re.compile(r"pissa_niter_(\d+)")
 
 def check_init(how) -> None:
     """ValueError unless `how` is a known value of init_lora_weights."""
-    if how in (True, False, "orthogonal", "pissa", "olora"):
+    if isinstance(how, bool) or how in ("orthogonal", "pissa", "olora"):
         return
     if isinstance(how, str) and (how.lower() == "gaussian" or PISSA_FAST.fullmatch(how)):
         return
@@ -21,12 +21,18 @@ def check_init(how) -> None:
     )
 
 
-def check_rank(how, rank, shape) -> None:
-    """ValueError unless an initialisation can make an adapter of this rank for a weight of shape [N, K]."""
+def check_weight(how, rank, weight) -> None:
+    """ValueError or TypeError unless an initialisation can make an adapter of this rank for this weight [N, K]."""
     if how == "orthogonal" and rank % 2:
         raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, got r={rank}")
-    if isinstance(how, str) and how.startswith(("pissa", "olora")) and rank > min(shape):
-        raise ValueError(f"init_lora_weights={how!r} needs a rank of at most {min(shape)}, got r={rank}")
+    if not isinstance(how, str) or not how.startswith(("pissa", "olora")):
+        return
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"init_lora_weights={how!r} needs a float32, bfloat16 or float16 weight, got {weight.dtype}")
+    if rank > min(weight.shape):
+        raise ValueError(f"init_lora_weights={how!r} needs a rank of at most {min(weight.shape)}, got r={rank}")
+    if weight.is_meta or not weight.isfinite().all():
+        raise ValueError(f"init_lora_weights={how!r} needs a weight of finite values, not NaN, infinite or on meta")
 
 
 @torch.no_grad()
@@ -38,12 +44,12 @@ def init_lora_(weight, lora_A, lora_B, how, scaling) -> None:
     "pissa_niter_N" (its fast form): the r leading singular directions; "olora" (arXiv:2406.01775): the first r
     columns of a QR factorisation. These two subtract scaling * B A from the weight, so the layer's output stays.
 
-    Raises ValueError for an unknown `how` or a rank that it cannot make, TypeError for a weight that is neither
-    float32, bfloat16 nor float16 with pissa and olora.
+    Raises ValueError for an unknown `how` or a rank that it cannot make; with pissa and olora also for a weight that
+    is not finite, and TypeError for one that is neither float32, bfloat16 nor float16.
     """
     check_init(how)
     rank = lora_A.shape[0]
-    check_rank(how, rank, weight.shape)
+    check_weight(how, rank, weight)
     if how is True or how is False:
         nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
         if how is True:
@@ -62,8 +68,6 @@ def init_lora_(weight, lora_A, lora_B, how, scaling) -> None:
 
 
 def _from_weight(weight, lora_A, lora_B, how, scaling):
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"init_lora_weights={how!r} needs a float32, bfloat16 or float16 weight, got {weight.dtype}")
     rank = lora_A.shape[0]
     wide = weight.float()
     if how == "olora":

@@ -27,7 +27,7 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
     code, out, _ = finetune(output, "--learning-rate", 0.02, "--save-every", 10, "--eval-fraction", 0.2, steps=25)
     assert code == 0
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.5
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.3
     assert (metrics["steps"], metrics["train_examples"], metrics["eval_examples"]) == (25, 16, 4)
     assert metrics["seconds_per_step"] > 0 and metrics["peak_memory_bytes"] > 1e8
     assert f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after" in out

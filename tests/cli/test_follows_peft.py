@@ -36,12 +36,14 @@ def follows(settings, tmp_path):
     theirs = losses(peft, tmp_path / "start", settings, tmp_path / "peft")
     ours = losses(pypeft_fast, tmp_path / "start", settings, tmp_path / "ours")
     assert len(ours) == len(theirs) == 20
-    assert max(theirs) - min(theirs) > 0.5  # it does learn: equal losses are no accident
+    assert max(theirs) - min(theirs) > 0.3  # it does learn: equal losses are no accident
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
 
 
-def test_a_tiny_llama(tiny_model, dialogues, tmp_path):
-    common = {"dropout": 0.0, "max_steps": 20, "learning_rate": 0.01, "save_every": 0, "rank": 4}
+@pytest.mark.parametrize("gradient_accumulation", [1, 2])
+def test_a_tiny_llama(tiny_model, dialogues, tmp_path, gradient_accumulation):
+    common = {"dropout": 0.0, "max_steps": 20, "learning_rate": 0.01, "save_every": 0, "rank": 4, "batch_size": 4}
+    common["gradient_accumulation"] = gradient_accumulation
     follows(Settings(str(tiny_model), str(dialogues), **common), tmp_path)
 
 

@@ -1,6 +1,7 @@
 """`pypeft-fast info` tells what really runs."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import pypeft_fast as pf
+from pypeft_fast import _native
 
 
 def test_the_choice_it_tells_is_the_kernel_that_runs(command):
@@ -15,6 +17,7 @@ def test_the_choice_it_tells_is_the_kernel_that_runs(command):
     facts = json.loads(out)
     assert code == 0 and facts["versions"]["torch"] == torch.__version__
     assert facts["machine"]["threads"] == torch.get_num_threads()
+    assert facts["build"]["cpu_kernels"] == ("none" if _native.missing_cpu() else _native.cpu_isa())
     told = {op: about["choice"] for op, about in facts["kernels"]["cpu"].items()}
     assert told.keys() == pf.kernels().keys()
     x, W = torch.randn(4, 16, requires_grad=True), torch.randn(8, 16)
@@ -35,8 +38,6 @@ def test_it_says_why_a_kernel_is_not_there(command):
 
 
 def test_as_a_module_with_a_forced_kernel():
-    import os
-
     environment = {**os.environ, "PYPEFT_FAST_KERNEL": "reference"}
     done = subprocess.run(
         [sys.executable, "-m", "pypeft_fast", "info"], capture_output=True, text=True, env=environment, check=True

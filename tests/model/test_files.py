@@ -151,6 +151,11 @@ def test_an_interrupted_save_leaves_one_whole_adapter(step, rank, folder, monkey
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
 
 
+def test_both_files_have_the_permissions_that_the_umask_gives(folder):
+    (folder / "other").write_text("")
+    assert {(folder / name).stat().st_mode for name in (CONFIG, WEIGHTS)} == {(folder / "other").stat().st_mode}
+
+
 def test_a_first_save_that_is_interrupted_leaves_no_adapter(tmp_path, monkeypatch):
     def crash(*args, **kwargs):
         raise Crash

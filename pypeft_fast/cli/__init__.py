@@ -1,0 +1,1 @@
+"""The command `pypeft-fast`: info, finetune and chat."""

@@ -1,0 +1,133 @@
+"""`pypeft-fast chat`: streams a model's answers, with any of the adapters given, or none."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from .errors import UserError, as_user_error, need
+from .models import DTYPES, load_base
+from .tokens import render_prompt
+
+
+class Chat:
+    """A base model, the adapters loaded on it, and which of them answers: `current`, None for the base model alone."""
+
+    def __init__(self, model, tokenizer, adapters: dict[str, Path]):
+        import pypeft_fast
+
+        self.tokenizer = tokenizer
+        self.adapters = list(adapters)
+        self.current = self.adapters[0] if adapters else None
+        self.model = model
+        for number, (name, path) in enumerate(adapters.items()):
+            with as_user_error(f"--adapter {path} cannot be loaded"):
+                if number == 0:
+                    self.model = pypeft_fast.PeftModel.from_pretrained(model, path, adapter_name=name)
+                else:
+                    self.model.load_adapter(path, name)
+        self.model.eval()
+
+    def use(self, name: str | None) -> None:
+        """Lets this adapter answer; None: the base model. UserError if there is no such adapter."""
+        if name is not None:
+            if name not in self.adapters:
+                raise UserError(f"no adapter {name!r}; there are: {', '.join(self.adapters) or 'none'}")
+            self.model.set_adapter(name)
+        self.current = name
+
+    @torch.no_grad()
+    def answer(self, messages, streamer=None, **generation) -> str:
+        """The answer to the conversation so far; also written token by token to a streamer."""
+        prompt = render_prompt(self.tokenizer, messages)
+        plain = self.tokenizer.chat_template is None
+        inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=plain).to(self.model.device)
+        pad = self.tokenizer.pad_token_id
+        generation["pad_token_id"] = self.tokenizer.eos_token_id if pad is None else pad
+        off = self.adapters and self.current is None
+        with self.model.disable_adapter() if off else contextlib.nullcontext():
+            tokens = self.model.generate(**inputs, streamer=streamer, **generation)
+        return self.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def run(arguments) -> None:
+    need("transformers", "jinja2")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    adapters = parse_adapters(arguments.adapter)
+    model, tokenizer = load_base(arguments.model, DTYPES[arguments.dtype])
+    chat = Chat(model, tokenizer, adapters)
+    transformers.set_seed(arguments.seed)
+    generation = _generation(arguments)
+    start = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    if arguments.prompt is not None:
+        _answer_once(chat, [*start, {"role": "user", "content": arguments.prompt}], generation)
+    else:
+        _converse(chat, start, generation)
+
+
+def parse_adapters(specs: list[str]) -> dict[str, Path]:
+    """{name: folder} of `DIR` and `NAME=DIR`. UserError: no such folder, or a name that is taken or cannot be one."""
+    adapters: dict[str, Path] = {}
+    for spec in specs:
+        name, equals, folder = spec.partition("=")
+        path = Path(folder if equals else spec)
+        name = name if equals else path.resolve().name
+        if not path.is_dir():
+            raise UserError(f"--adapter {spec}: no such folder: {path}")
+        if not name or "." in name or name in adapters:
+            trouble = "is taken already" if name in adapters else "cannot name an adapter"
+            raise UserError(f"--adapter {spec}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
+        adapters[name] = path
+    return adapters
+
+
+def _generation(arguments) -> dict:
+    options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if options["do_sample"]:
+        sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k or 0}
+        return options | sampling
+    return options | {"temperature": None, "top_p": None, "top_k": None}  # silences what a model's own file may set
+
+
+def _streamer(chat):
+    from transformers import TextStreamer
+
+    return TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _answer_once(chat, messages, generation) -> None:
+    for name in chat.adapters or [None]:
+        chat.use(name)
+        if len(chat.adapters) > 1:
+            print(f"[{name}]")
+        chat.answer(messages, _streamer(chat), **generation)
+
+
+def _converse(chat, start, generation) -> None:
+    names = ", ".join(chat.adapters) or "none"
+    print(f"adapters: {names}. /adapter NAME, /base, /clear and /quit are commands.")
+    messages = list(start)
+    while True:
+        try:
+            text = input(f"{chat.current or 'base'}> ").strip()
+        except EOFError:
+            print()
+            return
+        command, _, argument = text.partition(" ")
+        if command == "/quit":
+            return
+        if command == "/clear":
+            messages = list(start)
+        elif command in ("/adapter", "/base"):
+            try:
+                chat.use(argument.strip() if command == "/adapter" else None)
+            except UserError as error:
+                print(error)
+        elif command.startswith("/"):
+            print(f"{command} is not a command; there are /adapter NAME, /base, /clear and /quit")
+        elif text:
+            messages.append({"role": "user", "content": text})
+            answer = chat.answer(messages, _streamer(chat), **generation)
+            messages.append({"role": "assistant", "content": answer})

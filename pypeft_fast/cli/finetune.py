@@ -1,0 +1,96 @@
+"""`pypeft-fast finetune`: an adapter from a base model and data."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from .data import load_data
+from .errors import UserError, as_user_error, need
+from .models import DTYPES, load_base
+
+SETTINGS_FILE = "finetune.json"
+
+
+def run(arguments) -> None:
+    need("transformers", "accelerate", "matplotlib", "jinja2")
+    import transformers
+
+    import pypeft_fast
+
+    from . import train
+    from .tokens import Collator
+
+    transformers.utils.logging.disable_progress_bar()
+    settings = _settings(arguments, train.Settings)
+    examples = load_data(settings.data)
+    output = arguments.output
+    checkpoint = _claim(output, settings, arguments.resume, arguments.overwrite, train.last_checkpoint)
+
+    base, tokenizer = load_base(settings.model, DTYPES[settings.dtype])
+    data = train.prepare(tokenizer, examples, settings)
+    print(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
+    if data.dropped:
+        print(f"{data.dropped} left out: --max-length {settings.max_length} ends before their answer")
+    transformers.set_seed(settings.seed)
+    with as_user_error("the adapter cannot be made", (ValueError, TypeError)):
+        model = pypeft_fast.get_peft_model(base, train.lora_config(pypeft_fast, settings))
+    model.print_trainable_parameters()
+    if checkpoint:
+        print(f"going on from {checkpoint}")
+    train.write_json(output / SETTINGS_FILE, dataclasses.asdict(settings))
+
+    try:
+        metrics = train.fine_tune(model, data, Collator.of(tokenizer), settings, output, checkpoint)
+    except KeyboardInterrupt:
+        if train.last_checkpoint(output):
+            print("\nto go on later, give the same command with --resume", file=sys.stderr)
+        raise
+    if data.held_out:
+        print(
+            f"loss on held-out data: {metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after"
+        )
+    print(f"adapter, metrics.json and loss.png are in {output}")
+    print(f"try it: pypeft-fast chat --model {settings.model} --adapter {output}")
+
+
+def _settings(arguments, kind):
+    """The arguments as Settings. --target-modules with a comma is a list; else a module's name or an expression."""
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(kind)}
+    given["max_steps"] = arguments.max_steps or -1
+    names = arguments.target_modules
+    if names != "all-linear" and names.replace(",", "").replace("_", "").replace(" ", "").isalnum():
+        given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
+    return kind(**given)
+
+
+def _claim(output: Path, settings, resume: bool, overwrite: bool, last_checkpoint) -> Path | None:
+    """Makes the output folder ready and returns the checkpoint to go on from; loses nothing unasked.
+
+    Raises UserError: the folder holds an earlier run and neither --resume nor --overwrite was given; --resume finds no
+    checkpoint, or one of a run with other settings; the folder cannot be written.
+    """
+    with as_user_error(f"--output {output} cannot be written", (OSError,)):
+        output.mkdir(parents=True, exist_ok=True)
+    if resume:
+        checkpoint = last_checkpoint(output)
+        if checkpoint is None or not (output / SETTINGS_FILE).is_file():
+            raise UserError(f"--resume: no complete checkpoint in {output}; start without --resume")
+        saved = json.loads((output / SETTINGS_FILE).read_text(encoding="utf-8"))
+        for name, value in dataclasses.asdict(settings).items():
+            if saved.get(name) != value:
+                raise UserError(
+                    f"--resume: --{name.replace('_', '-')} was {saved.get(name)!r} in the run to go on with and is "
+                    f"{value!r} now; give the same options"
+                )
+        return checkpoint
+    earlier = [*output.glob("checkpoint-*"), *output.glob("adapter_*")]
+    if earlier and not overwrite:
+        raise UserError(
+            f"--output {output} already holds {earlier[0].name}; go on with --resume, replace it with --overwrite, or "
+            "name another folder"
+        )
+    for path in output.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    return None

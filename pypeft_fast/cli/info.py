@@ -1,0 +1,85 @@
+"""`pypeft-fast info`: what this machine and this installation can run, and why not the rest."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+import pypeft_fast
+
+from .. import _native, _op
+
+PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "peft")
+
+
+def run(arguments) -> None:
+    facts = collect()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for section in ("versions", "machine", "build"):
+        print(section)
+        for name, value in facts[section].items():
+            print(f"  {name:<16} {', '.join(value) if isinstance(value, list) else value}")
+    for device, ops in facts["kernels"].items():
+        for op, about in ops.items():
+            print(f"{op} on {device} tensors: {about['choice']}")
+            for name, state in about["kernels"].items():
+                print(f"  {name:<16} {state}")
+
+
+def collect() -> dict:
+    """Everything `info` tells, as plain data."""
+    return {
+        "versions": {
+            "pypeft_fast": pypeft_fast.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "cpu": _cpu_model(),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or "none",
+        },
+        "build": {
+            "location": str(Path(pypeft_fast.__file__).parent),
+            "native_library": _native.missing_cpu() or str(_native.LIBRARY_PATH),
+            "cpu_kernels": "none" if _native.missing_cpu() else _native.cpu_isa(),
+            "torch_cuda": torch.version.cuda or "none: a CPU build",
+        },
+        "kernels": {device: _kernels(device) for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]},
+    }
+
+
+def _kernels(device: str) -> dict[str, dict]:
+    """{op: its kernels, best first, with "available" or why not, and which of them runs on this device's tensors}."""
+    forced = os.environ.get("PYPEFT_FAST_KERNEL")
+    found = {}
+    for op in _op.OPS.values():
+        states = {}
+        for kernel in op.kernels:
+            elsewhere = kernel.devices is not None and device not in kernel.devices
+            states[kernel.name] = (
+                kernel.missing() or (elsewhere and f"runs on {', '.join(kernel.devices)}") or "available"
+            )
+        choice = next(name for name, state in states.items() if state == "available")
+        found[op.name] = {"choice": f"{forced} (PYPEFT_FAST_KERNEL)" if forced else choice, "kernels": states}
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,132 @@
+"""From conversations to token ids and labels: the loss sees what the assistant says, and nothing else."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from .data import Example
+from .errors import UserError
+
+IGNORE = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Encoded:
+    input_ids: list[int]
+    labels: list[int]  # input_ids where the token is the assistant's, else IGNORE; not shifted
+
+
+def render_prompt(tokenizer, messages) -> str:
+    """The text that the model is to continue with its answer.
+
+    By the tokenizer's chat template; a tokenizer without one gets the last message's text as it stands.
+    """
+    if tokenizer.chat_template is None:
+        return messages[-1]["content"]
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+
+def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a whole conversation, and where in it each answer starts and ends, its end token included."""
+    from jinja2 import TemplateError
+
+    messages = list(example.messages)
+    if tokenizer.chat_template is None:
+        if [m["role"] for m in messages] != ["user", "assistant"]:
+            raise UserError(
+                f"{example.source}: this tokenizer has no chat template, so each example must be one "
+                '"prompt" and its "completion"'
+            )
+        prompt, answer = messages[0]["content"], messages[1]["content"] + (tokenizer.eos_token or "")
+        return prompt + answer, [(len(prompt), len(prompt) + len(answer))]
+    spans = []
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = render_prompt(tokenizer, messages[:i]) if i else ""
+                through = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+                if not (text.startswith(through) and through.startswith(before)):
+                    raise UserError(
+                        f"{example.source}: the tokenizer's chat template renders message {i + 1} differently within "
+                        "the conversation, so its answer cannot be located; give conversations of one turn"
+                    )
+                spans.append((len(before), len(through)))
+    except TemplateError as error:
+        raise UserError(f"{example.source}: the tokenizer's chat template refuses it: {error}") from error
+    return text, spans
+
+
+def encode(tokenizer, example: Example, max_length: int) -> Encoded:
+    """Token ids of one conversation, cut after max_length tokens, and its labels.
+
+    Prompts and answers are tokenised apart, so that an answer follows the very tokens that generation will see before
+    it. Whitespace that a template writes after an answer's end token is no target, since generation stops there.
+    """
+    text, spans = _render(tokenizer, example)
+    special = set(tokenizer.all_special_ids)
+    ids, labels = [], []
+    for tokens, is_answer in _tokenise(tokenizer, text, spans):
+        targets = len(tokens) if is_answer else 0
+        ends = [i for i, token in enumerate(tokens[:targets]) if token in special]
+        if ends and not tokenizer.decode(tokens[ends[-1] + 1 :]).strip():
+            targets = ends[-1] + 1
+        ids += tokens
+        labels += tokens[:targets] + [IGNORE] * (len(tokens) - targets)
+    return Encoded(ids[:max_length], labels[:max_length])
+
+
+def _tokenise(tokenizer, text: str, spans: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:
+    """The text's tokens in consecutive pieces, each with whether it is an answer."""
+    plain = tokenizer.chat_template is None  # a chat template writes the first special token itself
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    pieces = [
+        (tokenizer(text[a:b], add_special_tokens=plain and a == 0)["input_ids"], (a, b) in spans)
+        for a, b in zip(edges, edges[1:], strict=False)
+        if a < b
+    ]
+    whole = tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
+    ids = whole["input_ids"]
+    apart = [token for tokens, _ in pieces for token in tokens]
+    if tokenizer.decode(apart) == tokenizer.decode(ids):
+        return pieces
+    # This tokenizer marks the start of every piece with a space of its own, as SentencePiece does: locate the answers
+    # among the tokens of the whole by their characters instead.
+    inside = [any(start <= a < b <= end for start, end in spans) for a, b in whole["offset_mapping"]]
+    return [([ids[i] for i, _ in run], key) for key, run in itertools.groupby(enumerate(inside), lambda pair: pair[1])]
+
+
+def encode_all(tokenizer, examples: list[Example], max_length: int) -> tuple[list[Encoded], int]:
+    """(encoded examples, how many were left out because max_length leaves none of their answer's tokens)."""
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer {type(tokenizer).__name__} gives no character offsets; a fast one is needed")
+    encoded = [encode(tokenizer, e, max_length) for e in examples]
+    # The model predicts each token from those before it: the first one is never a target.
+    kept = [e for e in encoded if any(label != IGNORE for label in e.labels[1:])]
+    return kept, len(encoded) - len(kept)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads a batch on the right, to its longest example: ids with pad_id, labels with IGNORE, attention with 0."""
+
+    pad_id: int
+
+    @classmethod
+    def of(cls, tokenizer) -> "Collator":
+        """With the tokenizer's padding token, or its end token where it has none (attention hides it either way)."""
+        known = [i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None]
+        return cls(known[0] if known else 0)
+
+    def __call__(self, batch: list[Encoded]) -> dict[str, torch.Tensor]:
+        longest = max(len(e.input_ids) for e in batch)
+
+        def rows(values, padding):
+            return torch.tensor([v + [padding] * (longest - len(v)) for v in values])
+
+        return {
+            "input_ids": rows([e.input_ids for e in batch], self.pad_id),
+            "attention_mask": rows([[1] * len(e.input_ids) for e in batch], 0),
+            "labels": rows([e.labels for e in batch], IGNORE),
+        }
