@@ -17,6 +17,7 @@ from . import _native
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
 LIBRARY = torch.library.Library("pypeft_fast", "DEF")
 OPS: dict[str, "Op"] = {}
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def _known(kernel: str | None) -> str | None:
@@ -85,12 +86,29 @@ class Op:
         self.kernels: list[Kernel] = []
         self.schema = schema
         self._check: Callable[..., None]
+        self._fake: Callable
+        self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         self._op = getattr(torch.ops.pypeft_fast, self.name).default
         OPS[self.name] = self
 
     def __call__(self, *args):
+        first = args[0]
+        if (
+            self._direct is not None
+            and not torch.compiler.is_compiling()
+            and _record is None
+            and (_forced is None or _forced == "cpu")
+            and type(first) in PLAIN  # no subclass that traces or wraps
+            and first.is_cpu
+            and first.dtype != torch.float64
+        ):
+            try:
+                return self._direct(*args)
+            except RuntimeError:
+                self._check(*args)  # it finds the words for what the kernel refused
+                raise
         return self._op(*args)
 
     def check(self, function):
@@ -98,8 +116,25 @@ class Op:
         self._check = function
         return function
 
+    def check_arguments(self, *args):
+        """What `check` registered, for an op that is made of this one."""
+        self._check(*args)
+
+    def fake_outputs(self, *args):
+        """What `fake` registered, for an op that is made of this one."""
+        return self._fake(*args)
+
+    def function(self, kernel: str) -> Callable:
+        """The function behind one of this op's kernels, without checks, for an op that is made of this one."""
+        return next(k.function for k in self.kernels if k.name == kernel)
+
+    def has_forced(self) -> bool:
+        """Whether `using` forces none of the kernels that this op lacks."""
+        return _forced is None or any(k.name == _forced for k in self.kernels)
+
     def fake(self, function):
         """Empty outputs of the right shape, dtype and device, for tracing."""
+        self._fake = function
 
         def checked(*args):
             self._check(*args)
@@ -122,11 +157,18 @@ class Op:
 
         return bind
 
-    def native_cpu(self, rejects=lambda *_: None):
-        """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema."""
+    def native_cpu(self, rejects=lambda *_: None, checks=False):
+        """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema.
+
+        checks: it refuses with RuntimeError whatever `check` refuses, so that a plain call may go straight to it: this
+        op's Python costs about 15 microseconds a call, more than a small layer's arithmetic.
+        """
         twin = f"{self.name}_cpu"
         LIBRARY.define(self.schema.replace(self.name, twin, 1))
-        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(getattr(torch.ops.pypeft_fast, twin).default)
+        function = getattr(torch.ops.pypeft_fast, twin).default
+        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(function)
+        if checks and _native.missing_cpu() is None:
+            self._direct = function
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""

@@ -4,6 +4,8 @@
 //
 // A task owns DA_COLUMNS columns of dA and walks down the rows of x: nothing is summed across tasks, so the result does
 // not depend on how many threads there are.
+#include "cpu/lora.h"
+
 #include "cpu/scratch.h"
 
 namespace pypeft {
@@ -29,7 +31,6 @@ struct DaArgs {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-namespace {
 Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype) {
   const Tensor dS = as_float(given_dS), x = with_dense_rows(given_x), mask = with_dense_rows(given_mask);
   DaArgs args{};
@@ -49,7 +50,7 @@ Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& give
   });
   return dA;
 }
-}  // namespace
+
 }  // namespace pypeft
 
 STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_da_cpu", TORCH_BOX(&pypeft::lora_da)); }

@@ -5,7 +5,7 @@
 // A task owns a range of columns of dY and walks down its rows. Its part of dB is complete; its part of dS is a sum
 // over its columns only, kept aside, and these parts are added at the end in the order of the columns. How many tasks
 // there are follows from the shape alone, so the result does not depend on how many threads there are.
-#include <tuple>
+#include "cpu/lora.h"
 
 #include "cpu/scratch.h"
 
@@ -43,7 +43,6 @@ int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-namespace {
 std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora_B, const Tensor& given_s,
                                       double scaling, bool need_dS, bool need_dB) {
   const Tensor dY = with_dense_rows(given_dY), s = as_float(given_s);
@@ -73,7 +72,7 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora
   }
   return {dS, dB};
 }
-}  // namespace
+
 }  // namespace pypeft
 
 STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_ds_db_cpu", TORCH_BOX(&pypeft::lora_ds_db)); }

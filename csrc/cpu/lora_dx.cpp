@@ -4,16 +4,17 @@
 //   dtype
 //
 // add_low_rank.h tells how.
+#include "cpu/lora.h"
+
 #include "cpu/add_low_rank.h"
 
 namespace pypeft {
-namespace {
 Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
                double p) {
   const Tensor* dropped = p > 0 ? &mask : nullptr;
   return frozen_and_low_rank(dY, weight, std::nullopt, dS, lora_A, dropout_scale(p), dropped);
 }
-}  // namespace
+
 }  // namespace pypeft
 
 STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_dx_cpu", TORCH_BOX(&pypeft::lora_dx)); }

@@ -5,7 +5,7 @@
 //
 // Rows are taken sixteen at a time: their mask is drawn, a tile of them is staged as float with the dropped elements 0,
 // and multiplied with A^T, which was packed as float once. The factor 65536 / (65536 - T) is applied to the sums.
-#include <tuple>
+#include "cpu/lora.h"
 
 #include "cpu/scratch.h"
 
@@ -33,7 +33,6 @@ struct ShrinkArgs {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-namespace {
 std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A, double p,
                                        const std::optional<Tensor>& seed) {
   const Tensor x = with_dense_rows(given);
@@ -61,7 +60,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   });
   return {s, mask};
 }
-}  // namespace
+
 }  // namespace pypeft
 
 STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_shrink_cpu", TORCH_BOX(&pypeft::lora_shrink)); }

@@ -1,4 +1,4 @@
-"""LoRA over a frozen linear layer, differentiable: two ops forward, three backward.
+"""LoRA over a frozen linear layer, differentiable: one call each way on a CPU, else two launches and three.
 
 Saved for backward: x itself, s [M, r] and the packed mask (one bit an element). Never a dropped, cast or copied x.
 """
@@ -6,18 +6,13 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 import torch
 
 from ..ops import _check, philox
+from ..ops.lora_backward import lora_backward
 from ..ops.lora_da import lora_da
 from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
+from ..ops.lora_forward import lora_forward
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
-
-
-def _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
-    rows = x.reshape(-1, x.shape[-1])
-    s, mask = lora_shrink(rows, lora_A, p, seed)
-    y = lora_linear_op(rows, weight, bias, s, lora_B, scaling)
-    return y.view(*x.shape[:-1], weight.shape[0]), s, mask
 
 
 class LoRALinearFunction(torch.autograd.Function):
@@ -35,28 +30,49 @@ class LoRALinearFunction(torch.autograd.Function):
             mask if need_dS and p > 0 else None,
         )
         ctx.scaling, ctx.p, ctx.dtype_A = scaling, p, lora_A.dtype
-        ctx.x_shape = x.shape
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, dY):
         x, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
-        dY = grad.reshape(-1, grad.shape[-1])
-        dX = dW = dA = dB = None
+        dX = dW = dA = dB = db = None
         if need_x or need_A or need_B:
-            dS, dB = lora_ds_db(dY, lora_B, s, ctx.scaling, need_x or need_A, need_B)
-            if mask is None:
-                mask = dY.new_empty(0, 0, dtype=torch.uint8)
-        if need_x:
-            dX = lora_dx(dY, weight, dS, lora_A, mask, ctx.p).view(ctx.x_shape)
-        if x is not None:
-            rows = x.reshape(-1, x.shape[-1])
-            dA = lora_da(dS, rows, mask, ctx.p, ctx.dtype_A) if need_A else None
-            dW = dY.t() @ rows if need_weight else None
-        db = dY.sum(0) if need_bias else None
-        return dX, dW, db, dA, dB if need_B else None, None, None, None
+            needs = need_x, need_A, need_B
+            saved = x, weight, lora_A, lora_B, s, mask
+            grads = _backward(dY, *saved, ctx.scaling, ctx.p, *needs, ctx.dtype_A)
+            dX, dA, dB = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+        if need_weight:
+            dW = dY.reshape(-1, dY.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+        if need_bias:
+            db = dY.reshape(-1, dY.shape[-1]).sum(0)
+        return dX, dW, db, dA, dB, None, None, None
+
+
+def _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+    """y, s, mask: in one call on a CPU, in two launches elsewhere."""
+    if x.is_cpu and lora_forward.has_forced():
+        return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+    rows = x.reshape(-1, x.shape[-1])
+    s, mask = lora_shrink(rows, lora_A, p, seed)
+    y = lora_linear_op(rows, weight, bias, s, lora_B, scaling)
+    return y.view(*x.shape[:-1], weight.shape[0]), s, mask
+
+
+def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A):
+    """dX, dA, dB, None or empty where not needed: in one call on a CPU, in at most three launches elsewhere."""
+    if dY.is_cpu and lora_backward.has_forced():
+        return lora_backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A)
+    rows, dX, dA = dY.reshape(-1, dY.shape[-1]), None, None
+    if mask is None:
+        mask = dY.new_empty(0, 0, dtype=torch.uint8)
+    dS, dB = lora_ds_db(rows, lora_B, s, scaling, need_x or need_A, need_B)
+    if need_x:
+        dX = lora_dx(rows, weight, dS, lora_A, mask, p).view(*dY.shape[:-1], weight.shape[1])
+    if need_A:
+        dA = lora_da(dS, x.reshape(-1, x.shape[-1]), mask, p, dtype_A)
+    return dX, dA, dB
 
 
 def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None):

@@ -1,5 +1,7 @@
 """What the ops' checks share: every message names the argument, its value and what is accepted."""
 
+import math
+
 import torch
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -10,6 +12,13 @@ def matrix(op, **tensors):
     for name, t in tensors.items():
         if t.dim() != 2:
             raise ValueError(f"{op}: {name} must have 2 dimensions, got shape {tuple(t.shape)}")
+
+
+def rows(op, name, tensor):
+    """x [.., K] as [M, K]."""
+    if tensor.dim() < 1:
+        raise ValueError(f"{op}: {name} must have at least 1 dimension, got shape {tuple(tensor.shape)}")
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def shape(op, name, tensor, expected, why):

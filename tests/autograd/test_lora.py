@@ -85,7 +85,43 @@ def test_half_precision(kernel, dtype, adapter):
         assert got.dtype == own.dtype and error <= 2 * eager_error + torch.finfo(dtype).eps * truth.abs().max()
 
 
-def test_two_ops_forward_and_three_backward():
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """CPU tensors take the way of a GPU's: one op after the other."""
+    for op in ("lora_forward", "lora_backward"):
+        monkeypatch.setattr(OPS[op], "has_forced", lambda: False)
+
+
+def test_one_call_each_way_on_a_cpu():
+    x, W, A, B, b = tensors()
+    with pf.recording() as ran:
+        pf.lora_linear(x, W, A, B, b, dropout_p=0.1).sum().backward()
+    assert [op for op, _ in ran] == ["lora_forward", "lora_backward"]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("x_shape", [(24,), (4, 5, 24), (2, 0, 24)], ids=str)
+def test_both_ways_give_the_same_bits(p, x_shape, request):
+    args = tensors(x_shape=x_shape)
+    x, W, A, B, b = args
+
+    def step():
+        y = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=p, generator=torch.Generator().manual_seed(5))
+        return y, *torch.autograd.grad(y, args, torch.ones_like(y))
+
+    direct = step()
+    with pf.recording() as ran:
+        through_python = step()
+    assert [op for op, _ in ran] == ["lora_forward", "lora_backward"]
+    request.getfixturevalue("elsewhere")
+    with pf.recording() as ran:
+        one_by_one = step()
+    assert len(ran) == 5
+    for a, b, c in zip(direct, through_python, one_by_one, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_two_ops_forward_and_three_backward(elsewhere):
     x, W, A, B, b = tensors()
     W.requires_grad_(False)
     with pf.recording() as ran:
@@ -119,6 +155,13 @@ def saved(frozen, p=0.1, grad=True):
 
 
 def test_only_x_itself_s_and_the_packed_mask_are_saved():
+    s, mask = "(20, 3) torch.float32", "(20, 3) torch.uint8"
+    assert saved("W")[0] == [s, mask, "A", "B", "W", "x"]
+    assert saved("Wx")[0] == [s, mask, "B", "x"]
+    assert saved("WxAB")[0] == []
+
+
+def test_elsewhere_too_and_no_op_runs_whose_result_nobody_needs(elsewhere):
     s, mask = "(20, 3) torch.float32", "(20, 3) torch.uint8"
     assert saved("W") == ([s, mask, "A", "B", "W", "x"], ["lora_ds_db", "lora_dx", "lora_da"])
     assert saved("W", p=0.0) == ([s, "A", "B", "W", "x"], ["lora_ds_db", "lora_dx", "lora_da"])

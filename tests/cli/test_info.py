@@ -24,7 +24,7 @@ def test_the_choice_it_tells_is_the_kernel_that_runs(command):
     A, B = torch.randn(2, 16, requires_grad=True), torch.randn(8, 2, requires_grad=True)
     with pf.recording() as ran:
         pf.lora_linear(x, W, A, B, dropout_p=0.1).sum().backward()
-    assert len(ran) >= 5 and dict(ran).items() <= told.items()
+    assert len(ran) == 2 and dict(ran).items() <= told.items()
 
 
 def test_it_says_why_a_kernel_is_not_there(command):

@@ -62,7 +62,22 @@ def sample(op_name, case, draw=0):
     weight, bias = _randn(case, N, K, transposed=True), _randn(case, N) if case.bias else None
     A, B = _randn(case, r, K, dtype=P), _randn(case, N, r, dtype=P)
     s, dS = _randn(case, M, r, dtype=S), _randn(case, M, r, dtype=S)
+    needed = mask if p > 0 else None
     return {
+        "lora_forward": (x, weight, bias, A / K**0.5, B, SCALING, p, seed),
+        "lora_backward": (
+            dY,
+            x,
+            weight,
+            A,
+            B / r**0.5,
+            s,
+            needed,
+            SCALING,
+            p,
+            *case.options.get("needs", (True,) * 3),
+            P,
+        ),
         "lora_shrink": (x, A, p, seed),
         "lora_linear": (x, weight, bias, s * (K / r) ** 0.5, B, SCALING),
         "lora_ds_db": (dY, B, s, SCALING, *case.options.get("need", (True, True))),
@@ -84,8 +99,21 @@ def _ds_db(dY, B, s, scaling, need_dS, need_dB):
     return dS if need_dS else dS[:0], dB if need_dB else dB[:0]
 
 
+def _forward(x, W, b, A, B, scaling, p, seed):
+    s, mask = EAGER["lora_shrink"](x, A, p, seed)
+    return EAGER["lora_linear"](x, W, b, s, B, scaling), s, mask
+
+
+def _backward(dY, x, W, A, B, s, mask, scaling, p, need_dX, need_dA, need_dB, dtype):
+    dS, dB = _ds_db(dY, B, s, scaling, True, need_dB)
+    dX, dA = EAGER["lora_dx"](dY, W, dS, A, mask, p), EAGER["lora_da"](dS, x, mask, p, dtype)
+    return dX if need_dX else dY.new_empty(0), dA if need_dA else A.new_empty(0), dB if need_dB else B.new_empty(0)
+
+
 # Eager PyTorch as PEFT would write it: separate matmuls, rounded to a dtype after each.
 EAGER = {
+    "lora_forward": _forward,
+    "lora_backward": _backward,
     "lora_shrink": _shrink,
     "lora_linear": lambda x, W, b, s, B, c: (F.linear(x, W, b) + F.linear(s, B.to(s.dtype)) * c).to(x.dtype),
     "lora_ds_db": _ds_db,

@@ -87,6 +87,11 @@ def _without_mask(function, *args):
     return function(*head, p_or_mask, 0.0, *args[len(head) + 2 :])
 
 
+def _without_output(index):
+    """The kernel with one of its outputs zero."""
+    return lambda function, *args: tuple(t * (i != index) for i, t in enumerate(function(*args)))
+
+
 def _without_scale(function, *args):
     """The kernel without the factor 1/(1-p) on what dropout keeps."""
     p = next(a for a in args if isinstance(a, float))
@@ -98,6 +103,23 @@ def _without_scale(function, *args):
 
 
 SPOILED = {
+    "lora_forward": {
+        "zero y": _without_output(0),
+        "zero s": _without_output(1),
+        "no base": _without(1),
+        "no bias": _without(2),
+        "no low rank": _without(4),
+        "no dropout": lambda f, *a: (f(*a[:6], 0.0, None)[0], *f(*a)[1:]),
+    },
+    "lora_backward": {
+        "zero dX": _without_output(0),
+        "zero dA": _without_output(1),
+        "zero dB": _without_output(2),
+        "no base": _without(2),
+        "no low rank": _without(3),
+        "no scaling": lambda f, *a: f(*a[:7], 1.0, *a[8:]),
+        "no dropout": lambda f, *a: f(*a[:6], None, a[7], 0.0, *a[9:]),
+    },
     "lora_shrink": {"zeros": _zeros, "no mask": _without_mask, "no scale": _without_scale},
     "lora_linear": {"zeros": _zeros, "no low rank": _without(3), "no bias": _without(2), "no base": _without(1)},
     "lora_ds_db": {

@@ -1,0 +1,19 @@
+// The ops of LoRA on CPUs: each is what pypeft_fast/ops/X.py says of it, on arguments that its check has passed.
+#pragma once
+#include <tuple>
+
+#include "common.h"
+
+namespace pypeft {
+
+std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A, double p,
+                                       const std::optional<Tensor>& seed);
+Tensor lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& s,
+                   const Tensor& lora_B, double scaling);
+std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora_B, const Tensor& given_s,
+                                      double scaling, bool need_dS, bool need_dB);
+Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
+               double p);
+Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype);
+
+}  // namespace pypeft

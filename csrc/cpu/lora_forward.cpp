@@ -1,0 +1,30 @@
+// s, mask = shrink(x), y = x W^T + b + scaling * s B^T in one call: what lora_shrink and lora_linear compute.
+//
+//   x [.., K], weight [N, K], bias [N] or none, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0
+//   -> y [.., N], s [M, r], mask uint8 [M, ceil(K/8)] ([0, ..] if p = 0)
+#include "cpu/fits.h"
+#include "cpu/lora.h"
+
+namespace pypeft {
+namespace {
+std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& weight,
+                                                const std::optional<Tensor>& bias, const Tensor& lora_A,
+                                                const Tensor& lora_B, double scaling, double p,
+                                                const std::optional<Tensor>& seed) {
+  const int64_t K = x.dim() ? x.size(-1) : -1;
+  fits(is_matrix(weight) && is_matrix(lora_A) && is_matrix(lora_B) && weight.size(1) == K && lora_A.size(1) == K);
+  const int64_t N = weight.size(0), r = lora_A.size(0);
+  fits(r > 0 && lora_B.size(0) == N && lora_B.size(1) == r && is_activation(x) && like(weight, x));
+  fits(is_adapter(lora_A, x) && is_adapter(lora_B, x) && is_probability(p));
+  if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
+  fits(seed.has_value() == (p > 0));
+  if (seed) fits(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1);
+
+  const Tensor rows = as_rows(x);
+  auto [s, mask] = lora_shrink(rows, lora_A, p, seed);
+  return {in_shape_of(x, lora_linear(rows, weight, bias, s, lora_B, scaling)), s, mask};
+}
+}  // namespace
+}  // namespace pypeft
+
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_forward_cpu", TORCH_BOX(&pypeft::lora_forward)); }

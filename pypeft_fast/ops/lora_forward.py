@@ -1,0 +1,46 @@
+"""y = x W^T + b + scaling * (drop(x) A^T) B^T in one call on a CPU: lora_shrink and lora_linear together.
+
+x [.., K], weight [N, K] (any strides), bias [N] or None, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0 ->
+y [.., N] in x's dtype, s [M, r] and mask as of lora_shrink, M the rows of x. On small layers a call costs more than its
+arithmetic. Source of LoRA: Hu et al., arXiv:2106.09685.
+"""
+
+from .._op import Op
+from . import _check
+from .lora_linear import lora_linear
+from .lora_shrink import lora_shrink
+
+lora_forward = Op(
+    "lora_forward(Tensor x, Tensor weight, Tensor? bias, Tensor lora_A, Tensor lora_B, float scaling, float p,"
+    " Tensor? seed) -> (Tensor y, Tensor s, Tensor mask)"
+)
+
+
+@lora_forward.check
+def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+    rows = _check.rows("lora_forward", "x", x)
+    lora_shrink.check_arguments(rows, lora_A, p, seed)
+    s, _ = lora_shrink.fake_outputs(rows, lora_A, 0.0, None)
+    lora_linear.check_arguments(rows, weight, bias, s, lora_B, scaling)
+
+
+@lora_forward.fake
+def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+    rows = _check.rows("lora_forward", "x", x)
+    return x.new_empty(*x.shape[:-1], weight.shape[0]), *lora_shrink.fake_outputs(rows, lora_A, p, seed)
+
+
+def _of(kernel):
+    shrink, linear = lora_shrink.function(kernel), lora_linear.function(kernel)
+
+    def forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+        rows = _check.rows("lora_forward", "x", x)
+        s, mask = shrink(rows, lora_A, p, seed)
+        return linear(rows, weight, bias, s, lora_B, scaling).view(*x.shape[:-1], weight.shape[0]), s, mask
+
+    return forward
+
+
+lora_forward.reference(_of("reference"))
+lora_forward.kernel("blas")(_of("blas"))
+lora_forward.native_cpu(_check.no_float64, checks=True)
