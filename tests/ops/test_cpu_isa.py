@@ -182,7 +182,7 @@ def agrees(op, args, outputs, keep):
     for output, expected, most in zip(outputs, truth(op, args, keep), magnitude, strict=False):
         assert output.shape == expected.shape and output.is_contiguous()
         bound = 2 * torch.finfo(output.dtype).eps * expected.abs() + 1e-6 * most
-        # The frozen part is rounded to the activations' dtype before the low-rank part is added, or a factor multiplies.
+        # The frozen part is rounded to the activations' dtype before the low-rank part is added or a factor multiplies.
         if op in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"):
             bound = bound + torch.finfo(args[0].dtype).eps * most
         if not bool(((output.double() - expected).abs() <= bound).all()):
