@@ -3,10 +3,10 @@
 //   x [M, K], weight [N, K] (any strides), bias [N] or none, ia3_l [N] or with feedforward [K]
 //   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed and with feedforward
 //
-// The frozen part is the vendor's GEMM; the scaling is one pass over its result or its input.
+// The frozen product, and one pass over its result or its input that scales the columns.
 #include <tuple>
 
-#include "cpu/add_low_rank.h"
+#include "cpu/frozen_product.h"
 #include "cpu/scale_columns.h"
 
 namespace pypeft {
@@ -20,9 +20,9 @@ std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight,
     const Tensor x = with_dense_rows(given);
     Tensor scaled = torch::stable::new_empty(x, {M, x.size(1)});
     scale_columns(x, ia3_l, &scaled, nullptr, nullptr);
-    return {vendor_matmul(scaled, transposed, bias), none};
+    return {frozen_product(scaled, transposed, bias), none};
   }
-  Tensor z = vendor_matmul(given, transposed, bias);
+  Tensor z = frozen_product(given, transposed, bias);
   Tensor y = need_z ? torch::stable::new_empty(z, {M, N}) : z;
   scale_columns(z, ia3_l, &y, nullptr, nullptr);
   return {y, need_z ? z : none};
