@@ -23,7 +23,8 @@ class AdapterLinear(nn.Linear):
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
-        return layer.train(linear.training)
+        layer.training = linear.training  # not train(): what a subclass does there may need the adapter
+        return layer
 
     def _freeze(self):
         """Freezes weight and bias; the device and dtype of an adapter: float32 over a half-precision weight."""
