@@ -27,7 +27,7 @@ class AdapterLinear(nn.Linear):
         return layer
 
     def _freeze(self):
-        """Freezes weight and bias; the device and dtype of an adapter: float32 over a half-precision weight."""
+        """Freezes weight and bias; returns an adapter's device and dtype, float32 over a half-precision weight."""
         self._frozen = None  # the original parameters by name, while merged: a dict, which nn.Module does not register
         self.weight.requires_grad_(False)
         if self.bias is not None:
