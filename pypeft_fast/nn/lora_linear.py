@@ -8,10 +8,11 @@ from torch import nn
 
 from ..autograd.lora import lora_linear
 from ..ops import _check
+from .adapter_linear import AdapterLinear
 from .merge import lora_delta, merged_weight
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(AdapterLinear):
     """y = x W^T + b + scaling * (drop(x) A^T) B^T with W and b frozen (Hu et al., arXiv:2106.09685).
 
     A drop-in for nn.Linear: same constructor, same weight and bias, and lora_A [r, K] and lora_B [N, r] to train.
@@ -50,26 +51,16 @@ class LoRALinear(nn.Linear):
 
         Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else.
         """
-        if type(linear) is not nn.Linear:
-            raise TypeError(f"from_linear: linear is a {type(linear).__qualname__}, expected a torch.nn.Linear")
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = linear.weight, linear.bias
+        layer = cls._sharing(linear)
         layer._add_adapter(r, lora_alpha, lora_dropout, use_rslora)
-        return layer.train(linear.training)
+        return layer
 
     def _add_adapter(self, r, lora_alpha, lora_dropout, use_rslora):
         if not isinstance(r, int) or r < 1:
             raise ValueError(f"r={r!r} must be an integer of at least 1")
         _check.dropout_p("lora_dropout", lora_dropout)
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
-        self._frozen_weight = None  # the original weight, while merged
-        half = self.weight.dtype in (torch.bfloat16, torch.float16)
-        like = dict(device=self.weight.device, dtype=torch.float32 if half else self.weight.dtype)
-        self.weight.requires_grad_(False)
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
+        like = self._freeze()
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **like))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **like))
         self.reset_lora_parameters()
@@ -97,43 +88,8 @@ class LoRALinear(nn.Linear):
             training=self.training,
         )
 
-    @property
-    def merged(self) -> bool:
-        return self._frozen_weight is not None
-
-    def merge(self):
-        """Folds the adapter into a weight of its own, summed in float32: the layer then is a plain linear layer.
-
-        The original weight is kept beside it, since subtracting the update would not give its bits back; a module
-        that shares it does not change. The state dict stays that of the unmerged layer.
-        """
-        if not self.merged:
-            self._frozen_weight = [self.weight]  # in a list, where nn.Module does not register it
-            delta = lora_delta(self.lora_A, self.lora_B, self.scaling)
-            self.weight = nn.Parameter(merged_weight(self.weight, [delta]), requires_grad=False)
-
-    def unmerge(self):
-        """Puts the original weight back, bit for bit."""
-        if self.merged:
-            self.weight, self._frozen_weight = self._frozen_weight[0], None
-
-    def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the original is cast, and merged again
-        merged = self.merged
-        self.unmerge()
-        super()._apply(fn, recurse)
-        if merged:
-            self.merge()
-        return self
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.merged:
-            weight = self._frozen_weight[0]
-            destination[prefix + "weight"] = weight if keep_vars else weight.detach()
-
-    def _load_from_state_dict(self, *args):
-        self.unmerge()
-        super()._load_from_state_dict(*args)
+    def _merged_values(self):
+        return {"weight": merged_weight(self.weight, [lora_delta(self.lora_A, self.lora_B, self.scaling)])}
 
     def extra_repr(self):
         return f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, lora_dropout={self.lora_dropout}"

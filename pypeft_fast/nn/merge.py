@@ -17,3 +17,10 @@ def merged_weight(weight, deltas):
         for delta in deltas:
             total += delta
         return total.to(weight.dtype)
+
+
+def scaled_in_float32(parameter, factor):
+    """A new tensor: parameter * factor, multiplied in float32 and rounded once to parameter's dtype."""
+    with torch.no_grad():
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return (parameter.to(wide) * factor.to(wide)).to(parameter.dtype)

@@ -100,6 +100,8 @@ class Case:
         s, dS = self.random(self.M, self.r, S), self.random(self.M, self.r, S)
         holes = x.masked_fill(self.keep() == 0, torch.nan)
         seed = torch.tensor([SEED]) if self.p > 0 else None
+        z, whole = self.random(self.M, self.N, self.T), self.random(self.M, self.K, self.T)
+        l_N, l_K = self.random(1, self.N, self.P)[0], self.random(1, self.K, self.P)[0]
         return [
             ("lora_shrink", (holes, A, self.p, seed)),
             ("lora_linear", (x, weight, bias, s, B, SCALING)),
@@ -109,6 +111,13 @@ class Case:
             ("lora_ds_db", (dY, B, s, SCALING, False, True)),
             ("lora_dx", (dY, weight, dS, A, self.mask(), self.p)),
             ("lora_da", (dS, holes, self.mask(), self.p, self.P)),
+            ("ia3_linear", (whole, weight, bias, l_N, False, True)),
+            ("ia3_linear", (whole, weight, None, l_N, False, False)),
+            ("ia3_linear", (whole, weight, bias, l_K, True, True)),
+            ("ia3_dx_dl", (dY, weight, l_N, z, False, True, True)),
+            ("ia3_dx_dl", (dY, weight, l_N, z, False, False, True)),
+            ("ia3_dx_dl", (dY, weight, l_K, whole, True, True, True)),
+            ("ia3_dx_dl", (dY, weight, l_K, whole, True, True, False)),
         ]
 
 
@@ -123,7 +132,16 @@ def truth(op, args, keep):
         return (d[3] * (d[0] @ d[1]))[: None if d[4] else 0], (d[3] * (d[0].t() @ d[2]))[: None if d[5] else 0]
     if op == "lora_dx":
         return (d[0] @ d[1] + keep * (d[2] @ d[3]),)
-    return (d[0].t() @ (d[1] * keep),)
+    if op == "lora_da":
+        return (d[0].t() @ (d[1] * keep),)
+    if op == "ia3_linear":
+        x, W, b, scale, feedforward, need_z = d
+        z = (x * scale if feedforward else x) @ W.t() + (0 if b is None else b)
+        return (z, z[:0]) if feedforward else (z * scale, z if need_z else z[:0])
+    dY, W, scale, saved, feedforward, need_dX, need_dl = d
+    dX = (dY @ W) * scale if feedforward else (dY * scale) @ W
+    dl = ((dY @ W if feedforward else dY) * saved).sum(0)
+    return dX[: None if need_dX else 0], dl[: None if need_dl else 0]
 
 
 CASES = [
@@ -173,8 +191,9 @@ def agrees(op, args, outputs, keep):
     for output, expected, most in zip(outputs, truth(op, args, keep), magnitude, strict=False):
         assert output.shape == expected.shape and output.is_contiguous()
         bound = 2 * torch.finfo(output.dtype).eps * expected.abs() + 1e-6 * most
-        if op in ("lora_linear", "lora_dx"):  # the frozen part is rounded before the low-rank part is added
-            bound = bound + torch.finfo(output.dtype).eps * most
+        # The frozen part is rounded to the activations' dtype before the low-rank part is added or a factor multiplies.
+        if op in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"):
+            bound = bound + torch.finfo(args[0].dtype).eps * most
         if not bool(((output.double() - expected).abs() <= bound).all()):
             return False
     return True
