@@ -60,18 +60,18 @@ class PeftModel(nn.Module):
 
     def forward(self, *args, adapter_names: list[str] | None = None, **kwargs):
         """The model's forward. adapter_names: one adapter a row of the batch, "__base__" for none (eval mode only)."""
-        with self._rows(adapter_names):
+        with self._rows(adapter_names, args, kwargs):
             return self.get_base_model()(*args, **kwargs)
 
     def generate(self, *args, adapter_names: list[str] | None = None, **kwargs):
-        """The model's generate; adapter_names as in forward."""
-        with self._rows(adapter_names):
+        """The model's generate; adapter_names as in forward, one a prompt: beams and sequences of it share the name."""
+        with self._rows(adapter_names, args, kwargs):
             return self.get_base_model().generate(*args, **kwargs)
 
-    def _rows(self, adapter_names):
+    def _rows(self, adapter_names, args, kwargs):
         if adapter_names is None:
             return contextlib.nullcontext()
-        return self.base_model.rows(adapter_names)
+        return self.base_model.rows(adapter_names, _batch_size(args, kwargs))
 
     def get_base_model(self):
         """The user's model, with adapters in its layers."""
@@ -259,6 +259,14 @@ class PeftModel(nn.Module):
             mine[name].copy_(value)
         if not is_trainable:
             self.eval()
+
+
+def _batch_size(args, kwargs) -> int | None:
+    """Of a model's inputs: the length of the first that is a batch of rows. None if there is none, as when generate
+    starts from nothing."""
+    first = [kwargs.get(name) for name in ("input_ids", "inputs_embeds", "inputs")]
+    tensors = [v for v in (*first, *args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dim() > 1]
+    return tensors[0].shape[0] if tensors else None
 
 
 def _prefixed(tensors):
