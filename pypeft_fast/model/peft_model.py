@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,7 +17,11 @@ PREFIX = "base_model.model."  # of every name in an adapter's file
 
 
 def check_bare(model, remedy) -> None:
-    """ValueError if the model has adapters, ours or PEFT's; it names the remedy."""
+    """TypeError if it is no module, ValueError if it has adapters, ours or PEFT's; the message names the remedy."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model={model!r} is a {type(model).__name__}, expected a torch.nn.Module; load the model first"
+        )
     if isinstance(model, PeftModel) or any(_has_adapters(m) for m in model.modules()):
         raise ValueError(
             f"this {type(model).__name__} has adapters already; add another with {remedy}, or take them off first with "
@@ -26,7 +31,8 @@ def check_bare(model, remedy) -> None:
 
 def check_config(config) -> None:
     if not isinstance(config, LoraConfig):
-        raise TypeError(f"peft_config is a {type(config).__name__}, expected a pypeft_fast.LoraConfig")
+        kind = f"{type(config).__module__}.{type(config).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"peft_config is a {kind}, expected a pypeft_fast.LoraConfig")
 
 
 def _has_adapters(module) -> bool:
@@ -95,6 +101,9 @@ class PeftModel(nn.Module):
 
     @property
     def active_peft_config(self) -> LoraConfig:
+        """The config of the first active adapter; ValueError if none is active."""
+        if not self.active_adapters:
+            raise ValueError(f"no adapter is active; set_adapter(name) of {', '.join(self.peft_config) or 'a new one'}")
         return self.peft_config[self.active_adapters[0]]
 
     def _free(self, name):
@@ -126,13 +135,18 @@ class PeftModel(nn.Module):
         self.base_model.set_adapter(adapter_name, inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Removes an adapter. If it was active and others are left, the first of those becomes active."""
+        """Removes an adapter. If it was active and others are left, the first of those becomes active.
+
+        If it was the last, none is active, and as in PEFT a new one is not until set_adapter; a warning says so.
+        """
         self.base_model.check_known(adapter_name)
         was_active = adapter_name in self.active_adapters
         self.base_model.delete(adapter_name)
         if was_active and not self.active_adapters and self.peft_config:
             first = next(iter(self.peft_config))
             self.set_adapter(first, inference_mode=self.peft_config[first].inference_mode)
+        if not self.peft_config:
+            warnings.warn("no adapter is left: one that is added now trains and counts after set_adapter", stacklevel=2)
 
     @contextlib.contextmanager
     def disable_adapter(self):
