@@ -2,9 +2,11 @@
 
 A save writes both files whole under other names (.new), then renames the weights, then the config. The first rename is
 the moment of change: before it the old pair is there untouched, and after it a reader takes the config from its .new
-file until the second rename has happened.
+file until the second rename has happened. The weights' metadata holds the hash of their config, so that a .new file
+left by a crash is not taken for the config of weights that something else, such as PEFT, has put there since.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from .config import LoraConfig, get_peft_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_HASH = "adapter_config_sha256"  # a key of the weights' metadata
 
 
 def save_config(folder, config) -> None:
@@ -35,7 +38,8 @@ def save_adapter(folder, config, tensors: dict[str, torch.Tensor]) -> None:
     weights = _new(folder, WEIGHTS)
     weights.touch()
     _write_config(_new(folder, CONFIG), config)
-    save_file(_unshared(tensors), weights, metadata={"format": "pt"})
+    metadata = {"format": "pt", CONFIG_HASH: _hash(_new(folder, CONFIG))}
+    save_file(_unshared(tensors), weights, metadata=metadata)
     weights.chmod(_new(folder, CONFIG).stat().st_mode)  # save_file makes it private, whatever the umask
     _sync(weights)
     os.replace(weights, folder / WEIGHTS)
@@ -122,12 +126,28 @@ def _new(folder, name) -> Path:
 
 def _config_path(folder) -> Path:
     """The config that belongs to the weights: see the module's docstring."""
-    renamed_weights_only = _new(folder, CONFIG).is_file() and not _new(folder, WEIGHTS).is_file()
-    return _new(folder, CONFIG) if renamed_weights_only else folder / CONFIG
+    config = _new(folder, CONFIG)
+    renamed_weights_only = config.is_file() and not _new(folder, WEIGHTS).is_file()
+    return config if renamed_weights_only and _hash_in(folder / WEIGHTS) == _hash(config) else folder / CONFIG
+
+
+def _hash(config_path) -> str:
+    return hashlib.sha256(config_path.read_bytes()).hexdigest()
+
+
+def _hash_in(weights_path) -> str | None:
+    """That of the config the weights were saved with; None if they are not there, not whole or not from here."""
+    if not weights_path.is_file():
+        return None
+    try:
+        with safe_open(weights_path, framework="pt") as file:
+            return (file.metadata() or {}).get(CONFIG_HASH)
+    except SafetensorError:
+        return None
 
 
 def _finish_earlier_save(folder) -> None:
-    """A .new config with no .new weights belongs to a save that has taken effect: it gets its name."""
+    """A .new config that belongs to the weights is of a save that has taken effect: it gets its name."""
     if _config_path(folder).name != CONFIG:
         os.replace(_new(folder, CONFIG), folder / CONFIG)
 

@@ -200,7 +200,7 @@ class PeftModel(nn.Module):
         self, save_directory, selected_adapters: list[str] | None = None, save_embedding_layers="auto", **options
     ) -> None:
         """Writes adapter_config.json and adapter_model.safetensors: of "default" into the folder itself, of every
-        other adapter into a folder of its name inside it. Atomic: a crash leaves an earlier adapter whole.
+        other adapter into a folder of its name inside it. A crash leaves the earlier adapter or the new one.
 
         selected_adapters: the names of those to save; all of them by default.
         save_embedding_layers: whether to write the embeddings too; "auto": if the vocabulary was resized.
