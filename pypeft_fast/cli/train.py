@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 
+from ..model.trainer import AdapterTrainer
 from .data import Example, split
 from .errors import UserError
 from .plot import Curve, plot_losses
 from .tokens import IGNORE, Collator, Encoded, encode_all
-
-ADAPTER = "default"
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ def lora_config(library, settings: Settings):
     )
 
 
-class AdapterTrainer(Trainer):
-    """A Trainer whose checkpoints hold the adapter and the optimizer's state, never the frozen base weights."""
+class TimedTrainer(AdapterTrainer):
+    """An AdapterTrainer with this command's progress bar, that keeps the times of its steps."""
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -90,12 +89,6 @@ class AdapterTrainer(Trainer):
         self.add_callback(ProgressBar)
         self.step_times = StepTimes()
         self.add_callback(self.step_times)
-
-    def _save(self, output_dir=None, state_dict=None):
-        self.model.save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.model.load_adapter(resume_from_checkpoint, ADAPTER, is_trainable=True)
 
 
 class ProgressBar(ProgressCallback):
@@ -153,7 +146,7 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
     return metrics | {"losses": losses}
 
 
-def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path) -> AdapterTrainer:
+def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path) -> TimedTrainer:
     """A trainer of the model's trainable parameters on data.train; checkpoints go to output/checkpoint-STEP."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -177,7 +170,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
-    return AdapterTrainer(model, arguments, data_collator=collator, train_dataset=data.train)
+    return TimedTrainer(model, arguments, data_collator=collator, train_dataset=data.train)
 
 
 def last_checkpoint(output: Path) -> Path | None:

@@ -67,7 +67,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, mo
     options = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
     assert finetune(tmp_path / "whole", *options)[0] == 0
 
-    real, steps = train.AdapterTrainer.training_step, []
+    real, steps = train.TimedTrainer.training_step, []
 
     def interrupted(self, *args, **kwargs):
         steps.append(self.state.global_step)
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, mo
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(train.AdapterTrainer, "training_step", interrupted)
+    monkeypatch.setattr(train.TimedTrainer, "training_step", interrupted)
     code, _, err = finetune(tmp_path / "parts", *options)
     assert code == 130 and "--resume" in err and "Traceback" not in err
     assert not (tmp_path / "parts" / "adapter_model.safetensors").exists()
