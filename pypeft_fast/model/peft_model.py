@@ -29,6 +29,11 @@ def check_bare(model, remedy) -> None:
         )
 
 
+def can_name_adapter(name) -> bool:
+    """An adapter's name becomes part of its parameters' names and an attribute of an nn.ModuleDict."""
+    return isinstance(name, str) and name not in ("", BASE) and "." not in name and not hasattr(nn.ModuleDict, name)
+
+
 def check_config(config) -> None:
     if not isinstance(config, LoraConfig):
         kind = f"{type(config).__module__}.{type(config).__qualname__}".removeprefix("builtins.")
@@ -109,7 +114,7 @@ class PeftModel(nn.Module):
     def _free(self, name):
         if name in self.peft_config:
             raise ValueError(f"adapter_name={name!r} exists already; delete_adapter({name!r}) first, or take another")
-        if not isinstance(name, str) or not name or "." in name or name == BASE or hasattr(nn.ModuleDict, name):
+        if not can_name_adapter(name):
             raise ValueError(
                 f"adapter_name={name!r} must be a name without dots, and not {BASE} or a method of modules"
             )
