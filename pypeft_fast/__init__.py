@@ -23,3 +23,11 @@ __all__ = [
     "recording",
     "using",
 ]
+
+
+def __getattr__(name):
+    if name == "AdapterTrainer":  # is a transformers.Trainer, whose import takes seconds: when asked for
+        from .model.trainer import AdapterTrainer
+
+        return AdapterTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

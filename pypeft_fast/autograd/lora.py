@@ -92,7 +92,8 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
         generator: a torch.Generator to draw the mask's seed from instead.
 
     Returns:
-        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear.
+        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear, and so are lora_A
+        and lora_B in half precision; float32 ones stay.
 
     Raises:
         ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
@@ -106,7 +107,9 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
             f"lora_linear: x [..., K], lora_A [r, K] and lora_B [N, r] do not fit: x {tuple(x.shape)}, "
             f"lora_A {tuple(lora_A.shape)}, lora_B {tuple(lora_B.shape)}"
         )
-    x, weight, bias = autocast_as_linear(x, weight, bias)
+    if _check.autocasts(x.device):
+        x, weight, bias = autocast_as_linear(x, weight, bias)
+        lora_A, lora_B = (t.to(x.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in (lora_A, lora_B))
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
+from ..model.peft_model import can_name_adapter
 from .errors import UserError, as_user_error, need
 from .models import DTYPES, load_base
-from .tokens import render_prompt
+from .tokens import check_ids, render_prompt
 
 
 class Chat:
@@ -38,16 +39,29 @@ class Chat:
 
     @torch.no_grad()
     def answer(self, messages, streamer=None, **generation) -> str:
-        """The answer to the conversation so far; also written token by token to a streamer."""
-        prompt = render_prompt(self.tokenizer, messages)
+        """The answer to the conversation so far; also written token by token to a streamer.
+
+        Raises UserError if the tokenizer's chat template refuses the conversation, or leaves nothing to continue.
+        """
+        from jinja2 import TemplateError
+
+        with as_user_error(f"the tokenizer's chat template refuses {_roles(messages)}", (TemplateError,)):
+            prompt = render_prompt(self.tokenizer, messages)
         plain = self.tokenizer.chat_template is None
         inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=plain).to(self.model.device)
+        if not inputs["input_ids"].shape[1]:
+            raise UserError("the prompt is empty, and this tokenizer has no chat template to put something before it")
+        check_ids(self.model, inputs["input_ids"][0].tolist())
         pad = self.tokenizer.pad_token_id
         generation["pad_token_id"] = self.tokenizer.eos_token_id if pad is None else pad
         off = self.adapters and self.current is None
         with self.model.disable_adapter() if off else contextlib.nullcontext():
             tokens = self.model.generate(**inputs, streamer=streamer, **generation)
         return self.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _roles(messages) -> str:
+    return "a message of the role " + " after ".join(m["role"] for m in reversed(messages))
 
 
 def run(arguments) -> None:
@@ -57,6 +71,8 @@ def run(arguments) -> None:
     transformers.utils.logging.disable_progress_bar()
     adapters = parse_adapters(arguments.adapter)
     model, tokenizer = load_base(arguments.model, DTYPES[arguments.dtype])
+    if arguments.system and tokenizer.chat_template is None:
+        raise UserError("--system: this tokenizer has no chat template to put a system message into; leave it out")
     chat = Chat(model, tokenizer, adapters)
     transformers.set_seed(arguments.seed)
     generation = _generation(arguments)
@@ -68,15 +84,19 @@ def run(arguments) -> None:
 
 
 def parse_adapters(specs: list[str]) -> dict[str, Path]:
-    """{name: folder} of `DIR` and `NAME=DIR`. UserError: no such folder, or a name that is taken or cannot be one."""
+    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name.
+
+    UserError: no such folder, or a name that is taken or cannot be one.
+    """
     adapters: dict[str, Path] = {}
     for spec in specs:
         name, equals, folder = spec.partition("=")
-        path = Path(folder if equals else spec)
-        name = name if equals else path.resolve().name
+        named = equals and (Path(folder).is_dir() or not Path(spec).is_dir())
+        path = Path(folder if named else spec)
+        name = name if named else path.resolve().name
         if not path.is_dir():
             raise UserError(f"--adapter {spec}: no such folder: {path}")
-        if not name or "." in name or name in adapters:
+        if name in adapters or not can_name_adapter(name):
             trouble = "is taken already" if name in adapters else "cannot name an adapter"
             raise UserError(f"--adapter {spec}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
         adapters[name] = path
@@ -108,6 +128,9 @@ def _answer_once(chat, messages, generation) -> None:
 def _converse(chat, start, generation) -> None:
     names = ", ".join(chat.adapters) or "none"
     print(f"adapters: {names}. /adapter NAME, /base, /clear and /quit are commands.")
+    remembers = chat.tokenizer.chat_template is not None
+    if not remembers:
+        print("this tokenizer has no chat template: each line is continued for itself, none is remembered")
     messages = list(start)
     while True:
         try:
@@ -130,4 +153,4 @@ def _converse(chat, start, generation) -> None:
         elif text:
             messages.append({"role": "user", "content": text})
             answer = chat.answer(messages, _streamer(chat), **generation)
-            messages.append({"role": "assistant", "content": answer})
+            messages = [*messages, {"role": "assistant", "content": answer}] if remembers else []

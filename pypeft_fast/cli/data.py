@@ -62,6 +62,8 @@ def _parse(line: str, source: str) -> Example:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{source}: not JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: nested too deeply") from error
     if not isinstance(record, dict):
         raise UserError(f"{source}: a JSON object is expected, not {type(record).__name__}")
     if "messages" in record:

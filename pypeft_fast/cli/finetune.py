@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from .data import load_data
 from .errors import UserError, as_user_error, need
 from .models import DTYPES, load_base
 
-SETTINGS_FILE = "finetune.json"
+SETTINGS_FILE, METRICS_FILE = "finetune.json", "metrics.json"
 
 
 def run(arguments) -> None:
@@ -20,25 +21,31 @@ def run(arguments) -> None:
     import pypeft_fast
 
     from . import train
-    from .tokens import Collator
+    from .tokens import Collator, check_ids
 
     transformers.utils.logging.disable_progress_bar()
     settings = _settings(arguments, train.Settings)
     examples = load_data(settings.data)
     output = arguments.output
     checkpoint = _claim(output, settings, arguments.resume, arguments.overwrite, train.last_checkpoint)
+    if checkpoint and (output / METRICS_FILE).is_file() and (end := train.finished(checkpoint)):
+        print(f"the run in {output} is complete: all {end.global_step} steps are done")
+        return
 
     base, tokenizer = load_base(settings.model, DTYPES[settings.dtype])
     data = train.prepare(tokenizer, examples, settings)
+    check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
     print(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
     if data.dropped:
         print(f"{data.dropped} left out: --max-length {settings.max_length} ends before their answer")
     transformers.set_seed(settings.seed)
-    with as_user_error("the adapter cannot be made", (ValueError, TypeError)):
+    with as_user_error("the adapter cannot be made", (ValueError, TypeError, RuntimeError)):  # or: out of memory
         model = pypeft_fast.get_peft_model(base, train.lora_config(pypeft_fast, settings))
     model.print_trainable_parameters()
     if checkpoint:
         print(f"going on from {checkpoint}")
+    else:
+        _clear(output)
     train.write_json(output / SETTINGS_FILE, dataclasses.asdict(settings))
 
     try:
@@ -56,17 +63,18 @@ def run(arguments) -> None:
 
 
 def _settings(arguments, kind):
-    """The arguments as Settings. --target-modules with a comma is a list; else a module's name or an expression."""
+    """The arguments as Settings. --target-modules with a comma is a list; else one name, dotted or not, or an
+    expression."""
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(kind)}
     given["max_steps"] = arguments.max_steps or -1
     names = arguments.target_modules
-    if names != "all-linear" and names.replace(",", "").replace("_", "").replace(" ", "").isalnum():
+    if "," in names or re.fullmatch(r"[\w.]+", names):
         given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
     return kind(**given)
 
 
 def _claim(output: Path, settings, resume: bool, overwrite: bool, last_checkpoint) -> Path | None:
-    """Makes the output folder ready and returns the checkpoint to go on from; loses nothing unasked.
+    """Makes the output folder and returns the checkpoint to go on from, if any; removes nothing.
 
     Raises UserError: the folder holds an earlier run and neither --resume nor --overwrite was given; --resume finds no
     checkpoint, or one of a run with other settings; the folder cannot be written.
@@ -91,6 +99,11 @@ def _claim(output: Path, settings, resume: bool, overwrite: bool, last_checkpoin
             f"--output {output} already holds {earlier[0].name}; go on with --resume, replace it with --overwrite, or "
             "name another folder"
         )
+    return None
+
+
+def _clear(output: Path) -> None:
+    """Removes what tells of an earlier run's course; its adapter stays until this run's takes its place."""
+    (output / METRICS_FILE).unlink(missing_ok=True)
     for path in output.glob("checkpoint-*"):
         shutil.rmtree(path)
-    return None

@@ -11,6 +11,7 @@ import torch
 import pypeft_fast
 
 from .. import _native, _op
+from .errors import as_user_error
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "peft")
 
@@ -32,7 +33,9 @@ def run(arguments) -> None:
 
 
 def collect() -> dict:
-    """Everything `info` tells, as plain data."""
+    """Everything `info` tells, as plain data. UserError if PYPEFT_FAST_CPU names what this CPU has not."""
+    with as_user_error("the C++ kernels cannot run", (RuntimeError,)):
+        cpu_kernels = "none" if _native.missing_cpu() else _native.cpu_isa()
     return {
         "versions": {
             "pypeft_fast": pypeft_fast.__version__,
@@ -48,7 +51,7 @@ def collect() -> dict:
         "build": {
             "location": str(Path(pypeft_fast.__file__).parent),
             "native_library": _native.missing_cpu() or str(_native.LIBRARY_PATH),
-            "cpu_kernels": "none" if _native.missing_cpu() else _native.cpu_isa(),
+            "cpu_kernels": cpu_kernels,
             "torch_cuda": torch.version.cuda or "none: a CPU build",
         },
         "kernels": {device: _kernels(device) for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]},
@@ -62,13 +65,20 @@ def _kernels(device: str) -> dict[str, dict]:
     for op in _op.OPS.values():
         states = {}
         for kernel in op.kernels:
-            elsewhere = kernel.devices is not None and device not in kernel.devices
+            devices = (*(kernel.devices or (device,)), *(kernel.interpreted if forced else ()))
+            elsewhere = device not in devices
             states[kernel.name] = (
                 kernel.missing() or (elsewhere and f"runs on {', '.join(kernel.devices)}") or "available"
             )
-        choice = next(name for name, state in states.items() if state == "available")
-        found[op.name] = {"choice": f"{forced} (PYPEFT_FAST_KERNEL)" if forced else choice, "kernels": states}
+        found[op.name] = {"choice": _choice(states, forced), "kernels": states}
     return found
+
+
+def _choice(states: dict[str, str], forced: str | None) -> str:
+    if forced is None:
+        return next(name for name, state in states.items() if state == "available")
+    state = states.get(forced, "the op has no such kernel")
+    return f"{forced} (PYPEFT_FAST_KERNEL)" if state == "available" else f"none: PYPEFT_FAST_KERNEL={forced}: {state}"
 
 
 def _version(package: str) -> str:

@@ -1,6 +1,7 @@
 """The command's arguments. Each subcommand's work is in a module of its name, imported when it is asked for."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -195,7 +196,10 @@ def _add_chat(parser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 2 after a user's mistake, 130 after an interruption."""
+    """Runs the command; returns its exit code.
+
+    0, 2 after a user's mistake, 130 after an interruption, 141 if what reads the output has gone.
+    """
     arguments = make_parser().parse_args(argv)
     try:
         if arguments.command == "info":
@@ -205,10 +209,14 @@ def main(argv: list[str] | None = None) -> int:
         else:
             from .chat import run
         run(arguments)
+        sys.stdout.flush()
     except UserError as error:
         print(f"pypeft-fast {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\npypeft-fast {arguments.command}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
+        return 141
     return 0

@@ -20,10 +20,13 @@ class Encoded:
 def render_prompt(tokenizer, messages) -> str:
     """The text that the model is to continue with its answer.
 
-    By the tokenizer's chat template; a tokenizer without one gets the last message's text as it stands.
+    By the tokenizer's chat template; a tokenizer without one gets the text of the only message as it stands, and
+    UserError if there are more.
     """
     if tokenizer.chat_template is None:
-        return messages[-1]["content"]
+        if len(messages) != 1:
+            raise UserError(f"this tokenizer has no chat template, so it cannot render {len(messages)} messages")
+        return messages[0]["content"]
     return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
 
@@ -95,6 +98,15 @@ def _tokenise(tokenizer, text: str, spans: list[tuple[int, int]]) -> list[tuple[
     # among the tokens of the whole by their characters instead.
     inside = [any(start <= a < b <= end for start, end in spans) for a, b in whole["offset_mapping"]]
     return [([ids[i] for i, _ in run], key) for key, run in itertools.groupby(enumerate(inside), lambda pair: pair[1])]
+
+
+def check_ids(model, ids: list[int]) -> None:
+    """UserError if a token has no row in the model's embedding: its tokenizer belongs to another model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise UserError(
+            f"the tokenizer gives token {max(ids)}, but the model's vocabulary has {rows}; they do not belong together"
+        )
 
 
 def encode_all(tokenizer, examples: list[Example], max_length: int) -> tuple[list[Encoded], int]:

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import resource
 import statistics
@@ -14,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from ..model.trainer import AdapterTrainer
 from .data import Example, split
 from .errors import UserError
 from .plot import Curve, plot_losses
 from .tokens import IGNORE, Collator, Encoded, encode_all
-
-ADAPTER = "default"
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,16 @@ def lora_config(library, settings: Settings):
     )
 
 
-class AdapterTrainer(Trainer):
-    """A Trainer whose checkpoints hold the adapter and the optimizer's state, never the frozen base weights."""
+class TimedTrainer(AdapterTrainer):
+    """An AdapterTrainer with this command's progress bar, that keeps the times of its steps."""
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(ProgressBar)
+        self.add_callback(EndAtDivergence)
         self.step_times = StepTimes()
         self.add_callback(self.step_times)
-
-    def _save(self, output_dir=None, state_dict=None):
-        self.model.save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.model.load_adapter(resume_from_checkpoint, ADAPTER, is_trainable=True)
 
 
 class ProgressBar(ProgressCallback):
@@ -104,6 +99,19 @@ class ProgressBar(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+
+class EndAtDivergence(TrainerCallback):
+    """Ends a run whose loss is no number any more: from there on every adapter is NaN."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        check_finite(f"the loss of step {state.global_step}", logs.get("loss"))
+
+
+def check_finite(what: str, loss: float | None) -> None:
+    """UserError if a loss is NaN or infinite."""
+    if loss is not None and not math.isfinite(loss):
+        raise UserError(f"{what} is {loss}: training has diverged, no adapter is written; lower --learning-rate")
 
 
 class StepTimes(TrainerCallback):
@@ -123,12 +131,17 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
     """Trains, from the start or from a checkpoint; writes the adapter, metrics.json and loss.png; returns the metrics.
 
     "losses" of what is returned is the training loss of each step; metrics.json leaves it to the plot.
+
+    Raises UserError, and writes no adapter, if the loss becomes NaN or infinite.
     """
     with model.disable_adapter():
         before = held_out_loss(model, data.held_out, collator, settings.batch_size)
     trainer = make_trainer(model, data, collator, settings, output)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    train_to_the_end(trainer, checkpoint)
     after = held_out_loss(model, data.held_out, collator, settings.batch_size)
+    check_finite("the loss on held-out data", after)
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    check_finite("the sum of the adapter's values", sum(float(p.sum()) for p in trained))
     model.save_pretrained(output)
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -153,7 +166,23 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
     return metrics | {"losses": losses}
 
 
-def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path) -> AdapterTrainer:
+def train_to_the_end(trainer: TimedTrainer, checkpoint: Path | None) -> None:
+    """Trains from the start or from a checkpoint. One of the last step is only loaded: Trainer would make one more."""
+    end = finished(checkpoint) if checkpoint else None
+    if end is None:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = end
+
+
+def finished(checkpoint: Path) -> TrainerState | None:
+    """The state in a checkpoint of a run's last step; None for one of an earlier step."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps else None
+
+
+def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path) -> TimedTrainer:
     """A trainer of the model's trainable parameters on data.train; checkpoints go to output/checkpoint-STEP."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -169,6 +198,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         seed=settings.seed,
         logging_steps=1,
         logging_first_step=True,
+        logging_nan_inf_filter=False,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 1,
         save_total_limit=2,
@@ -177,7 +207,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
-    return AdapterTrainer(model, arguments, data_collator=collator, train_dataset=data.train)
+    return TimedTrainer(model, arguments, data_collator=collator, train_dataset=data.train)
 
 
 def last_checkpoint(output: Path) -> Path | None:
@@ -210,5 +240,5 @@ def peak_memory_bytes() -> int:
 def write_json(path: Path, value) -> None:
     """Written whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    scratch.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(scratch, path)

@@ -2,9 +2,11 @@
 
 A save writes both files whole under other names (.new), then renames the weights, then the config. The first rename is
 the moment of change: before it the old pair is there untouched, and after it a reader takes the config from its .new
-file until the second rename has happened.
+file until the second rename has happened. That file's name holds the hash of what lies in the folder between the two,
+the old config and the new weights: as soon as anything else, such as PEFT, has written either, it is out of force.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from .config import LoraConfig, get_peft_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PENDING = f"{CONFIG}.*.new"
 
 
 def save_config(folder, config) -> None:
@@ -32,14 +35,16 @@ def save_adapter(folder, config, tensors: dict[str, torch.Tensor]) -> None:
     """Writes both files; a crash at any moment leaves the old pair or the new pair."""
     folder = _make(folder)
     _finish_earlier_save(folder)
-    weights = _new(folder, WEIGHTS)
-    weights.touch()
-    _write_config(_new(folder, CONFIG), config)
+    weights = folder / f"{WEIGHTS}.new"
     save_file(_unshared(tensors), weights, metadata={"format": "pt"})
-    weights.chmod(_new(folder, CONFIG).stat().st_mode)  # save_file makes it private, whatever the umask
+    pending = _pending(folder, weights)
+    _write_config(pending, config)
+    weights.chmod(pending.stat().st_mode)  # save_file makes it private, whatever the umask
     _sync(weights)
     os.replace(weights, folder / WEIGHTS)
-    os.replace(_new(folder, CONFIG), folder / CONFIG)
+    os.replace(pending, folder / CONFIG)
+    for stale in folder.glob(PENDING):
+        stale.unlink()
     _sync(folder)
 
 
@@ -116,20 +121,29 @@ def _make(folder) -> Path:
     return folder
 
 
-def _new(folder, name) -> Path:
-    return folder / f"{name}.new"
+def _pending(folder, weights) -> Path:
+    """The config that is to replace the folder's, while these weights lie beside it: see the module's docstring."""
+    digest = hashlib.sha256()
+    for path in (folder / CONFIG, weights):
+        if path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return folder / PENDING.replace("*", digest.hexdigest()[:32])
 
 
 def _config_path(folder) -> Path:
     """The config that belongs to the weights: see the module's docstring."""
-    renamed_weights_only = _new(folder, CONFIG).is_file() and not _new(folder, WEIGHTS).is_file()
-    return _new(folder, CONFIG) if renamed_weights_only else folder / CONFIG
+    if any(folder.glob(PENDING)):  # else there is no need to hash the weights
+        pending = _pending(folder, folder / WEIGHTS)
+        if pending.is_file():
+            return pending
+    return folder / CONFIG
 
 
 def _finish_earlier_save(folder) -> None:
-    """A .new config with no .new weights belongs to a save that has taken effect: it gets its name."""
-    if _config_path(folder).name != CONFIG:
-        os.replace(_new(folder, CONFIG), folder / CONFIG)
+    """A pending config in force is of a save that has taken effect: it gets its name."""
+    path = _config_path(folder)
+    if path.name != CONFIG:
+        os.replace(path, folder / CONFIG)
 
 
 def _unshared(tensors) -> dict[str, torch.Tensor]:

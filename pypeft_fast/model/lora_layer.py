@@ -65,7 +65,12 @@ class LoraLayer(nn.Module):
         return self.weight
 
     def add(self, adapter, target: Target, dropout, init, dtype):
-        """A new adapter, initialised on the CPU as PEFT does, so that one seed gives the same values everywhere."""
+        """A new adapter, initialised on the CPU as PEFT does, so that one seed gives the same values everywhere.
+
+        pissa and olora change the frozen weight, so what is merged is taken out first and merged again after.
+        """
+        merged = list(self.merged)
+        self.unmerge()
         N, K = self.frozen_weight().shape
         A, B = nn.Linear(K, target.r, bias=False), nn.Linear(target.r, N, bias=False)
         weight = self.frozen_weight().detach()
@@ -73,6 +78,7 @@ class LoraLayer(nn.Module):
             init_lora_(weight, A.weight, B.weight, init, target.scaling)
         self.lora_A[adapter], self.lora_B[adapter] = (m.to(weight.device, dtype) for m in (A, B))
         self.scaling[adapter], self.r[adapter], self.dropout[adapter] = target.scaling, target.r, dropout
+        self.merge(merged)
 
     def remove(self, adapter):
         for of_adapter in (self.lora_A, self.lora_B, self.scaling, self.r, self.dropout):

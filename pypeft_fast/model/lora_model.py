@@ -1,6 +1,7 @@
 """LoraModel: the user's model with its targets replaced by LoraLayers, and the switching between adapters."""
 
 import contextlib
+import warnings
 
 import torch
 from torch import nn
@@ -88,6 +89,8 @@ class LoraModel(nn.Module):
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes this adapter (or these, summed) what forward applies; only active adapters require gradients.
 
+        Merged adapters are taken out of the weights first, with a warning, as PEFT does.
+
         Raises ValueError, before anything is changed, for an unknown adapter, and for several that each have a copy of
         one module in modules_to_save.
         """
@@ -101,6 +104,9 @@ class LoraModel(nn.Module):
             if len(copies) > 1:
                 kind = type(layer.original_module).__name__
                 raise ValueError(f"{' and '.join(copies)} each have a {kind} in modules_to_save; activate one of them")
+        if any(layer.merged for layer in self.lora_layers()):
+            warnings.warn("set_adapter takes the merged adapters out of the weights first", stacklevel=3)
+            self.unmerge()
         for name in names:
             self.peft_config[name].inference_mode = inference_mode
         self.active_adapters = names
@@ -144,8 +150,11 @@ class LoraModel(nn.Module):
 
     @contextlib.contextmanager
     def disabled(self):
-        """The base model alone, within the block; merged adapters are taken out and merged again after it."""
-        was = self.enabled
+        """The base model alone, within the block; merged adapters are taken out and merged again after it.
+
+        Not merged again if the block made other adapters active: what is merged would hide them.
+        """
+        was, active = self.enabled, self.active_adapters
         merged = [(layer, list(layer.merged)) for layer in self.lora_layers()]
         self.disable_adapter_layers()
         try:
@@ -153,19 +162,31 @@ class LoraModel(nn.Module):
         finally:
             self.enabled = was
             self._tell_layers()
-            for layer, names in merged:
+            for layer, names in merged if self.active_adapters == active else ():
                 layer.merge(names)
 
     @contextlib.contextmanager
-    def rows(self, adapter_names):
-        """Within the block row i of a batch gets the adapter adapter_names[i]; "__base__" is none."""
+    def rows(self, adapter_names, batch_size=None):
+        """Within the block row i of a batch gets the adapter adapter_names[i]; "__base__" is none.
+
+        While adapters are disabled every row gets none. batch_size: of the batch, where the caller knows it.
+
+        Raises TypeError if adapter_names is no list, ValueError if it names an unknown adapter or not one a row, and
+        in training mode.
+        """
+        if not isinstance(adapter_names, (list, tuple)):
+            raise TypeError(f"adapter_names={adapter_names!r} must be a list of names, one a row of the batch")
+        if batch_size is not None and len(adapter_names) != batch_size:
+            raise ValueError(
+                f"adapter_names has {len(adapter_names)} names for a batch of {batch_size} rows; give one a row"
+            )
         unknown = sorted(set(adapter_names) - {*self.peft_config, BASE})
         if unknown:
             raise ValueError(f"adapter_names names {unknown[0]!r}; there are {', '.join(self.peft_config)} and {BASE}")
         if self.training:
             raise ValueError("adapter_names is for inference: call model.eval() first")
         for layer in self.layers():
-            layer.rows = list(adapter_names)
+            layer.rows = list(adapter_names) if self.enabled else None
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from pathlib import Path
 
 import torch
@@ -16,7 +17,11 @@ PREFIX = "base_model.model."  # of every name in an adapter's file
 
 
 def check_bare(model, remedy) -> None:
-    """ValueError if the model has adapters, ours or PEFT's; it names the remedy."""
+    """TypeError if it is no module, ValueError if it has adapters, ours or PEFT's; the message names the remedy."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model={model!r} is a {type(model).__name__}, expected a torch.nn.Module; load the model first"
+        )
     if isinstance(model, PeftModel) or any(_has_adapters(m) for m in model.modules()):
         raise ValueError(
             f"this {type(model).__name__} has adapters already; add another with {remedy}, or take them off first with "
@@ -24,9 +29,15 @@ def check_bare(model, remedy) -> None:
         )
 
 
+def can_name_adapter(name) -> bool:
+    """An adapter's name becomes part of its parameters' names and an attribute of an nn.ModuleDict."""
+    return isinstance(name, str) and name not in ("", BASE) and "." not in name and not hasattr(nn.ModuleDict, name)
+
+
 def check_config(config) -> None:
     if not isinstance(config, LoraConfig):
-        raise TypeError(f"peft_config is a {type(config).__name__}, expected a pypeft_fast.LoraConfig")
+        kind = f"{type(config).__module__}.{type(config).__qualname__}".removeprefix("builtins.")
+        raise TypeError(f"peft_config is a {kind}, expected a pypeft_fast.LoraConfig")
 
 
 def _has_adapters(module) -> bool:
@@ -60,18 +71,18 @@ class PeftModel(nn.Module):
 
     def forward(self, *args, adapter_names: list[str] | None = None, **kwargs):
         """The model's forward. adapter_names: one adapter a row of the batch, "__base__" for none (eval mode only)."""
-        with self._rows(adapter_names):
+        with self._rows(adapter_names, args, kwargs):
             return self.get_base_model()(*args, **kwargs)
 
     def generate(self, *args, adapter_names: list[str] | None = None, **kwargs):
-        """The model's generate; adapter_names as in forward."""
-        with self._rows(adapter_names):
+        """The model's generate; adapter_names as in forward, one a prompt: beams and sequences of it share the name."""
+        with self._rows(adapter_names, args, kwargs):
             return self.get_base_model().generate(*args, **kwargs)
 
-    def _rows(self, adapter_names):
+    def _rows(self, adapter_names, args, kwargs):
         if adapter_names is None:
             return contextlib.nullcontext()
-        return self.base_model.rows(adapter_names)
+        return self.base_model.rows(adapter_names, _batch_size(args, kwargs))
 
     def get_base_model(self):
         """The user's model, with adapters in its layers."""
@@ -95,12 +106,15 @@ class PeftModel(nn.Module):
 
     @property
     def active_peft_config(self) -> LoraConfig:
+        """The config of the first active adapter; ValueError if none is active."""
+        if not self.active_adapters:
+            raise ValueError(f"no adapter is active; set_adapter(name) of {', '.join(self.peft_config) or 'a new one'}")
         return self.peft_config[self.active_adapters[0]]
 
     def _free(self, name):
         if name in self.peft_config:
             raise ValueError(f"adapter_name={name!r} exists already; delete_adapter({name!r}) first, or take another")
-        if not isinstance(name, str) or not name or "." in name or name == BASE or hasattr(nn.ModuleDict, name):
+        if not can_name_adapter(name):
             raise ValueError(
                 f"adapter_name={name!r} must be a name without dots, and not {BASE} or a method of modules"
             )
@@ -126,13 +140,18 @@ class PeftModel(nn.Module):
         self.base_model.set_adapter(adapter_name, inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Removes an adapter. If it was active and others are left, the first of those becomes active."""
+        """Removes an adapter. If it was active and others are left, the first of those becomes active.
+
+        If it was the last, none is active, and as in PEFT a new one is not until set_adapter; a warning says so.
+        """
         self.base_model.check_known(adapter_name)
         was_active = adapter_name in self.active_adapters
         self.base_model.delete(adapter_name)
         if was_active and not self.active_adapters and self.peft_config:
             first = next(iter(self.peft_config))
             self.set_adapter(first, inference_mode=self.peft_config[first].inference_mode)
+        if not self.peft_config:
+            warnings.warn("no adapter is left: one that is added now trains and counts after set_adapter", stacklevel=2)
 
     @contextlib.contextmanager
     def disable_adapter(self):
@@ -186,7 +205,7 @@ class PeftModel(nn.Module):
         self, save_directory, selected_adapters: list[str] | None = None, save_embedding_layers="auto", **options
     ) -> None:
         """Writes adapter_config.json and adapter_model.safetensors: of "default" into the folder itself, of every
-        other adapter into a folder of its name inside it. Atomic: a crash leaves an earlier adapter whole.
+        other adapter into a folder of its name inside it. A crash leaves the earlier adapter or the new one.
 
         selected_adapters: the names of those to save; all of them by default.
         save_embedding_layers: whether to write the embeddings too; "auto": if the vocabulary was resized.
@@ -259,6 +278,14 @@ class PeftModel(nn.Module):
             mine[name].copy_(value)
         if not is_trainable:
             self.eval()
+
+
+def _batch_size(args, kwargs) -> int | None:
+    """Of a model's inputs: the length of the first that is a batch of rows. None if there is none, as when generate
+    starts from nothing."""
+    first = [kwargs.get(name) for name in ("input_ids", "inputs_embeds", "inputs")]
+    tensors = [v for v in (*first, *args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dim() > 1]
+    return tensors[0].shape[0] if tensors else None
 
 
 def _prefixed(tensors):

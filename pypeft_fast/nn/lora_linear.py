@@ -26,7 +26,8 @@ class LoRALinear(AdapterLinear):
         device, dtype: of weight and bias. The adapter is float32 over a half-precision weight, else of that dtype.
 
     Raises:
-        ValueError: r or lora_dropout is out of range; the message names it.
+        ValueError: r, lora_alpha or lora_dropout is out of range; the message names it.
+        TypeError: lora_alpha or lora_dropout is no number.
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class LoRALinear(AdapterLinear):
     def _add_adapter(self, r, lora_alpha, lora_dropout, use_rslora):
         if not isinstance(r, int) or r < 1:
             raise ValueError(f"r={r!r} must be an integer of at least 1")
+        for name, value in (("lora_alpha", lora_alpha), ("lora_dropout", lora_dropout)):
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{name}={value!r} must be a number")
+        if not 0 < lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha={lora_alpha!r} must be above 0 and finite")
         _check.dropout_p("lora_dropout", lora_dropout)
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         like = self._freeze()

@@ -7,6 +7,11 @@ import torch
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def autocasts(device) -> bool:
+    """Whether autocast is on for this device. Some, such as meta, have none, and PyTorch raises if asked."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def matrix(op, **tensors):
     """Each is a 2-D tensor."""
     for name, t in tensors.items():

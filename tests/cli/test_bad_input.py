@@ -55,6 +55,8 @@ def test_data(finetune, tmp_path):
     mistake(finetune(data=path), str(path), "no such file")
     path.write_text('{"prompt": "a", "completion": "b"}\n{oops\n')
     mistake(finetune(data=path), f"{path}:2: not JSON")
+    path.write_text("[" * 100_000 + "\n")
+    mistake(finetune(data=path), f"{path}:1: nested too deeply")
     path.write_text("")
     mistake(finetune(data=path), str(path), "no examples")
     mistake(finetune(data="chatterbot:gardening"), "chatterbot:gardening", "no such topic", "tech_support")
@@ -69,6 +71,24 @@ def test_models(finetune, tmp_path, tiny_model):
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:-100])
     mistake(finetune(model=broken), "broken cannot be loaded")
+
+
+def test_a_tokenizer_of_another_model(finetune, command, tmp_path, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(50, mean_resizing=False)
+    model.save_pretrained(other)
+    says = "but the model's vocabulary has 50; they do not belong together"
+    code, _, err = finetune(model=other)
+    assert code == 2 and says in err and "Traceback" not in err
+    mistake(command("chat", "--model", other, "--prompt", "hello"), says)
+
+
+def test_a_rank_that_no_memory_holds(finetune):
+    code, _, err = finetune("--rank", 10**12)
+    assert code == 2 and err.count("\n") == 1 and "the adapter cannot be made: " in err
 
 
 def test_targets_that_match_nothing_list_what_there_is(finetune):
@@ -105,6 +125,14 @@ def test_adapters(command, tiny_model, dialogues, tmp_path):
     mistake(chat("--adapter", adapter, "--adapter", adapter), "'adapter' is taken already", "NAME=")
     mistake(chat("--adapter", f"a.b={adapter}"), "'a.b' cannot name an adapter")
     mistake(chat("--temperature", "-1"), "--temperature")
+    for name in ("keys", "v1.0", "lr=0.1", "__base__"):
+        folder = shutil.copytree(adapter, tmp_path / name)
+        mistake(chat("--adapter", folder), f"{name!r} cannot name an adapter", f"--adapter NAME={folder}")
+        code, out, _ = chat("--adapter", f"mine={folder}", "--adapter", adapter)
+        assert code == 0 and "[mine]" in out
+    folder = shutil.copytree(adapter, tmp_path / "lr=1")
+    code, out, _ = chat("--adapter", folder, "--adapter", adapter)
+    assert code == 0 and "[lr=1]" in out
 
     def broken(name, change):
         folder = shutil.copytree(adapter, tmp_path / name)
@@ -126,6 +154,6 @@ def test_adapters(command, tiny_model, dialogues, tmp_path):
     mistake(broken("no-config", lambda f: (f / "adapter_config.json").unlink()), "adapter_config.json")
     mistake(broken("no-weights", lambda f: (f / "adapter_model.safetensors").unlink()), "adapter_model.safetensors")
     mistake(broken("not-json", lambda f: (f / "adapter_config.json").write_text("{")), "adapter_config.json")
-    mistake(broken("type", edit(peft_type="MAGIC")), "MAGIC")
+    mistake(broken("kind", edit(peft_type="MAGIC")), "MAGIC")
     mistake(broken("field", edit(magic=3)), "magic")
     mistake(broken("rank", edit(r=5)), "cannot be loaded", "lora_")

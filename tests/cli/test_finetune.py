@@ -67,7 +67,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, mo
     options = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
     assert finetune(tmp_path / "whole", *options)[0] == 0
 
-    real, steps = train.AdapterTrainer.training_step, []
+    real, steps = train.TimedTrainer.training_step, []
 
     def interrupted(self, *args, **kwargs):
         steps.append(self.state.global_step)
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, mo
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(train.AdapterTrainer, "training_step", interrupted)
+    monkeypatch.setattr(train.TimedTrainer, "training_step", interrupted)
     code, _, err = finetune(tmp_path / "parts", *options)
     assert code == 130 and "--resume" in err and "Traceback" not in err
     assert not (tmp_path / "parts" / "adapter_model.safetensors").exists()
@@ -109,6 +109,44 @@ def test_nothing_is_overwritten_unasked(finetune, tmp_path):
     assert not (output / "checkpoint-4").exists()
 
 
+def test_a_run_that_is_complete_stays_as_it_is(finetune, tmp_path):
+    output, options = tmp_path / "a", ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
+    assert finetune(output, *options, steps=4)[0] == 0
+    before = {p.name: p.read_bytes() for p in output.iterdir() if p.is_file()}
+    code, out, _ = finetune(output, *options, "--resume", steps=4)
+    assert code == 0 and "is complete: all 4 steps are done" in out
+    assert {p.name: p.read_bytes() for p in output.iterdir() if p.is_file()} == before
+
+    for name in ("metrics.json", "adapter_model.safetensors", "adapter_config.json"):  # cut off after the last step
+        (output / name).unlink()
+    code, out, _ = finetune(output, *options, "--resume", steps=4)
+    assert code == 0 and "checkpoint-4" in out
+    assert (output / "adapter_model.safetensors").read_bytes() == before["adapter_model.safetensors"]
+    first, second = (json.loads(text) for text in (before["metrics.json"], (output / "metrics.json").read_text()))
+    assert second["steps"] == 4
+    for name in ("eval_loss_before", "eval_loss_after", "train_loss_last"):
+        assert first[name] == second[name]
+
+
+def test_overwriting_waits_until_everything_else_is_checked(finetune, tmp_path):
+    output = tmp_path / "a"
+    assert finetune(output, "--save-every", 2)[0] == 0
+    there = {p.name for p in output.iterdir()}
+    wrong = (["--model", "nope"], ["--max-length", 3], ["--target-modules", "nope"], ["--data", "nope.jsonl"])
+    for options in wrong:
+        assert finetune(output, "--overwrite", *options)[0] == 2
+        assert {p.name for p in output.iterdir()} == there and "checkpoint-6" in there
+
+
+@pytest.mark.parametrize("steps,says", [(4, "the loss of step 3 is nan"), (2, "the loss on held-out data is nan")])
+def test_a_run_that_diverges_ends_with_that(finetune, tmp_path, steps, says):
+    code, _, err = finetune(tmp_path / "a", "--learning-rate", 1e30, steps=steps)
+    assert code == 2 and "Traceback" not in err
+    assert f"{says}: training has diverged, no adapter is written; lower --learning-rate" in err
+    assert not (tmp_path / "a" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "a" / "metrics.json").exists()
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(finetune, tmp_path):
     options = ["--save-every", 0, "--dropout", 0.1, "--learning-rate", 0.01]
     assert finetune(tmp_path / "a", *options)[0] == 0
@@ -123,3 +161,18 @@ def test_targets_by_name_and_a_bfloat16_base(finetune, tmp_path):
     assert code == 0 and "trainable params: 896 ||" in out  # 2 layers x 4 x (32 + 32 and 32 + 16)
     keys = load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
     assert {k.split(".")[-3] for k in keys} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize(
+    "given,adapted",
+    [
+        ("self_attn.q_proj,v_proj", {"0.q_proj", "1.q_proj", "0.v_proj", "1.v_proj"}),
+        ("self_attn.q_proj", {"0.q_proj", "1.q_proj"}),
+        ("model.layers.1.self_attn.q_proj", {"1.q_proj"}),
+        (r".*\.0\..*\.[qv]_proj", {"0.q_proj", "0.v_proj"}),
+    ],
+)
+def test_a_comma_means_names_and_anything_else_an_expression(finetune, tmp_path, given, adapted):
+    assert finetune(tmp_path / "a", "--target-modules", given, steps=1)[0] == 0
+    keys = [key.split(".") for key in load_file(tmp_path / "a" / "adapter_model.safetensors")]
+    assert {f"{key[4]}.{key[-3]}" for key in keys} == adapted

@@ -45,6 +45,36 @@ def test_as_a_module_with_a_forced_kernel():
     assert "lora_da on cpu tensors: reference (PYPEFT_FAST_KERNEL)\n" in done.stdout
 
 
+def info(*, output=subprocess.PIPE, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "pypeft_fast", "info"],
+        stdout=output, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+
+
+def test_a_forced_kernel_that_cannot_run_is_not_told_as_the_choice():
+    told = info(PYPEFT_FAST_KERNEL="triton", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="").stdout
+    assert "lora_shrink on cpu tensors: none: PYPEFT_FAST_KERNEL=triton: no GPU is visible" in told
+    assert "lora_da on cpu tensors: none: PYPEFT_FAST_KERNEL=triton: the op has no such kernel" in told
+    told = info(PYPEFT_FAST_KERNEL="triton", TRITON_INTERPRET="1").stdout
+    assert "lora_shrink on cpu tensors: triton (PYPEFT_FAST_KERNEL)\n  triton           available" in told
+
+
+@pytest.mark.skipif(bool(_native.missing_cpu()), reason=str(_native.missing_cpu()))
+def test_an_instruction_set_that_is_not_there():
+    done = info(PYPEFT_FAST_CPU="bogus")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "pypeft-fast info: the C++ kernels cannot run: PYPEFT_FAST_CPU=bogus" in done.stderr
+
+
+def test_a_reader_that_has_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = info(output=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("name", ["info", "finetune", "chat"])
 def test_help_has_an_example(command, name):
     code, out, _ = command(name, "--help")

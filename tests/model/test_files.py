@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pypeft_fast as pf
 from pypeft_fast.model import files
-from tests.model.zoo import adapted, build, liven, logits
+from tests.model.zoo import adapted, assert_same, build, liven, logits
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -149,6 +151,54 @@ def test_an_interrupted_save_leaves_one_whole_adapter(step, rank, folder, monkey
     newer.save_pretrained(folder)  # and a later save is not confused by what lies there
     assert torch.equal(logits(pf.PeftModel.from_pretrained(build("llama"), folder)), new)
     assert sorted(p.name for p in folder.iterdir()) == [CONFIG, WEIGHTS]
+
+
+def cut_off(monkeypatch, folder, model):
+    """A save that a crash ends between its two renames."""
+    real = files.os.replace
+
+    def crash(source, target):
+        if target.name == CONFIG:
+            raise Crash
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(files.os, "replace", crash)
+        model.save_pretrained(folder)
+    assert list(folder.glob(f"{CONFIG}.*.new"))
+
+
+def test_what_a_crash_left_is_not_taken_for_the_config_of_a_later_save_by_peft(folder, monkeypatch):
+    cut_off(monkeypatch, folder, adapted(pf, "llama", seed=8))
+    theirs = adapted(peft, "llama", lora_alpha=12)
+    theirs.save_pretrained(folder)
+    found = pf.PeftModel.from_pretrained(build("llama"), folder)
+    assert found.peft_config["default"].lora_alpha == 12
+    assert_same(logits(found), logits(theirs))
+    found.peft_config["default"].save_pretrained(folder)
+    assert pf.LoraConfig.from_pretrained(folder).lora_alpha == 12
+    found.save_pretrained(folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]  # the README is PEFT's
+    cut_off(monkeypatch, folder, adapted(pf, "llama", seed=8))
+    truncate(folder, -100)
+    with pytest.raises(ValueError, match="safetensors is truncated or corrupt"):
+        pf.PeftModel.from_pretrained(build("llama"), folder)
+
+
+def test_what_a_crash_left_is_not_taken_for_a_config_that_was_written_since(folder, monkeypatch):
+    cut_off(monkeypatch, folder, adapted(pf, "llama", seed=8, lora_alpha=6))
+    assert pf.LoraConfig.from_pretrained(folder).lora_alpha == 6
+    edit(folder, lora_alpha=12)
+    assert pf.LoraConfig.from_pretrained(folder).lora_alpha == 12
+
+
+def test_one_adapter_gives_one_file(folder):
+    before = (folder / WEIGHTS).read_bytes()
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    for _ in range(3):
+        adapted(pf, "llama").save_pretrained(folder)
+        assert (folder / WEIGHTS).read_bytes() == before
 
 
 def test_both_files_have_the_permissions_that_the_umask_gives(folder):

@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,26 @@ def test_wrapping_twice_is_refused():
             pf.get_peft_model(wrapped, config)
     with pytest.raises(TypeError, match="peft_config is a dict"):
         pf.get_peft_model(build("llama"), {})
+    with pytest.raises(TypeError, match=r"peft_config is a peft\.\S*\.LoraConfig, expected a pypeft_fast.LoraConfig"):
+        pf.get_peft_model(build("llama"), peft.LoraConfig())
+    for wrap in (
+        lambda model: pf.get_peft_model(model, config),
+        lambda model: pf.PeftModel.from_pretrained(model, "a"),
+    ):
+        with pytest.raises(TypeError, match="model='gpt2' is a str, expected a torch.nn.Module"):
+            wrap("gpt2")
+
+
+def test_after_the_last_adapter_none_is_active():
+    model = adapted(pf, "llama")
+    with pytest.warns(UserWarning, match="no adapter is left: one that is added now .* after set_adapter"):
+        model.delete_adapter("default")
+    with pytest.raises(ValueError, match=r"no adapter is active; set_adapter\(name\)"):
+        _ = model.active_peft_config
+    model.add_adapter("new", pf.LoraConfig(r=2, target_modules=["q_proj"]))
+    assert model.get_nb_trainable_parameters()[0] == 0
+    model.set_adapter("new")
+    assert model.get_nb_trainable_parameters()[0] > 0 and model.active_peft_config.r == 2
 
 
 @pytest.mark.parametrize("name", ["default", "a.b", "", "__base__", "keys"])

@@ -143,20 +143,49 @@ def test_training_reduces_the_loss_and_leaves_the_base_frozen():
     assert losses[-1] < 0.6 * losses[0] and torch.equal(module.weight, weight)
 
 
+@pytest.mark.parametrize("dtype,autocast", [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)])
+def test_autocast_to_the_other_half_precision(dtype, autocast):
+    module, x = layer(bias=True).to(dtype), torch.randn(5, 24)
+    assert module.lora_A.dtype == dtype
+    with torch.autocast("cpu", autocast):
+        y = module(x)
+        assert y.dtype == F.linear(x, module.weight, module.bias).dtype == autocast
+    y.float().sum().backward()
+    assert module.lora_A.grad.dtype == module.lora_B.grad.dtype == dtype
+    expected = F.linear(x, module.weight.float(), module.bias.float())
+    expected += module.scaling * x @ module.lora_A.float().t() @ module.lora_B.float().t()
+    torch.testing.assert_close(y.float(), expected, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_on_the_meta_device(dropout):
+    module = layer(lora_dropout=dropout).to("meta").train()
+    x = torch.empty(2, 5, 24, device="meta", requires_grad=True)
+    y = module(x)
+    assert y.is_meta and y.shape == (2, 5, 17)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and module.lora_A.grad.shape == (4, 24)
+
+
 def test_repr_tells_rank_and_scaling():
     assert "in_features=24, out_features=17, bias=True, r=4, scaling=2, lora_dropout=0.0" in repr(layer())
 
 
 @pytest.mark.parametrize(
-    "options,words",
+    "options,error,words",
     [
-        (dict(r=0), "r=0 must be an integer of at least 1"),
-        (dict(r=2.5), "r=2.5 must be"),
-        (dict(lora_dropout=1.0), r"lora_dropout: dropout p=1.0 must be in \[0, 1\)"),
+        (dict(r=0), ValueError, "r=0 must be an integer of at least 1"),
+        (dict(r=2.5), ValueError, "r=2.5 must be"),
+        (dict(lora_alpha=float("nan")), ValueError, "lora_alpha=nan must be above 0 and finite"),
+        (dict(lora_alpha=0), ValueError, "lora_alpha=0 must be above 0"),
+        (dict(lora_alpha="x"), TypeError, "lora_alpha='x' must be a number"),
+        (dict(lora_alpha=None), TypeError, "lora_alpha=None must be a number"),
+        (dict(lora_dropout=1.0), ValueError, r"lora_dropout: dropout p=1.0 must be in \[0, 1\)"),
+        (dict(lora_dropout="a"), TypeError, "lora_dropout='a' must be a number"),
     ],
 )
-def test_bad_options(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_bad_options(options, error, words):
+    with pytest.raises(error, match=words):
         pf.nn.LoRALinear(4, 4, **options)
 
 
