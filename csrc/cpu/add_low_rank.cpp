@@ -31,7 +31,7 @@ namespace pypeft {
 Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
   // By the C shim of the CPU kernel, not through the dispatcher: there autocast would change the dtype of the result,
   // and autograd record a graph for it.
-  Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+  Tensor out = new_empty(a, {a.size(0), b.size(1)});
   if (bias) {
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), bias->get(), a.get(), b.get(), 1.0, 1.0));
   } else {
@@ -67,7 +67,7 @@ Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional
 #endif
   const Tensor out = vendor_matmul(a, b, bias);
   const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of
-  const Tensor stored = across ? torch::stable::transpose(right, 0, 1) : right;
+  const Tensor stored = across ? transposed(right) : right;
   add_low_rank(out, left, pack(stored, static_cast<float>(factor), across), mask);
   return out;
 }

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "common.h"
+#include "cpu/tensors.h"
 
 namespace pypeft {
 

@@ -8,8 +8,8 @@ namespace pypeft {
 Tensor frozen_product(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias) {
 #if defined(__x86_64__)
   if (gemm_wins(a.scalar_type(), a.size(0))) {
-    const Tensor left = torch::stable::new_empty(a, {a.size(0), 0});
-    const Tensor right = torch::stable::new_empty(a, {0, b.size(1)});
+    const Tensor left = new_empty(a, {a.size(0), 0});
+    const Tensor right = new_empty(a, {0, b.size(1)});
     return gemm(a, b, bias, left, right, 1.0f, nullptr);
   }
 #endif

@@ -73,7 +73,7 @@ Operand operand(const Tensor& t) {
 // factor * t [rows, columns] in `dtype`, in rows ld apart.
 Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
   const Tensor from = as_float(t);
-  Tensor to = torch::stable::new_empty(t, {t.size(0), ld}, dtype);
+  Tensor to = new_empty(t, {t.size(0), ld}, dtype);
   const NarrowArgs args{static_cast<const float*>(from.const_data_ptr()),
                         from.stride(0),
                         from.stride(1),
@@ -102,7 +102,7 @@ Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Te
   GemmArgs args{};
   args.M = given_a.size(0), args.K = given_a.size(1), args.N = given_b.size(1), args.r = given_left.size(1);
   args.dtype = dtype_of(given_a);
-  Tensor c = torch::stable::new_empty(given_a, {args.M, args.N});
+  Tensor c = new_empty(given_a, {args.M, args.N});
   // Rows of pairs are read in whole pairs: an odd number of columns needs a copy with one more.
   const int64_t even_K = round_up(args.K, 2), even_r = round_up(args.r, 2);
   const Tensor a = pairs && args.K % 2 ? narrowed(given_a, dtype, 1.0f, even_K) : with_dense_rows(given_a);
@@ -111,7 +111,7 @@ Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Te
   const Tensor left = ready ? with_dense_rows(given_left) : narrowed(given_left, dtype, 1.0f, even_r);
   // `right` keeps its order in memory: the transpose of a matrix of dense rows is narrowed as that matrix.
   const bool across = given_right.size(1) > 1 && given_right.stride(1) != 1;
-  const Tensor stored = across ? torch::stable::transpose(given_right, 0, 1) : given_right;
+  const Tensor stored = across ? transposed(given_right) : given_right;
   const Tensor right = narrowed(stored, dtype, factor, stored.size(1));
   args.a = a.const_data_ptr(), args.lda = a.stride(0);
   args.b = operand(b);

@@ -13,8 +13,8 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weight, const Tensor& ia3_l,
                                      const Tensor& given_saved, bool feedforward, bool need_dX, bool need_dl) {
-  Tensor dl = torch::stable::new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
-  Tensor dX = torch::stable::new_empty(given_dY, {0, weight.size(1)});
+  Tensor dl = new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
+  Tensor dX = new_empty(given_dY, {0, weight.size(1)});
   if (!need_dX && !need_dl) return {dX, dl};
   const Tensor saved = need_dl ? with_dense_rows(given_saved) : given_saved;
   const Tensor* sum = need_dl ? &dl : nullptr;
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weigh
     return {need_dX ? factor : dX, dl};
   }
   const Tensor dY = with_dense_rows(given_dY);
-  Tensor scaled = torch::stable::new_empty(dY, {need_dX ? dY.size(0) : 0, dY.size(1)});
+  Tensor scaled = new_empty(dY, {need_dX ? dY.size(0) : 0, dY.size(1)});
   scale_columns(dY, ia3_l, need_dX ? &scaled : nullptr, &saved, sum);
   return {need_dX ? frozen_product(scaled, weight, std::nullopt) : dX, dl};
 }

@@ -14,16 +14,16 @@ namespace {
 std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& bias,
                                       const Tensor& ia3_l, bool feedforward, bool need_z) {
   const int64_t M = given.size(0), N = weight.size(0);
-  const Tensor transposed = torch::stable::transpose(weight, 0, 1);
-  Tensor none = torch::stable::new_empty(given, {0, N});
+  const Tensor across = transposed(weight);
+  Tensor none = new_empty(given, {0, N});
   if (feedforward) {
     const Tensor x = with_dense_rows(given);
-    Tensor scaled = torch::stable::new_empty(x, {M, x.size(1)});
+    Tensor scaled = new_empty(x, {M, x.size(1)});
     scale_columns(x, ia3_l, &scaled, nullptr, nullptr);
-    return {frozen_product(scaled, transposed, bias), none};
+    return {frozen_product(scaled, across, bias), none};
   }
-  Tensor z = frozen_product(given, transposed, bias);
-  Tensor y = need_z ? torch::stable::new_empty(z, {M, N}) : z;
+  Tensor z = frozen_product(given, across, bias);
+  Tensor y = need_z ? new_empty(z, {M, N}) : z;
   scale_columns(z, ia3_l, &y, nullptr, nullptr);
   return {y, need_z ? z : none};
 }

@@ -2,7 +2,7 @@
 #pragma once
 #include <tuple>
 
-#include "common.h"
+#include "cpu/tensors.h"
 
 namespace pypeft {
 

@@ -7,7 +7,7 @@
 
 namespace pypeft {
 namespace {
-Tensor nothing(const Tensor& like, ScalarType dtype) { return torch::stable::new_empty(like, {0}, dtype); }
+Tensor nothing(const Tensor& like, ScalarType dtype) { return new_empty(like, {0}, dtype); }
 
 std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::optional<Tensor>& x,
                                                  const std::optional<Tensor>& weight,
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
   }
 
   const auto [dS, dB] = lora_ds_db(grad, lora_B, s, scaling, need_dX || need_dA, need_dB);
-  const Tensor kept = p > 0 && mask ? *mask : torch::stable::new_empty(dY, {0, 0}, ScalarType::Byte);
+  const Tensor kept = p > 0 && mask ? *mask : new_empty(dY, {0, 0}, ScalarType::Byte);
   Tensor dX = need_dX ? in_shape_of(dY, lora_dx(grad, *weight, dS, *lora_A, kept, p)) : nothing(dY, dY.scalar_type());
   Tensor dA = need_dA ? lora_da(dS, as_rows(*x), kept, p, dtype_A) : nothing(dY, dtype_A);
   return {dX, dA, need_dB ? dB : nothing(dY, lora_B.scalar_type())};

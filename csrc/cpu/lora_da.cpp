@@ -40,7 +40,7 @@ Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& give
   args.M = x.size(0), args.K = x.size(1), args.r = dS.size(1);
   if (p > 0) args.mask = static_cast<const uint8_t*>(mask.const_data_ptr()), args.mask_row = mask.stride(0);
   args.scale = static_cast<float>(dropout_scale(p));
-  Tensor dA = torch::stable::new_empty(x, {args.r, args.K}, dtype);
+  Tensor dA = new_empty(x, {args.r, args.K}, dtype);
   args.dA = dA.mutable_data_ptr(), args.dA_dtype = dtype_of(dA);
   const auto run = PYPEFT_SELECT(da_tasks);
   const int64_t grain = 1 + 256 / (args.M + 1);

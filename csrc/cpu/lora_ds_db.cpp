@@ -51,8 +51,8 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora
   args.M = dY.size(0), args.N = dY.size(1), args.r = s.size(1);
   args.ld = padded(args.r), args.scaling = static_cast<float>(scaling);
   args.task = task_columns(args.M, args.N, args.ld), args.tasks = std::max<int64_t>(1, ceil_div(args.N, args.task));
-  Tensor dS = torch::stable::new_empty(given_s, {need_dS ? args.M : 0, args.r});
-  Tensor dB = torch::stable::new_empty(lora_B, {need_dB ? args.N : 0, args.r});
+  Tensor dS = new_empty(given_s, {need_dS ? args.M : 0, args.r});
+  Tensor dB = new_empty(lora_B, {need_dB ? args.N : 0, args.r});
   args.dS = dS.mutable_data_ptr(), args.dS_dtype = dtype_of(dS);
   args.dB = dB.mutable_data_ptr(), args.dB_dtype = dtype_of(dB);
   const Packed B = need_dS ? pack(lora_B, 1.0f, false) : Packed{Floats(0), 0};

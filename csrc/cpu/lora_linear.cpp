@@ -10,7 +10,7 @@
 namespace pypeft {
 Tensor lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& s,
                    const Tensor& lora_B, double scaling) {
-  const Tensor across = torch::stable::transpose(weight, 0, 1), up = torch::stable::transpose(lora_B, 0, 1);
+  const Tensor across = transposed(weight), up = transposed(lora_B);
   return frozen_and_low_rank(x, across, bias, s, up, scaling, nullptr);
 }
 

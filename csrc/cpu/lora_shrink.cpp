@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const Tensor x = with_dense_rows(given);
   const int64_t M = x.size(0), K = x.size(1), r = lora_A.size(0), bytes = ceil_div(K, 8);
   const bool widens = lora_A.scalar_type() == ScalarType::Float;
-  Tensor s = torch::stable::new_empty(x, {M, r}, widens ? ScalarType::Float : x.scalar_type());
-  Tensor mask = torch::stable::new_empty(x, {p > 0 ? M : 0, bytes}, ScalarType::Byte);
+  Tensor s = new_empty(x, {M, r}, widens ? ScalarType::Float : x.scalar_type());
+  Tensor mask = new_empty(x, {p > 0 ? M : 0, bytes}, ScalarType::Byte);
   const Packed At = pack(lora_A, 1.0f, true);
   ShrinkArgs args{};
   args.x = x.const_data_ptr(), args.ldx = x.stride(0), args.x_dtype = dtype_of(x);

@@ -4,8 +4,8 @@
 #include <memory>
 #include <new>
 
-#include "common.h"
 #include "cpu/isa/types.h"
+#include "cpu/tensors.h"
 
 namespace pypeft {
 
