@@ -216,10 +216,18 @@ inline void narrow_rows_of(const NarrowArgs& a, int64_t begin, int64_t end) {
     const float* from = a.from + i * a.row;
     T* to = (T*)a.to + i * a.ld;
     for (int64_t k = 0; k < a.ld; k += W) {
-      float values[W] = {};
       const int64_t n = at_most(W, a.columns - k);
-      for (int64_t j = 0; j < n; ++j) values[j] = from[(k + j) * a.column];
-      narrow(to + k, load(values) * a.factor, at_most(W, a.ld - k));
+      F values = {};
+      if (a.column == 1) {
+        values = n == W ? load(from + k) : widen(from + k, n > 0 ? n : 0);
+      } else {
+        for (int64_t j = 0; j < n; ++j) values[j] = from[(k + j) * a.column];
+      }
+      values *= a.factor;
+      if (a.ld - k >= W)
+        narrow(to + k, values);
+      else
+        narrow(to + k, values, a.ld - k);
     }
   }
 }
