@@ -23,10 +23,9 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
 // A view [columns, rows] of a matrix [rows, columns].
 inline Tensor transposed(const Tensor& t) {
   const int64_t sizes[] = {t.size(1), t.size(0)}, strides[] = {t.stride(1), t.stride(0)};
-  int64_t offset;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
   AtenTensorHandle view;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &view));
+  // The last argument is added to t's own offset in its storage.
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, 0, &view));
   return Tensor(view);
 }
 
