@@ -4,6 +4,7 @@
 from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
+from .autograd.dora import dora_linear
 from .autograd.lora import lora_linear
 from .model import LoraConfig, PeftModel, PeftType, TaskType, get_peft_config, get_peft_model
 
@@ -13,6 +14,7 @@ __all__ = [
     "PeftModel",
     "PeftType",
     "TaskType",
+    "dora_linear",
     "get_peft_config",
     "get_peft_model",
     "kernels",
