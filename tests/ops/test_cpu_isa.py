@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 HAS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 AVAILABLE = HAS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",))
+if "avx512" in AVAILABLE and torch.cpu._is_avx512_bf16_supported():
+    AVAILABLE = ("avx512bf16", *AVAILABLE)
 SEED, SCALING = -0x0123456789ABCDEF, 1.3
 
 CHILD = """
@@ -135,6 +137,13 @@ CASES = [
     Case(21, 50, 37, 9, 0.3, strided=True),
     Case(12, 31, 45, 5, 0.4, BF16, F32, strided=True),
     Case(0, 8, 9, 2, 0.5),
+    # From 32 rows on AVX-512 has a matrix product of its own: all widths of a panel, odd pairs, long sums, any strides.
+    Case(70, 130, 67, 17, 0.05),
+    Case(45, 131, 83, 5, 0.3, BF16, BF16),
+    Case(33, 1300, 1, 1, 0.3),
+    Case(61, 2200, 100, 2, 0.3, BF16, F32),
+    Case(43, 97, 145, 3, 0.3, strided=True),
+    Case(43, 97, 145, 3, 0.3, BF16, BF16, strided=True),
 ]
 # Every float16, and float32 around every ground for rounding: ties, subnormals, overflow, not a number.
 HALVES = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(1, -1)
