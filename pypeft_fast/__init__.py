@@ -4,16 +4,31 @@
 from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
+from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
-from .model import LoraConfig, PeftModel, PeftType, TaskType, get_peft_config, get_peft_model
+from .model import (
+    FuseReport,
+    LoraConfig,
+    PeftModel,
+    PeftType,
+    TaskType,
+    fuse,
+    get_peft_config,
+    get_peft_model,
+    register,
+    unfuse,
+)
 
 __version__ = "0.1.0"
 __all__ = [
+    "FuseReport",
     "LoraConfig",
     "PeftModel",
     "PeftType",
     "TaskType",
+    "dora_linear",
+    "fuse",
     "get_peft_config",
     "get_peft_model",
     "ia3_linear",
@@ -21,6 +36,8 @@ __all__ = [
     "lora_linear",
     "nn",
     "recording",
+    "register",
+    "unfuse",
     "using",
 ]
 

@@ -24,3 +24,11 @@ def scaled_in_float32(parameter, factor):
     with torch.no_grad():
         wide = torch.promote_types(parameter.dtype, torch.float32)
         return (parameter.to(wide) * factor.to(wide)).to(parameter.dtype)
+
+
+def dora_weight(weight, lora_A, lora_B, magnitude, scaling):
+    """A new tensor: the rows of weight + scaling * B A at the lengths in magnitude, in float32 and rounded once."""
+    with torch.no_grad():
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + lora_delta(lora_A, lora_B, scaling)
+        factor = magnitude.to(total.dtype) / torch.linalg.vector_norm(total, dim=1)
+        return (total * factor[:, None]).to(weight.dtype)
