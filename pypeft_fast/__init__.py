@@ -5,13 +5,24 @@ from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
 from .autograd.lora import lora_linear
-from .model import LoraConfig, PeftModel, PeftType, TaskType, get_peft_config, get_peft_model
+from .model import (
+    LoraConfig,
+    PeftModel,
+    PeftType,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_config,
+    get_peft_model,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "LoraConfig",
     "PeftModel",
     "PeftType",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "TaskType",
     "get_peft_config",
     "get_peft_model",

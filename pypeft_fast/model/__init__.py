@@ -1,7 +1,21 @@
 """Adapters on whole models: configs, wrapping, switching, files in PEFT's format."""
 
-from .config import LoraConfig, PeftType, TaskType, get_peft_config
+from .config import PeftConfig, PeftType, TaskType
+from .lora_config import LoraConfig
 from .peft_model import PeftModel
+from .prompt_config import PrefixTuningConfig, PromptTuningConfig, PromptTuningInit
+from .registry import get_peft_config
 from .task_models import get_peft_model
 
-__all__ = ["LoraConfig", "PeftModel", "PeftType", "TaskType", "get_peft_config", "get_peft_model"]
+__all__ = [
+    "LoraConfig",
+    "PeftConfig",
+    "PeftModel",
+    "PeftType",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "PromptTuningInit",
+    "TaskType",
+    "get_peft_config",
+    "get_peft_model",
+]

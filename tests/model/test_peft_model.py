@@ -54,7 +54,7 @@ def test_the_fused_ops_run_and_disabling_reaches_a_merged_model():
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(build("llama")))
     assert_same(logits(model), expected)
-    assert all(layer.merged for layer in model.base_model.lora_layers())
+    assert all(layer.merged for layer in model.base_model.linear_layers())
 
 
 def test_attributes_are_the_models_own():

@@ -1,4 +1,4 @@
-"""A frozen linear layer with named LoRA adapters: what get_peft_model puts in the place of nn.Linear and Conv1D."""
+"""A frozen linear layer with named adapters: what a method puts in the place of nn.Linear and Conv1D."""
 
 import torch
 import torch.nn.functional as F
@@ -7,56 +7,29 @@ from torch import nn
 from ..autograd.lora import lora_linear
 from ..nn.init import init_lora_
 from ..nn.merge import lora_delta, merged_weight
+from .layer import AdapterLayer, by_rows, with_hooks_of
 from .targets import Target, is_conv1d
 
-BASE = "__base__"  # in adapter_names: this row gets no adapter
-# What nn.Module keeps of a module's hooks.
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
-
-def by_rows(x, names, function):
-    """function(rows of x, name) for each distinct name, put together in the order of x's rows.
-
-    A model may repeat the rows of a batch, each in place (beam search): then there are k rows to a name.
-    """
-    repeats, rest = divmod(x.shape[0], len(names))
-    if rest or not repeats:
-        raise ValueError(f"adapter_names has {len(names)} names for a batch of {x.shape[0]} rows; give one a row")
-    names = [name for name in names for _ in range(repeats)]
-    groups = {name: [i for i, n in enumerate(names) if n == name] for name in dict.fromkeys(names)}
-    parts = [function(x[torch.tensor(rows, device=x.device)], name) for name, rows in groups.items()]
-    order = torch.tensor([i for rows in groups.values() for i in rows], device=x.device)
-    return torch.cat(parts)[order.argsort()]
-
-
-class LoraLayer(nn.Module):
-    """y = x W^T + b + the sum over active adapters of scaling * (drop(x) A^T) B^T.
+class AdaptedLayer(AdapterLayer):
+    """y = x W^T + b + the sum over active LoRA adapters of scaling * (drop(x) A^T) B^T.
 
     The frozen weight and bias are the Parameters of the layer it replaces. lora_A and lora_B hold one nn.Linear an
     adapter, so that parameters are named as PEFT names them: `lora_A.<adapter>.weight` [r, K].
     """
 
     stands_for_linear = True
+    holders = ("lora_A", "lora_B")
 
     def _start(self, base):
         """Takes over the frozen layer's Parameters; the subclass has run nn.Module.__init__."""
+        super()._start()
         self.weight, self.bias = base.weight, base.bias
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.r: dict[str, int] = {}
         self.dropout: dict[str, float] = {}
-        self.active: list[str] = []  # adapters that forward applies
         self.merged: list[str] = []  # adapters folded into the weight
-        self.rows: list[str] | None = None  # one adapter a row, while the model's forward says so
         self._frozen_weight = None  # the original Parameter, while merged
         self.train(base.training)
 
@@ -64,7 +37,12 @@ class LoraLayer(nn.Module):
         """The weight as [N, K]."""
         return self.weight
 
-    def add(self, adapter, target: Target, dropout, init, dtype):
+    def adapter_dtype(self, autocast):
+        """Adapters over a half-precision weight are float32, if asked."""
+        half = self.weight.dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if half and autocast else self.weight.dtype
+
+    def add_lora(self, adapter, target: Target, dropout, init, dtype):
         """A new adapter, initialised on the CPU as PEFT does, so that one seed gives the same values everywhere."""
         N, K = self.frozen_weight().shape
         A, B = nn.Linear(K, target.r, bias=False), nn.Linear(target.r, N, bias=False)
@@ -75,10 +53,9 @@ class LoraLayer(nn.Module):
         self.scaling[adapter], self.r[adapter], self.dropout[adapter] = target.scaling, target.r, dropout
 
     def remove(self, adapter):
-        for of_adapter in (self.lora_A, self.lora_B, self.scaling, self.r, self.dropout):
-            if adapter in of_adapter:
-                del of_adapter[adapter]
-        self.active = [name for name in self.active if name != adapter]
+        super().remove(adapter)
+        for of_adapter in (self.scaling, self.r, self.dropout):
+            of_adapter.pop(adapter, None)
 
     def forward(self, x):
         if self.rows is not None:
@@ -154,17 +131,28 @@ class LoraLayer(nn.Module):
         return f"in_features={K}, out_features={N}, bias={self.bias is not None}, r={self.r}, active={self.active}"
 
 
-class LoraLinear(LoraLayer, nn.Linear):
-    """LoraLayer in the place of an nn.Linear; it is one, weight [N, K]."""
+class AdaptedLinear(AdaptedLayer, nn.Linear):
+    """In the place of an nn.Linear; it is one, weight [N, K]."""
 
     def __init__(self, base: nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self._start(base)
 
+    def replacement(self, adapters=None):
+        """The plain nn.Linear over the layer's weight (the merged one, if it is merged), with its hooks."""
+        plain = nn.Linear.__new__(nn.Linear)
+        nn.Module.__init__(plain)
+        plain.in_features, plain.out_features = self.in_features, self.out_features
+        return self._plain(plain)
 
-class LoraConv1D(LoraLayer):
-    """LoraLayer in the place of transformers' Conv1D, weight [K, N]."""
+    def _plain(self, plain):
+        plain.weight, plain.bias = self.weight, self.bias
+        return with_hooks_of(self, plain.train(self.training))
+
+
+class AdaptedConv1D(AdaptedLayer):
+    """In the place of transformers' Conv1D, weight [K, N]."""
 
     def __init__(self, base):
         super().__init__()
@@ -177,38 +165,25 @@ class LoraConv1D(LoraLayer):
     def delta(self, adapter):
         return super().delta(adapter).t()
 
-
-def frozen_weight(module):
-    """The weight of a linear layer, wrapped or not, as [N, K]."""
-    if isinstance(module, LoraLayer):
-        return module.frozen_weight()
-    return module.weight.t() if is_conv1d(module) else module.weight
-
-
-def wrap(module) -> LoraLayer:
-    """The module itself if it is a LoraLayer, else one over its Parameters, with its hooks."""
-    if isinstance(module, LoraLayer):
-        return module
-    return _with_hooks_of(module, LoraConv1D(module) if is_conv1d(module) else LoraLinear(module))
-
-
-def unwrap(layer: LoraLayer):
-    """The plain nn.Linear or Conv1D over the layer's weight (the merged one, if it is merged), with its hooks."""
-    if isinstance(layer, LoraLinear):
-        plain = nn.Linear.__new__(nn.Linear)
-        nn.Module.__init__(plain)
-        plain.in_features, plain.out_features = layer.in_features, layer.out_features
-    else:
+    def replacement(self, adapters=None):
+        """The plain Conv1D, as for nn.Linear."""
         from transformers.pytorch_utils import Conv1D
 
         plain = Conv1D.__new__(Conv1D)
         nn.Module.__init__(plain)
-        plain.nx, plain.nf = layer.nx, layer.nf
-    plain.weight, plain.bias = layer.weight, layer.bias
-    return _with_hooks_of(layer, plain.train(layer.training))
+        plain.nx, plain.nf = self.nx, self.nf
+        return AdaptedLinear._plain(self, plain)
 
 
-def _with_hooks_of(module, successor):
-    for name in HOOKS:  # the dicts themselves, so that a hook's handle still removes it
-        setattr(successor, name, getattr(module, name))
-    return successor
+def frozen_weight(module):
+    """The weight of a linear layer, wrapped or not, as [N, K]."""
+    if isinstance(module, AdaptedLayer):
+        return module.frozen_weight()
+    return module.weight.t() if is_conv1d(module) else module.weight
+
+
+def wrap(module) -> AdaptedLayer:
+    """The module itself if it is an AdaptedLayer, else one over its Parameters, with its hooks."""
+    if isinstance(module, AdaptedLayer):
+        return module
+    return with_hooks_of(module, AdaptedConv1D(module) if is_conv1d(module) else AdaptedLinear(module))
