@@ -4,6 +4,7 @@
 from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
+from .autograd.dora import dora_linear
 from .autograd.lora import lora_linear
 from .model import (
     LoraConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "PrefixTuningConfig",
     "PromptTuningConfig",
     "TaskType",
+    "dora_linear",
     "get_peft_config",
     "get_peft_model",
     "kernels",

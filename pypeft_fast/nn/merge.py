@@ -17,3 +17,11 @@ def merged_weight(weight, deltas):
         for delta in deltas:
             total += delta
         return total.to(weight.dtype)
+
+
+def dora_weight(weight, lora_A, lora_B, magnitude, scaling):
+    """A new tensor: the rows of weight + scaling * B A at the lengths in magnitude, in float32 and rounded once."""
+    with torch.no_grad():
+        total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + lora_delta(lora_A, lora_B, scaling)
+        factor = magnitude.to(total.dtype) / torch.linalg.vector_norm(total, dim=1)
+        return (total * factor[:, None]).to(weight.dtype)

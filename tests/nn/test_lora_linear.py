@@ -163,3 +163,73 @@ def test_bad_options(options, words):
 def test_from_linear_takes_nothing_but_a_linear():
     with pytest.raises(TypeError, match="linear is a Conv1d, expected a torch.nn.Linear"):
         pf.nn.LoRALinear.from_linear(nn.Conv1d(1, 1, 1))
+
+
+def dora(dtype=None, **options):
+    """With a magnitude that training has moved away from the rows' length."""
+    module = layer(dtype, use_dora=True, **options)
+    with torch.no_grad():
+        module.lora_magnitude_vector *= 0.5 + torch.rand(17)
+    return module
+
+
+def test_a_new_dora_layer_computes_what_the_frozen_one_does():
+    linear, x = nn.Linear(24, 17), torch.randn(3, 24)
+    module = pf.nn.LoRALinear.from_linear(linear, r=4, use_dora=True)
+    assert [n for n, p in module.named_parameters() if p.requires_grad] == ["lora_A", "lora_B", "lora_magnitude_vector"]
+    torch.testing.assert_close(module.lora_magnitude_vector.detach(), linear.weight.norm(dim=1))
+    torch.testing.assert_close(module(x), linear(x))
+    assert "use_dora=True" in repr(module) and "use_dora" not in repr(layer())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dora_merges_and_unmerges(dtype):
+    module, x = dora(dtype).eval(), torch.randn(5, 24, dtype=dtype)
+    weight, apart = module.weight, module(x)
+    values = weight.clone()
+    sum_ = weight.float() + module.scaling * module.lora_B @ module.lora_A
+    factor = module.lora_magnitude_vector / sum_.norm(dim=1)
+    expected = F.linear(x.float(), factor[:, None] * sum_, module.bias.float())
+    eps = torch.finfo(dtype).eps
+    close = dict(rtol=8 * eps, atol=8 * eps * expected.abs().max().item())
+    torch.testing.assert_close(apart.float(), expected, **close)
+    module.merge()
+    assert module.merged and not torch.equal(module.weight, weight)
+    torch.testing.assert_close(module(x).float(), expected, **close)
+    module.unmerge()
+    assert module.weight is weight and torch.equal(weight, values) and torch.equal(module(x), apart)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict", "double"])
+def test_a_dora_layer_moves_without_its_cached_norm(how):
+    module, x = dora().eval(), torch.randn(3, 24)
+    y = module(x).detach()
+    if how == "state_dict":
+        twin = dora().eval()
+        twin(x)
+        twin.load_state_dict(module.state_dict())
+    elif how == "double":
+        twin = module.double()
+        torch.testing.assert_close(twin(x.double()), y.double(), rtol=1e-5, atol=1e-5)
+        return
+    else:
+        twin = copy.deepcopy(module) if how == "deepcopy" else pickle.loads(pickle.dumps(module))
+    assert torch.equal(twin(x), y)
+    with torch.no_grad():
+        twin.lora_B.zero_()
+    assert torch.equal(module(x), y) and not torch.allclose(twin(x), y)
+
+
+def test_dora_trains_through_writes_to_data():
+    """As optimizers do that keep flat copies of the parameters: no version counter moves."""
+    module, x = dora(lora_dropout=0.1), torch.randn(64, 24)
+    for _ in range(3):
+        module(x).square().mean().backward()
+        for p in (module.lora_A, module.lora_B, module.lora_magnitude_vector):
+            p.data.sub_(p.grad, alpha=0.5)
+            p.grad = None
+    fresh = copy.deepcopy(module).eval()
+    assert torch.equal(module.eval()(x), fresh(x))
+    module.train()
+    module.lora_dropout = fresh.lora_dropout = 0.0
+    torch.testing.assert_close(module(x), fresh(x))

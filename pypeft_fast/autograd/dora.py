@@ -1,0 +1,166 @@
+"""DoRA over a frozen linear layer, differentiable: the direction of W + scaling * B A with a trained length per row.
+
+With g = magnitude / |W + scaling B A| (a constant of the graph, section 4.3 of Liu et al., arXiv:2402.09353) and x' =
+drop(x), the layer is y = (x - x') W^T + b + g * z, z = x' W^T + scaling (x' A^T) B^T; without dropout the first term
+vanishes. Saved for backward: x itself, s [M, r], the packed mask, z and g. Never the sum of the weights, nor x'.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ..ops import _check, philox
+from ..ops.lora_da import lora_da
+from ..ops.lora_ds_db import lora_ds_db
+from ..ops.lora_dx import lora_dx
+from ..ops.lora_linear import lora_linear as lora_linear_op
+from ..ops.lora_shrink import lora_shrink
+from .dora_norm import dora_norm
+from .lora import _autocast
+
+
+def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed):
+    rows = x.reshape(-1, x.shape[-1])
+    s, mask = lora_shrink(rows, lora_A, p, seed)
+    kept = philox.dropped(rows, mask, p)
+    z = lora_linear_op(kept, weight, None, s, lora_B, scaling)
+    if p > 0:
+        y = torch.addcmul(F.linear(rows - kept, weight, bias).to(g.dtype), z, g)
+    else:
+        y = z * g if bias is None else torch.addcmul(bias.to(g.dtype), z, g)
+    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0]), s, mask, z
+
+
+class DoRALinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, cache):
+        g = magnitude.to(norm.dtype) / norm
+        y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed)
+        need_x, need_weight, _, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
+        need_dS = need_x or need_A
+        ctx.save_for_backward(
+            x if need_A or need_weight else None,
+            weight if need_x else None,
+            lora_A if need_x else None,
+            lora_B if need_dS or need_B else None,
+            s if need_dS or need_B else None,
+            mask if p > 0 and (need_dS or need_weight) else None,
+            z if need_magnitude else None,
+            g,
+            norm if need_magnitude else None,
+        )
+        ctx.scaling, ctx.p, ctx.cache = scaling, p, cache
+        ctx.dtype_A, ctx.dtype_magnitude = lora_A.dtype, magnitude.dtype
+        ctx.x_shape = x.shape
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, lora_A, lora_B, s, mask, z, g, norm = ctx.saved_tensors
+        need_x, need_weight, need_bias, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
+        p = ctx.p
+        if ctx.cache is not None:
+            ctx.cache.after_backward()
+        dY = grad.reshape(-1, grad.shape[-1])
+        dZ = (dY * g).to(dY.dtype)
+        mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
+        dX = dW = dA = dB = None
+        if need_x or need_A or need_B:
+            dS, dB = lora_ds_db(dZ, lora_B, s, ctx.scaling, need_x or need_A, need_B)
+        if need_x:
+            dX = _dx(dY, dZ, weight, dS, lora_A, mask, p, g).view(ctx.x_shape)
+        if x is not None:
+            rows = x.reshape(-1, x.shape[-1])
+            dA = lora_da(dS, rows, mask, p, ctx.dtype_A) if need_A else None
+            dW = _dw(dY, dZ, rows, mask, p) if need_weight else None
+        db = dY.sum(0) if need_bias else None
+        dmagnitude = ((dY * z.to(g.dtype)).sum(0) / norm).to(ctx.dtype_magnitude) if need_magnitude else None
+        return dX, dW, db, dA, dB if need_B else None, dmagnitude, None, None, None, None, None
+
+
+def _dx(dY, dZ, weight, dS, lora_A, mask, p, g):
+    """From y = x W^T + x' ((g - 1) * W)^T + s (..): dX = dY W + drop'(((g - 1) * dY) W + dS A)."""
+    unmasked = dY.new_empty(0, 0, dtype=torch.uint8)
+    if p == 0:
+        return lora_dx(dZ, weight, dS, lora_A, unmasked, 0.0)
+    through_kept = lora_dx((dY * (g - 1)).to(dY.dtype), weight, dS, lora_A, unmasked, 0.0)
+    return philox.dropped(through_kept, mask, p).addmm_(dY, weight)
+
+
+def _dw(dY, dZ, rows, mask, p):
+    kept = philox.dropped(rows, mask, p)
+    return dZ.t() @ kept if p == 0 else torch.addmm(dZ.t() @ kept, dY.t(), rows - kept)
+
+
+def dora_linear(
+    x,
+    weight,
+    lora_A,
+    lora_B,
+    magnitude,
+    bias=None,
+    *,
+    scaling=1.0,
+    dropout_p=0.0,
+    training=True,
+    generator=None,
+    norm_cache=None,
+):
+    """y = magnitude * (x (W + scaling B A)^T) / |W + scaling B A| + b, the length taken of every row of the weight.
+
+    DoRA (Liu et al., arXiv:2402.09353), as PEFT computes it: differentiable in x, lora_A, lora_B, magnitude, bias and
+    weight, with the length a constant of the graph. Dropout replaces x by x' = drop(x) wherever the adapter changes
+    the frozen layer: y = x W^T + b + (g - 1) * (x' W^T) + g * scaling (x' A^T) B^T, g = magnitude / length.
+
+    Args:
+        x: [..., K], float32, bfloat16, float16 or float64, any strides.
+        weight: [N, K], x's dtype, any strides; need not require grad.
+        lora_A, lora_B: [r, K] and [N, r], x's dtype, or float32 over a bfloat16 or float16 x.
+        magnitude: [N] in x's dtype, or float32 over a bfloat16 or float16 x.
+        bias: [N] in x's dtype, or None.
+        scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732).
+        dropout_p: in [0, 1); each call draws a mask of its own from torch's generator of x's device.
+        training: dropout applies only if true.
+        generator: a torch.Generator to draw the mask's seed from instead.
+        norm_cache: a NormCache that belongs to this weight and adapter; without one the length is computed anew.
+
+    Returns:
+        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear; the length is that
+        of the weight as given.
+
+    Raises:
+        ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
+        TypeError: a dtype is not accepted.
+        RuntimeError: a kernel forced by `using` cannot run these arguments.
+    """
+    p, scaling = float(dropout_p), float(scaling)
+    _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
+    norm_cache = None if torch.compiler.is_compiling() else norm_cache
+    norm = (dora_norm if norm_cache is None else norm_cache.norm)(weight, lora_A, lora_B, scaling)
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight, bias = _autocast(x.device.type, x, weight, bias)
+    _check.floating("dora_linear", "x", x)
+    _check.same_dtype("dora_linear", "x", x, weight=weight, bias=bias)
+    _check.adapter_dtype("dora_linear", "x", x, "magnitude", magnitude)
+    p = p if training else 0.0
+    seed = philox.draw_seed(x.device, generator) if p > 0 else None
+    if torch.is_grad_enabled():
+        return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, norm_cache)
+    return _forward(x, weight, bias, lora_A, lora_B, magnitude.to(norm.dtype) / norm, scaling, p, seed)[0]
+
+
+def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):
+    op = "dora_linear"
+    _check.dropout_p(op, p)
+    r = lora_A.shape[0] if lora_A.dim() else 0
+    expected = (weight.shape[0], x.shape[-1]) if weight.dim() == 2 and x.dim() else None
+    if expected is None or weight.shape[1] != x.shape[-1] or lora_A.shape[1:] != weight.shape[1:] or r < 1:
+        raise ValueError(
+            f"{op}: x [..., K], weight [N, K] and lora_A [r, K] do not fit: x {tuple(x.shape)}, "
+            f"weight {tuple(weight.shape)}, lora_A {tuple(lora_A.shape)}"
+        )
+    _check.shape(op, "lora_B", lora_B, (weight.shape[0], r), f"[N, r] for weight of shape {tuple(weight.shape)}")
+    _check.shape(op, "magnitude", magnitude, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")
+    if bias is not None:
+        _check.shape(op, "bias", bias, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")
+    _check.same_device(op, "x", x, weight=weight, bias=bias, lora_A=lora_A, lora_B=lora_B, magnitude=magnitude)

@@ -1,0 +1,303 @@
+"""pf.dora_linear against PEFT's own layer and float64: values, gradients, what is saved, the norm and its cache."""
+
+import copy
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from pypeft_fast.autograd import dora_norm as norms
+from pypeft_fast.autograd.dora import DoRALinearFunction
+from pypeft_fast.ops import philox
+from tests.ops.checks import available
+
+LORA_OPS = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
+KERNELS = sorted(set.intersection(*(set(available(OPS[name])) for name in LORA_OPS)))
+SCALING = 2.0
+
+
+def tensors(dtype=torch.float32, adapter=None, x_shape=(4, 5, 24), N=17, r=4):
+    """x, W, A, B, magnitude, bias, of which the magnitude is not the rows' length: an error would show."""
+    P = adapter or dtype
+    x, W, A, B = (torch.randn(s) for s in (x_shape, (N, x_shape[-1]), (r, x_shape[-1]), (N, r)))
+    magnitude = (W + SCALING * 0.3 * B @ A).norm(dim=1) * (0.5 + torch.rand(N))
+    values = [x.to(dtype), W.to(dtype), A.to(P), (0.3 * B).to(P), magnitude.to(P), torch.randn(N).to(dtype)]
+    return [t.requires_grad_() for t in values]
+
+
+class Masked(nn.Module):
+    """Dropout with a given mask, in the place of PEFT's."""
+
+    def __init__(self, mask, p):
+        super().__init__()
+        self.mask, self.p = mask, p
+
+    def forward(self, x):
+        return philox.dropped(x.reshape(-1, x.shape[-1]), self.mask, self.p).view_as(x)
+
+
+def peft_layer(W, A, B, magnitude, bias):
+    linear = nn.Linear(W.shape[1], W.shape[0], bias is not None, dtype=W.dtype)
+    config = peft.LoraConfig(r=A.shape[0], lora_alpha=SCALING * A.shape[0], target_modules=["0"], use_dora=True)
+    layer = peft.get_peft_model(nn.Sequential(linear), config).base_model.model[0].to(A.dtype)
+    layer.base_layer.to(W.dtype)
+    parameters = [
+        (layer.base_layer, W),
+        (layer.lora_A["default"], A),
+        (layer.lora_B["default"], B),
+        (layer.lora_magnitude_vector["default"], magnitude),
+    ]
+    for module, value in parameters:
+        module.weight = nn.Parameter(value.detach().clone())
+    if bias is not None:
+        layer.base_layer.bias = nn.Parameter(bias.detach().clone())
+    leaves = [module.weight for module, _ in parameters] + ([] if bias is None else [layer.base_layer.bias])
+    return layer, leaves
+
+
+def peft_results(args, p, seed, dY):
+    x = args[0].detach().clone().requires_grad_()
+    layer, leaves = peft_layer(*args[1:])
+    if p > 0:
+        rows = x.reshape(-1, x.shape[-1])
+        layer.lora_dropout["default"] = Masked(philox.packed_mask(*rows.shape, p, seed), p)
+    y = layer(x)
+    return [y, *torch.autograd.grad(y, [x, *leaves], dY.to(y.dtype))]
+
+
+def our_results(args, p, dY, **options):
+    generator = torch.Generator().manual_seed(5)
+    y = pf.dora_linear(*args, scaling=SCALING, dropout_p=p, generator=generator, **options)
+    return [y, *torch.autograd.grad(y, [t for t in args if t is not None], dY)]
+
+
+def seed_of_ours():
+    return philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("x_shape", [(24,), (7, 24), (4, 5, 24)], ids=str)
+def test_values_and_every_gradient_are_those_of_peft(kernel, p, bias, x_shape):
+    args = tensors(x_shape=x_shape)
+    args = args if bias else [*args[:-1], None]
+    dY = torch.randn(*x_shape[:-1], 17)
+    with pf.using(kernel), pf.recording() as ran:
+        got = our_results(args, p, dY)
+    assert {k for _, k in ran} == {kernel} and {o for o, _ in ran} == set(LORA_OPS)
+    if len(x_shape) == 1:  # PEFT's own view(1, -1) gives such an x a second dimension
+        want = [
+            t.squeeze(0) if i < 2 else t
+            for i, t in enumerate(peft_results([args[0][None], *args[1:]], p, seed_of_ours(), dY[None]))
+        ]
+    else:
+        want = peft_results(args, p, seed_of_ours(), dY)
+    for g, w in zip(got, want, strict=True):
+        assert w.abs().max() > 0
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize(
+    "dtype,adapter",
+    [(torch.bfloat16, None), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)],
+)
+def test_half_precision_is_within_twice_the_error_of_peft(dtype, adapter, p):
+    errors, allowed = [], []
+    for draw in range(3):
+        torch.manual_seed(draw)
+        args = tensors(dtype, adapter)
+        dY = torch.randn(4, 5, 17).to(dtype)
+        wide = [t.detach().double().requires_grad_() for t in args]
+        truth = peft_results(wide, p, seed_of_ours(), dY.double())
+        theirs, ours = peft_results(args, p, seed_of_ours(), dY), our_results(args, p, dY)
+        assert [g.dtype for g in ours] == [dtype, *(t.dtype for t in args)]
+        errors.append([(g.double() - t).abs().max() for g, t in zip(ours, truth, strict=True)])
+        eps = torch.finfo(dtype).eps
+        allowed.append(
+            [2 * (g.double() - t).abs().max() + eps * t.abs().max() for g, t in zip(theirs, truth, strict=True)]
+        )
+    for error, bound in zip(zip(*errors, strict=True), zip(*allowed, strict=True), strict=True):
+        assert max(error) <= max(bound)
+
+
+@pytest.mark.parametrize("kernel", ["blas", "reference"])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_gradcheck(kernel, p):
+    """With the norm held fixed, as the paper defines the gradient."""
+    x, W, A, B, magnitude, bias = tensors(torch.float64, x_shape=(3, 6), N=5, r=2)
+    norm = norms.dora_norm(W, A, B, SCALING)
+    seed = torch.tensor([7]) if p else None
+
+    def function(x, W, b, A, B, magnitude):
+        return DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, SCALING, p, seed, None)
+
+    with pf.using(kernel):
+        assert torch.autograd.gradcheck(function, (x, W, bias, A, B, magnitude))
+
+
+@pytest.mark.parametrize("dtype,adapter", [(torch.float32, None), (torch.bfloat16, torch.float32)])
+def test_the_norm_is_that_of_the_sum(dtype, adapter):
+    _, W, A, B, _, _ = tensors(dtype, adapter)
+    expected = (W.double() + SCALING * B.double() @ A.double()).norm(dim=1)
+    torch.testing.assert_close(norms.dora_norm(W, A, B, SCALING).double(), expected, rtol=2e-6, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):  # of a Conv1D's transposed weight
+        other = norms.dora_norm(W.t().contiguous().t(), A, B, SCALING)
+    torch.testing.assert_close(other.double(), expected, rtol=2e-6, atol=0)
+
+
+def test_the_sum_of_the_weights_is_never_formed():
+    x, W, A, B, magnitude, bias = tensors(x_shape=(2, 600), N=500)
+    W.requires_grad_(False)
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made.extend(t for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    with Watch():
+        pf.dora_linear(x, W, A, B, magnitude, bias, dropout_p=0.2).sum().backward()
+    sizes = [t.numel() for t in made if t.untyped_storage().data_ptr() != W.untyped_storage().data_ptr()]
+    assert len(sizes) > 10 and max(sizes) < W.numel() / 50
+
+
+def saved(frozen, p=0.1):
+    args = dict(zip(("x", "W", "A", "B", "m", "b"), tensors(), strict=True))
+    for name in frozen:
+        args[name].requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = pf.dora_linear(*args.values(), dropout_p=p)
+    y.sum().backward()
+    names = {t.data_ptr(): n for n, t in args.items()}
+    return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)} {t.dtype}".replace("torch.", "")) for t in kept)
+
+
+def test_what_is_saved():
+    s, mask, z, g = "(20, 4) float32", "(20, 3) uint8", "(20, 17) float32", "(17,) float32"
+    assert saved("W") == sorted(["x", "W", "A", "B", s, mask, z, g, g])
+    assert saved("W", p=0.0) == sorted(["x", "W", "A", "B", s, z, g, g])
+    assert saved("WAm") == sorted(["W", "A", "B", s, mask, g])
+    assert saved("xWABm") == [g]
+
+
+def counted(monkeypatch):
+    calls = {"norm": 0, "squares": 0}
+    norm, squares = norms.dora_norm, norms.row_squares
+
+    def count(name, function):
+        def counting(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return counting
+
+    monkeypatch.setattr(norms, "dora_norm", count("norm", norm))
+    monkeypatch.setattr(norms, "row_squares", count("squares", squares))
+    return calls
+
+
+def test_the_norm_is_kept_until_something_changes(monkeypatch):
+    calls = counted(monkeypatch)
+    x, W, A, B, magnitude, bias = tensors()
+    W.requires_grad_(False)
+    cache = norms.NormCache()
+
+    def run():
+        return pf.dora_linear(x, W, A, B, magnitude, bias, scaling=SCALING, norm_cache=cache)
+
+    def check(norm, squares, y):
+        assert (calls["norm"], calls["squares"]) == (norm, squares)
+        before = dict(calls)
+        assert torch.equal(y, pf.dora_linear(x, W, A, B, magnitude, bias, scaling=SCALING))
+        calls.update(before)
+
+    check(1, 1, run())
+    y = run()
+    check(1, 1, y)
+    with torch.no_grad():
+        A.mul_(1.5)
+    check(2, 1, run())
+    run().sum().backward()
+    check(3, 1, run())  # after a backward pass an optimizer may have stepped through .data
+    with torch.no_grad():
+        check(4, 1, run())  # a norm made for training is not used outside it
+        check(4, 1, run())
+        B.data = B.data * 2
+        check(5, 1, run())
+        W.mul_(2)
+        check(6, 2, run())
+        clone = copy.deepcopy(cache)
+        assert clone._norm is None and cache._norm is not None
+    with torch.inference_mode():
+        check(6, 2, run())
+        pf.dora_linear(x, W, A.clone(), B, magnitude, norm_cache=cache)  # an inference tensor counts no changes
+    assert calls["norm"] == 7
+
+
+def test_checkpointing_measures_once_and_draws_the_same_mask_again(monkeypatch):
+    calls = counted(monkeypatch)
+    x, W, A, B, magnitude, bias = tensors()
+    W.requires_grad_(False)
+    grads, cache = [], norms.NormCache()
+    for run in (lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)):
+        torch.manual_seed(4)
+        y = run(lambda x: pf.dora_linear(x, W, A, B, magnitude, bias, dropout_p=0.5, norm_cache=cache), x)
+        grads.append(torch.autograd.grad(y.square().sum(), (x, A, B, magnitude)))
+    assert all(map(torch.equal, *grads)) and calls == {"norm": 2, "squares": 1}
+
+
+def test_autocast_is_that_of_linear():
+    args = tensors()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = pf.dora_linear(*args)
+        assert y.dtype == F.linear(*args[:2]).dtype == torch.bfloat16
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), args))
+    x, W, A, B, magnitude, b = args
+    expected = pf.dora_linear(*args)
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_compiles_in_one_graph(p):
+    x, W, A, B, magnitude, b = tensors()
+    W.requires_grad_(False)
+    cache = norms.NormCache()
+
+    def function(x):
+        return pf.dora_linear(x, W, A, B, magnitude, b, scaling=0.5, dropout_p=p, norm_cache=cache) * 2
+
+    results = []
+    for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        y = f(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, A, B, magnitude, b))))
+    for a, c in zip(*results, strict=True):
+        torch.testing.assert_close(a, c)
+
+
+@pytest.mark.parametrize(
+    "change,error,words",
+    [
+        (dict(dropout_p=1.0), ValueError, r"dora_linear: dropout p=1.0 must be in \[0, 1\)"),
+        (dict(lora_A=torch.ones(4, 25)), ValueError, r"do not fit: x .*lora_A \(4, 25\)"),
+        (dict(x=torch.ones(())), ValueError, "do not fit"),
+        (dict(lora_B=torch.ones(17, 3)), ValueError, r"lora_B has shape \(17, 3\), expected \(17, 4\)"),
+        (dict(magnitude=torch.ones(17, 1)), ValueError, r"magnitude has shape \(17, 1\), expected \(17,\)"),
+        (dict(magnitude=torch.ones(17).half()), TypeError, "magnitude is torch.float16 over a torch.float32 x"),
+        (dict(weight=torch.ones(17, 24).half()), TypeError, "weight is torch.float16 but x is"),
+        (dict(bias=torch.ones(1)), ValueError, "bias has shape"),
+    ],
+)
+def test_bad_input(change, error, words):
+    names = ("x", "weight", "lora_A", "lora_B", "magnitude", "bias")
+    with pytest.raises(error, match=words):
+        pf.dora_linear(**dict(zip(names, tensors(), strict=True)) | change)
