@@ -8,6 +8,7 @@ from .autograd.dora import dora_linear
 from .autograd.lora import lora_linear
 from .model import (
     LoraConfig,
+    PeftConfig,
     PeftModel,
     PeftType,
     PrefixTuningConfig,
@@ -20,6 +21,7 @@ from .model import (
 __version__ = "0.1.0"
 __all__ = [
     "LoraConfig",
+    "PeftConfig",
     "PeftModel",
     "PeftType",
     "PrefixTuningConfig",

@@ -1,11 +1,12 @@
 """LoRA on a model. This file and those of the other methods have the same functions, which the Tuner calls:
 
-plan(tuner, config)                  what a config means on the model: a list of targets with a .name; raises, changes nothing
-complete(tuner, config, plan)        fills in the config what was found
-shapes(tuner, config, plan)          {name in the adapter's file: shape}
-add(tuner, adapter, config, plan, ...)   puts a new adapter on the model, not yet active
-tensors(tuner, adapter)              {name in the adapter's file: tensor of the model}
-ALIKE                                fields in which two adapters of one name must agree
+plan(tuner, config)             what a config means on the model: targets, each with a .name; raises, changes nothing
+complete(tuner, config, plan)   fills in the config what was found
+shapes(tuner, config, plan)     {name in the adapter's file: shape}
+add(tuner, adapter, config, plan, autocast, fresh)   puts a new adapter on the model, not yet active; fresh: its values
+                                are to be trained, else a file's replace them
+tensors(tuner, adapter)         {name in the adapter's file: tensor of the model}
+ALIKE                           fields in which two adapters of one name must agree
 """
 
 import math

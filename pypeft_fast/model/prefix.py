@@ -14,7 +14,7 @@ ALIKE = ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
 
 
 class PrefixEncoder(nn.Module):
-    """Keys and values [P, layers * 2 * dim] of P virtual tokens: trained themselves, or a two-layer network's result."""
+    """Keys and values [P, layers * 2 * dim] of P virtual tokens: trained, or the result of a two-layer network."""
 
     into_cache = True
 
@@ -22,7 +22,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         P, dim, self.layers = config.num_virtual_tokens, config.token_dim, config.num_layers
         self.virtual_tokens, self.heads = P, config.num_attention_heads
-        self.positions = positions
+        self.positions, self.stride = positions, 2 * config.num_transformer_submodules
         self.transform = None
         if projected:
             self.embedding = nn.Embedding(P, dim)
@@ -42,7 +42,10 @@ class PrefixEncoder(nn.Module):
         values = self.file_tensor().to(dtype).view(self.virtual_tokens, 2 * self.layers, self.heads, -1)
         values = values.permute(1, 2, 0, 3).unsqueeze(1).expand(-1, batch, -1, -1, -1)
         for layer in range(self.layers):
-            cache.update(values[2 * layer], values[2 * layer + 1], layer)
+            # In an encoder-decoder PEFT deals four to a layer, going round, of which the decoder's own attention uses
+            # two: the files mean that.
+            row = layer * self.stride % (2 * self.layers)
+            cache.update(values[row], values[row + 1], layer)
 
     def insert(self, owner, call):
         """The arguments with the prefix in the cache, which is made if there is none, and room for it in the mask."""
@@ -53,7 +56,8 @@ class PrefixEncoder(nn.Module):
             )
         decoder = "decoder_" if is_encoder_decoder(owner) else ""
         first = _first_given(call, f"{decoder}input_ids", f"{decoder}inputs_embeds", "labels")
-        cache = call.get("past_key_values")
+        # Without use_cache the text comes whole each time, and what an earlier call left in the cache would count twice.
+        cache = None if call.get("use_cache") is False else call.get("past_key_values")
         extend(
             call, self.virtual_tokens, f"{decoder}attention_mask", first.shape[:2], first.device,
             "cached" if self.positions else None,
@@ -99,7 +103,7 @@ def _dimensions(model, config) -> dict[str, int]:
     """As for prompt tuning; with grouped-query attention the widths are those of the keys, as in PEFT."""
     found = dimensions(model, config)
     known = getattr(model.config, "text_config", model.config)
-    if getattr(known, "per_layer_config", None) is not None or getattr(known, "global_head_dim", None) is not None:
+    if any(known.to_dict().get(name) is not None for name in ("per_layer_config", "global_head_dim")):
         raise ValueError(f"prefix tuning needs heads of one size in all layers; {type(model).__name__} has several")
     heads = getattr(known, "num_key_value_heads", None)
     if heads is not None:

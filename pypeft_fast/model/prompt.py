@@ -65,7 +65,7 @@ class PromptEmbedding(nn.Module):
                 call[name] = call[name] + P
 
     def before_generate(self, model, args, kwargs):
-        """An encoder-decoder's generate runs the encoder without the model's forward: its input gets the prompt here."""
+        """For an encoder-decoder: its generate runs the encoder without the model's forward, where the hook is."""
         if not is_encoder_decoder(model):
             return args, kwargs
         kwargs = dict(kwargs)
