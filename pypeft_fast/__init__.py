@@ -5,6 +5,7 @@ from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
 from .autograd.dora import dora_linear
+from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .model import (
     LoraConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "dora_linear",
     "get_peft_config",
     "get_peft_model",
+    "ia3_linear",
     "kernels",
     "lora_linear",
     "nn",

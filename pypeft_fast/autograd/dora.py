@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import _check, philox
+from ..ops._scale import scaled
+from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.lora_da import lora_da
 from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
+from ._autocast import autocast_as_linear
 from .dora_norm import dora_norm
-from .lora import _autocast
 
 
 def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed):
@@ -26,7 +28,7 @@ def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed):
     if p > 0:
         y = torch.addcmul(F.linear(rows - kept, weight, bias).to(g.dtype), z, g)
     else:
-        y = z * g if bias is None else torch.addcmul(bias.to(g.dtype), z, g)
+        y = scaled(z, g) if bias is None else torch.addcmul(bias.to(g.dtype), z, g)
     return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0]), s, mask, z
 
 
@@ -62,7 +64,7 @@ class DoRALinearFunction(torch.autograd.Function):
         if ctx.cache is not None:
             ctx.cache.after_backward()
         dY = grad.reshape(-1, grad.shape[-1])
-        dZ = (dY * g).to(dY.dtype)
+        dZ = scaled(dY, g)
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
         if need_x or need_A or need_B:
@@ -74,7 +76,10 @@ class DoRALinearFunction(torch.autograd.Function):
             dA = lora_da(dS, rows, mask, p, ctx.dtype_A) if need_A else None
             dW = _dw(dY, dZ, rows, mask, p) if need_weight else None
         db = dY.sum(0) if need_bias else None
-        dmagnitude = ((dY * z.to(g.dtype)).sum(0) / norm).to(ctx.dtype_magnitude) if need_magnitude else None
+        dmagnitude = None
+        if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
+            _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
+            dmagnitude = (dg / norm).to(ctx.dtype_magnitude)
         return dX, dW, db, dA, dB if need_B else None, dmagnitude, None, None, None, None, None
 
 
@@ -83,7 +88,7 @@ def _dx(dY, dZ, weight, dS, lora_A, mask, p, g):
     unmasked = dY.new_empty(0, 0, dtype=torch.uint8)
     if p == 0:
         return lora_dx(dZ, weight, dS, lora_A, unmasked, 0.0)
-    through_kept = lora_dx((dY * (g - 1)).to(dY.dtype), weight, dS, lora_A, unmasked, 0.0)
+    through_kept = lora_dx(scaled(dY, g - 1), weight, dS, lora_A, unmasked, 0.0)
     return philox.dropped(through_kept, mask, p).addmm_(dY, weight)
 
 
@@ -137,8 +142,7 @@ def dora_linear(
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
     norm_cache = None if torch.compiler.is_compiling() else norm_cache
     norm = (dora_norm if norm_cache is None else norm_cache.norm)(weight, lora_A, lora_B, scaling)
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias = _autocast(x.device.type, x, weight, bias)
+    x, weight, bias = autocast_as_linear(x, weight, bias)
     _check.floating("dora_linear", "x", x)
     _check.same_dtype("dora_linear", "x", x, weight=weight, bias=bias)
     _check.adapter_dtype("dora_linear", "x", x, "magnitude", magnitude)

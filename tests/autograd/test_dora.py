@@ -16,8 +16,8 @@ from pypeft_fast.autograd.dora import DoRALinearFunction
 from pypeft_fast.ops import philox
 from tests.ops.checks import available
 
-LORA_OPS = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
-KERNELS = sorted(set.intersection(*(set(available(OPS[name])) for name in LORA_OPS)))
+OPS_OF_DORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da", "ia3_dx_dl")
+KERNELS = sorted(set.intersection(*(set(available(OPS[name])) for name in OPS_OF_DORA)))
 SCALING = 2.0
 
 
@@ -90,7 +90,7 @@ def test_values_and_every_gradient_are_those_of_peft(kernel, p, bias, x_shape):
     dY = torch.randn(*x_shape[:-1], 17)
     with pf.using(kernel), pf.recording() as ran:
         got = our_results(args, p, dY)
-    assert {k for _, k in ran} == {kernel} and {o for o, _ in ran} == set(LORA_OPS)
+    assert {k for _, k in ran} == {kernel} and {o for o, _ in ran} == set(OPS_OF_DORA)
     if len(x_shape) == 1:  # PEFT's own view(1, -1) gives such an x a second dimension
         want = [
             t.squeeze(0) if i < 2 else t
