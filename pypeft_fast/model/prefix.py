@@ -56,7 +56,7 @@ class PrefixEncoder(nn.Module):
             )
         decoder = "decoder_" if is_encoder_decoder(owner) else ""
         first = _first_given(call, f"{decoder}input_ids", f"{decoder}inputs_embeds", "labels")
-        # Without use_cache the text comes whole each time, and what an earlier call left in the cache would count twice.
+        # Without use_cache the text comes whole each time: what an earlier call left in the cache would count twice.
         cache = None if call.get("use_cache") is False else call.get("past_key_values")
         extend(
             call, self.virtual_tokens, f"{decoder}attention_mask", first.shape[:2], first.device,

@@ -87,12 +87,11 @@ def extend(call, tokens, name, shape, device, positions) -> None:
     where the model counts by itself.
     """
     mask = call.get(name)
+    if getattr(call.get("past_key_values"), "is_compileable", False):
+        raise ValueError("virtual tokens need a cache that grows; cache_implementation='static' is not supported")
     if mask is not None:
         if mask.dim() != 2:
-            raise ValueError(
-                f"{name} of shape {tuple(mask.shape)}: virtual tokens need a mask [batch, length]; a cache of fixed "
-                "size (cache_implementation='static') makes another and is not supported"
-            )
+            raise ValueError(f"{name} has shape {tuple(mask.shape)}; virtual tokens need a mask [batch, length]")
         mask = torch.cat([mask.new_ones(mask.shape[0], tokens), mask], dim=1)
         call[name] = mask
     if positions is None:

@@ -1,5 +1,7 @@
 """Drop-in modules."""
 
+from .bitfit_linear import BitFitLinear
+from .bottleneck import Bottleneck
 from .lora_linear import LoRALinear
 
-__all__ = ["LoRALinear"]
+__all__ = ["BitFitLinear", "Bottleneck", "LoRALinear"]
