@@ -16,10 +16,10 @@ static PyObject* cpu_isa(PyObject*, PyObject*) {
   }
 }
 
-static PyMethodDef methods[] = {
-    {"cpu_isa", cpu_isa, METH_NOARGS,
-     "The instruction set that the kernels use: avx512, avx2 or baseline; RuntimeError if PYPEFT_FAST_CPU is wrong."},
-    {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef methods[] = {{"cpu_isa", cpu_isa, METH_NOARGS,
+                                 "The instruction set that the kernels use: avx512bf16, avx512, avx2 or baseline; "
+                                 "RuntimeError if PYPEFT_FAST_CPU is wrong."},
+                                {nullptr, nullptr, 0, nullptr}};
 
 static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_C", "PyPEFT-fast's C++ kernels.", -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -20,7 +20,7 @@ def missing_cpu() -> str | None:
 
 
 def cpu_isa() -> str:
-    """The instruction set that the C++ kernels run with: "avx512", "avx2" or "baseline".
+    """The instruction set that the C++ kernels run with: "avx512bf16", "avx512", "avx2" or "baseline".
 
     It is the best of this CPU, or the one that the environment variable PYPEFT_FAST_CPU named when a kernel first ran.
     RuntimeError if the variable names one that this CPU lacks, or if the library is not there.

@@ -1,5 +1,7 @@
 #include "cpu/add_low_rank.h"
 
+#include "cpu/gemm.h"
+
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 namespace pypeft {
@@ -38,7 +40,8 @@ Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tenso
   return out;
 }
 
-void add_low_rank(const Tensor& y, const Tensor& given, const Packed& right, const Tensor* mask) {
+// y [M, N] += keep * (left right), summed in float, then rounded once to y's dtype; any factor is in `right`.
+static void add_low_rank(const Tensor& y, const Tensor& given, const Packed& right, const Tensor* given_mask) {
   const Tensor left = as_float(given);
   AddArgs args{};
   args.y = y.mutable_data_ptr(), args.dtype = dtype_of(y);
@@ -46,11 +49,27 @@ void add_low_rank(const Tensor& y, const Tensor& given, const Packed& right, con
   args.left = static_cast<const float*>(left.const_data_ptr());
   args.left_row = left.stride(0), args.left_column = left.stride(1);
   args.right = right.data.get(), args.ld = right.ld;
-  if (mask) args.mask = static_cast<const uint8_t*>(mask->const_data_ptr()), args.mask_row = mask->stride(0);
+  std::optional<Tensor> mask;
+  if (given_mask) {
+    mask = with_dense_rows(*given_mask);
+    args.mask = static_cast<const uint8_t*>(mask->const_data_ptr()), args.mask_row = mask->stride(0);
+  }
   const auto run = PYPEFT_SELECT(add_tasks);
   const int64_t tasks = ceil_div(args.M, ADD_ROWS) * ceil_div(args.N, ADD_COLUMNS);
   torch::stable::parallel_for(0, tasks, 1 + 16 / (args.r + 1),
                               [&](int64_t begin, int64_t end) { run(args, begin, end); });
+}
+
+Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const Tensor& left,
+                           const Tensor& right, double factor, const Tensor* mask) {
+#if defined(__x86_64__)
+  if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask);
+#endif
+  const Tensor out = vendor_matmul(a, b, bias);
+  const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of
+  const Tensor stored = across ? torch::stable::transpose(right, 0, 1) : right;
+  add_low_rank(out, left, pack(stored, static_cast<float>(factor), across), mask);
+  return out;
 }
 
 }  // namespace pypeft

@@ -1,19 +1,17 @@
-// What lora_linear and lora_dx share: the vendor's GEMM for the frozen part, and the low-rank part added in place.
+// What lora_linear and lora_dx share: the frozen product with the low-rank part added.
 #pragma once
 #include "cpu/scratch.h"
 
 namespace pypeft {
 
-// The GEMM runs over all rows at once: by blocks of 64 rows, whose result would still be in the cache when the low-rank
-// part is added, the vendor's took 8 to 35 % longer (512 x 576 x 576 and 512 x 2048 x 2048, one thread, float32 and
-// bfloat16), while the whole low-rank part takes at most 12 % of it.
-
-// out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype.
+// out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype; the vendor's.
 Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias);
 
-// y [M, N] += keep * (left [M, r] right [r, N]): summed in float, then rounded once to y's dtype. `left` is any matrix
-// of the ops' dtypes; `right` was packed, with any factor in it; mask [M, ceil(N/8)] is packed bits, or null to keep
-// all.
-void add_low_rank(const Tensor& y, const Tensor& left, const Packed& right, const Tensor* mask);
+// a b + bias + factor * keep * (left right): [M, N] in a's dtype from left [M, r], right [r, N] of the ops' dtypes, any
+// strides; mask [M, ceil(N/8)] is packed bits of what to keep of the low-rank part, or null for all of it. By gemm()
+// where that is faster; else the vendor's product over all rows at once, to which the low-rank part is then added in
+// float.
+Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const Tensor& left,
+                           const Tensor& right, double factor, const Tensor* mask);
 
 }  // namespace pypeft

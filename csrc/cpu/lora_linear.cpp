@@ -2,16 +2,15 @@
 //
 //   x [M, K], weight [N, K] (any strides), bias [N] or none, s [M, r], lora_B [N, r] -> y [M, N] in x's dtype
 //
-// The frozen part is the vendor's GEMM, rounded once to y's dtype; the low-rank part is added to it in place, in float.
+// add_low_rank.h tells how.
 #include "cpu/add_low_rank.h"
 
 namespace pypeft {
 namespace {
 Tensor lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& s,
                    const Tensor& lora_B, double scaling) {
-  Tensor y = vendor_matmul(x, torch::stable::transpose(weight, 0, 1), bias);
-  add_low_rank(y, s, pack(lora_B, static_cast<float>(scaling), true), nullptr);
-  return y;
+  const Tensor across = torch::stable::transpose(weight, 0, 1), up = torch::stable::transpose(lora_B, 0, 1);
+  return frozen_and_low_rank(x, across, bias, s, up, scaling, nullptr);
 }
 }  // namespace
 }  // namespace pypeft

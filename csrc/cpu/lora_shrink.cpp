@@ -3,7 +3,7 @@
 //   x [M, K], lora_A [r, K], seed int64 [1] -> s [M, r] in the wider dtype, mask uint8 [M, ceil(K/8)] ([0, ..] if p =
 //   0)
 //
-// Rows are taken eight at a time: their mask is drawn, a tile of them is staged as float with the dropped elements 0,
+// Rows are taken sixteen at a time: their mask is drawn, a tile of them is staged as float with the dropped elements 0,
 // and multiplied with A^T, which was packed as float once. The factor 65536 / (65536 - T) is applied to the sums.
 #include <tuple>
 
@@ -11,7 +11,7 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t SHRINK_ROWS = 8;
+constexpr int64_t SHRINK_ROWS = 16;
 
 struct ShrinkArgs {
   const void* x;  // [M, K], rows ldx apart

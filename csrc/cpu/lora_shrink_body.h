@@ -1,7 +1,7 @@
 // lora_shrink for every instruction set (for_each.h).
 #include "cpu/philox_body.h"
 
-constexpr int64_t SHRINK_COLUMNS = 512;              // of x that a tile holds: 8 rows of them stay in the L1 cache
+constexpr int64_t SHRINK_COLUMNS = 256;              // of x that a tile holds: 16 rows of them stay in the L1 cache
 constexpr int64_t SHRINK_LD = SHRINK_COLUMNS + PAD;  // not a power of two: rows would fall into the same cache sets
 
 // The mask of rows [m, m + rows): drawn in one piece, since its bytes are consecutive over rows.

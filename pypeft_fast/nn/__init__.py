@@ -2,6 +2,7 @@
 
 from .bitfit_linear import BitFitLinear
 from .bottleneck import Bottleneck
+from .ia3_linear import IA3Linear
 from .lora_linear import LoRALinear
 
-__all__ = ["BitFitLinear", "Bottleneck", "LoRALinear"]
+__all__ = ["BitFitLinear", "Bottleneck", "IA3Linear", "LoRALinear"]

@@ -10,10 +10,11 @@ from ..autograd.dora import dora_linear
 from ..autograd.dora_norm import NormCache, dora_norm
 from ..autograd.lora import lora_linear
 from ..ops import _check
+from .adapter_linear import AdapterLinear
 from .merge import dora_weight, lora_delta, merged_weight
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(AdapterLinear):
     """y = x W^T + b + scaling * (drop(x) A^T) B^T with W and b frozen (Hu et al., arXiv:2106.09685).
 
     A drop-in for nn.Linear: same constructor, same weight and bias, and lora_A [r, K] and lora_B [N, r] to train.
@@ -55,14 +56,9 @@ class LoRALinear(nn.Linear):
 
         Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else.
         """
-        if type(linear) is not nn.Linear:
-            raise TypeError(f"from_linear: linear is a {type(linear).__qualname__}, expected a torch.nn.Linear")
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = linear.weight, linear.bias
+        layer = cls._sharing(linear)
         layer._add_adapter(r, lora_alpha, lora_dropout, use_rslora, use_dora)
-        return layer.train(linear.training)
+        return layer
 
     def _add_adapter(self, r, lora_alpha, lora_dropout, use_rslora, use_dora):
         if not isinstance(r, int) or r < 1:
@@ -71,12 +67,7 @@ class LoRALinear(nn.Linear):
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         self.use_dora = use_dora
         self._norm_cache = NormCache()
-        self._frozen_weight = None  # the original weight, while merged
-        half = self.weight.dtype in (torch.bfloat16, torch.float16)
-        like = dict(device=self.weight.device, dtype=torch.float32 if half else self.weight.dtype)
-        self.weight.requires_grad_(False)
-        if self.bias is not None:
-            self.bias.requires_grad_(False)
+        like = self._freeze()
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **like))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **like))
         if use_dora:
@@ -88,7 +79,7 @@ class LoRALinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         if self.use_dora:
-            weight = self._frozen_weight[0] if self.merged else self.weight
+            weight = self._frozen["weight"] if self.merged else self.weight
             with torch.no_grad():
                 self.lora_magnitude_vector.copy_(dora_norm(weight, self.lora_A, self.lora_B, self.scaling))
 
@@ -109,47 +100,17 @@ class LoRALinear(nn.Linear):
         self._norm_cache.clear()
         return super().train(mode)
 
-    @property
-    def merged(self) -> bool:
-        return self._frozen_weight is not None
+    def _merged_values(self):
+        A, B = self.lora_A, self.lora_B
+        if self.use_dora:
+            return {"weight": dora_weight(self.weight, A, B, self.lora_magnitude_vector, self.scaling)}
+        return {"weight": merged_weight(self.weight, [lora_delta(A, B, self.scaling)])}
 
-    def merge(self):
-        """Folds the adapter into a weight of its own, summed in float32: the layer then is a plain linear layer.
-
-        The original weight is kept beside it, since subtracting the update would not give its bits back; a module
-        that shares it does not change. The state dict stays that of the unmerged layer.
-        """
-        if not self.merged:
-            self._frozen_weight = [self.weight]  # in a list, where nn.Module does not register it
-            A, B = self.lora_A, self.lora_B
-            if self.use_dora:
-                merged = dora_weight(self.weight, A, B, self.lora_magnitude_vector, self.scaling)
-            else:
-                merged = merged_weight(self.weight, [lora_delta(A, B, self.scaling)])
-            self.weight = nn.Parameter(merged, requires_grad=False)
-
-    def unmerge(self):
-        """Puts the original weight back, bit for bit."""
-        if self.merged:
-            self.weight, self._frozen_weight = self._frozen_weight[0], None
-
-    def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the original is cast, and merged again
-        merged = self.merged
-        self.unmerge()
-        super()._apply(fn, recurse)
+    def _apply(self, fn, recurse=True):
         self._norm_cache.clear()
-        if merged:
-            self.merge()
-        return self
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.merged:
-            weight = self._frozen_weight[0]
-            destination[prefix + "weight"] = weight if keep_vars else weight.detach()
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args):
-        self.unmerge()
         self._norm_cache.clear()
         super()._load_from_state_dict(*args)
 

@@ -25,3 +25,10 @@ def dora_weight(weight, lora_A, lora_B, magnitude, scaling):
         total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + lora_delta(lora_A, lora_B, scaling)
         factor = magnitude.to(total.dtype) / torch.linalg.vector_norm(total, dim=1)
         return (total * factor[:, None]).to(weight.dtype)
+
+
+def scaled_in_float32(parameter, factor):
+    """A new tensor: parameter * factor, multiplied in float32 and rounded once to parameter's dtype."""
+    with torch.no_grad():
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return (parameter.to(wide) * factor.to(wide)).to(parameter.dtype)

@@ -71,3 +71,6 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     if need_dX:
         dX = factor.mul_(ia3_l) if feedforward else scaled(dY, ia3_l) @ weight
     return dX, dl
+
+
+ia3_dx_dl.native_cpu(_check.no_float64)

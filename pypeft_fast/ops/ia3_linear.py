@@ -58,3 +58,6 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
         return F.linear(scaled(x, ia3_l), weight, bias), no_z
     z = F.linear(x, weight, bias)
     return (scaled(z, ia3_l), z) if need_z else (z.mul_(ia3_l), no_z)
+
+
+ia3_linear.native_cpu(_check.no_float64)

@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 HAS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 AVAILABLE = HAS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",))
+if "avx512" in AVAILABLE and torch.cpu._is_avx512_bf16_supported():
+    AVAILABLE = ("avx512bf16", *AVAILABLE)
 SEED, SCALING = -0x0123456789ABCDEF, 1.3
 
 CHILD = """
@@ -98,6 +100,8 @@ class Case:
         s, dS = self.random(self.M, self.r, S), self.random(self.M, self.r, S)
         holes = x.masked_fill(self.keep() == 0, torch.nan)
         seed = torch.tensor([SEED]) if self.p > 0 else None
+        z, whole = self.random(self.M, self.N, self.T), self.random(self.M, self.K, self.T)
+        l_N, l_K = self.random(1, self.N, self.P)[0], self.random(1, self.K, self.P)[0]
         return [
             ("lora_shrink", (holes, A, self.p, seed)),
             ("lora_linear", (x, weight, bias, s, B, SCALING)),
@@ -107,6 +111,13 @@ class Case:
             ("lora_ds_db", (dY, B, s, SCALING, False, True)),
             ("lora_dx", (dY, weight, dS, A, self.mask(), self.p)),
             ("lora_da", (dS, holes, self.mask(), self.p, self.P)),
+            ("ia3_linear", (whole, weight, bias, l_N, False, True)),
+            ("ia3_linear", (whole, weight, None, l_N, False, False)),
+            ("ia3_linear", (whole, weight, bias, l_K, True, True)),
+            ("ia3_dx_dl", (dY, weight, l_N, z, False, True, True)),
+            ("ia3_dx_dl", (dY, weight, l_N, z, False, False, True)),
+            ("ia3_dx_dl", (dY, weight, l_K, whole, True, True, True)),
+            ("ia3_dx_dl", (dY, weight, l_K, whole, True, True, False)),
         ]
 
 
@@ -121,7 +132,16 @@ def truth(op, args, keep):
         return (d[3] * (d[0] @ d[1]))[: None if d[4] else 0], (d[3] * (d[0].t() @ d[2]))[: None if d[5] else 0]
     if op == "lora_dx":
         return (d[0] @ d[1] + keep * (d[2] @ d[3]),)
-    return (d[0].t() @ (d[1] * keep),)
+    if op == "lora_da":
+        return (d[0].t() @ (d[1] * keep),)
+    if op == "ia3_linear":
+        x, W, b, scale, feedforward, need_z = d
+        z = (x * scale if feedforward else x) @ W.t() + (0 if b is None else b)
+        return (z, z[:0]) if feedforward else (z * scale, z if need_z else z[:0])
+    dY, W, scale, saved, feedforward, need_dX, need_dl = d
+    dX = (dY @ W) * scale if feedforward else (dY * scale) @ W
+    dl = ((dY @ W if feedforward else dY) * saved).sum(0)
+    return dX[: None if need_dX else 0], dl[: None if need_dl else 0]
 
 
 CASES = [
@@ -135,6 +155,13 @@ CASES = [
     Case(21, 50, 37, 9, 0.3, strided=True),
     Case(12, 31, 45, 5, 0.4, BF16, F32, strided=True),
     Case(0, 8, 9, 2, 0.5),
+    # From 32 rows on AVX-512 has a matrix product of its own: all widths of a panel, odd pairs, long sums, any strides.
+    Case(70, 130, 67, 17, 0.05),
+    Case(45, 131, 83, 5, 0.3, BF16, BF16),
+    Case(33, 1300, 1, 1, 0.3),
+    Case(61, 2200, 100, 2, 0.3, BF16, F32),
+    Case(43, 97, 145, 3, 0.3, strided=True),
+    Case(43, 97, 145, 3, 0.3, BF16, BF16, strided=True),
 ]
 # Every float16, and float32 around every ground for rounding: ties, subnormals, overflow, not a number.
 HALVES = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(1, -1)
@@ -164,8 +191,9 @@ def agrees(op, args, outputs, keep):
     for output, expected, most in zip(outputs, truth(op, args, keep), magnitude, strict=False):
         assert output.shape == expected.shape and output.is_contiguous()
         bound = 2 * torch.finfo(output.dtype).eps * expected.abs() + 1e-6 * most
-        if op in ("lora_linear", "lora_dx"):  # the frozen part is rounded before the low-rank part is added
-            bound = bound + torch.finfo(output.dtype).eps * most
+        # The frozen part is rounded to the activations' dtype before the low-rank part is added or a factor multiplies.
+        if op in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"):
+            bound = bound + torch.finfo(args[0].dtype).eps * most
         if not bool(((output.double() - expected).abs() <= bound).all()):
             return False
     return True

@@ -1,7 +1,7 @@
 // What AVX-512 (F, BW, DQ, VL) has of its own; simd.h builds the rest. No include guard: see for_each.h.
-constexpr int W = 16;      // floats in a vector
-constexpr int ROWS_1 = 8;  // rows of a register tile that is one vector wide,
-constexpr int ROWS_2 = 8;  // and of one that is two vectors wide: as many as the 32 registers hold
+constexpr int W = 16;       // floats in a vector
+constexpr int ROWS_1 = 16;  // rows of a register tile that is one vector wide,
+constexpr int ROWS_2 = 8;   // and of one that is two vectors wide: as many as the 32 registers hold
 
 typedef float F __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));

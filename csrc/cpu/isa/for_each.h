@@ -1,5 +1,6 @@
-// Compiles the file that ISA_BODY names once for every instruction set, in the namespaces pypeft::avx512, pypeft::avx2
-// and pypeft::baseline, each with the vocabulary of simd.h. Included once by a .cpp file, last.
+// Compiles the file that ISA_BODY names once for every instruction set, in the namespaces pypeft::avx512bf16,
+// pypeft::avx512, pypeft::avx2 and pypeft::baseline, each with the vocabulary of simd.h. Included once by a .cpp file,
+// last. With ISA_AVX512_ONLY defined, only the first two are made.
 //
 // Inner namespaces are unnamed: a template instance with external linkage could be merged by the linker across files
 // compiled for other instruction sets. For the same reason a body uses nothing of the standard library but memcpy.
@@ -13,8 +14,26 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
+#define ISA_BF16 1  // a dot product of pairs of bfloat16
+namespace pypeft::avx512bf16 {
+namespace {
+#include "cpu/isa/avx512.h"
+#include "cpu/isa/simd.h"
+#include ISA_BODY
+}  // namespace
+}  // namespace pypeft::avx512bf16
+#undef ISA_BF16
+#if defined(__clang__)
+#pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #else
+#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 #endif
@@ -27,9 +46,14 @@ namespace {
 }  // namespace pypeft::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC pop_options
+#endif
+
+#if !defined(ISA_AVX512_ONLY)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
@@ -45,8 +69,10 @@ namespace {
 #else
 #pragma GCC pop_options
 #endif
+#endif  // !defined(ISA_AVX512_ONLY)
 #endif  // defined(__x86_64__)
 
+#if !defined(ISA_AVX512_ONLY)
 namespace pypeft::baseline {
 namespace {
 #include "cpu/isa/baseline.h"
@@ -54,3 +80,4 @@ namespace {
 #include ISA_BODY
 }  // namespace
 }  // namespace pypeft::baseline
+#endif

@@ -3,7 +3,7 @@
 
 namespace pypeft {
 
-enum class Isa { avx512, avx2, baseline };  // best first
+enum class Isa { avx512bf16, avx512, avx2, baseline };  // best first
 
 const char* isa_name(Isa isa);
 
@@ -15,10 +15,14 @@ Isa selected_isa();
 
 // The address of function `name` of the selected instruction set; for_each.h made one in each of these namespaces.
 #if defined(__x86_64__)
-#define PYPEFT_SELECT(name)                                                    \
-  (::pypeft::selected_isa() == ::pypeft::Isa::avx512 ? &::pypeft::avx512::name \
-   : ::pypeft::selected_isa() == ::pypeft::Isa::avx2 ? &::pypeft::avx2::name   \
-                                                     : &::pypeft::baseline::name)
+// The same of a file with ISA_AVX512_ONLY, on a CPU that has it.
+#define PYPEFT_SELECT_AVX512(name) \
+  (::pypeft::selected_isa() == ::pypeft::Isa::avx512bf16 ? &::pypeft::avx512bf16::name : &::pypeft::avx512::name)
+#define PYPEFT_SELECT(name)                                                            \
+  (::pypeft::selected_isa() == ::pypeft::Isa::avx512bf16 ? &::pypeft::avx512bf16::name \
+   : ::pypeft::selected_isa() == ::pypeft::Isa::avx512   ? &::pypeft::avx512::name     \
+   : ::pypeft::selected_isa() == ::pypeft::Isa::avx2     ? &::pypeft::avx2::name       \
+                                                         : &::pypeft::baseline::name)
 #else
 #define PYPEFT_SELECT(name) (static_cast<void>(::pypeft::selected_isa()), &::pypeft::baseline::name)
 #endif

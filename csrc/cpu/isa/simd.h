@@ -11,6 +11,13 @@ PYPEFT_INLINE F load(const float* p) {
 }
 PYPEFT_INLINE void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
 
+// By way of its bits: `F{} + value` would add 0 to the float first, as -0 + 0 is not -0.
+PYPEFT_INLINE F broadcast(const float* p) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return (F)(U{} + bits);
+}
+
 PYPEFT_INLINE F widen(const float* p) { return load(p); }
 PYPEFT_INLINE F widen(const BF16* p) {
   H bits;
@@ -94,18 +101,18 @@ inline void multiply_tile(Left left, const float* right, int64_t ldr, int64_t n,
     const int64_t end = at_most(k + STEPS, n);
     for (; k < end; ++k, a += left.column, right += ldr) {
       F b[J];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < J; ++j) b[j] = load(right + j * W);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < I; ++i) {
-        const F value = F{} + a[i * left.row];
-#pragma GCC unroll 8
+        const F value = broadcast(a + i * left.row);
+#pragma GCC unroll 16
         for (int j = 0; j < J; ++j) sum[i][j] = fma(value, b[j], sum[i][j]);
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int j = 0; j < J; ++j) {
         float* out = c + i * ldc + j * W;
         store(out, add ? load(out) + sum[i][j] : sum[i][j]);

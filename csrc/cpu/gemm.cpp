@@ -1,0 +1,144 @@
+#include "cpu/gemm.h"
+
+#include "cpu/isa/select.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+namespace pypeft {
+namespace {
+constexpr int64_t GEMM_COLUMNS = 48;  // of c that a panel covers
+
+// A matrix [rows, columns] of T whose element (i, j) is data[i * row + j * column]; one of the two steps is 1.
+struct Operand {
+  const void* data;
+  int64_t row, column;
+};
+
+struct GemmArgs {
+  const void* a;  // [M, K], rows lda apart
+  int64_t lda, M, K, N, r;
+  Operand b, right;  // [K, N], [r, N]
+  const void* left;  // [M, r], rows left_ld apart; an even number of bfloat16 of them can be read
+  int64_t left_ld;
+  const void* bias;     // [N], or null
+  const uint8_t* mask;  // rows mask_row apart, or null
+  int64_t mask_row;
+  void* c;  // [M, N]
+  Dtype dtype;
+  int64_t panels, block;  // tasks are blocks of rows times panels of columns, counted along the panels
+};
+
+struct NarrowArgs {
+  const float* from;  // any strides
+  int64_t row, column, columns;
+  float factor;
+  void* to;  // [rows, ld], filled up with zeros
+  int64_t ld;
+  Dtype dtype;
+};
+}  // namespace
+}  // namespace pypeft
+
+#define ISA_BODY "cpu/gemm_body.h"
+#define ISA_AVX512_ONLY
+#include "cpu/isa/for_each.h"
+
+namespace pypeft {
+namespace {
+// Tiles of the AMX units, where a CPU has them, are out of reach for vectors.
+bool has_amx_bf16() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+}
+
+// Panels are packed while their rows of `a` wait in a cache: at most this many bytes of them at a time.
+constexpr int64_t BLOCK_BYTES = int64_t{8} << 20;
+
+int64_t rows_of_a_block(int64_t M, int64_t row_bytes, int64_t panels) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t rows = std::min(M, std::max<int64_t>(64, BLOCK_BYTES / std::max<int64_t>(1, row_bytes)));
+  while (rows > 64 && ceil_div(M, rows) * panels < 4 * threads) rows = ceil_div(rows, 2);
+  return round_up(std::max<int64_t>(1, rows), 8);
+}
+
+// The two steps of a matrix one of which must be 1; a matrix with neither is copied.
+Tensor with_a_dense_side(const Tensor& t) { return t.stride(0) == 1 ? t : with_dense_rows(t); }
+
+Operand operand(const Tensor& t) {
+  const bool dense_rows = t.size(1) <= 1 || t.stride(1) == 1;
+  return {t.const_data_ptr(), dense_rows ? t.stride(0) : 1, dense_rows ? 1 : t.stride(1)};
+}
+
+// factor * t [rows, columns] in `dtype`, in rows ld apart.
+Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
+  const Tensor from = as_float(t);
+  Tensor to = torch::stable::new_empty(t, {t.size(0), ld}, dtype);
+  const NarrowArgs args{static_cast<const float*>(from.const_data_ptr()),
+                        from.stride(0),
+                        from.stride(1),
+                        t.size(1),
+                        factor,
+                        to.mutable_data_ptr(),
+                        ld,
+                        dtype_of(to)};
+  const auto run = PYPEFT_SELECT_AVX512(narrow_rows);
+  torch::stable::parallel_for(0, t.size(0), 1 + 32768 / ld, [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  return to;
+}
+}  // namespace
+
+bool gemm_wins(ScalarType dtype, int64_t rows) {
+  constexpr int64_t FEW = 32;  // rows for which reading b costs more than multiplying with it
+  if (rows < FEW || selected_isa() > Isa::avx512) return false;
+  static const bool amx = has_amx_bf16();
+  return dtype == ScalarType::Float || (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16 && !amx);
+}
+
+Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Tensor>& given_bias,
+            const Tensor& given_left, const Tensor& given_right, float factor, const Tensor* given_mask) {
+  const ScalarType dtype = given_a.scalar_type();
+  const bool pairs = dtype == ScalarType::BFloat16;
+  GemmArgs args{};
+  args.M = given_a.size(0), args.K = given_a.size(1), args.N = given_b.size(1), args.r = given_left.size(1);
+  args.dtype = dtype_of(given_a);
+  Tensor c = torch::stable::new_empty(given_a, {args.M, args.N});
+  // Rows of pairs are read in whole pairs: an odd number of columns needs a copy with one more.
+  const int64_t even_K = round_up(args.K, 2), even_r = round_up(args.r, 2);
+  const Tensor a = pairs && args.K % 2 ? narrowed(given_a, dtype, 1.0f, even_K) : with_dense_rows(given_a);
+  const Tensor b = with_a_dense_side(given_b);
+  const bool ready = given_left.scalar_type() == dtype && (!pairs || args.r % 2 == 0);
+  const Tensor left = ready ? with_dense_rows(given_left) : narrowed(given_left, dtype, 1.0f, even_r);
+  // `right` keeps its order in memory: the transpose of a matrix of dense rows is narrowed as that matrix.
+  const bool across = given_right.size(1) > 1 && given_right.stride(1) != 1;
+  const Tensor stored = across ? torch::stable::transpose(given_right, 0, 1) : given_right;
+  const Tensor right = narrowed(stored, dtype, factor, stored.size(1));
+  args.a = a.const_data_ptr(), args.lda = a.stride(0);
+  args.b = operand(b);
+  args.left = left.const_data_ptr(), args.left_ld = left.stride(0);
+  args.right = {right.const_data_ptr(), across ? 1 : right.stride(0), across ? right.stride(0) : 1};
+  std::optional<Tensor> bias;
+  if (given_bias) {
+    bias = given_bias->stride(0) == 1 ? *given_bias : torch::stable::contiguous(*given_bias);
+    args.bias = bias->const_data_ptr();
+  }
+  std::optional<Tensor> mask;
+  if (given_mask) {
+    mask = with_dense_rows(*given_mask);
+    args.mask = static_cast<const uint8_t*>(mask->const_data_ptr()), args.mask_row = mask->stride(0);
+  }
+  args.c = c.mutable_data_ptr();
+  args.panels = ceil_div(args.N, GEMM_COLUMNS);
+  args.block = rows_of_a_block(args.M, args.K * (pairs ? 2 : 4), args.panels);
+  const int64_t units = pairs ? even_K / 2 + even_r / 2 : args.K + args.r;
+  const auto run = PYPEFT_SELECT_AVX512(gemm_tasks);
+  torch::stable::parallel_for(0, ceil_div(args.M, args.block) * args.panels, 1, [&](int64_t begin, int64_t end) {
+    const Floats panel(units * GEMM_COLUMNS);
+    run(args, panel.get(), begin, end);
+  });
+  return c;
+}
+
+}  // namespace pypeft
+
+#endif  // defined(__x86_64__)

@@ -1,0 +1,230 @@
+// gemm() for AVX-512 (for_each.h).
+//
+// All operands are read in units of 32 bits: a float, or two neighbouring bfloat16 of one row of `a`, which one
+// instruction multiplies and adds in float. A tile of 8 rows and 48 columns of c is summed in 24 registers, first over
+// the r low-rank units, then over K; b is packed 48 columns at a time, once for all the rows of a block, so that its
+// units of one k lie together. Eight rows are as many as an L1 cache of eight ways holds when their distance is a
+// multiple of its size.
+constexpr int TILE_ROWS = 8, TILE_VECTORS = GEMM_COLUMNS / W;
+
+template <class T>
+constexpr int64_t PER_UNIT = sizeof(uint32_t) / sizeof(T);
+
+template <class T>
+PYPEFT_INLINE F add_unit(F sum, U a, U b) {
+#if defined(ISA_BF16)
+  if (PER_UNIT<T> == 2) return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+  return fma((F)a, (F)b, sum);
+}
+
+PYPEFT_INLINE uint32_t load_unit(const void* p) {
+  uint32_t unit;
+  __builtin_memcpy(&unit, p, sizeof unit);
+  return unit;
+}
+PYPEFT_INLINE U load_units(const void* p) {
+  U units;
+  __builtin_memcpy(&units, p, sizeof units);
+  return units;
+}
+
+// sum[i][j] += the products of `units` units of row i of a, rows lda elements apart, with those of a packed panel.
+template <class T, int I, int J>
+PYPEFT_INLINE void add_products(F (&sum)[I][J], const T* a, int64_t lda, const uint32_t* panel, int64_t units) {
+  for (int64_t u = 0; u < units; ++u, a += PER_UNIT<T>, panel += J * W) {
+    U b[J];
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) b[j] = load_units(panel + j * W);
+#pragma GCC unroll 8
+    for (int i = 0; i < I; ++i) {
+      const U value = U{} + load_unit(a + i * lda);
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] = add_unit<T>(sum[i][j], value, b[j]);
+    }
+  }
+}
+
+// What the tiles of one panel share.
+struct Panel {
+  const uint32_t *b, *right;  // [units, J * W]
+  int64_t units, right_units;
+  int64_t n, columns;  // its first column, and how many of its J * W exist
+  float bias[GEMM_COLUMNS];
+};
+
+// STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum.
+template <class T, int I, int J>
+inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
+  constexpr int64_t STEP = 512;
+  F sum[I][J] = {};
+  add_products<T>(sum, (const T*)g.left + m * g.left_ld, g.left_ld, p.right, p.right_units);
+#pragma GCC unroll 8
+  for (int i = 0; i < I; ++i) {
+    const uint8_t* mask = g.mask ? g.mask + (m + i) * g.mask_row + p.n / 8 : nullptr;
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      const int64_t columns = at_most(W, p.columns - j * W);
+      if (mask) sum[i][j] = keep(sum[i][j], mask_bits(mask, j * W, columns));
+      sum[i][j] += load(p.bias + j * W);
+    }
+  }
+  const T* a = (const T*)g.a + m * g.lda;
+  for (int64_t u = 0; u < p.units; u += STEP) {
+    F part[I][J] = {};
+    add_products<T>(part, a + u * PER_UNIT<T>, g.lda, p.b + u * J * W, at_most(STEP, p.units - u));
+#pragma GCC unroll 8
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
+    }
+  }
+  T* c = (T*)g.c + m * g.N + p.n;
+#pragma GCC unroll 8
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      const int64_t columns = at_most(W, p.columns - j * W);
+      if (columns == W)
+        narrow(c + i * g.N + j * W, sum[i][j]);
+      else
+        narrow(c + i * g.N + j * W, sum[i][j], columns);
+    }
+  }
+}
+
+template <class T, int J>
+inline void gemm_rows(const GemmArgs& g, const Panel& p, int64_t m, int64_t last) {
+  for (; m + TILE_ROWS <= last; m += TILE_ROWS) gemm_tile<T, TILE_ROWS, J>(g, p, m);
+  for (; m + 4 <= last; m += 4) gemm_tile<T, 4, J>(g, p, m);
+  for (; m < last; ++m) gemm_tile<T, 1, J>(g, p, m);
+}
+
+// 16 x 16 units, transposed in registers: in each of four rounds, half of one row trades places with half of another.
+template <int S>
+PYPEFT_INLINE void transpose_round(U (&v)[16]) {
+  U low, high;
+  for (uint32_t lane = 0; lane < 16; ++lane) {
+    low[lane] = lane & S ? 16 + lane - S : lane;
+    high[lane] = lane & S ? 16 + lane : lane + S;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    if (i & S) continue;
+    const __m512i a = (__m512i)v[i], b = (__m512i)v[i + S];
+    v[i] = (U)_mm512_permutex2var_epi32(a, (__m512i)low, b);
+    v[i + S] = (U)_mm512_permutex2var_epi32(a, (__m512i)high, b);
+  }
+}
+PYPEFT_INLINE void transpose_units(U (&v)[16]) {
+  transpose_round<1>(v);
+  transpose_round<2>(v);
+  transpose_round<4>(v);
+  transpose_round<8>(v);
+}
+
+// Up to n < W elements of a row as units; what is not there is 0.
+template <class T>
+PYPEFT_INLINE U load_row(const T* p, int64_t n) {
+  if (n >= W * PER_UNIT<T>) return load_units(p);
+  T all[W * PER_UNIT<T>] = {};
+  if (n > 0) __builtin_memcpy(all, p, n * sizeof(T));
+  return load_units(all);
+}
+
+// Units of W columns of one k, or of the pair k, k + 1, from rows that are dense along the columns.
+PYPEFT_INLINE U across(const float* row, int64_t, int64_t, int64_t columns) { return load_row(row, columns); }
+PYPEFT_INLINE U across(const BF16* row, int64_t step, int64_t rows, int64_t columns) {
+  const BF16* next = row + step;
+  const F even = columns >= W ? widen(row) : widen(row, columns > 0 ? columns : 0);
+  const F odd = rows < 2 ? F{} : columns >= W ? widen(next) : widen(next, columns > 0 ? columns : 0);
+  return (U)even >> 16 | (U)odd;
+}
+
+// Columns [n, n + J * W) of an operand [K, N], as units: to[u][column].
+template <class T, int J>
+inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t columns, uint32_t* to) {
+  const T* data = (const T*)from.data + n * from.column;
+  const int64_t units = ceil_div(K, PER_UNIT<T>);
+  if (from.column == 1) {
+    for (int64_t u = 0; u < units; ++u, data += PER_UNIT<T> * from.row) {
+      for (int j = 0; j < J; ++j) {
+        const U unit = across(data + j * W, from.row, K - u * PER_UNIT<T>, columns - j * W);
+        __builtin_memcpy(to + (u * J + j) * W, &unit, sizeof unit);
+      }
+    }
+    return;
+  }
+  for (int64_t u = 0; u < units; u += 16) {
+    for (int j = 0; j < J; ++j) {
+      U block[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        const int64_t column = j * W + i;
+        const T* row = data + column * from.column + u * PER_UNIT<T>;
+        block[i] = column < columns ? load_row(row, K - u * PER_UNIT<T>) : U{};
+      }
+      transpose_units(block);
+      const int64_t rows = at_most(16, units - u);
+      for (int64_t i = 0; i < rows; ++i) __builtin_memcpy(to + ((u + i) * J + j) * W, &block[i], sizeof block[i]);
+    }
+  }
+}
+
+template <class T, int J>
+inline void gemm_panel(const GemmArgs& g, uint32_t* room, Panel& p, int64_t m, int64_t last) {
+  p.units = ceil_div(g.K, PER_UNIT<T>), p.right_units = ceil_div(g.r, PER_UNIT<T>);
+  p.b = room, p.right = room + p.units * J * W;
+  pack_panel<T, J>(g.b, g.K, p.n, p.columns, room);
+  pack_panel<T, J>(g.right, g.r, p.n, p.columns, room + p.units * J * W);
+  for (int64_t k = 0; k < J * W; k += W) {
+    const int64_t columns = at_most(W, p.columns - k);
+    const bool there = g.bias && columns > 0;
+    store(p.bias + k, there ? widen((const T*)g.bias + p.n + k, columns) : F{});
+  }
+  gemm_rows<T, J>(g, p, m, last);
+}
+
+template <class T>
+inline void gemm_tasks_of(const GemmArgs& g, float* room, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t m = task / g.panels * g.block, last = at_most(m + g.block, g.M);
+    Panel p;
+    p.n = task % g.panels * GEMM_COLUMNS, p.columns = at_most(GEMM_COLUMNS, g.N - p.n);
+    uint32_t* units = (uint32_t*)room;
+    if (p.columns <= W) {
+      gemm_panel<T, 1>(g, units, p, m, last);
+    } else if (p.columns <= 2 * W) {
+      gemm_panel<T, 2>(g, units, p, m, last);
+    } else {
+      gemm_panel<T, TILE_VECTORS>(g, units, p, m, last);
+    }
+  }
+}
+
+// room: for one panel of b and of right, [units, GEMM_COLUMNS].
+inline void gemm_tasks(const GemmArgs& g, float* room, int64_t begin, int64_t end) {
+#if defined(ISA_BF16)
+  if (g.dtype == Dtype::bf16) return gemm_tasks_of<BF16>(g, room, begin, end);
+#endif
+  gemm_tasks_of<float>(g, room, begin, end);
+}
+
+template <class T>
+inline void narrow_rows_of(const NarrowArgs& a, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const float* from = a.from + i * a.row;
+    T* to = (T*)a.to + i * a.ld;
+    for (int64_t k = 0; k < a.ld; k += W) {
+      float values[W] = {};
+      const int64_t n = at_most(W, a.columns - k);
+      for (int64_t j = 0; j < n; ++j) values[j] = from[(k + j) * a.column];
+      narrow(to + k, load(values) * a.factor, at_most(W, a.ld - k));
+    }
+  }
+}
+
+inline void narrow_rows(const NarrowArgs& a, int64_t begin, int64_t end) {
+  if (a.dtype == Dtype::bf16) return narrow_rows_of<BF16>(a, begin, end);
+  narrow_rows_of<float>(a, begin, end);
+}

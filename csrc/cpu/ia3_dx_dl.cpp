@@ -1,0 +1,34 @@
+// dX = (dY * l) W and dl = the sum over rows of dY * z; with feedforward dX = (dY W) * l and dl = that of x * (dY W).
+//
+//   dY [M, N], weight [N, K] (any strides), ia3_l [N] or [K], saved: z [M, N] or x [M, K]
+//   -> dX [M, K] in dY's dtype, dl in ia3_l's; [0, K] and [0] where not needed
+//
+// The vendor's GEMM, and before or after it one pass over dY or dY W that scales its columns and sums them for dl.
+#include <tuple>
+
+#include "cpu/add_low_rank.h"
+#include "cpu/scale_columns.h"
+
+namespace pypeft {
+namespace {
+std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weight, const Tensor& ia3_l,
+                                     const Tensor& given_saved, bool feedforward, bool need_dX, bool need_dl) {
+  Tensor dl = torch::stable::new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
+  Tensor dX = torch::stable::new_empty(given_dY, {0, weight.size(1)});
+  if (!need_dX && !need_dl) return {dX, dl};
+  const Tensor saved = need_dl ? with_dense_rows(given_saved) : given_saved;
+  const Tensor* sum = need_dl ? &dl : nullptr;
+  if (feedforward) {
+    Tensor factor = vendor_matmul(given_dY, weight, std::nullopt);  // the gradient of x * l
+    scale_columns(factor, ia3_l, need_dX ? &factor : nullptr, &saved, sum);
+    return {need_dX ? factor : dX, dl};
+  }
+  const Tensor dY = with_dense_rows(given_dY);
+  Tensor scaled = torch::stable::new_empty(dY, {need_dX ? dY.size(0) : 0, dY.size(1)});
+  scale_columns(dY, ia3_l, need_dX ? &scaled : nullptr, &saved, sum);
+  return {need_dX ? vendor_matmul(scaled, weight, std::nullopt) : dX, dl};
+}
+}  // namespace
+}  // namespace pypeft
+
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("ia3_dx_dl_cpu", TORCH_BOX(&pypeft::ia3_dx_dl)); }

@@ -1,0 +1,73 @@
+"""IA3Linear: nn.Linear with the learned factors of IA3 on its outputs or inputs."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..autograd.ia3 import ia3_linear
+from .adapter_linear import AdapterLinear
+from .merge import scaled_in_float32
+
+
+class IA3Linear(AdapterLinear):
+    """y = (x W^T + b) * l, or with feedforward y = (x * l) W^T + b, with W and b frozen (Liu et al., arXiv:2205.05638).
+
+    A drop-in for nn.Linear: same constructor, same weight and bias, and ia3_l to train, [N] or with feedforward [K].
+
+    Args:
+        in_features, out_features, bias: as in nn.Linear (K, N).
+        feedforward: ia3_l multiplies the inputs, as the method does before the second layer of a feedforward block.
+        init_ia3_weights: ia3_l starts at one, so that a new layer computes what the frozen one does; if false, at
+            values of a normal distribution.
+        device, dtype: of weight and bias. ia3_l is float32 over a half-precision weight, else of that dtype.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        *,
+        feedforward=False,
+        init_ia3_weights=True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._add_adapter(feedforward, init_ia3_weights)
+
+    @classmethod
+    def from_linear(cls, linear, *, feedforward=False, init_ia3_weights=True):
+        """An IA3Linear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
+
+        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else.
+        """
+        layer = cls._sharing(linear)
+        layer._add_adapter(feedforward, init_ia3_weights)
+        return layer
+
+    def _add_adapter(self, feedforward, init_ia3_weights):
+        self.feedforward = bool(feedforward)
+        self.ia3_l = nn.Parameter(torch.empty(self.in_features if feedforward else self.out_features, **self._freeze()))
+        self.reset_ia3_parameters(init_ia3_weights)
+
+    def reset_ia3_parameters(self, init_ia3_weights=True):
+        """ia3_l to one, or if init_ia3_weights is false to values of the standard normal distribution."""
+        if init_ia3_weights:
+            nn.init.ones_(self.ia3_l)
+        else:
+            nn.init.normal_(self.ia3_l)
+
+    def forward(self, x):
+        if self.merged:
+            return F.linear(x, self.weight, self.bias)
+        return ia3_linear(x, self.weight, self.ia3_l, self.bias, feedforward=self.feedforward)
+
+    def _merged_values(self):
+        if self.feedforward:
+            return {"weight": scaled_in_float32(self.weight, self.ia3_l)}
+        values = {"weight": scaled_in_float32(self.weight, self.ia3_l[:, None])}
+        return values if self.bias is None else values | {"bias": scaled_in_float32(self.bias, self.ia3_l)}
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, feedforward={self.feedforward}"
