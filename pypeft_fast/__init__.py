@@ -8,6 +8,9 @@ from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .model import (
+    BitFitConfig,
+    BottleneckConfig,
+    IA3Config,
     LoraConfig,
     PeftConfig,
     PeftModel,
@@ -21,6 +24,9 @@ from .model import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "BitFitConfig",
+    "BottleneckConfig",
+    "IA3Config",
     "LoraConfig",
     "PeftConfig",
     "PeftModel",

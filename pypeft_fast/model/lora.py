@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from ..nn.init import check_weight
+from .config import PeftType
 from .linear_layer import AdaptedLayer, frozen_weight, wrap
 from .lora_config import LoraConfig
 from .saved_module import SavedModule
 from .targets import Target, ends_with, find_linear, resolve_targets
 
-ALIKE = ("bias", "r", "lora_alpha", "use_rslora")
+ALIKE = ("bias", "r", "lora_alpha", "use_rslora", "use_dora")
 PREFIX = "base_model.model."  # of the names in an adapter's file
 # The modules that the method's users usually adapt, by the model's config.model_type.
 _QV = ["q_proj", "v_proj"]
@@ -82,6 +83,8 @@ def shapes(tuner, config, targets) -> dict[str, torch.Size]:
         N, K = frozen_weight(tuner.model.get_submodule(target.name)).shape
         found[f"{PREFIX}{target.name}.lora_A.weight"] = torch.Size([target.r, K])
         found[f"{PREFIX}{target.name}.lora_B.weight"] = torch.Size([N, target.r])
+        if config.use_dora:
+            found[f"{PREFIX}{target.name}.lora_magnitude_vector"] = torch.Size([N])
     return found | {key: p.shape for key, p in _biases(tuner, config.bias, {t.name for t in targets}).items()}
 
 
@@ -89,11 +92,14 @@ def add(tuner, adapter, config, targets, autocast, fresh) -> None:
     trained = [name for name, other in tuner.peft_config.items() if getattr(other, "bias", "none") != "none"]
     if trained and config.bias != "none":
         raise ValueError(f"bias={config.bias!r}: adapter {trained[0]!r} trains the same biases already")
+    copied = [name for name, other in tuner.peft_config.items() if other.KIND == PeftType.BITFIT]
+    if copied and config.bias != "none":
+        raise ValueError(f"bias={config.bias!r}: the BitFit adapter {copied[0]!r} has copies of the same biases")
     for target in targets:
         layer = wrap(tuner.model.get_submodule(target.name))
         tuner.model.set_submodule(target.name, layer)
         dtype = layer.adapter_dtype(autocast)
-        layer.add_lora(adapter, target, config.lora_dropout, config.init_lora_weights, dtype)
+        layer.add_lora(adapter, target, config.lora_dropout, config.init_lora_weights, config.use_dora, dtype)
 
 
 def tensors(tuner, adapter) -> dict[str, torch.Tensor]:
@@ -103,6 +109,8 @@ def tensors(tuner, adapter) -> dict[str, torch.Tensor]:
             targets.add(name)
             found[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A[adapter].weight
             found[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B[adapter].weight
+            if adapter in layer.lora_magnitude_vector:
+                found[f"{PREFIX}{name}.lora_magnitude_vector"] = layer.lora_magnitude_vector[adapter].weight
     return found | _biases(tuner, tuner.peft_config[adapter].bias, targets)
 
 

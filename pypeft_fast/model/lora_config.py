@@ -16,7 +16,6 @@ UNSUPPORTED = {
     "eva_config": None,
     "corda_config": None,
     "lora_ga_config": None,
-    "use_dora": False,
     "velora_config": None,
     "alora_invocation_tokens": None,
     "use_qalora": False,
@@ -45,6 +44,7 @@ class LoraConfig(PeftConfig):
         rank_pattern, alpha_pattern: {regular expression for the end of a module's name: its own r or lora_alpha}.
         bias: "none", "all" or "lora_only": which biases train too.
         use_rslora: scaling is lora_alpha / sqrt(r) (arXiv:2312.03732).
+        use_dora: the lengths of the weight's rows train too (DoRA, arXiv:2402.09353).
         modules_to_save: names of further modules that train and are saved whole.
         init_lora_weights: True, False, "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora".
         task_type: one of TaskType; for classification the classifier is saved too.
@@ -97,7 +97,7 @@ class LoraConfig(PeftConfig):
         for name, accepted in UNSUPPORTED.items():
             if getattr(self, name) != accepted:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; leave it at {accepted!r}")
-        for name in ("fan_in_fan_out", "use_rslora"):
+        for name in ("fan_in_fan_out", "use_rslora", "use_dora"):
             validate.flag(name, getattr(self, name))
         validate.rank("r", self.r)
         validate.positive("lora_alpha", self.lora_alpha)

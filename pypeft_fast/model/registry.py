@@ -2,13 +2,26 @@
 
 import dataclasses
 
-from . import lora, prefix, prompt
+from . import bitfit, bottleneck, ia3, lora, prefix, prompt
+from .bitfit_config import BitFitConfig
+from .bottleneck_config import BottleneckConfig
 from .config import PeftConfig, PeftType
+from .ia3_config import IA3Config
 from .lora_config import LoraConfig
 from .prompt_config import PrefixTuningConfig, PromptTuningConfig
 
-CONFIGS = {config.KIND: config for config in (LoraConfig, PromptTuningConfig, PrefixTuningConfig)}
-METHODS = {PeftType.LORA: lora, PeftType.PROMPT_TUNING: prompt, PeftType.PREFIX_TUNING: prefix}
+CONFIGS = {
+    config.KIND: config
+    for config in (LoraConfig, IA3Config, BitFitConfig, BottleneckConfig, PromptTuningConfig, PrefixTuningConfig)
+}
+METHODS = {
+    PeftType.LORA: lora,
+    PeftType.IA3: ia3,
+    PeftType.BITFIT: bitfit,
+    PeftType.BOTTLENECK: bottleneck,
+    PeftType.PROMPT_TUNING: prompt,
+    PeftType.PREFIX_TUNING: prefix,
+}
 
 
 def method_of(config: PeftConfig):

@@ -1,0 +1,46 @@
+"""BiasLayer: a module that is no linear layer, a layer norm say, with a bias an adapter."""
+
+import torch
+from torch import nn
+
+from .layer import BASE, AdapterLayer, by_rows
+
+
+class BiasLayer(AdapterLayer):
+    """Runs the module with the active adapter's bias in the place of its own, whatever the module computes with it."""
+
+    holders = ("bitfit_bias",)
+
+    def __init__(self, module):
+        super().__init__()
+        self._start()
+        self.original_module = module
+        self.bitfit_bias = nn.ParameterDict()
+        self.train(module.training)
+
+    def clash(self, names):
+        trained = [name for name in names if name in self.bitfit_bias]
+        return f"{' and '.join(trained)} each have a bias of one layer; activate one of them" if trained[1:] else None
+
+    def forward(self, x, *args, **kwargs):
+        if self.rows is None:
+            return self._run(self.active, x, *args, **kwargs)
+        return by_rows(
+            x, self.rows, lambda part, name: self._run([name] if name != BASE else [], part, *args, **kwargs)
+        )
+
+    def _run(self, names, *args, **kwargs):
+        bias = next((self.bitfit_bias[name] for name in names if name in self.bitfit_bias), None)
+        if bias is None:
+            return self.original_module(*args, **kwargs)
+        bias = bias.to(self.original_module.bias.dtype)
+        return torch.func.functional_call(self.original_module, {"bias": bias}, args, kwargs)
+
+    def replacement(self, adapters=None):
+        return self.original_module
+
+    def __getattr__(self, name):  # the model may read, say, a layer norm's weight
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.original_module, name)
