@@ -123,3 +123,23 @@ def test_targets_by_name_and_a_bfloat16_base(finetune, tmp_path):
     assert code == 0 and "trainable params: 896 ||" in out  # 2 layers x 4 x (32 + 32 and 32 + 16)
     keys = load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
     assert {k.split(".")[-3] for k in keys} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3", "bitfit", "bottleneck", "prompt", "prefix"])
+def test_every_method_learns_and_its_files_answer(command, tiny_model, dialogues, tmp_path, method):
+    output = tmp_path / method
+    common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4, "--max-steps", 12]
+    fast = ["--learning-rate", 0.05] if method in ("ia3", "prompt", "prefix") else ["--learning-rate", 0.02]
+    code, _, err = command("finetune", *common, "--method", method, *fast, "--save-every", 5)
+    assert code == 0, err
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.05
+    assert json.loads((output / "adapter_config.json").read_text())["peft_type"] == {
+        "dora": "LORA", "ia3": "IA3", "bitfit": "BITFIT", "bottleneck": "BOTTLENECK", "prompt": "PROMPT_TUNING",
+        "prefix": "PREFIX_TUNING",
+    }[method]  # fmt: skip
+    code, _, err = command("finetune", *common, "--method", method, *fast, "--save-every", 5, "--resume")
+    assert code == 0, err
+    chat = ["--model", tiny_model, "--adapter", output, "--prompt", "hi", "--max-new-tokens", 4]
+    code, _, err = command("chat", *chat)
+    assert code == 0, err
