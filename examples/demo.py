@@ -91,7 +91,7 @@ def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
     seconds = {prefix: [] for prefix in trainers}
     for number, batch in enumerate(batches):
         for prefix in sorted(trainers, reverse=number % 2 == 1):  # each goes first in turn
-            seconds[prefix].append(one_step(trainers[prefix], batch))
+            seconds[prefix].append(one_step(trainers[prefix].model, trainers[prefix].optimizer, batch))
     for prefix in trainers:
         metrics[prefix + "seconds_per_step"] = statistics.median(seconds[prefix][1:])  # the first one warms up
     return metrics

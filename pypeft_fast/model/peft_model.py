@@ -10,6 +10,7 @@ from torch import nn
 from . import aliases, contents, files
 from .config import PeftConfig
 from .layer import BASE, AdapterLayer
+from .prompt_layer import PromptLayer
 from .registry import CONFIGS, method_of
 from .tuner import Tuner
 
@@ -30,7 +31,9 @@ def check_config(config) -> None:
 
 
 def _has_adapters(module) -> bool:
-    """A layer of ours, or one that PEFT has put there."""
+    """A layer of ours, or one that PEFT has put there, or a module that virtual tokens are put into."""
+    if any(isinstance(getattr(hook, "__self__", None), PromptLayer) for hook in module._forward_pre_hooks.values()):
+        return True
     return isinstance(module, AdapterLayer) or any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__)
 
 

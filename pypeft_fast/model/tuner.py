@@ -40,6 +40,10 @@ class Tuner(nn.Module):
     def linear_layers(self) -> list[AdaptedLayer]:
         return [m for m in self.layers() if isinstance(m, AdaptedLayer)]
 
+    def mergeable(self):
+        """The layers whose adapters can be folded into the model's own parameters."""
+        return [m for m in self.layers() if hasattr(m, "merge")]
+
     def plan(self, config):
         """(the method's targets, names of modules to save) of a config on this model; raises, changes nothing."""
         targets = method_of(config).plan(self, config)
@@ -138,7 +142,7 @@ class Tuner(nn.Module):
     def disabled(self):
         """The base model alone, within the block; merged adapters are taken out and merged again after it."""
         was = self.enabled
-        merged = [(layer, list(layer.merged)) for layer in self.linear_layers()]
+        merged = [(layer, list(layer.merged)) for layer in self.mergeable()]
         self.disable_adapter_layers()
         try:
             yield
@@ -167,7 +171,7 @@ class Tuner(nn.Module):
     def delete(self, adapter):
         """Removes an adapter; a layer left without any stays wrapped and computes what the frozen one does."""
         for layer in self.layers():
-            if isinstance(layer, AdaptedLayer) and adapter in layer.merged:
+            if adapter in getattr(layer, "merged", ()):
                 others = [name for name in layer.merged if name != adapter]
                 layer.unmerge()
                 layer.merge(others)
@@ -176,19 +180,26 @@ class Tuner(nn.Module):
         self.active_adapters = [name for name in self.active_adapters if name != adapter]
 
     def merge(self, names=None, safe=False):
-        """Folds adapters (default: the active ones) into the weights; if that fails, none of them stays folded."""
-        layers = self.linear_layers()
+        """Folds adapters (default: the active ones) into the weights; if that fails, none of them stays folded.
+
+        Raises ValueError for virtual tokens, which are no part of the weights, and for what a layer cannot fold.
+        """
+        names = self.active_adapters if names is None else names
+        for name in names:
+            if self.peft_config[name].SEQUENCE_METHOD:
+                raise ValueError(f"{name!r} puts virtual tokens before the text, which cannot be merged into weights")
+        layers = self.mergeable()
         before = [layer.merge_state() for layer in layers]
         try:
             for layer in layers:
-                layer.merge(self.active_adapters if names is None else names, safe)
+                layer.merge(names, safe)
         except ValueError:
             for layer, state in zip(layers, before, strict=True):
                 layer.restore(state)
             raise
 
     def unmerge(self):
-        for layer in self.linear_layers():
+        for layer in self.mergeable():
             layer.unmerge()
 
     def unload(self, names=None) -> nn.Module:

@@ -97,7 +97,8 @@ class LoRALinear(AdapterLinear):
         return dora_linear(x, self.weight, self.lora_A, self.lora_B, magnitude, self.bias, norm_cache=cache, **options)
 
     def train(self, mode=True):
-        self._norm_cache.clear()
+        if "_norm_cache" in vars(self):  # not yet while from_linear takes over another layer's mode
+            self._norm_cache.clear()
         return super().train(mode)
 
     def _merged_values(self):

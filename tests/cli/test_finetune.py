@@ -133,7 +133,7 @@ def test_every_method_learns_and_its_files_answer(command, tiny_model, dialogues
     code, _, err = command("finetune", *common, "--method", method, *fast, "--save-every", 5)
     assert code == 0, err
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.05
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.01
     assert json.loads((output / "adapter_config.json").read_text())["peft_type"] == {
         "dora": "LORA", "ia3": "IA3", "bitfit": "BITFIT", "bottleneck": "BOTTLENECK", "prompt": "PROMPT_TUNING",
         "prefix": "PREFIX_TUNING",

@@ -56,12 +56,22 @@ def test_files(kind, tmp_path):
         pf.PeftModel.from_pretrained(build("t5"), tmp_path)
 
 
-def test_merging_bakes_linear_biases_in():
-    model = biased("llama", target_modules=["q_proj"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging(kind):
+    model = biased(kind)
     expected = logits(model)
+    model.merge_adapter(safe_merge=True)
+    assert_same(logits(model), expected)
+    with model.disable_adapter():
+        assert_same(logits(model), logits(build(kind)))
+    with pytest.raises(ValueError, match="while .'default'. are merged"):
+        logits(model, adapter_names=["default"] * 3)
+    model.unmerge_adapter()
+    assert_same(logits(model), expected)
     merged = model.merge_and_unload()
     assert_same(logits(merged), expected)
-    assert type(merged.model.layers[0].self_attn.q_proj) is nn.Linear
+    assert [type(m) for m in merged.modules()] == [type(m) for m in build(kind).modules()]
+    assert merged.state_dict().keys() == build(kind).state_dict().keys()
 
 
 def test_missing_biases_are_added_on_request():

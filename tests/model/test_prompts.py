@@ -1,5 +1,7 @@
 """Prompt and prefix tuning against PEFT: values, gradients, files, generation; and right under left padding."""
 
+import copy
+
 import peft
 import pytest
 import torch
@@ -186,6 +188,24 @@ def test_models_that_cannot(tmp_path):
     prompted(pf, "llama", "projected prefix").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="which cannot be trained on; load it with is_trainable=False"):
         pf.PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=True)
+
+
+def test_a_wrapped_model_is_not_wrapped_again_and_a_copy_is_its_own():
+    model = prompted(pf, "llama", "prompt")
+    with pytest.raises(ValueError, match="has adapters already"):
+        pf.get_peft_model(model.get_base_model(), pf.PromptTuningConfig(num_virtual_tokens=2))
+    twin, expected = copy.deepcopy(model), logits(model)
+    twin.base_model.prompts.prompt_encoder["default"].embedding.weight.data += 1
+    assert torch.equal(logits(model), expected) and not torch.equal(logits(twin), expected)
+    bare = model.unload()
+    assert_same(logits(bare), logits(build("llama")))
+    pf.get_peft_model(bare, pf.PromptTuningConfig(num_virtual_tokens=2))
+
+
+def test_virtual_tokens_cannot_be_merged():
+    model = prompted(pf, "llama", "prompt")
+    with pytest.raises(ValueError, match="'default' puts virtual tokens before the text, which cannot be merged"):
+        model.merge_and_unload()
 
 
 def test_one_prompt_at_a_time_beside_lora():
