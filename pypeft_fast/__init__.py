@@ -10,6 +10,7 @@ from .autograd.lora import lora_linear
 from .model import (
     BitFitConfig,
     BottleneckConfig,
+    FuseReport,
     IA3Config,
     LoraConfig,
     PeftConfig,
@@ -18,8 +19,11 @@ from .model import (
     PrefixTuningConfig,
     PromptTuningConfig,
     TaskType,
+    fuse,
     get_peft_config,
     get_peft_model,
+    register,
+    unfuse,
 )
 
 __version__ = "0.1.0"
@@ -27,6 +31,7 @@ __all__ = [
     "BitFitConfig",
     "BottleneckConfig",
     "IA3Config",
+    "FuseReport",
     "LoraConfig",
     "PeftConfig",
     "PeftModel",
@@ -35,6 +40,7 @@ __all__ = [
     "PromptTuningConfig",
     "TaskType",
     "dora_linear",
+    "fuse",
     "get_peft_config",
     "get_peft_model",
     "ia3_linear",
@@ -42,5 +48,7 @@ __all__ = [
     "lora_linear",
     "nn",
     "recording",
+    "register",
+    "unfuse",
     "using",
 ]

@@ -3,6 +3,7 @@
 from .bitfit_config import BitFitConfig
 from .bottleneck_config import BottleneckConfig
 from .config import PeftConfig, PeftType, TaskType
+from .fuse import FuseReport, fuse, register, unfuse
 from .ia3_config import IA3Config
 from .lora_config import LoraConfig
 from .peft_model import PeftModel
@@ -24,4 +25,8 @@ __all__ = [
     "TaskType",
     "get_peft_config",
     "get_peft_model",
+    "FuseReport",
+    "fuse",
+    "register",
+    "unfuse",
 ]

@@ -1,0 +1,107 @@
+"""Whether a PEFT layer can run on the fused ops: every reason why not, as the text that reports and counters show.
+
+A fused op reads the weights of the layer's submodules itself instead of calling them. So it may stand in for them only
+where each is exactly what it seems: no hooks, no forward of its own, no sharded, quantised or wrapped tensor.
+"""
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+
+from ..ops._check import ACTIVATIONS
+from ..ops.philox import threshold
+from .targets import is_conv1d
+
+FUSED = "fused"  # in a layer's counter: calls that the ops ran; the other keys are reasons why PEFT's forward ran
+HALF = (torch.bfloat16, torch.float16)
+
+
+def hooked(module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def why_not_parameter(tensor, name) -> str | None:
+    if type(tensor) is not nn.Parameter and type(tensor) is not torch.Tensor:
+        return f"{name} is a {type(tensor).__name__}"  # DTensor, a quantised weight, an offloaded one
+    if tensor.dtype not in ACTIVATIONS:
+        return f"{name} is {tensor.dtype}"
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return f"{name} is on meta or not strided"
+    return None
+
+
+def why_not_base(base) -> str | None:
+    """The frozen layer: exactly nn.Linear or transformers' Conv1D, with plain parameters of one dtype."""
+    if type(base) is not nn.Linear and not is_conv1d(base):
+        return f"the base layer is a {type(base).__name__}"
+    if hooked(base):
+        return "the base layer has hooks or a forward of its own"
+    weight, bias = base.weight, base.bias
+    reason = why_not_parameter(weight, "the base weight")
+    if reason is None and bias is not None:
+        reason = why_not_parameter(bias, "the base bias")
+    if reason is None and bias is not None and bias.dtype != weight.dtype:
+        reason = f"the base bias is {bias.dtype} and its weight {weight.dtype}"
+    if reason is None and (weight.dim() != 2 or bias is not None and bias.dim() != 1):
+        reason = "the base weight has no two dimensions: it is partitioned"
+    return reason
+
+
+def why_not_submodule(module, name, expected) -> str | None:
+    """lora_A, lora_B and lora_dropout of one adapter."""
+    if type(module) not in expected:
+        return f"{name} is a {type(module).__name__}"
+    if hooked(module):
+        return f"{name} has hooks or a forward of its own"
+    return None
+
+
+def why_not_dropout(dropout) -> str | None:
+    reason = why_not_submodule(dropout, "lora_dropout", (nn.Dropout, nn.Identity))
+    if reason is None and type(dropout) is nn.Dropout and (dropout.inplace or threshold(dropout.p) > 65535):
+        reason = f"lora_dropout is in place or drops all: p={dropout.p}"
+    return reason
+
+
+def why_not_dtype(dtype, adapter, name) -> str | None:
+    """An adapter's parameter beside activations of this dtype."""
+    if adapter == dtype or adapter == torch.float32 and dtype in HALF:
+        return None
+    return f"{name} is {adapter} beside {dtype} activations"
+
+
+def why_not_input(x, base, K) -> str | None:
+    """The input and the transforms around the call; x and the weight meet in one dtype, as nn.Linear demands."""
+    if type(x) is not torch.Tensor and type(x) is not nn.Parameter:
+        return f"the input is a {type(x).__name__}"
+    if x.dim() < 1 or x.shape[-1] != K or x.device != base.weight.device or x.layout is not torch.strided:
+        return "the input does not fit the layer"
+    if computing_dtype(x) != computing_dtype(base.weight) or computing_dtype(x) not in ACTIVATIONS:
+        return f"the input is {x.dtype} and the base weight {base.weight.dtype}"
+    return why_not_now()
+
+
+def why_not_now() -> str | None:
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return "a torch.func transform or forward-mode differentiation is active"
+    if torch.jit.is_tracing():
+        return "torch.jit traces the call"
+    if nn_module._has_any_global_hook():
+        return "a global module hook is registered"
+    return None
+
+
+def computing_dtype(tensor) -> torch.dtype:
+    """The dtype that nn.Linear would compute in: the tensor's own, or autocast's."""
+    device = tensor.device.type
+    if tensor.dtype != torch.float64 and tensor.is_floating_point() and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype

@@ -1,0 +1,127 @@
+"""fuse(): the layers of an existing Hugging Face PEFT model on this package's ops, in place, and back.
+
+PEFT itself is never imported here: a model that has its layers has imported it.
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+@dataclass
+class FuseReport:
+    """What fuse() did, by the names of the layers, and what has run since.
+
+    fused: names of the layers that now run on the ops. left: {name: why it stays PEFT's}, among all of PEFT's adapter
+    layers in the model.
+    """
+
+    fused: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    _layers: list[nn.Module] = field(default_factory=list, repr=False)
+
+    def calls(self) -> Counter:
+        """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
+
+        Calls with nothing to fuse (adapters disabled, merged, or one for each row by adapter_names) are not counted,
+        nor are those inside graphs that torch.compile has traced.
+        """
+        return sum((getattr(layer, "_fused_calls", Counter()) for layer in self._layers), Counter())
+
+    def __str__(self):
+        lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
+        for reason, count in Counter(self.left.values()).most_common():
+            lines.append(f"  {count} left: {reason}, such as {next(n for n, r in self.left.items() if r == reason)}")
+        return "\n".join(lines)
+
+
+def fuse(model, *, strict: bool = False) -> FuseReport:
+    """Runs the LoRA, DoRA, rsLoRA and IA3 layers of a Hugging Face PEFT model on this package's fused ops, in place.
+
+    Parameters, names, state dict, configs, hooks and isinstance relations stay; so do PEFT's saving, switching,
+    merging and adding of adapters. A layer that a fused op cannot stand for (another kind of layer, a quantised or
+    sharded weight, a variant of LoRA) is left as it is. A fused layer runs PEFT's own forward when a call is one that
+    the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later need another call.
+
+    Args:
+        model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
+        strict: raise ValueError, before anything is changed, unless every adapter layer can be fused.
+
+    Returns:
+        A FuseReport: the names of the fused layers, and the reason for each that is left.
+
+    Raises:
+        TypeError: model is not a torch.nn.Module. ValueError: it has no PEFT adapter layer, or strict.
+    """
+    report = FuseReport()
+    plan = []
+    for name, layer in _adapter_layers(model, "fuse").items():
+        kind = _kind(layer)
+        reason = f"no fused op for {type(layer).__module__}.{type(layer).__qualname__}"
+        if kind is not None:
+            reason = kind.why_not_layer(layer)
+        if reason is not None:
+            report.left[name] = reason
+        else:
+            report.fused.append(name)
+            plan.append((kind, layer))
+    if strict and report.left:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
+        raise ValueError(f"fuse(strict=True): {len(report.left)} of the adapter layers cannot be fused: {listed}")
+    for kind, layer in plan:
+        if type(layer) is not kind.FusedLinear:
+            kind.attach(layer)
+        report._layers.append(layer)
+    return report
+
+
+def unfuse(model) -> int:
+    """Gives every fused layer of the model its PEFT class again; the number of them. Raises as fuse does."""
+    layers = [(_kind(layer), layer) for layer in _adapter_layers(model, "unfuse").values()]
+    fused = [(kind, layer) for kind, layer in layers if kind is not None and type(layer) is kind.FusedLinear]
+    for kind, layer in fused:
+        kind.detach(layer)
+    return len(fused)
+
+
+def register(config):
+    """Makes `peft.get_peft_model` and `add_adapter` build fused layers from this peft.LoraConfig; returns the config.
+
+    For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
+    not saved with the adapter. IA3 has no such hook in PEFT: call fuse() on the finished model.
+
+    Raises TypeError for anything but a peft.LoraConfig.
+    """
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(config, peft.LoraConfig):
+        kind = f"{type(config).__module__}.{type(config).__qualname__}"
+        raise TypeError(f"register: config is a {kind}, expected a peft.LoraConfig; other models take fuse(model)")
+    from .fused_lora import FACTORY
+
+    config._register_custom_module(FACTORY)
+    return config
+
+
+def _adapter_layers(model, what) -> dict[str, nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{what}: model is a {type(model).__name__}, expected a torch.nn.Module with PEFT adapters")
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    layers = {} if tuners is None else dict(model.named_modules())
+    layers = {name: m for name, m in layers.items() if isinstance(m, tuners.BaseTunerLayer)}
+    if not layers:
+        ours = any(type(m).__module__.startswith(__package__ + ".") for m in model.modules())
+        hint = "; it is this package's own, which is fused already" if ours else ""
+        raise ValueError(f"{what}: {type(model).__name__} has no adapter layer of Hugging Face PEFT in it{hint}")
+    return layers
+
+
+def _kind(layer):
+    """The module of this package that fuses layers of exactly this class, or None."""
+    from . import fused_ia3, fused_lora
+
+    for kind in (fused_lora, fused_ia3):
+        if type(layer) in (kind.FusedLinear, kind.FusedLinear.__base__):
+            return kind
+    return None

@@ -1,0 +1,60 @@
+"""PEFT's ia3.Linear with its forward on the fused ops. Imports PEFT: load it only where PEFT is."""
+
+from collections import Counter
+from functools import reduce
+
+import torch
+from peft.tuners.ia3.layer import Linear as IA3Linear
+
+from ..autograd.ia3 import ia3_linear
+from . import can_fuse
+from .targets import is_conv1d
+
+
+class FusedLinear(IA3Linear):
+    """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
+
+    def forward(self, x, *args, **kwargs):
+        active = [name for name in self.active_adapters if name in self.ia3_l]
+        if self.disable_adapters or self.merged or not active:
+            return super().forward(x, *args, **kwargs)
+        reason = "the call has further arguments" if args or kwargs else why_not_call(self, x, active)
+        if not torch.compiler.is_compiling():
+            self._fused_calls[reason or can_fuse.FUSED] += 1
+        if reason is not None:
+            return super().forward(x, *args, **kwargs)
+        base = self.base_layer
+        weight = base.weight.t() if is_conv1d(base) else base.weight
+        ia3_l = reduce(torch.mul, [self.ia3_l[name].flatten() for name in active])
+        return ia3_linear(x, weight, ia3_l, base.bias, feedforward=self.is_feedforward)
+
+
+def attach(layer):
+    layer.__class__ = FusedLinear
+    layer._fused_calls = Counter()
+
+
+def detach(layer):
+    layer.__class__ = IA3Linear
+    del layer._fused_calls
+
+
+def why_not_layer(layer) -> str | None:
+    """Why none of the layer's adapters can be fused, whatever the input; None if one can."""
+    reason = can_fuse.why_not_base(layer.base_layer)
+    if reason is not None or not layer.ia3_l:
+        return reason
+    reasons = [can_fuse.why_not_parameter(vector, "ia3_l") for vector in layer.ia3_l.values()]
+    return None if None in reasons else reasons[0]
+
+
+def why_not_call(layer, x, active) -> str | None:
+    """Why this call runs in PEFT's forward, or None."""
+    reason = can_fuse.why_not_base(layer.base_layer) or can_fuse.why_not_input(x, layer.base_layer, layer.in_features)
+    for name in active:
+        vector = layer.ia3_l[name]
+        reason = reason or can_fuse.why_not_parameter(vector, "ia3_l")
+        reason = reason or can_fuse.why_not_dtype(can_fuse.computing_dtype(x), vector.dtype, "ia3_l")
+        if reason is None and vector.device != x.device:
+            reason = "ia3_l is on another device"
+    return reason

@@ -1,0 +1,205 @@
+"""When a fused layer must leave a call to PEFT: each reason is counted, and the result is PEFT's to the bit."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from torch.nn.utils import parametrize
+
+import pypeft_fast as pf
+from tests.model import zoo
+
+
+def layer(linear=None, **options):
+    config = dict(r=4, lora_alpha=8, target_modules=["0"], init_lora_weights=False) | options
+    torch.manual_seed(1)
+    return peft.get_peft_model(nn.Sequential(linear or nn.Linear(12, 9)), peft.LoraConfig(**config))
+
+
+class Doubled(nn.Module):
+    def forward(self, value):
+        return value * 2
+
+
+class Subclass(nn.Linear):
+    """Computes what nn.Linear does, but nobody can know that."""
+
+
+class OfItsOwn(torch.Tensor):
+    pass
+
+
+def patched_forward(module):
+    inner = module.forward
+    module.forward = lambda *args: inner(*args) * 3
+
+
+def add_adapter(model, **options):
+    model.add_adapter("b", peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, **options))
+    model.base_model.set_adapter(["default", "b"])
+
+
+# What is done to a fused layer -> the reason that its next call must count.
+CHANGES = {
+    "the base layer has hooks": lambda m, t: t.base_layer.register_forward_hook(lambda mod, a, out: out * 2),
+    "the base layer has hooks or a forward": lambda m, t: patched_forward(t.base_layer),
+    "lora_A has hooks": lambda m, t: t.lora_A["default"].register_forward_pre_hook(lambda mod, a: (a[0] * 2,)),
+    "lora_B has hooks": lambda m, t: patched_forward(t.lora_B["default"]),
+    "lora_dropout has hooks": lambda m, t: t.lora_dropout["default"].register_forward_hook(lambda *a: a[2] * 2),
+    "lora_dropout is a Doubled": lambda m, t: t.lora_dropout.update({"default": Doubled()}),
+    "lora_dropout is in place or drops all": lambda m, t: t.lora_dropout.update({"default": nn.Dropout(1.0)}),
+    "the base layer is a ParametrizedLinear": lambda m, t: parametrize.register_parametrization(
+        t.base_layer, "weight", Doubled()
+    ),
+    "the base layer is a Subclass": lambda m, t: setattr(t, "base_layer", Subclass(12, 9)),
+    "lora_A is a ParametrizedLinear": lambda m, t: parametrize.register_parametrization(
+        t.lora_A["default"], "weight", Doubled()
+    ),
+    "lora_A is torch.float64 beside torch.float32": lambda m, t: t.lora_A.double() and t.lora_B.double(),
+    "lora_A is torch.bfloat16 beside torch.float32": lambda m, t: t.lora_A.bfloat16() and t.lora_B.bfloat16(),
+    "several active adapters with dropout": lambda m, t: add_adapter(m, lora_dropout=0.5),
+    "several active adapters of which one is DoRA": lambda m, t: add_adapter(m, use_dora=True),
+    "the adapter is of a variant, ALoraLinearVariant": lambda m, t: add_adapter(m, alora_invocation_tokens=[1]),
+    "lora_bias=True": lambda m, t: add_adapter(m, lora_bias=True),
+}
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_change_after_fusing_is_seen(reason):
+    model = layer().train()
+    x = torch.randn(5, 12)
+    before = model(x)
+    report = pf.fuse(model, strict=True)
+    torch.testing.assert_close(model(x), before)
+    assert report.calls() == {"fused": 1}
+    torch.manual_seed(2)
+    CHANGES[reason](model, model.base_model.model[0])
+    torch.manual_seed(3)
+    got = model(x)
+    (counted,) = set(report.calls()) - {"fused"}
+    assert counted.startswith(reason) and report.calls()[counted] == 1
+    pf.unfuse(model)
+    torch.manual_seed(3)
+    assert torch.equal(got, model(x))
+    assert not torch.equal(got, before) or "ALora" in reason  # which changes nothing without offsets
+
+
+def test_what_stands_in_the_way_at_fusing_leaves_the_layer_alone():
+    for linear, options, reason in [
+        (Subclass(12, 9), {}, "the base layer is a Subclass"),
+        (nn.Linear(12, 9), dict(alora_invocation_tokens=[1]), "the adapter is of a variant"),
+        (nn.Linear(12, 9), dict(lora_bias=True), "lora_bias=True"),
+    ]:
+        model = layer(linear, **options)
+        report = pf.fuse(model)
+        assert not report.fused and list(report.left.values())[0].startswith(reason)
+        assert type(model.base_model.model[0]) is peft.tuners.lora.Linear
+        with pytest.raises(ValueError, match=reason):
+            pf.fuse(model, strict=True)
+        config = pf.register(peft.LoraConfig(target_modules=["0"], **options))
+        built = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config)
+        assert type(built.base_model.model[0]) is peft.tuners.lora.Linear
+
+
+def called(change, run, **options):
+    """The reasons counted when `run` calls a fused layer, after `change`."""
+    model = layer(**options)
+    change(model)
+    report = pf.fuse(model)
+    run(model)
+    return dict(report.calls())
+
+
+def test_kinds_of_calls():
+    x = torch.randn(5, 12)
+    assert called(lambda m: None, lambda m: m(x.as_subclass(OfItsOwn))) == {"the input is a OfItsOwn": 1}
+    assert called(lambda m: None, lambda m: torch.func.vmap(m)(x)) == {
+        "a torch.func transform or forward-mode differentiation is active": 1
+    }
+    assert called(lambda m: None, lambda m: torch.func.jvp(m, (x,), (x,))) == {
+        "a torch.func transform or forward-mode differentiation is active": 1
+    }
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        called(lambda m: None, lambda m: m(x[:, :5]))
+    with pytest.raises(RuntimeError, match="same dtype"):
+        called(lambda m: None, lambda m: m(x.double()))
+
+    def uncast(model):
+        with disable_input_dtype_casting(model):
+            with pytest.raises(RuntimeError, match="same dtype"):
+                model(x.bfloat16())
+
+    assert called(lambda m: m.base_model.model[0].base_layer.bfloat16(), uncast) == {
+        "casting of the input is switched off": 1
+    }
+
+
+def test_a_global_hook_is_called():
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: calls.append(type(module)))
+    try:
+        counted = called(lambda m: None, lambda m: m(torch.randn(5, 12)))
+    finally:
+        handle.remove()
+    assert counted == {"a global module hook is registered": 1} and calls.count(nn.Linear) == 3
+
+
+def test_hooks_on_the_adapted_layer_itself_do_not_stand_in_the_way():
+    model, seen = layer(), []
+    model.base_model.model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    report = pf.fuse(model)
+    model(torch.randn(5, 12))
+    assert report.calls() == {"fused": 1} and seen == [(5, 9)]
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, dict(use_dora=True)], ids=str)
+def test_autocast(base, options):
+    model = layer(nn.Linear(12, 9, dtype=base), **options)
+    x = torch.randn(5, 12, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = model(x)
+        report = pf.fuse(model)
+        ours = model(x)
+    assert ours.dtype == theirs.dtype == torch.bfloat16 and report.calls() == {"fused": 1}
+    wanted = [x, *(p for p in model.parameters() if p.requires_grad)]
+    got, want = (torch.autograd.grad(y.float().square().sum(), wanted) for y in (ours, theirs))
+    for a, b in zip((ours, *got), (theirs, *want), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0.03 * b.abs().max().item())
+
+
+def test_a_trained_base_weight_gets_its_gradient():
+    grads = []
+    for fused in (False, True):
+        model = layer()
+        model.base_model.model[0].base_layer.requires_grad_(True)
+        if fused:
+            report = pf.fuse(model)
+        torch.manual_seed(0)
+        model(torch.randn(5, 12)).square().sum().backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    assert report.calls() == {"fused": 1} and len(grads[0]) == 4
+    torch.testing.assert_close(*grads)
+
+
+def test_a_second_derivative_is_refused_by_name():
+    model = layer()
+    pf.fuse(model)
+    x = torch.randn(5, 12, requires_grad=True)
+    (g,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+def test_an_injected_model_without_a_peft_model():
+    model = zoo.build("llama")
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    before, report = zoo.logits(model), pf.fuse(model, strict=True)
+    torch.testing.assert_close(zoo.logits(model), before, rtol=1e-5, atol=1e-4)
+    model.disable_adapters()
+    assert not torch.allclose(zoo.logits(model), before, atol=1e-2) and report.calls() == {"fused": 2}

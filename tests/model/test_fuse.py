@@ -1,0 +1,282 @@
+"""pf.fuse on Hugging Face PEFT models: what stays, what runs, what is refused, and the way back."""
+
+import copy
+import functools
+import subprocess
+import sys
+
+import peft
+import pytest
+import torch
+from peft.utils import hotswap
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import pypeft_fast as pf
+from tests.model import zoo
+
+METHODS = {
+    "lora": dict(),
+    "rslora": dict(use_rslora=True, lora_dropout=0.1),
+    "dora": dict(use_dora=True),
+    "bias": dict(bias="lora_only"),
+}
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)  # logits of about 6, float32 through two layers
+
+
+def ia3(kind="llama"):
+    model = zoo.build(kind)
+    down = {"llama": "down_proj", "gpt2": "c_proj"}[kind]
+    config = peft.IA3Config(target_modules=[*zoo.TARGETS[kind]], feedforward_modules=[down])
+    model = peft.get_peft_model(model, config)
+    zoo.liven(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", zoo.TARGETS)
+def test_a_model_computes_the_same_and_stays_the_same(kind, method):
+    model = zoo.adapted(peft, kind, **METHODS[method])
+    before, state = zoo.logits(model), {k: v for k, v in model.state_dict(keep_vars=True).items()}
+    report = pf.fuse(model, strict=True)
+    with pf.recording() as ran:
+        assert_same(zoo.logits(model), before)
+    assert sum(op == "lora_linear" for op, _ in ran) == len(report.fused) == report.calls()["fused"] > 3
+    assert all(state[k] is v for k, v in model.state_dict(keep_vars=True).items()) and len(state) > 10
+    assert isinstance(model.get_submodule(report.fused[0]), peft.tuners.lora.Linear)
+    assert pf.unfuse(model) == len(report.fused) and pf.unfuse(model) == 0
+    assert torch.equal(zoo.logits(model), before)
+    assert type(model.get_submodule(report.fused[0])) is peft.tuners.lora.Linear
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_ia3(kind):
+    model = ia3(kind)
+    before, report = zoo.logits(model), pf.fuse(model, strict=True)
+    with pf.recording() as ran:
+        assert_same(zoo.logits(model), before)
+    assert {op for op, _ in ran} == {"ia3_linear"} and report.calls() == {"fused": len(report.fused)}
+    model.merge_adapter()
+    assert_same(zoo.logits(model), before)
+    assert report.calls() == {"fused": len(report.fused)}
+    pf.unfuse(model)
+    assert not hasattr(model.get_submodule(report.fused[0]), "_fused_calls")
+
+
+def test_fusing_again_takes_what_has_come_since():
+    model = zoo.adapted(peft, "llama")
+    first = pf.fuse(model)
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["up_proj", "q_proj"]))
+    again = pf.fuse(model)
+    assert set(again.fused) > set(first.fused) and not again.left
+    assert "0 left to PEFT" in str(again)
+
+
+def test_what_cannot_be_fused_is_left_and_listed():
+    model = zoo.build("llama")
+    config = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], alora_invocation_tokens=None)
+    model = peft.get_peft_model(model, config)
+    kinds = {name: type(m) for name, m in model.named_modules()}
+    with pytest.raises(
+        ValueError, match="1 of the adapter layers cannot be fused: .*embed_tokens: no fused op for peft"
+    ):
+        pf.fuse(model, strict=True)
+    assert kinds == {name: type(m) for name, m in model.named_modules()}
+    report = pf.fuse(model)
+    (name,) = report.left
+    assert name.endswith("embed_tokens") and len(report.fused) == 2
+    assert "2 layers fused, 1 left to PEFT\n  1 left: no fused op for peft.tuners.lora.layer.Embedding" in str(report)
+
+
+@pytest.mark.parametrize("what", ["fuse", "unfuse"])
+def test_bad_models(what):
+    function = getattr(pf, what)
+    with pytest.raises(TypeError, match=f"{what}: model is a str, expected a torch.nn.Module"):
+        function("adapter")
+    with pytest.raises(ValueError, match="Linear has no adapter layer of Hugging Face PEFT in it$"):
+        function(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="it is this package's own, which is fused already"):
+        function(zoo.adapted(pf, "llama"))
+
+
+def test_peft_is_not_imported_unless_a_model_brings_it():
+    code = (
+        "import sys, torch, pypeft_fast as pf\n"
+        "for f, a in ((pf.fuse, torch.nn.Linear(2, 2)), (pf.register, pf.LoraConfig())):\n"
+        "    try: f(a)\n"
+        "    except (TypeError, ValueError) as e: print(e)\n"
+        "assert 'peft' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "has no adapter layer" in done.stdout and "expected a peft.LoraConfig" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_register_builds_fused_layers(kind, tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=[*zoo.TARGETS[kind], {"llama": "embed_tokens", "gpt2": "wte"}[kind]])
+    assert pf.register(config) is config
+    torch.manual_seed(1)
+    model = peft.get_peft_model(zoo.build(kind), config)
+    torch.manual_seed(1)
+    plain = peft.get_peft_model(zoo.build(kind), copy.deepcopy(config).__class__(**config_fields(config)))
+    zoo.liven(model), zoo.liven(plain)
+    fused = [m for m in model.modules() if type(m).__name__ == "FusedLinear"]
+    assert len(fused) == sum(type(m) is peft.tuners.lora.Linear for m in plain.modules()) > 3
+    assert_same(zoo.logits(model.eval()), zoo.logits(plain.eval()))
+    assert all(m._fused_calls == {"fused": 1} for m in fused)
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(zoo.build(kind), tmp_path)
+    assert not any(type(m).__name__ == "FusedLinear" for m in again.modules())
+    assert_same(zoo.logits(again), zoo.logits(model))
+    with pytest.raises(TypeError, match="config is a peft.tuners.ia3.config.IA3Config, expected a peft.LoraConfig"):
+        pf.register(peft.IA3Config())
+
+
+def config_fields(config):
+    return dict(r=config.r, target_modules=list(config.target_modules))
+
+
+def test_files_load_in_our_own_model_and_back(tmp_path):
+    model = zoo.adapted(peft, "llama")
+    pf.fuse(model)
+    model.save_pretrained(tmp_path / "theirs")
+    ours = pf.PeftModel.from_pretrained(zoo.build("llama"), tmp_path / "theirs")
+    assert_same(zoo.logits(ours), zoo.logits(model))
+    ours.save_pretrained(tmp_path / "ours")
+    back = peft.PeftModel.from_pretrained(zoo.build("llama"), tmp_path / "ours")
+    pf.fuse(back)
+    assert_same(zoo.logits(back), zoo.logits(model))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_with_dropout(method, reentrant):
+    model = zoo.adapted(peft, "llama", **METHODS[method] | dict(lora_dropout=0.3)).train()
+    report = pf.fuse(model)
+    grads = []
+    for on in (False, True):
+        if on:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(3)
+        zoo.logits(model).square().mean().backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+    assert all(map(torch.equal, *grads)) and set(report.calls()) == {"fused"}
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_compiles_in_one_graph(method):
+    if method == "ia3":
+        config = peft.IA3Config(target_modules=["0", "2"], feedforward_modules=["2"])
+    else:
+        config = peft.LoraConfig(target_modules=["0", "2"], **METHODS[method] | dict(lora_dropout=0.1))
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 8)), config).train()
+    zoo.liven(model)
+    report, x, results = pf.fuse(model), torch.randn(5, 12), []
+    for f in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(0)
+        y = f(x)
+        results.append((y, *torch.autograd.grad(y.square().mean(), [p for p in model.parameters() if p.requires_grad])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    assert report.calls() == {"fused": 2}
+
+
+def test_adapters_written_through_data_are_seen():
+    """As PEFT's hotswapping writes them: no version counter moves."""
+    model, other = (zoo.adapted(peft, "llama", seed=seed, use_dora=True) for seed in (1, 7))
+    pf.fuse(model)
+    assert not torch.allclose(zoo.logits(model), zoo.logits(other), atol=1e-2)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+    assert_same(zoo.logits(model), zoo.logits(other))
+
+
+def test_a_compiled_hotswap_changes_rank_and_scaling(tmp_path):
+    torch.manual_seed(0)
+    base, x = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 8)), torch.randn(5, 12)
+    models = []
+    for r, alpha in ((4, 8), (2, 9)):
+        config = peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=["0", "2"], init_lora_weights=False)
+        models.append(peft.get_peft_model(copy.deepcopy(base), config).eval())
+    model, other = models
+    other.save_pretrained(tmp_path)
+    before, report = model(x), pf.fuse(model)
+    hotswap.prepare_model_for_compiled_hotswap(model, target_rank=8)
+    assert_same(model(x), before)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    compiled(x)
+    hotswap.hotswap_adapter(model, str(tmp_path), adapter_name="default", torch_device="cpu")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_same(compiled(x), other(x))
+    assert report.calls() == {"fused": 2} and not torch.allclose(before, other(x), atol=1e-2)
+
+
+def test_mixed_batches_run_in_peft():
+    names, outputs = ["default", "__base__", "other"], []
+    for fused in (False, True):
+        model = zoo.adapted(peft, "llama")
+        model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        zoo.liven(model, adapter="other")
+        if fused:
+            report = pf.fuse(model)
+        torch.manual_seed(0)
+        for name, p in model.named_parameters():
+            if ".other." in name:
+                p.data.normal_(std=0.1)
+        outputs.append(zoo.logits(model, adapter_names=names))
+    assert torch.equal(*outputs) and not report.calls()
+
+
+def test_a_half_precision_base_saves_no_wide_copy_of_x():
+    """PEFT's default: float32 adapters over a bfloat16 base."""
+    linear = nn.Linear(64, 48, dtype=torch.bfloat16)
+    config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["0"])
+    model = peft.get_peft_model(nn.Sequential(linear), config)
+    pf.fuse(model)
+    x, kept = torch.randn(32, 64, dtype=torch.bfloat16, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = model(x)
+    known = {x.data_ptr(), *(p.data_ptr() for p in model.parameters())}
+    shapes = sorted((tuple(t.shape), t.dtype) for t in kept if t.data_ptr() not in known)
+    assert shapes == [((32, 4), torch.float32), ((32, 8), torch.uint8)]
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and x.grad is not None
+
+
+def test_copies_and_pickles_stay_fused():
+    model = zoo.adapted(peft, "llama", use_dora=True)
+    report = pf.fuse(model)
+    expected, twin = zoo.logits(model), copy.deepcopy(model)
+    assert torch.equal(zoo.logits(twin), expected)
+    twin.get_submodule(report.fused[0]).lora_B["default"].weight.data.zero_()
+    assert torch.equal(zoo.logits(model), expected) and not torch.equal(zoo.logits(twin), expected)
+
+
+def test_merging_with_dora_is_seen():
+    """PEFT merges through .data, where no version counter moves."""
+    model = zoo.adapted(peft, "llama", use_dora=True)
+    pf.fuse(model)
+    before = zoo.logits(model)
+    model.merge_adapter()
+    assert_same(zoo.logits(model), before)
+    model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj").base_layer.weight.data.mul_(1.5)
+    model.unmerge_adapter()
+    after = zoo.logits(model)
+    pf.unfuse(model)
+    assert_same(zoo.logits(model), after)
+
+
+def test_checkpointed_function_outside_a_module():
+    model = zoo.adapted(peft, "llama", lora_dropout=0.5).train()
+    report = pf.fuse(model)
+    layer, x = model.get_submodule(report.fused[0]), torch.randn(3, 32, requires_grad=True)
+    grads = []
+    for run in (lambda f, x: f(x), functools.partial(checkpoint, use_reentrant=False)):
+        torch.manual_seed(1)
+        grads.append(torch.autograd.grad(run(layer, x).sum(), x)[0])
+    assert torch.equal(*grads)
