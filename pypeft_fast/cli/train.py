@@ -31,10 +31,12 @@ class Settings:
     model: str
     data: str
     method: str = "lora"
-    rank: int = 16
-    alpha: float = 32
-    dropout: float = 0.05
-    target_modules: str | list[str] = "all-linear"
+    rank: int | None = 16  # None: the method has no such option
+    alpha: float | None = 32
+    dropout: float | None = 0.05
+    target_modules: str | list[str] | None = "all-linear"
+    reduction_factor: float | None = None
+    virtual_tokens: int | None = None
     epochs: float = 3
     max_steps: int = -1  # when positive, instead of epochs
     batch_size: int = 8
@@ -67,18 +69,6 @@ def prepare(tokenizer, examples: list[Example], settings: Settings) -> Data:
             f"{'held-out' if kept else 'training'} example; raise it"
         )
     return Data(kept, kept_held_out, held_out, dropped + dropped_held_out)
-
-
-def lora_config(library, settings: Settings):
-    """The LoraConfig of `library`, the module pypeft_fast or peft."""
-    return library.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
 
 
 class TimedTrainer(AdapterTrainer):

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .config import LoraConfig, get_peft_config
+from .config import PeftConfig
+from .registry import get_peft_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PENDING = f"{CONFIG}.*.new"
@@ -48,7 +49,7 @@ def save_adapter(folder, config, tensors: dict[str, torch.Tensor]) -> None:
     _sync(folder)
 
 
-def load_config(folder) -> LoraConfig:
+def load_config(folder) -> PeftConfig:
     """The config of an adapter folder.
 
     Raises FileNotFoundError if there is none, ValueError if it is no JSON object or not a config this version has.

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from . import aliases, contents, files
-from .config import LoraConfig
-from .lora_layer import BASE, LoraLayer
-from .lora_model import LoraModel
-
-PREFIX = "base_model.model."  # of every name in an adapter's file
+from .config import PeftConfig
+from .layer import BASE, AdapterLayer
+from .prompt_layer import PromptLayer
+from .registry import CONFIGS, method_of
+from .tuner import Tuner
 
 
 def check_bare(model, remedy) -> None:
@@ -35,27 +35,31 @@ def can_name_adapter(name) -> bool:
 
 
 def check_config(config) -> None:
-    if not isinstance(config, LoraConfig):
+    if not isinstance(config, tuple(CONFIGS.values())):
+        accepted = ", ".join(kind.__name__ for kind in CONFIGS.values())
         kind = f"{type(config).__module__}.{type(config).__qualname__}".removeprefix("builtins.")
-        raise TypeError(f"peft_config is a {kind}, expected a pypeft_fast.LoraConfig")
+        raise TypeError(f"peft_config is a {kind}, expected one of pypeft_fast's {accepted}")
 
 
 def _has_adapters(module) -> bool:
-    """A layer of ours, or one that PEFT has put there."""
-    return isinstance(module, LoraLayer) or any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__)
+    """A layer of ours, or one that PEFT has put there, or a module that virtual tokens are put into."""
+    if any(isinstance(getattr(hook, "__self__", None), PromptLayer) for hook in module._forward_pre_hooks.values()):
+        return True
+    return isinstance(module, AdapterLayer) or any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__)
 
 
 class PeftModel(nn.Module):
-    """A model with named adapters: `.base_model` is the LoraModel, `.base_model.model` the model itself.
+    """A model with named adapters: `.base_model` is the Tuner, `.base_model.model` the model itself.
 
     Any attribute that is not found here is the model's own (config, device, dtype, gradient_checkpointing_enable, ...).
     """
 
-    def __init__(self, model, peft_config, adapter_name="default", *, autocast_adapter_dtype=True):
+    def __init__(self, model, peft_config, adapter_name="default", *, autocast_adapter_dtype=True, fresh=True):
+        """fresh: the adapter's values are to be trained; else a file's will replace them."""
         check_bare(model, "model.add_adapter(name, config)")
         super().__init__()
-        self.base_model = LoraModel(model)
-        self.add_adapter(adapter_name, peft_config, autocast_adapter_dtype=autocast_adapter_dtype)
+        self.base_model = Tuner(model)
+        self._add(adapter_name, peft_config, autocast_adapter_dtype, fresh)
         self.set_adapter(adapter_name, inference_mode=peft_config.inference_mode)
         self.train(model.training)
         self.register_state_dict_post_hook(aliases.drop)
@@ -76,8 +80,12 @@ class PeftModel(nn.Module):
 
     def generate(self, *args, adapter_names: list[str] | None = None, **kwargs):
         """The model's generate; adapter_names as in forward, one a prompt: beams and sequences of it share the name."""
+        model = self.get_base_model()
         with self._rows(adapter_names, args, kwargs):
-            return self.get_base_model().generate(*args, **kwargs)
+            encoder = self.base_model.prompts and self.base_model.prompts.current()
+            if encoder:
+                args, kwargs = encoder.before_generate(model, args, kwargs)
+            return model.generate(*args, **kwargs)
 
     def _rows(self, adapter_names, args, kwargs):
         if adapter_names is None:
@@ -91,7 +99,7 @@ class PeftModel(nn.Module):
     # Adapters
 
     @property
-    def peft_config(self) -> dict[str, LoraConfig]:
+    def peft_config(self) -> dict[str, PeftConfig]:
         """The config of each adapter, by its name."""
         return self.base_model.peft_config
 
@@ -105,7 +113,7 @@ class PeftModel(nn.Module):
         return names[0] if len(names) == 1 else names
 
     @property
-    def active_peft_config(self) -> LoraConfig:
+    def active_peft_config(self) -> PeftConfig:
         """The config of the first active adapter; ValueError if none is active."""
         if not self.active_adapters:
             raise ValueError(f"no adapter is active; set_adapter(name) of {', '.join(self.peft_config) or 'a new one'}")
@@ -121,19 +129,17 @@ class PeftModel(nn.Module):
 
     def add_adapter(self, adapter_name, peft_config, *, autocast_adapter_dtype=True) -> None:
         """A new adapter beside the others; it becomes active by set_adapter. ValueError if the name is taken."""
+        self._add(adapter_name, peft_config, autocast_adapter_dtype, fresh=True)
+
+    def _add(self, adapter_name, peft_config, autocast_adapter_dtype, fresh):
         check_config(peft_config)
         self._free(adapter_name)
-        trained = [name for name, config in self.peft_config.items() if config.bias != "none"]
-        if trained and peft_config.bias != "none":
-            raise ValueError(f"bias={peft_config.bias!r}: adapter {trained[0]!r} trains the same biases already")
         config, model = copy.deepcopy(peft_config), self.get_base_model()
         path = getattr(model, "name_or_path", None)
         config.base_model_name_or_path = config.base_model_name_or_path or path or None
         if config.task_type is None:
             config.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
-        self.base_model.inject(adapter_name, config, autocast_adapter_dtype)
-        self.peft_config[adapter_name] = config
-        self.base_model.update()
+        self.base_model.inject(adapter_name, config, autocast_adapter_dtype, fresh)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes this adapter (or these, summed) the active one; only active adapters require gradients."""
@@ -199,7 +205,7 @@ class PeftModel(nn.Module):
 
     def _tensors(self, adapter) -> dict[str, torch.Tensor]:
         """{name in the file: tensor of this model} of one adapter."""
-        return _prefixed(contents.tensors(self.base_model, adapter))
+        return contents.tensors(self.base_model, adapter)
 
     def save_pretrained(
         self, save_directory, selected_adapters: list[str] | None = None, save_embedding_layers="auto", **options
@@ -225,7 +231,7 @@ class PeftModel(nn.Module):
             config.inference_mode = True
             auto = save_embedding_layers == "auto" and contents.vocabulary_was_resized(self.base_model, config)
             if auto or save_embedding_layers is True:
-                tensors |= _prefixed(contents.written_embeddings(self.base_model))
+                tensors |= contents.written_embeddings(self.base_model, config)
             folder = Path(save_directory) if adapter == "default" else Path(save_directory) / adapter
             files.save_adapter(folder, config, tensors)
 
@@ -238,11 +244,12 @@ class PeftModel(nn.Module):
         Raises FileNotFoundError, ValueError or TypeError that names the file, the field or the tensor that does not
         fit, before the model is changed.
         """
-        from .task_models import get_peft_model
+        from .task_models import task_model
 
         check_bare(model, "model.load_adapter(path, adapter_name)")
-        config, tensors = _read(path, config, LoraModel(model), is_trainable)
-        wrapped = get_peft_model(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        config, tensors = _read(path, config, Tuner(model), is_trainable)
+        options = dict(autocast_adapter_dtype=autocast_adapter_dtype, fresh=False)
+        wrapped = task_model(config)(model, config, adapter_name, **options)
         wrapped._fill(adapter_name, tensors, is_trainable)
         return wrapped
 
@@ -256,12 +263,20 @@ class PeftModel(nn.Module):
         if adapter_name in self.peft_config:
             self._check_alike(path, adapter_name, config)
         else:
-            self.add_adapter(adapter_name, config, autocast_adapter_dtype=autocast_adapter_dtype)
+            self._add(adapter_name, config, autocast_adapter_dtype, fresh=False)
         self._fill(adapter_name, tensors, is_trainable)
 
     def _check_alike(self, path, adapter, config):
         mine = self.peft_config[adapter]
-        differing = [n for n in ("bias", "r", "lora_alpha", "use_rslora") if getattr(mine, n) != getattr(config, n)]
+        if type(mine) is not type(config):
+            raise ValueError(
+                f"{path} holds an adapter of {config.KIND.value}, but {adapter!r} is one of {mine.KIND.value}; load it "
+                "under another name"
+            )
+        if getattr(mine, "prefix_projection", False) and not mine.inference_mode:
+            raise ValueError(f"{path} holds what a projection computed, which the adapter {adapter!r} cannot take back")
+        alike = method_of(mine).ALIKE
+        differing = [n for n in alike if getattr(mine, n) != getattr(config, n)]
         if differing or self.base_model.plan(mine) != self.base_model.plan(config):
             what = (
                 f"{differing[0]}={getattr(config, differing[0])!r}" if differing else "other layers, ranks or scalings"
@@ -273,7 +288,7 @@ class PeftModel(nn.Module):
 
     @torch.no_grad()
     def _fill(self, adapter, tensors, is_trainable):
-        mine = _prefixed(contents.embeddings(self.base_model)) | self._tensors(adapter)
+        mine = contents.embeddings(self.base_model, self.peft_config[adapter]) | self._tensors(adapter)
         for name, value in tensors.items():
             mine[name].copy_(value)
         if not is_trainable:
@@ -288,17 +303,13 @@ def _batch_size(args, kwargs) -> int | None:
     return tensors[0].shape[0] if tensors else None
 
 
-def _prefixed(tensors):
-    return {PREFIX + name: tensor for name, tensor in tensors.items()}
-
-
 def _read(path, config, tuner, is_trainable):
     """The config and the tensors of a folder, checked against the model that they are to go on."""
     config = files.load_config(path) if config is None else copy.deepcopy(config)
     config.inference_mode = not is_trainable
     tensors = files.load_tensors(path)
-    copies = tuple(PREFIX + start for start in contents.copies(tuner, config))
+    copies = contents.copies(tuner, config)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(copies)}
-    optional = {name: tensor.shape for name, tensor in contents.embeddings(tuner).items()}
-    files.check_tensors(path, tensors, _prefixed(contents.expected(tuner, config)), _prefixed(optional))
+    optional = {name: tensor.shape for name, tensor in contents.embeddings(tuner, config).items()}
+    files.check_tensors(path, tensors, contents.expected(tuner, config), optional)
     return config, tensors

@@ -4,35 +4,40 @@ import copy
 
 from torch import nn
 
-from .lora_layer import BASE, by_rows
+from .layer import BASE, AdapterLayer, by_rows
 
 
-class SavedModule(nn.Module):
+class SavedModule(AdapterLayer):
     """Runs the active adapter's copy of a module, or the original where no active adapter has one.
 
     Parameters are named as PEFT names them: original_module.* and modules_to_save.<adapter>.*.
     """
 
+    holders = ("modules_to_save",)
+
     def __init__(self, module):
         super().__init__()
+        self._start()
         self.original_module = module.requires_grad_(False)
         self.modules_to_save = nn.ModuleDict()
-        self.active: list[str] = []
-        self.rows: list[str] | None = None
         self.train(module.training)
 
     def add(self, adapter):
         self.modules_to_save[adapter] = copy.deepcopy(self.original_module).requires_grad_(True)
 
-    def remove(self, adapter):
-        if adapter in self.modules_to_save:
-            del self.modules_to_save[adapter]
-        self.active = [name for name in self.active if name != adapter]
+    def clash(self, names):
+        copies = [name for name in names if name in self.modules_to_save]
+        if len(copies) > 1:
+            kind = type(self.original_module).__name__
+            return f"{' and '.join(copies)} each have a {kind} in modules_to_save; activate one of them"
+        return None
 
     def current(self, adapters=None):
         """The module that stands for these adapters (default: the active ones), of which one at most has a copy."""
         names = [n for n in (self.active if adapters is None else adapters) if n in self.modules_to_save]
         return self.modules_to_save[names[0]] if names else self.original_module
+
+    replacement = current
 
     def forward(self, *args, **kwargs):
         if self.rows is None:

@@ -1,6 +1,5 @@
 """Which modules of a model a config means: the matching rules of peft 0.21."""
 
-import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -9,27 +8,6 @@ from torch import nn
 
 from .config import TaskType
 
-# The modules that the method's users usually adapt, by the model's config.model_type.
-_QV = ["q_proj", "v_proj"]
-DEFAULT_TARGETS = {
-    **dict.fromkeys(["bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm"], _QV),
-    **dict.fromkeys(["gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"], _QV),
-    **dict.fromkeys(["t5", "mt5"], ["q", "v"]),
-    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "electra", "layoutlm"], ["query", "value"]),
-    **dict.fromkeys(["bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"], ["query_key_value"]),
-    **dict.fromkeys(["gpt2", "gpt_bigcode"], ["c_attn"]),
-    "blip-2": ["q", "v", *_QV],
-    "deberta-v2": ["query_proj", "value_proj"],
-    "deberta": ["in_proj"],
-    "mpt": ["Wqkv"],
-    "btlm": ["c_proj", "c_attn"],
-    "codegen": ["qkv_proj"],
-    "phi": [*_QV, "fc1", "fc2"],
-    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
-    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "rwkv": ["key", "value", "receptance", "output"],
-    "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
-}
 CLASSIFIERS = {
     TaskType.SEQ_CLS: ["classifier", "score"],
     TaskType.TOKEN_CLS: ["classifier", "score"],
@@ -46,7 +24,7 @@ class Target:
 
 
 def is_linear(module) -> bool:
-    """nn.Linear, the Conv1D of transformers, or a LoraLayer in the place of one."""
+    """nn.Linear, the Conv1D of transformers, or an AdaptedLayer in the place of one."""
     return isinstance(module, nn.Linear) or is_conv1d(module) or getattr(module, "stands_for_linear", False)
 
 
@@ -71,19 +49,19 @@ def is_conv1d(module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-def find_targets(model, modules, config) -> list[Target]:
-    """Those of the model's `modules` ({name: module}) to adapt, in the model's order, with rank and scaling of each.
+def find_linear(model, modules, config, defaults) -> list[str]:
+    """Names of those of the model's `modules` ({name: module}) to adapt, in the model's order.
 
-    Raises ValueError: nothing matches (the message lists what the model has), or a match cannot be adapted.
-    Warns of an entry of rank_pattern, alpha_pattern or exclude_modules that has no effect.
+    defaults: {model type: what target_modules=None means}. Raises ValueError: nothing matches (the message lists what
+    the model has), or a match cannot be adapted. Warns of exclude_modules that leaves nothing out.
     """
-    wanted = resolve_targets(model, modules, config)
+    wanted = resolve_targets(model, modules, config, defaults)
     saved = modules_to_save(config)
     excluded, found = [], []
     for name, module in modules.items():
-        if not _matches(wanted, config, name):
+        if not matches(wanted, config, name):
             continue
-        if _excluded(config, saved, name):
+        if is_excluded(config, saved, name):
             excluded.append(name)
             continue
         obstacle = why_not(module)
@@ -92,35 +70,24 @@ def find_targets(model, modules, config) -> list[Target]:
                 f"target_modules={config.target_modules!r} matches {name}, a {type(module).__name__}{obstacle}; "
                 "supported are torch.nn.Linear and transformers' Conv1D; leave others out with exclude_modules"
             )
-        r = _pattern(config.rank_pattern, name, config.r)
-        alpha = _pattern(config.alpha_pattern, name, config.lora_alpha)
-        found.append(Target(name, r, alpha, alpha / (math.sqrt(r) if config.use_rslora else r)))
+        found.append(name)
     if not found:
         raise ValueError(_nothing_found(model, modules, config, excluded))
-    _warn_of_idle_patterns(config, found, excluded)
+    if config.exclude_modules and not excluded:
+        warnings.warn(f"exclude_modules={config.exclude_modules!r} leaves nothing out", stacklevel=2)
     return found
 
 
-def _warn_of_idle_patterns(config, found, excluded):
-    for field in ("rank_pattern", "alpha_pattern"):
-        idle = [key for key in getattr(config, field) if not any(_ends_with(key, target.name) for target in found)]
-        if idle:
-            warnings.warn(f"{field}: {', '.join(idle)} match no adapted layer and have no effect", stacklevel=2)
-    if config.exclude_modules and not excluded:
-        warnings.warn(f"exclude_modules={config.exclude_modules!r} leaves nothing out", stacklevel=2)
-
-
-def resolve_targets(model, modules, config) -> set[str] | str:
+def resolve_targets(model, modules, config, defaults) -> set[str] | str:
     """config.target_modules with None and "all-linear" replaced by what they mean on this model."""
     wanted = config.target_modules
     if wanted is None:
         kind = getattr(getattr(model, "config", None), "model_type", None)
-        if kind not in DEFAULT_TARGETS:
+        if kind not in defaults:
             raise ValueError(
                 f"target_modules=None: there is no default for the model type {kind!r}; give target_modules"
             )
-        defaults = DEFAULT_TARGETS[kind]
-        return defaults if isinstance(defaults, str) else set(defaults)
+        return defaults[kind] if isinstance(defaults[kind], str) else set(defaults[kind])
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
         return _all_linear(model, modules, config)
     return wanted
@@ -154,7 +121,7 @@ def _all_linear(model, modules, config) -> set[str]:
     return {n for n, m in modules.items() if is_linear(m) and all(m is not head for head in heads)}
 
 
-def _excluded(config, saved, name) -> bool:
+def is_excluded(config, saved, name) -> bool:
     skip = config.exclude_modules
     if isinstance(skip, str):
         skipped = re.fullmatch(skip, name) is not None
@@ -167,7 +134,7 @@ def _named(names, name) -> bool:
     return name in names or any(name.endswith(f".{n}") for n in names)
 
 
-def _matches(wanted, config, name) -> bool:
+def matches(wanted, config, name) -> bool:
     if isinstance(wanted, str):
         return re.fullmatch(wanted, name) is not None
     if name in wanted:
@@ -176,7 +143,7 @@ def _matches(wanted, config, name) -> bool:
 
 
 def _in_layers(config, name) -> bool:
-    layers = config.layers_to_transform
+    layers = getattr(config, "layers_to_transform", None)
     if layers is None or layers == []:
         return True
     patterns = config.layers_pattern or r"[^.]*"
@@ -188,12 +155,7 @@ def _in_layers(config, name) -> bool:
     return False
 
 
-def _pattern(patterns, name, default):
-    """The value of the first pattern that matches the end of the name."""
-    return next((v for key, v in patterns.items() if _ends_with(key, name)), default)
-
-
-def _ends_with(pattern, name) -> bool:
+def ends_with(pattern, name) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
@@ -202,7 +164,8 @@ def _nothing_found(model, modules, config, excluded) -> str:
     if excluded:
         return f"exclude_modules and modules_to_save leave nothing of what {wanted} matches: {', '.join(excluded)}"
     linear = sorted({n.rpartition(".")[2] for n, m in modules.items() if is_linear(m)})
-    layers = f" in layers_to_transform={config.layers_to_transform}" if config.layers_to_transform is not None else ""
+    layers = getattr(config, "layers_to_transform", None)
+    layers = "" if layers is None else f" in layers_to_transform={layers}"
     return (
         f"{wanted} matches no module of {type(model).__name__}{layers}; its linear layers are named "
         f"{', '.join(linear) or '(it has none)'}"

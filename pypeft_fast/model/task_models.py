@@ -16,8 +16,13 @@ def get_peft_model(model, peft_config, adapter_name="default", *, autocast_adapt
     nothing or asks for what is not supported.
     """
     check_config(peft_config)
-    kind = TASK_MODELS.get(peft_config.task_type, PeftModel)
+    kind = task_model(peft_config)
     return kind(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+
+
+def task_model(peft_config) -> type[PeftModel]:
+    """The class for a config's task."""
+    return TASK_MODELS.get(peft_config.task_type, PeftModel)
 
 
 class PeftModelForCausalLM(PeftModel):

@@ -14,6 +14,11 @@ def rank(name, value) -> None:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
+def optional_rank(name, value) -> None:
+    if value is not None:
+        rank(name, value)
+
+
 def positive(name, value) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ValueError(f"{name}={value!r} must be a positive number")
@@ -33,6 +38,19 @@ def names(name, value) -> list[str] | None:
     if not isinstance(value, (list, tuple, set)) or not all(isinstance(v, str) and v for v in value):
         raise TypeError(f"{name}={value!r} must be a list of names")
     return sorted(value) if isinstance(value, set) else list(dict.fromkeys(value))
+
+
+def module_names(name, value) -> list[str] | None:
+    """Names, or ends of names, of modules: each is matched as a regular expression too, as PEFT does."""
+    found = names(name, value)
+    for entry in found or ():
+        regex(name, entry)
+    return found
+
+
+def choice(name, value, accepted) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(str(a) for a in accepted)}")
 
 
 def names_or_pattern(name, value) -> set[str] | str | None:

@@ -1,6 +1,8 @@
 """Drop-in modules."""
 
+from .bitfit_linear import BitFitLinear
+from .bottleneck import Bottleneck
 from .ia3_linear import IA3Linear
 from .lora_linear import LoRALinear
 
-__all__ = ["IA3Linear", "LoRALinear"]
+__all__ = ["BitFitLinear", "Bottleneck", "IA3Linear", "LoRALinear"]

@@ -103,7 +103,8 @@ class LoRALinear(AdapterLinear):
         return dora_linear(x, self.weight, self.lora_A, self.lora_B, magnitude, self.bias, norm_cache=cache, **options)
 
     def train(self, mode=True):
-        self._norm_cache.clear()
+        if "_norm_cache" in vars(self):  # not yet while from_linear takes over another layer's mode
+            self._norm_cache.clear()
         return super().train(mode)
 
     def _merged_values(self):
@@ -113,13 +114,12 @@ class LoRALinear(AdapterLinear):
         return {"weight": merged_weight(self.weight, [lora_delta(A, B, self.scaling)])}
 
     def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
         self._norm_cache.clear()
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
         self._norm_cache.clear()
+        super()._load_from_state_dict(*args)
 
     def extra_repr(self):
         text = f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, lora_dropout={self.lora_dropout}"

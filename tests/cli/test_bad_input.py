@@ -157,3 +157,16 @@ def test_adapters(command, tiny_model, dialogues, tmp_path):
     mistake(broken("kind", edit(peft_type="MAGIC")), "MAGIC")
     mistake(broken("field", edit(magic=3)), "magic")
     mistake(broken("rank", edit(r=5)), "cannot be loaded", "lora_")
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "says"),
+    [
+        ("ia3", ["--rank", 4], "--rank does not go with --method ia3; it is for lora, dora"),
+        ("prompt", ["--dropout", 0.1], "--dropout does not go with --method prompt; it is for lora, dora, bottleneck"),
+        ("lora", ["--virtual-tokens", 4], "--virtual-tokens does not go with --method lora; it is for prompt, prefix"),
+        ("prefix", ["--gradient-checkpointing"], "--gradient-checkpointing does not go with --method prefix"),
+    ],
+)
+def test_options_of_another_method(finetune, method, option, says):
+    mistake(finetune("--method", method, *option), says)

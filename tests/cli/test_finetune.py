@@ -176,3 +176,23 @@ def test_a_comma_means_names_and_anything_else_an_expression(finetune, tmp_path,
     assert finetune(tmp_path / "a", "--target-modules", given, steps=1)[0] == 0
     keys = [key.split(".") for key in load_file(tmp_path / "a" / "adapter_model.safetensors")]
     assert {f"{key[4]}.{key[-3]}" for key in keys} == adapted
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3", "bitfit", "bottleneck", "prompt", "prefix"])
+def test_every_method_learns_and_its_files_answer(command, tiny_model, dialogues, tmp_path, method):
+    output = tmp_path / method
+    common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4, "--max-steps", 12]
+    fast = ["--learning-rate", 0.05] if method in ("ia3", "prompt", "prefix") else ["--learning-rate", 0.02]
+    code, _, err = command("finetune", *common, "--method", method, *fast, "--save-every", 5)
+    assert code == 0, err
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.01
+    assert json.loads((output / "adapter_config.json").read_text())["peft_type"] == {
+        "dora": "LORA", "ia3": "IA3", "bitfit": "BITFIT", "bottleneck": "BOTTLENECK", "prompt": "PROMPT_TUNING",
+        "prefix": "PREFIX_TUNING",
+    }[method]  # fmt: skip
+    code, _, err = command("finetune", *common, "--method", method, *fast, "--save-every", 5, "--resume")
+    assert code == 0, err
+    chat = ["--model", tiny_model, "--adapter", output, "--prompt", "hi", "--max-new-tokens", 4]
+    code, _, err = command("chat", *chat)
+    assert code == 0, err

@@ -7,8 +7,9 @@ import pypeft_fast
 from pypeft_fast.cli import models
 from pypeft_fast.cli.data import load_data
 from pypeft_fast.cli.errors import UserError
+from pypeft_fast.cli.methods import method_config
 from pypeft_fast.cli.tokens import Collator
-from pypeft_fast.cli.train import Settings, lora_config, make_trainer, prepare
+from pypeft_fast.cli.train import Settings, make_trainer, prepare
 
 try:
     models.smollm2_gguf()
@@ -32,7 +33,7 @@ def follows(settings, tmp_path):
 
     transformers.set_seed(0)
     base, _ = models.load_base(settings.model)
-    peft.get_peft_model(base, lora_config(peft, settings)).save_pretrained(tmp_path / "start")
+    peft.get_peft_model(base, method_config(peft, settings)).save_pretrained(tmp_path / "start")
     theirs = losses(peft, tmp_path / "start", settings, tmp_path / "peft")
     ours = losses(pypeft_fast, tmp_path / "start", settings, tmp_path / "ours")
     assert len(ours) == len(theirs) == 20

@@ -74,12 +74,12 @@ def test_a_merge_that_fails_leaves_no_adapter_merged(kind):
     model = two(kind, target_modules=["q_proj", "c_attn"])
     model.merge_adapter(["second"])
     expected = logits(model)
-    merged = [list(layer.merged) for layer in model.base_model.lora_layers()]
-    last = model.base_model.lora_layers()[-1]
+    merged = [list(layer.merged) for layer in model.base_model.linear_layers()]
+    last = model.base_model.linear_layers()[-1]
     last.lora_B["default"].weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"merging \['default'\] would give NaN or infinite weights"):
         model.merge_adapter(["default"], safe_merge=True)
-    assert [layer.merged for layer in model.base_model.lora_layers()] == merged
+    assert [layer.merged for layer in model.base_model.linear_layers()] == merged
     assert torch.equal(logits(model), expected)
     model.unmerge_adapter()
     assert all(torch.equal(v, build(kind).state_dict()[k]) for k, v in model.unload().state_dict().items())

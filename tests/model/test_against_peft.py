@@ -18,6 +18,7 @@ VARIANTS = {
     "regex": dict(target_modules=r".*(q_proj|c_attn|query|SelfAttention\.q)"),
     "default targets": dict(target_modules=None),
     "rslora": dict(use_rslora=True),
+    "dora": dict(use_dora=True),
     "dropout": dict(lora_dropout=0.3),
     "patterns": dict(
         rank_pattern={"c_attn": 7, "q_proj": 7, "query": 7, "q": 7}, alpha_pattern={r"1\..*": 3, "c_proj": 5}

@@ -28,7 +28,7 @@ BAD = [
         ValueError,
         "layers_to_transform=.* needs target_modules to be a",
     ),
-    (dict(use_dora=True), ValueError, "use_dora=True is not supported; leave it at False"),
+    (dict(lora_bias=True), ValueError, "lora_bias=True is not supported; leave it at False"),
     (dict(loftq_config={"bits": 4}), ValueError, "loftq_config={'bits': 4} is not supported"),
     (dict(target_parameters=["w"]), ValueError, "target_parameters=.* is not supported"),
     (dict(colour="red"), TypeError, "colour"),

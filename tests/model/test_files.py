@@ -63,7 +63,7 @@ BROKEN = {
     "unknown peft_type": (lambda f: edit(f, peft_type="MAGIC"), ValueError, "peft_type='MAGIC' is not supported"),
     "no peft_type": (lambda f: edit(f, peft_type=...), ValueError, "peft_type=None is not supported"),
     "unknown field": (lambda f: edit(f, colour=3), ValueError, "unknown field colour=3"),
-    "unsupported value": (lambda f: edit(f, use_dora=True), ValueError, "use_dora=True is not supported"),
+    "unsupported value": (lambda f: edit(f, lora_bias=True), ValueError, "lora_bias=True is not supported"),
     "another rank": (lambda f: edit(f, r=5), ValueError, r"lora_A.weight has shape \(4, .*expect \(5, "),
     "another model": (
         lambda f: rewrite(f, lambda t: t.update({lora_A(t): torch.zeros(4, 64)})),

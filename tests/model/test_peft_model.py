@@ -19,7 +19,7 @@ def test_wrapping_twice_is_refused():
             pf.get_peft_model(wrapped, config)
     with pytest.raises(TypeError, match="peft_config is a dict"):
         pf.get_peft_model(build("llama"), {})
-    with pytest.raises(TypeError, match=r"peft_config is a peft\.\S*\.LoraConfig, expected a pypeft_fast.LoraConfig"):
+    with pytest.raises(TypeError, match=r"peft_config is a peft\.\S*\.LoraConfig, expected one of pypeft_fast's LoraConfig, IA3Config"):
         pf.get_peft_model(build("llama"), peft.LoraConfig())
     for wrap in (
         lambda model: pf.get_peft_model(model, config),
@@ -73,7 +73,7 @@ def test_the_fused_ops_run_and_disabling_reaches_a_merged_model():
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(build("llama")))
     assert_same(logits(model), expected)
-    assert all(layer.merged for layer in model.base_model.lora_layers())
+    assert all(layer.merged for layer in model.base_model.linear_layers())
 
 
 def test_attributes_are_the_models_own():

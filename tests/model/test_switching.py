@@ -34,7 +34,7 @@ def test_an_adapter_set_while_disabled_is_not_hidden_by_the_merged_one():
     with model.disable_adapter():
         model.set_adapter("second")
         assert torch.equal(logits(model), logits(build("llama")))
-    assert not any(layer.merged for layer in model.base_model.lora_layers())
+    assert not any(layer.merged for layer in model.base_model.mergeable())
     model.set_adapter("default")
     assert torch.equal(logits(model), first)
 
@@ -81,7 +81,7 @@ def test_an_adapter_that_changes_the_weight_is_added_to_the_frozen_one(kind, ini
         if merged:
             model.merge_adapter()
         model.add_adapter("changing", config)
-        assert all(bool(layer.merged) == merged for layer in model.base_model.lora_layers())
+        assert all(bool(layer.merged) == merged for layer in model.base_model.mergeable())
         model.unmerge_adapter()
         model.set_adapter("changing")
         torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-4)

@@ -12,8 +12,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import nn
 
 import pypeft_fast as pf
-from pypeft_fast.model.lora_layer import LoraLayer
-from pypeft_fast.model.targets import DEFAULT_TARGETS
+from pypeft_fast.model.linear_layer import AdaptedLayer as LoraLayer
+from pypeft_fast.model.lora import DEFAULT_TARGETS
 from tests.model.zoo import build, plain
 
 MISMATCH = [

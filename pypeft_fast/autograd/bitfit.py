@@ -1,0 +1,46 @@
+"""BitFit over a frozen linear layer: backward computes dX and the column sum of dY, and saves no activation."""
+
+import torch
+import torch.nn.functional as F
+
+from ._autocast import autocast_as_linear
+
+
+class BitFitLinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        need_x = ctx.needs_input_grad[0]
+        ctx.save_for_backward(weight if need_x else None)
+        ctx.dtype = bias.dtype
+        return F.linear(x, weight, bias.to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dY):
+        (weight,) = ctx.saved_tensors
+        dX = dY @ weight if weight is not None else None
+        db = None
+        if ctx.needs_input_grad[2]:
+            wide = torch.promote_types(dY.dtype, torch.float32)
+            db = dY.reshape(-1, dY.shape[-1]).sum(0, dtype=wide).to(ctx.dtype)
+        return dX, None, db
+
+
+def bitfit_linear(x, weight, bias):
+    """y = x W^T + b, differentiable in x and the bias alone (Ben Zaken et al., arXiv:2106.10199).
+
+    x [..., K]; weight [N, K] in x's dtype; bias [N] in any floating dtype, in which its gradient is. Under autocast x
+    and weight are cast first, as in nn.Linear. ValueError: a shape does not fit, or the weight requires grad.
+    """
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bitfit_linear: x [..., K], weight [N, K] and bias [N] do not fit: x {tuple(x.shape)}, "
+            f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
+        )
+    if weight.requires_grad:
+        raise ValueError("bitfit_linear: weight requires grad, which this function does not compute; freeze it")
+    x, weight = autocast_as_linear(x, weight)
+    if x.dtype != weight.dtype:
+        raise TypeError(f"bitfit_linear: weight is {weight.dtype}, x is {x.dtype}; they must agree")
+    with torch.autocast(x.device.type, enabled=False):
+        return BitFitLinearFunction.apply(x, weight, bias)

@@ -1,0 +1,116 @@
+"""A bottleneck adapter as one function: layer norm, down, activation, dropout, up, residual.
+
+Saved for backward: x, the bottleneck z [M, m] and its packed dropout mask; with layer norm the mean and deviation of
+every row besides. The normalised x and the activation are computed again.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from ..ops import _check, philox
+from ._autocast import autocast_as_linear
+
+_aten = torch.ops.aten
+# name: (the function of z, its gradient from (the gradient of its result, z))
+ACTIVATIONS = {
+    "relu": (F.relu, lambda grad, z: _aten.threshold_backward(grad, z, 0)),
+    "silu": (F.silu, _aten.silu_backward),
+    "gelu": (F.gelu, _aten.gelu_backward),
+    "tanh": (torch.tanh, lambda grad, z: _aten.tanh_backward(grad, torch.tanh(z))),
+}
+EPS = 1e-5
+
+
+class BottleneckFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, scaling, p, seed):
+        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+        normed, mean, deviation = rows, None, None
+        if norm_weight is not None:
+            normed, mean, deviation = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))
+        z = torch.addmm(down_bias.to(dtype), normed, down.to(dtype).t())
+        mask = philox.packed_mask(z.shape[0], z.shape[1], p, seed) if p > 0 else None
+        kept = philox.dropped(ACTIVATIONS[activation][0](z), mask, p)
+        added = (x if residual is None else residual).reshape(-1, up.shape[0])
+        y = torch.addmm(added + scaling * up_bias.to(dtype), kept, up.to(dtype).t(), alpha=scaling)
+        ctx.save_for_backward(x, z, mask, mean, deviation, down, up, norm_weight, norm_bias)
+        ctx.activation, ctx.scaling, ctx.p, ctx.own_residual = activation, scaling, p, residual is None
+        ctx.dtypes = down_bias.dtype, up_bias.dtype
+        return y.view(*x.shape[:-1], up.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, z, mask, mean, deviation, down, up, norm_weight, norm_bias = ctx.saved_tensors
+        need_x, need_residual = ctx.needs_input_grad[:2]
+        rows, dtype, dY = x.reshape(-1, x.shape[-1]), x.dtype, grad.reshape(-1, grad.shape[-1])
+        normed = rows
+        if norm_weight is not None:
+            normed = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))[0]
+        function, derivative = ACTIVATIONS[ctx.activation]
+        kept = philox.dropped(function(z), mask, ctx.p)
+        d_kept = (dY @ up.to(dtype)) * ctx.scaling
+        dz = derivative(philox.dropped(d_kept, mask, ctx.p), z)
+        d_up, d_down = (dY.t() @ kept) * ctx.scaling, dz.t() @ normed
+        d_up_bias, d_down_bias = _column_sum(dY) * ctx.scaling, _column_sum(dz)
+        d_normed = dz @ down.to(dtype) if need_x or norm_weight is not None else None
+        d_norm_weight = d_norm_bias = None
+        if norm_weight is not None:
+            d_normed, d_norm_weight, d_norm_bias = _aten.native_layer_norm_backward(
+                d_normed, rows, rows.shape[-1:], mean, deviation, norm_weight.to(dtype), norm_bias.to(dtype),
+                [need_x, True, True],
+            )  # fmt: skip
+            d_norm_weight, d_norm_bias = d_norm_weight.to(norm_weight.dtype), d_norm_bias.to(norm_bias.dtype)
+        dX = None
+        if need_x:
+            dX = (d_normed + dY if ctx.own_residual else d_normed).view(x.shape)
+        return (
+            dX, grad if need_residual else None, d_down.to(down.dtype), d_down_bias.to(ctx.dtypes[0]),
+            d_up.to(up.dtype), d_up_bias.to(ctx.dtypes[1]), d_norm_weight, d_norm_bias, None, None, None, None,
+        )  # fmt: skip
+
+
+def _normalise(rows, weight, bias):
+    return torch.native_layer_norm(rows, rows.shape[-1:], weight, bias, EPS)
+
+
+def _column_sum(rows):
+    return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+
+def bottleneck(
+    x, down, down_bias, up, up_bias, *, residual=None, norm_weight=None, norm_bias=None, activation="relu", scaling=1.0,
+    dropout_p=0.0, training=True, generator=None,
+):  # fmt: skip
+    """y = residual + scaling * (drop(f(norm(x) D^T + d)) U^T + u), differentiable in every tensor.
+
+    Bottleneck adapters: Houlsby et al., arXiv:1902.00751; Pfeiffer et al., arXiv:2005.00247; in parallel to a layer,
+    He et al., arXiv:2110.04366.
+
+    Args:
+        x: [..., K]; residual: [..., N], or None for x itself (then N = K).
+        down, up: D [m, K] and U [N, m], with biases d [m] and u [N]; x's dtype, or float32 over a half-precision x.
+        norm_weight, norm_bias: [K] of a layer norm of x, or both None.
+        activation: f: "relu", "silu", "gelu" or "tanh".
+        dropout_p: in [0, 1), of the bottleneck's elements, only if training; generator: a torch.Generator for it.
+
+    Raises ValueError if a shape, the activation or dropout_p does not fit; the message names it.
+    """
+    p = float(dropout_p)
+    _check.dropout_p("bottleneck", p)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"bottleneck: activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
+    added = x if residual is None else residual
+    fits = down.dim() == up.dim() == 2 and x.shape[-1:] == down.shape[1:] and up.shape[1] == down.shape[0]
+    if not fits or added.shape != (*x.shape[:-1], up.shape[0]):
+        raise ValueError(
+            f"bottleneck: x [..., K], down [m, K], up [N, m] and residual [..., N] do not fit: x {tuple(x.shape)}, "
+            f"down {tuple(down.shape)}, up {tuple(up.shape)}, residual {tuple(added.shape)}"
+        )
+    x, residual = autocast_as_linear(x, residual)
+    p = p if training else 0.0
+    seed = philox.draw_seed(x.device, generator) if p > 0 else None
+    with torch.autocast(x.device.type, enabled=False):
+        return BottleneckFunction.apply(
+            x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, float(scaling), p, seed
+        )

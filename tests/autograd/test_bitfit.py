@@ -1,0 +1,69 @@
+"""bitfit_linear: autograd's own gradients, and nothing of the activations saved."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pypeft_fast as pf
+from pypeft_fast.autograd.bitfit import bitfit_linear
+
+
+@pytest.mark.parametrize("need_x", [True, False])
+def test_values_and_gradients(need_x):
+    x, weight = torch.randn(2, 5, 7, requires_grad=need_x), torch.randn(4, 7)
+    bias = torch.randn(4, requires_grad=True)
+    expected = F.linear(x, weight, bias)
+    y = bitfit_linear(x, weight, bias)
+    torch.testing.assert_close(y, expected)
+    dY = torch.randn_like(y)
+    inputs = [bias, *([x] if need_x else [])]
+    for a, b in zip(torch.autograd.grad(y, inputs, dY), torch.autograd.grad(expected, inputs, dY), strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.any()
+
+
+def test_only_the_weight_is_saved():
+    saved = []
+    x, weight = torch.randn(5, 7, requires_grad=True), torch.randn(4, 7)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        bitfit_linear(x, weight, torch.zeros(4, requires_grad=True))
+        assert len(saved) == 1 and saved[0].data_ptr() == weight.data_ptr()
+        bitfit_linear(x.detach(), weight, torch.zeros(4, requires_grad=True))
+    assert len(saved) == 1
+
+
+def test_half_precision_and_autocast():
+    x, weight = torch.randn(300, 8).bfloat16(), torch.randn(4, 8).bfloat16()
+    bias = torch.zeros(4, requires_grad=True)
+    y = bitfit_linear(x, weight, bias)
+    y.backward(torch.ones_like(y))
+    assert y.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32 and bias.grad.eq(300).all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bitfit_linear(x.float(), weight.float(), bias).dtype == torch.bfloat16
+
+
+def test_bad_arguments():
+    x, weight, bias = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4)
+    with pytest.raises(ValueError, match=r"bias \[N\] do not fit: .* bias \(3,\)"):
+        bitfit_linear(x, weight, torch.zeros(3))
+    with pytest.raises(ValueError, match="weight requires grad"):
+        bitfit_linear(x, weight.clone().requires_grad_(), bias)
+    with pytest.raises(TypeError, match="weight is torch.float64, x is torch.float32"):
+        bitfit_linear(x, weight.double(), bias)
+
+
+def test_the_layer_shares_the_weight_and_trains_a_bias_of_its_own():
+    linear = torch.nn.Linear(3, 4)
+    before = linear.bias.detach().clone()
+    layer = pf.nn.BitFitLinear.from_linear(linear)
+    assert layer.weight is linear.weight and isinstance(layer, torch.nn.Linear)
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["bias"]
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(layer(x), linear(x))
+    layer.bias.data += 1
+    assert torch.equal(linear.bias, before)
+    bare = torch.nn.Linear(3, 4, bias=False)
+    with pytest.raises(ValueError, match="has no bias to train; add_missing=True"):
+        pf.nn.BitFitLinear.from_linear(bare)
+    torch.testing.assert_close(pf.nn.BitFitLinear.from_linear(bare, add_missing=True)(x), bare(x))
+    assert pf.nn.BitFitLinear(3, 4)(x).shape == (5, 4)

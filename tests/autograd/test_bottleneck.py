@@ -1,0 +1,79 @@
+"""bottleneck: the formula, its gradients in float64, the dropout's stream, and what is saved."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pypeft_fast.autograd.bottleneck import ACTIVATIONS, bottleneck
+from pypeft_fast.ops import philox
+
+
+def arguments(norm, separate, dtype=torch.float64):
+    shapes = dict(x=(2, 3, 6), down=(4, 6), down_bias=(4,), up=(6, 4), up_bias=(6,))
+    shapes |= dict(norm_weight=(6,), norm_bias=(6,)) if norm else {}
+    shapes |= dict(residual=(2, 3, 6)) if separate else {}
+    return {name: torch.randn(shape, dtype=dtype, requires_grad=True) for name, shape in shapes.items()}
+
+
+def plain(x, down, down_bias, up, up_bias, activation, scaling, residual=None, norm_weight=None, norm_bias=None):
+    normed = x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias)
+    inner = ACTIVATIONS[activation][0](F.linear(normed, down, down_bias))
+    return (x if residual is None else residual) + scaling * F.linear(inner, up, up_bias)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+def test_values_and_gradients(activation, norm, separate):
+    given = arguments(norm, separate)
+    y = bottleneck(**given, activation=activation, scaling=0.7)
+    expected = plain(**given, activation=activation, scaling=0.7)
+    torch.testing.assert_close(y, expected)
+    dY = torch.randn_like(y)
+    found = torch.autograd.grad(y, list(given.values()), dY)
+    for a, b in zip(found, torch.autograd.grad(expected, list(given.values()), dY), strict=True):
+        torch.testing.assert_close(a, b)
+        assert a.any()
+
+
+def test_dropout_is_the_philox_stream():
+    given = arguments(False, False)
+    y = bottleneck(**given, dropout_p=0.4, generator=torch.Generator().manual_seed(5))
+    seed = philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+    keep = philox.unpack(philox.packed_mask(6, 4, 0.4, seed), 4).view(2, 3, 4)
+    x, down, bias, up, up_bias = given.values()
+    inner = F.relu(F.linear(x, down, bias)) * keep * philox.scale(0.4)
+    expected = x + F.linear(inner, up, up_bias)
+    torch.testing.assert_close(y, expected)
+    assert not keep.all()
+    for a, b in zip(*(torch.autograd.grad(out.sum(), list(given.values())) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(bottleneck(**given, dropout_p=0.4, training=False), bottleneck(**given))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_x_and_the_bottleneck_are_saved_and_no_copy(norm):
+    given, saved = arguments(norm, False), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        bottleneck(**given)
+    known = {p.data_ptr() for p in given.values()}
+    others = sorted(t.numel() for t in saved if t.data_ptr() not in known)
+    assert others == ([6, 6, 24] if norm else [24])  # means and deviations of six rows, the bottleneck
+
+
+def test_half_precision_over_float32_parameters():
+    given = {k: v.detach().float().requires_grad_() for k, v in arguments(True, False).items()}
+    given["x"] = given["x"].detach().bfloat16().requires_grad_()
+    y = bottleneck(**given)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and {p.grad.dtype for n, p in given.items() if n != "x"} == {torch.float32}
+
+
+def test_bad_arguments():
+    given = arguments(False, False)
+    with pytest.raises(ValueError, match="activation='sin' must be one of relu, silu"):
+        bottleneck(**given, activation="sin")
+    with pytest.raises(ValueError, match=r"p=1.0 must be in \[0, 1\)"):
+        bottleneck(**given, dropout_p=1.0)
+    with pytest.raises(ValueError, match=r"do not fit: .* residual \(2, 3, 5\)"):
+        bottleneck(**given, residual=torch.zeros(2, 3, 5))

@@ -1,0 +1,66 @@
+"""The task types with every method: which modules are saved whole, and that labels give the model's own loss."""
+
+import pytest
+import torch
+import transformers as tf
+
+import pypeft_fast as pf
+from tests.model.zoo import IDS, build
+
+METHODS = {
+    "lora": lambda **task: pf.LoraConfig(target_modules=["query", "q"], **task),
+    "ia3": lambda **task: pf.IA3Config(target_modules=["query", "q"], feedforward_modules=[], **task),
+    "bitfit": lambda **task: pf.BitFitConfig(add_missing=True, **task),
+    "bottleneck": lambda **task: pf.BottleneckConfig(reduction_factor=4, **task),
+    "prompt": lambda **task: pf.PromptTuningConfig(num_virtual_tokens=3, **task),
+    "prefix": lambda **task: pf.PrefixTuningConfig(num_virtual_tokens=3, **task),
+}
+MARKS = {
+    "lora": {"lora_A", "lora_B"}, "ia3": {"ia3_l"}, "bitfit": {"bitfit_bias"}, "bottleneck": {"bottleneck"},
+    "prompt": {"prompt_encoder"}, "prefix": {"prompt_encoder"},
+}  # fmt: skip
+
+
+def bert(kind):
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
+    )
+    return getattr(tf, kind)(config).eval()
+
+
+TASKS = {
+    "SEQ_CLS": (lambda: bert("BertForSequenceClassification"), torch.tensor([0, 1, 2]), {"classifier"}),
+    "TOKEN_CLS": (lambda: bert("BertForTokenClassification"), IDS % 3, {"classifier"}),
+    "FEATURE_EXTRACTION": (lambda: bert("BertModel"), None, set()),
+    "SEQ_2_SEQ_LM": (lambda: build("t5"), IDS, set()),
+}
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("task", list(TASKS))
+def test_what_trains_and_what_it_learns_from(task, method):
+    make, labels, saved = TASKS[task]
+    model = pf.get_peft_model(make(), METHODS[method](task_type=task))
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    heads = {n for n in names if "modules_to_save" in n}
+    assert {n.split(".")[2] for n in heads} == saved
+    assert names and all(MARKS[method] & set(n.split(".")) for n in set(names) - heads)
+    inputs = dict(input_ids=IDS, attention_mask=torch.ones_like(IDS))
+    if labels is None:
+        output = model(**inputs).last_hidden_state
+        assert output.shape[:2] == (3, 10 if method == "prompt" else 7)
+        output.square().sum().backward()
+    else:
+        model(**inputs, labels=labels).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad and p.grad is not None and p.grad.any()]
+    assert trained and all(p.grad.any() for n, p in model.named_parameters() if n in heads)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_labels_of_tokens_stay_with_their_tokens(method):
+    model = pf.get_peft_model(bert("BertForTokenClassification"), METHODS[method](task_type="TOKEN_CLS")).eval()
+    labels = IDS % 3
+    output = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), labels=labels)
+    scores = output.logits[:, -7:].flatten(0, 1)
+    torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(scores, labels.flatten()))
