@@ -8,7 +8,7 @@ BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all lint format bench wheel clean
+.PHONY: help venv demo methods test test-all lint format bench bench-fuse wheel clean
 
 help:
 	@echo 'make demo | methods | test | test-all | lint | format | bench | wheel | venv | clean'
@@ -55,6 +55,9 @@ format: .venv/.tools
 
 bench: venv
 	$(BIN)/python -m bench.run
+
+bench-fuse: venv
+	$(BIN)/python -m bench.fuse
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
