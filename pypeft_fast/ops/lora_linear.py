@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .._op import Op
-from . import _check
+from . import _check, _triton
 
 lora_linear = Op("lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor s, Tensor lora_B, float scaling) -> Tensor")
 
@@ -52,3 +52,10 @@ def _(x, weight, bias, s, lora_B, scaling):
 
 
 lora_linear.native_cpu(_check.no_float64)
+
+
+@lora_linear.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x, weight, bias, s, lora_B, scaling):
+    from ..kernels.lora_linear import lora_linear
+
+    return lora_linear(x, weight, bias, s, lora_B, scaling)

@@ -1,0 +1,36 @@
+"""tl.dot for every mix of dtypes: the one place that knows the interpreter's gap and torch's fp32 settings."""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+# As Triton itself reads it when a kernel is defined.
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in float32. Operands of two dtypes meet in float32, where each is exact.
+
+    Triton 3.9's interpreter multiplies the bits of bfloat16 as if they were integers: there, all meet in float32.
+    """
+    if INTERPRETED or a.dtype != b.dtype:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+def precision(device, *dtypes):
+    """How the float32 products of these operands are formed: what torch's matmul settings ask for.
+
+    Where a half-precision operand meets a float32 adapter, the full precision is three TF32 products on tensor cores
+    (the half-precision operand is exact in TF32); pure float32 at full precision stays off them, as in PyTorch.
+    """
+    if device.type != "cuda":
+        return "ieee"
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    mixed = len(set(dtypes)) > 1
+    return "tf32x3" if mixed and torch.version.hip is None else "ieee"
