@@ -4,6 +4,7 @@
 from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
+from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .model import LoraConfig, PeftModel, PeftType, TaskType, get_peft_config, get_peft_model
 
@@ -15,6 +16,7 @@ __all__ = [
     "TaskType",
     "get_peft_config",
     "get_peft_model",
+    "ia3_linear",
     "kernels",
     "lora_linear",
     "nn",

@@ -11,6 +11,7 @@ from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
+from ._autocast import autocast_as_linear
 
 
 def _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
@@ -89,17 +90,9 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
             f"lora_linear: x [..., K], lora_A [r, K] and lora_B [N, r] do not fit: x {tuple(x.shape)}, "
             f"lora_A {tuple(lora_A.shape)}, lora_B {tuple(lora_B.shape)}"
         )
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias = _autocast(x.device.type, x, weight, bias)
+    x, weight, bias = autocast_as_linear(x, weight, bias)
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
         return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, float(scaling), p, seed)
     return _forward(x, weight, bias, lora_A, lora_B, float(scaling), p, seed)[0]
-
-
-def _autocast(device_type, *tensors):
-    """What autocast does to the arguments of linear: every floating tensor but float64 takes the autocast dtype."""
-    dtype = torch.get_autocast_dtype(device_type)
-    cast = (None if t is None or t.dtype == torch.float64 else dtype for t in tensors)
-    return tuple(t if d is None else t.to(d) for t, d in zip(tensors, cast, strict=True))

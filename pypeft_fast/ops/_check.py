@@ -52,6 +52,13 @@ def rank(op, lora_A):
         raise ValueError(f"{op}: lora_A has shape {tuple(lora_A.shape)}: the rank must be at least 1")
 
 
+def ia3_l(op, ia3_l, weight, feedforward):
+    """One factor for each output of the layer, or with feedforward for each input."""
+    N, K = weight.shape
+    which = f"[{'K' if feedforward else 'N'}] {'with' if feedforward else 'without'} feedforward"
+    shape(op, "ia3_l", ia3_l, (K if feedforward else N,), f"{which}, for weight of shape {(N, K)}")
+
+
 def dropout_p(op, p):
     """p is in [0, 1) and leaves the 16-bit threshold of the mask at least one value to keep."""
     if not 0.0 <= p < 1.0 or round(p * 65536) > 65535:

@@ -34,7 +34,9 @@ class Case:
         dtypes = f"{self.dtype}".removeprefix("torch.") + (
             f"+{self.adapter}".replace("torch.", "") if self.adapter else ""
         )
-        return f"{self.M}x{self.K}x{self.N}-r{self.r}-p{self.p}-{dtypes}-{self.layout}{'' if self.bias else '-nobias'}"
+        options = "".join(f"-{name}={value}" for name, value in self.options.items())
+        bias = "" if self.bias else "-nobias"
+        return f"{self.M}x{self.K}x{self.N}-r{self.r}-p{self.p}-{dtypes}-{self.layout}{bias}{options}"
 
 
 def available(op):
@@ -62,12 +64,16 @@ def sample(op_name, case, draw=0):
     weight, bias = _randn(case, N, K, transposed=True), _randn(case, N) if case.bias else None
     A, B = _randn(case, r, K, dtype=P), _randn(case, N, r, dtype=P)
     s, dS = _randn(case, M, r, dtype=S), _randn(case, M, r, dtype=S)
+    feedforward = case.options.get("feedforward", False)
+    ia3_l, saved = _randn(case, K if feedforward else N, dtype=P), _randn(case, M, K if feedforward else N)
     return {
         "lora_shrink": (x, A, p, seed),
         "lora_linear": (x, weight, bias, s * (K / r) ** 0.5, B, SCALING),
         "lora_ds_db": (dY, B, s, SCALING, *case.options.get("need", (True, True))),
         "lora_dx": (dY, weight, dS * (N / r) ** 0.5, A, mask, p),
         "lora_da": (dS, x, mask, p, P),
+        "ia3_linear": (x, weight, bias, ia3_l, feedforward, case.options.get("need_z", True)),
+        "ia3_dx_dl": (dY, weight, ia3_l, saved, feedforward, *case.options.get("need", (True, True))),
     }[op_name]
 
 
@@ -84,6 +90,21 @@ def _ds_db(dY, B, s, scaling, need_dS, need_dB):
     return dS if need_dS else dS[:0], dB if need_dB else dB[:0]
 
 
+def _ia3(x, W, b, ia3_l, feedforward, need_z):
+    if feedforward:
+        return F.linear((x * ia3_l).to(x.dtype), W, b), x.new_empty(0, W.shape[0])
+    z = F.linear(x, W, b)
+    return (z * ia3_l).to(x.dtype), z if need_z else z[:0]
+
+
+def _ia3_dx_dl(dY, W, ia3_l, saved, feedforward, need_dX, need_dl):
+    dX = dY @ W if feedforward else (dY * ia3_l).to(dY.dtype) @ W
+    P = ia3_l.dtype
+    dl = ((dX if feedforward else dY).to(P) * saved.to(P)).sum(0)
+    dX = (dX * ia3_l).to(dY.dtype) if feedforward else dX
+    return dX if need_dX else dX[:0], dl if need_dl else dl[:0]
+
+
 # Eager PyTorch as PEFT would write it: separate matmuls, rounded to a dtype after each.
 EAGER = {
     "lora_shrink": _shrink,
@@ -91,6 +112,8 @@ EAGER = {
     "lora_ds_db": _ds_db,
     "lora_dx": lambda dY, W, dS, A, mask, p: dY @ W + philox.dropped((dS @ A.to(dS.dtype)).to(dY.dtype), mask, p),
     "lora_da": lambda dS, x, mask, p, dtype: (dS.t() @ philox.dropped(x.to(dS.dtype), mask, p)).to(dtype),
+    "ia3_linear": _ia3,
+    "ia3_dx_dl": _ia3_dx_dl,
 }
 
 

@@ -79,6 +79,11 @@ def _without(index):
     return lambda function, *args: function(*args[:index], torch.zeros_like(args[index]), *args[index + 1 :])
 
 
+def _unscaled(index):
+    """The kernel on arguments of which one, a factor, is 1."""
+    return lambda function, *args: function(*args[:index], torch.ones_like(args[index]), *args[index + 1 :])
+
+
 def _without_mask(function, *args):
     """The kernel with the dropout left out, mask and scale."""
     *head, p_or_mask, p = args[:-1] if isinstance(args[-1], torch.dtype) else args
@@ -113,13 +118,30 @@ SPOILED = {
         "no scale": _without_scale,
     },
     "lora_da": {"zeros": _zeros, "no mask": _without_mask, "no scale": _without_scale},
+    "ia3_linear": {
+        "zeros": _zeros,
+        "no scaling": _unscaled(3),
+        "no bias": _without(2),
+        "no base": _without(1),
+        "z is y": lambda f, *a: (f(*a)[0], f(*a)[0][: len(f(*a)[1])]),
+    },
+    "ia3_dx_dl": {
+        "zero dX": lambda f, *a: (torch.zeros_like(f(*a)[0]), f(*a)[1]),
+        "zero dl": lambda f, *a: (f(*a)[0], torch.zeros_like(f(*a)[1])),
+        "no scaling": _unscaled(2),
+        "a row lost in dl": lambda f, *a: (f(*a)[0], f(a[0][1:], *a[1:3], a[3][1:], *a[4:])[1]),
+    },
 }
 
 
 @pytest.mark.parametrize("op,kernel,how", [(o, k, how) for o, k in KERNELS for how in SPOILED[o]])
 def test_a_spoiled_kernel_fails(op, kernel, how, monkeypatch):
-    assert_agrees(op, kernel, TWO)
-    spoil, kernels = SPOILED[op][how], OPS[op].kernels
+    assert_spoiling_fails(op, kernel, SPOILED[op][how], TWO, monkeypatch)
+
+
+def assert_spoiling_fails(op, kernel, spoil, case, monkeypatch):
+    assert_agrees(op, kernel, case)
+    kernels = OPS[op].kernels
     at = next(i for i, k in enumerate(kernels) if k.name == kernel)
     original = kernels[at].function
     broken = dataclasses.replace(kernels[at], function=lambda *args: spoil(original, *args))
@@ -130,7 +152,7 @@ def test_a_spoiled_kernel_fails(op, kernel, how, monkeypatch):
         monkeypatch.setattr(OPS[op], "kernels", [truth, broken])
         monkeypatch.setattr(OPS[op], "choose", lambda *args: broken)
     with pytest.raises(AssertionError, match="error|mask"):
-        assert_agrees(op, kernel, TWO)
+        assert_agrees(op, kernel, case)
 
 
 def test_every_op_has_mutations_and_a_reference():

@@ -1,0 +1,84 @@
+"""IA3 over a frozen linear layer, differentiable: one op forward, one backward.
+
+Saved for backward, besides the weight and l: z = x W^T + b where l multiplies the output, x itself where it multiplies
+the input, and neither if l needs no gradient.
+"""
+
+import torch
+
+from ..ops._scale import scaled
+from ..ops.ia3_dx_dl import ia3_dx_dl
+from ..ops.ia3_linear import ia3_linear as ia3_linear_op
+from ._autocast import autocast_as_linear
+
+
+def _forward(x, weight, bias, ia3_l, feedforward, need_z):
+    y, z = ia3_linear_op(x.reshape(-1, x.shape[-1]), weight, bias, ia3_l, feedforward, need_z)
+    return y.view(*x.shape[:-1], weight.shape[0]), z
+
+
+class IA3LinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, ia3_l, feedforward):
+        need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
+        need_z = need_l and not feedforward
+        y, z = _forward(x, weight, bias, ia3_l, feedforward, need_z)
+        ctx.save_for_backward(
+            x if need_weight or (need_l and feedforward) else None,
+            weight if need_x or (need_l and feedforward) else None,
+            ia3_l if need_x or need_weight or need_l or (need_bias and not feedforward) else None,
+            z if need_z else None,
+        )
+        ctx.feedforward, ctx.x_shape = feedforward, x.shape
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, ia3_l, z = ctx.saved_tensors
+        need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
+        feedforward, dY = ctx.feedforward, grad.reshape(-1, grad.shape[-1])
+        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        dX = dW = db = dl = None
+        if need_x or need_l:
+            if weight is None:  # of no columns: dl alone does without it
+                weight = dY.new_empty(dY.shape[1], 0)
+            saved = (rows if feedforward else z) if need_l else dY.new_empty(0, 0)
+            dX, dl = ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_x, need_l)
+            dX, dl = dX.view(ctx.x_shape) if need_x else None, dl if need_l else None
+        if need_weight or need_bias:
+            dZ = dY if feedforward else scaled(dY, ia3_l)
+            dW = dZ.t() @ (scaled(rows, ia3_l) if feedforward else rows) if need_weight else None
+            db = dZ.sum(0) if need_bias else None
+        return dX, dW, db, dl, None
+
+
+def ia3_linear(x, weight, ia3_l, bias=None, *, feedforward=False):
+    """y = (x W^T + b) * l, or with feedforward y = (x * l) W^T + b; differentiable in x, ia3_l, weight and bias.
+
+    IA3 (Liu et al., arXiv:2205.05638) over a linear layer: one learned factor for each of its outputs, as for keys and
+    values, or for each of its inputs, as for the second layer of a feedforward block.
+
+    Args:
+        x: [..., K], float32, bfloat16, float16 or float64, any strides.
+        weight: [N, K], x's dtype, any strides; need not require grad.
+        ia3_l: l, [N], or [K] with feedforward; x's dtype, or float32 over a bfloat16 or float16 x.
+        bias: [N] in x's dtype, or None.
+        feedforward: whether l multiplies the inputs.
+
+    Returns:
+        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear.
+
+    Raises:
+        ValueError: a shape or a device does not fit; the message names it.
+        TypeError: a dtype is not accepted.
+        RuntimeError: a kernel forced by `using` cannot run these arguments.
+    """
+    if x.dim() < 1 or weight.dim() != 2:
+        raise ValueError(
+            f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+        )
+    x, weight, bias = autocast_as_linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return IA3LinearFunction.apply(x, weight, bias, ia3_l, bool(feedforward))
+    return _forward(x, weight, bias, ia3_l, bool(feedforward), False)[0]

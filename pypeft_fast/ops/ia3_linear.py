@@ -1,0 +1,60 @@
+"""y = (x W^T + b) * l, or of a feedforward layer y = (x * l) W^T + b: IA3 over the frozen linear layer, one pass.
+
+x [M, K], weight [N, K] (any strides), bias [N] or None -> y [M, N] in x's dtype. ia3_l is l: [N], or [K] with
+feedforward; x's dtype, or float32 over a half-precision x. The product with l is rounded once.
+z = x W^T + b, [M, N] in x's dtype, is what the gradient of l needs: an empty [0, N] unless need_z, and with
+feedforward, where x itself serves. Source of IA3: Liu et al., arXiv:2205.05638.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .._op import Op
+from . import _check
+from ._scale import scaled
+
+ia3_linear = Op(
+    "ia3_linear(Tensor x, Tensor weight, Tensor? bias, Tensor ia3_l, bool feedforward, bool need_z)"
+    " -> (Tensor y, Tensor z)"
+)
+
+
+@ia3_linear.check
+def _(x, weight, bias, ia3_l, feedforward, need_z):
+    op = "ia3_linear"
+    _check.matrix(op, x=x, weight=weight)
+    K, N = x.shape[1], weight.shape[0]
+    _check.shape(op, "weight", weight, (N, K), f"[N, K] for x of shape {tuple(x.shape)}")
+    _check.ia3_l(op, ia3_l, weight, feedforward)
+    if bias is not None:
+        _check.shape(op, "bias", bias, (N,), f"[N] for weight of shape {tuple(weight.shape)}")
+    _check.floating(op, "x", x)
+    _check.same_dtype(op, "x", x, weight=weight, bias=bias)
+    _check.adapter_dtype(op, "x", x, "ia3_l", ia3_l)
+    _check.same_device(op, "x", x, weight=weight, bias=bias, ia3_l=ia3_l)
+
+
+@ia3_linear.fake
+def _(x, weight, bias, ia3_l, feedforward, need_z):
+    M, N = x.shape[0], weight.shape[0]
+    return x.new_empty(M, N), x.new_empty(M if need_z and not feedforward else 0, N)
+
+
+@ia3_linear.reference
+def reference(x, weight, bias, ia3_l, feedforward, need_z):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    ia3_l, no_z = ia3_l.to(wide), x.new_empty(0, weight.shape[0])
+    bias = None if bias is None else bias.to(wide)
+    if feedforward:
+        return F.linear(x.to(wide) * ia3_l, weight.to(wide), bias).to(x.dtype), no_z
+    z = F.linear(x.to(wide), weight.to(wide), bias)
+    return (z * ia3_l).to(x.dtype), z.to(x.dtype) if need_z else no_z
+
+
+@ia3_linear.kernel("blas")
+def _(x, weight, bias, ia3_l, feedforward, need_z):
+    no_z = x.new_empty(0, weight.shape[0])
+    if feedforward:
+        return F.linear(scaled(x, ia3_l), weight, bias), no_z
+    z = F.linear(x, weight, bias)
+    return (scaled(z, ia3_l), z) if need_z else (z.mul_(ia3_l), no_z)
