@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from . import _tiles
+
 # As Triton itself reads it when a kernel is defined.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -28,9 +30,9 @@ def precision(device, *dtypes):
     Where a half-precision operand meets a float32 adapter, the full precision is three TF32 products on tensor cores
     (the half-precision operand is exact in TF32); pure float32 at full precision stays off them, as in PyTorch.
     """
-    if device.type != "cuda":
+    arch = _tiles.architecture(device)
+    if arch == "interpreter":
         return "ieee"
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    mixed = len(set(dtypes)) > 1
-    return "tf32x3" if mixed and torch.version.hip is None else "ieee"
+    return "tf32x3" if len(set(dtypes)) > 1 and isinstance(arch, int) else "ieee"

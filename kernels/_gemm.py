@@ -37,18 +37,33 @@ def store_2d(base, value, row, column, row_stride, rows, columns):
 
 
 @triton.jit
+def _scaled(x, scale_ptr, scale_i, i, I, BI: tl.constexpr):
+    """x times scale along the inner axis, multiplied in float32 and rounded once; x itself if scale_ptr is None."""
+    if scale_ptr is None:
+        return x
+    else:
+        inner = i + tl.arange(0, BI)
+        scale = tl.load(scale_ptr + inner.to(tl.int64) * scale_i, mask=inner < I, other=0.0)
+        return (x.to(tl.float32) * scale.to(tl.float32)[None, :]).to(x.dtype)
+
+
+@triton.jit
 def accumulate(
-    acc, x, w, m, o, M, O, I, x_m, x_i, w_i, w_o,
+    acc, x, w, m, o, M, O, I, x_m, x_i, w_i, w_o, scale_ptr, scale_i,
     BM: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, TMA: tl.constexpr, W_BY_ROWS: tl.constexpr,
     SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """acc + x[m : m+BM] @ w[:, o : o+BO]. W_BY_ROWS: under TMA, w is given as [I, O]; otherwise as [O, I]."""
+    """acc + (x * scale)[m : m+BM] @ w[:, o : o+BO]; scale [I] or None.
+
+    W_BY_ROWS: under TMA, w is given as [I, O]; otherwise as [O, I].
+    """
     if TMA:
         for i in tl.range(0, I, BI, warp_specialize=SPECIALIZE):
+            x_block = _scaled(x.load([m, i]), scale_ptr, scale_i, i, I, BI)
             if W_BY_ROWS:
-                acc = dot(x.load([m, i]), w.load([i, o]), acc, PRECISION)
+                acc = dot(x_block, w.load([i, o]), acc, PRECISION)
             else:
-                acc = dot(x.load([m, i]), w.load([o, i]).T, acc, PRECISION)
+                acc = dot(x_block, w.load([o, i]).T, acc, PRECISION)
     else:
         row, column, inner = m + tl.arange(0, BM), o + tl.arange(0, BO), tl.arange(0, BI)
         # The rows and columns past the end repeat the last one: no mask on them, and nothing of them is stored.
@@ -59,7 +74,7 @@ def accumulate(
             step = tl.cast(i, tl.int64)
             x_block = tl.load(x_tile + step * x_i, mask=inner[None, :] < I - i, other=0.0)
             w_block = tl.load(w_tile + step * w_i, mask=inner[:, None] < I - i, other=0.0)
-            acc = dot(x_block, w_block, acc, PRECISION)
+            acc = dot(_scaled(x_block, scale_ptr, scale_i, i, I, BI), w_block, acc, PRECISION)
     return acc
 
 

@@ -183,6 +183,10 @@ class Gemm:
             tma and config.specialize, min(tiles, processors(out.base.device if tma else out.device)),
         )  # fmt: skip
 
+    def like_out(self, matrix):
+        """Another matrix of the output's shape, given as the output is."""
+        return TensorDescriptor.from_tensor(matrix, [self.BM, self.BO]) if self.tma else matrix
+
 
 def _describable(matrix):
     """Whether TMA can read it: rows of whole 16 bytes from a 16-byte address, none empty."""

@@ -28,7 +28,7 @@ def _lora_dx(
         if DROPOUT:
             acc = tl.where(load_keep(mask_ptr, row, k, M, K, BM, BK), acc * scale, 0.0)
         acc = accumulate(
-            acc, dy, w, m, k, M, K, N, dy_m, dy_n, w_n, w_k, BM, BK, BN, TMA, W_BY_ROWS, SPECIALIZE, PRECISION
+            acc, dy, w, m, k, M, K, N, dy_m, dy_n, w_n, w_k, None, 0, BM, BK, BN, TMA, W_BY_ROWS, SPECIALIZE, PRECISION
         )
         store_tile(dx, acc, m, k, M, K, BM, BK, TMA)
 

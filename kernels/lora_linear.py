@@ -28,7 +28,7 @@ def _lora_linear(
             bias = tl.load(bias_ptr + column.to(tl.int64) * bias_n, mask=column < N, other=0.0)
             acc += bias.to(tl.float32)[None, :]
         acc = accumulate(
-            acc, x, w, m, n, M, N, K, x_m, x_k, w_k, w_n, BM, BN, BK, TMA, W_BY_ROWS, SPECIALIZE, PRECISION
+            acc, x, w, m, n, M, N, K, x_m, x_k, w_k, w_n, None, 0, BM, BN, BK, TMA, W_BY_ROWS, SPECIALIZE, PRECISION
         )
         store_tile(y, acc, m, n, M, N, BM, BN, TMA)
 
