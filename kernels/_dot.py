@@ -24,15 +24,18 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
-def precision(device, *dtypes):
+def precision(device, *dtypes, rounded_to=torch.float32):
     """How the float32 products of these operands are formed: what torch's matmul settings ask for.
 
     Where a half-precision operand meets a float32 adapter, the full precision is three TF32 products on tensor cores
-    (the half-precision operand is exact in TF32); pure float32 at full precision stays off them, as in PyTorch.
+    (the half-precision operand is exact in TF32), or one if the result is rounded to half precision at once, below
+    TF32's own; pure float32 at full precision stays off tensor cores, as in PyTorch.
     """
     arch = _tiles.architecture(device)
     if arch == "interpreter":
         return "ieee"
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return "tf32x3" if len(set(dtypes)) > 1 and isinstance(arch, int) else "ieee"
+    if len(set(dtypes)) == 1 or not isinstance(arch, int):
+        return "ieee"
+    return "tf32x3" if rounded_to == torch.float32 else "tf32"

@@ -68,16 +68,18 @@ def default(op, arch, bits):
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
+    stages = 2 if arch == "gfx942" else 3
+    if op == "lora_ds_db":  # wide, since the parts of dS that go through memory are as many as the blocks of columns
+        return Config(16 if wide else 32, 128 if wide else 256, BR=32, warps=8, stages=2)
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
-        return Config(64, 64, 32 if wide else 64, 32 if wide else 64, warps=4, stages=2 if arch == "gfx942" else 3)
+        return Config(64 if arch == 90 and not wide else 32, 64, BR=32 if wide else 64, warps=4, stages=stages)
     if wide:
-        return Config(64, 64, 32, 32, warps=4, stages=2 if arch == "gfx942" else 3)
+        return Config(64, 64, 32, 16, warps=8, stages=stages)
     if arch in (90, 100):
-        return Config(128, 128, 64, 16, warps=4 if arch == 100 else 8, stages=4, tma=True)
-    return {
-        80: Config(128, 128, 32, 16, warps=8, stages=4),
-        "gfx942": Config(128, 128, 32, 16, warps=8, stages=2),
-    }.get(arch, Config(128, 64, 32, 16, warps=4, stages=3))
+        return Config(128, 128, 64, 16, warps=8, stages=4, tma=True)
+    if arch in (80, "gfx942"):
+        return Config(128, 128, 32, 16, warps=8, stages=4 if arch == 80 else 2)
+    return Config(128, 64, 32, 16, warps=8, stages=3)
 
 
 def fits(op, config, arch, bits):

@@ -48,7 +48,7 @@ def lora_dx(dY, weight, dS, lora_A, mask, scale):
             *lora_A.stride(), 1.0 if scale is None else scale,
             DROPOUT=scale is not None, BM=tile.BM, BN=tile.BI, BK=tile.BO, BR=tile.BR, GROUP=tile.group,
             TMA=tile.tma, W_BY_ROWS=tile.w_by_rows, SPECIALIZE=tile.specialize,
-            PRECISION=precision(dY.device, dY.dtype, dS.dtype, lora_A.dtype),
+            PRECISION=precision(dY.device, dY.dtype, dS.dtype, lora_A.dtype, rounded_to=dY.dtype),
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 

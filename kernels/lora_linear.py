@@ -47,7 +47,7 @@ def lora_linear(x, weight, bias, s, lora_B, scaling):
             0 if bias is None else bias.stride(0), *s.stride(), *lora_B.stride(), scaling,
             BM=tile.BM, BN=tile.BO, BK=tile.BI, BR=tile.BR, GROUP=tile.group, TMA=tile.tma,
             W_BY_ROWS=tile.w_by_rows, SPECIALIZE=tile.specialize,
-            PRECISION=precision(x.device, x.dtype, s.dtype, lora_B.dtype),
+            PRECISION=precision(x.device, x.dtype, s.dtype, lora_B.dtype, rounded_to=x.dtype),
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
