@@ -57,7 +57,7 @@ def calls(x=BF16, adapter=BF16):
     }
 
 
-def captured(op, arguments, arch, config=None):
+def captured(op, arguments, arch, config):
     """(kernel, {argument: value}, options) of every launch of the op, with nothing launched."""
     found = []
 
@@ -65,8 +65,8 @@ def captured(op, arguments, arch, config=None):
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
         found.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
-    def launch(name, go, x, sizes):
-        go(config or _tiles.default(name, arch, x.element_size() * 8))
+    def launch(name, go, operands, sizes):
+        go(config)
 
     with (
         mock.patch.object(JITFunction, "run", run),
@@ -164,6 +164,6 @@ def rows(targets, names=None, mixed=True):
             for name, (op, arguments) in calls(BF16, adapter).items():
                 if (names is not None and name not in names) or (adapter == F32 and op.startswith("ia3")):
                     continue
-                config = _tiles.default(op, arch, 16)
+                config = _tiles.default(op, arch, 32 if adapter == F32 and op not in _tiles.GEMMS else 16)
                 (launch,) = captured(op, arguments, arch, config)
                 yield row(name, op, launch, target, config, "bf16" if adapter == BF16 else "bf16+fp32")

@@ -64,7 +64,7 @@ def known(arch):
 
 @functools.cache
 def default(op, arch, bits):
-    """The configuration before anything is measured; bits of an element of the frozen weight and of x."""
+    """The configuration before anything is measured; bits of an element of the widest operand."""
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
@@ -72,7 +72,9 @@ def default(op, arch, bits):
     if op == "lora_ds_db":  # wide, since the parts of dS that go through memory are as many as the blocks of columns
         return Config(16 if wide else 32, 128 if wide else 256, BR=32, warps=8, stages=2)
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
-        return Config(64 if arch == 90 and not wide else 32, 64, BR=32 if wide else 64, warps=4, stages=stages)
+        if wide:
+            return Config(32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
+        return Config(64 if arch == 90 else 32, 64, BR=64, warps=4, stages=stages)
     if wide:
         return Config(64, 64, 32, 16, warps=8, stages=stages)
     if arch in (90, 100):
@@ -120,15 +122,16 @@ def candidates(op, arch, bits):
     return (base, *(c for c in space if c != base and fits(op, c, arch, bits)))
 
 
-def launch(op, run, x, sizes):
-    """Runs `run(config)` with the configuration for x and these sizes, timing the candidates if that is due."""
-    arch, bits = architecture(x.device), x.element_size() * 8
+def launch(op, run, operands, sizes):
+    """Runs `run(config)` with the configuration for these operands and sizes, timing the candidates if that is due."""
+    first = operands[0]
+    arch, bits = architecture(first.device), 8 * max(t.element_size() for t in operands)
     if arch == "interpreter":
         run(default(op, arch, bits))
         return
-    key = (op, "tiles", arch, str(x.dtype), _tuning.bucket(sizes[0]), *sizes[1:])
+    key = (op, "tiles", arch, *(str(t.dtype) for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
     options = {str(c): c for c in candidates(op, arch, bits)}
-    chosen = _tuning.fastest(key, {name: functools.partial(run, c) for name, c in options.items()}, x.device)
+    chosen = _tuning.fastest(key, {name: functools.partial(run, c) for name, c in options.items()}, first.device)
     run(options[chosen])
 
 

@@ -85,5 +85,5 @@ def ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
         )  # fmt: skip
 
     if need_dX or need_dl:
-        _tiles.launch("ia3_dx_dl", launch, dY, (M, K, N, feedforward, need_dX, need_dl))
+        _tiles.launch("ia3_dx_dl", launch, (dY,), (M, K, N, feedforward, need_dX, need_dl))
     return dX, dl

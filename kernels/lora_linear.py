@@ -51,5 +51,5 @@ def lora_linear(x, weight, bias, s, lora_B, scaling):
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("lora_linear", launch, x, (M, N, K, r))
+    _tiles.launch("lora_linear", launch, (x,), (M, N, K, r))
     return y
