@@ -185,7 +185,7 @@ class Gemm:
         tiles = triton.cdiv(M, BM) * triton.cdiv(O, BO)
         return cls(
             x, w, out, BM, BO, BI, shrunk(config.BR, rank), config.group, tma, w_by_rows,
-            tma and config.specialize, min(tiles, processors(out.base.device if tma else out.device)),
+            tma and config.specialize, min(max(tiles, 1), processors(out.base.device if tma else out.device)),
         )  # fmt: skip
 
     def like_out(self, matrix):

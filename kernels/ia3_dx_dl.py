@@ -69,7 +69,7 @@ def ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     (M, N), K = dY.shape, weight.shape[1]
     dX = dY.new_empty(M if need_dX else 0, K)
     dl = torch.empty(ia3_l.shape if need_dl else (0,), dtype=ia3_l.dtype, device=ia3_l.device)
-    if M == 0 or N == 0 or K == 0:
+    if M == 0 or N == 0 or (K == 0 and feedforward):
         return dX.zero_(), dl.zero_()
 
     def launch(config):

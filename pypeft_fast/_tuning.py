@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -54,10 +55,10 @@ def _path(key):
 
 
 def _read(key, names):
-    """The winner on disk, or None: no file, a torn one, or one about other candidates."""
+    """The winner on disk, or None: no file that can be read, a torn one, or one about other candidates."""
     try:
         entry = json.loads(_path(key).read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     ours = isinstance(entry, dict) and entry.get("key") == repr(key) and entry.get("candidates") == names
     return entry["winner"] if ours and entry.get("winner") in names else None
@@ -92,8 +93,6 @@ def fastest(key, candidates, device):
         try:
             _write(key, names, winner, times)
         except OSError as error:
-            import warnings
-
             warnings.warn(f"pypeft_fast: the tuning of {key[0]} is not kept: {error}", stacklevel=2)
     _known[key] = winner
     return winner

@@ -6,6 +6,7 @@ lora_shrink -> dX [M, K] in dY's dtype. Without dropout (p = 0) the mask is igno
 
 import torch
 
+from .. import _tuning
 from .._op import Op
 from . import _check, _triton, philox
 
@@ -57,3 +58,8 @@ def _(dY, weight, dS, lora_A, mask, p):
     from ..kernels.lora_dx import lora_dx
 
     return lora_dx(dY, weight, dS, lora_A, mask, philox.scale(p) if p > 0 else None)
+
+
+@lora_dx.timed
+def _(dY, weight, dS, lora_A, mask, p):
+    return _tuning.bucket(dY.shape[0]), *lora_A.shape, dY.shape[1], dY.dtype, lora_A.dtype, weight.stride(1) == 1, p > 0
