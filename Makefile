@@ -7,10 +7,10 @@ BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-gpu lint format bench bench-gpu gpu-static performance-model wheel clean
+.PHONY: help venv demo test test-all lint format bench gpu-static wheel clean
 
 help:
-	@echo 'make demo | test | test-all | lint | format | bench | wheel | venv | clean'
+	@echo 'make demo | test | test-all | lint | format | bench | gpu-static | wheel | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -55,16 +55,6 @@ bench: venv
 # What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
 gpu-static: venv
 	$(BIN)/python -W ignore -m bench.gpu_static
-
-performance-model: venv
-	$(BIN)/python -m bench.performance_model > docs/performance-model.md
-
-# On a machine with a GPU: the ops on its kernels, and their times beside the others'.
-test-gpu: venv
-	$(BIN)/python -m pytest tests/gpu
-
-bench-gpu: venv
-	$(BIN)/python -m bench.gpu
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

@@ -73,7 +73,7 @@ def default(op, arch, bits):
         return Config(16 if wide else 32, 128 if wide else 256, BR=32, warps=8, stages=2)
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
         if wide:
-            return Config(32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
+            return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
         return Config(64 if arch == 90 else 32, 64, BR=64, warps=4, stages=stages)
     if wide:
         return Config(64, 64, 32, 16, warps=8, stages=stages)

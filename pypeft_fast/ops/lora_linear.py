@@ -64,4 +64,12 @@ def _(x, weight, bias, s, lora_B, scaling):
 
 @lora_linear.timed
 def _(x, weight, bias, s, lora_B, scaling):
-    return _tuning.bucket(x.shape[0]), *lora_B.shape, x.shape[1], x.dtype, lora_B.dtype, weight.stride(1) == 1, bias is None
+    return (
+        _tuning.bucket(x.shape[0]),
+        *lora_B.shape,
+        x.shape[1],
+        x.dtype,
+        lora_B.dtype,
+        weight.stride(1) == 1,
+        bias is None,
+    )

@@ -54,8 +54,7 @@ def _shrunk(x, lora_A, p, seed, wide):
         return (x @ lora_A.to(wide).t()).to(out), x.new_empty(0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
     masks = [philox.packed_mask(*x.shape, p, one) for one in seed.split(1)]
     parts = [
-        philox.dropped(x, mask, p) @ A.to(wide).t()
-        for mask, A in zip(masks, lora_A.chunk(_groups(seed)), strict=True)
+        philox.dropped(x, mask, p) @ A.to(wide).t() for mask, A in zip(masks, lora_A.chunk(_groups(seed)), strict=True)
     ]
     return torch.cat(parts, dim=1).to(out), torch.cat(masks)
 

@@ -131,7 +131,9 @@ def test_stacked_groups_are_the_groups_side_by_side(poisoned):
     for kernel in ("reference", "blas", "triton"):
         with pf.using(kernel):
             s, mask = OPS["lora_shrink"](x, A, 0.3, seeds)
-            alone = [OPS["lora_shrink"](x, part, 0.3, seed) for part, seed in zip(A.chunk(3), seeds.split(1), strict=True)]
+            alone = [
+                OPS["lora_shrink"](x, part, 0.3, seed) for part, seed in zip(A.chunk(3), seeds.split(1), strict=True)
+            ]
         torch.testing.assert_close(s, torch.cat([one for one, _ in alone], dim=1))
         assert torch.equal(mask, torch.cat([one for _, one in alone]))
         assert torch.equal(mask[37:74], philox.packed_mask(37, 83, 0.3, seeds[1:2]))
