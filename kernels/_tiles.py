@@ -173,7 +173,7 @@ class Gemm:
 
     @classmethod
     def fit(cls, config, x, w, out, rank=0):
-        (M, I), O = x.shape, w.shape[1]  # noqa: E741
+        (M, I), O = x.shape, w.shape[1]
         BM, BO, BI = shrunk(config.BM, M), shrunk(config.BO, O), shrunk(config.BI, I)
         w_by_rows = w.stride(1) == 1
         by_rows = w if w_by_rows else w.t()

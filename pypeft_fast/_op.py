@@ -126,7 +126,7 @@ class Op:
         return bind
 
     def timed(self, depends):
-        """Where several kernels can run on a GPU, the fastest runs. depends(*args): the sizes and dtypes of a choice."""
+        """Where several kernels can run on a GPU, the fastest runs. depends(*args): what the choice depends on."""
         self._depends = depends
         return depends
 

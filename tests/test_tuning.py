@@ -1,4 +1,4 @@
-"""Choices that are timed: once per shape bucket, kept across processes, none where timing is off. The clock is a fake."""
+"""Choices that are timed: once per shape bucket, kept across processes, none where timing is off. The clock is fake."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What Triton kernels touch: elements of their arguments and nothing else, past 2**31 too, on every path of the source."""
+"""What Triton kernels touch: elements of their arguments and nothing else, past 2**31 too, on every path."""
 
 import dataclasses
 
