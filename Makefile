@@ -8,10 +8,10 @@ BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all lint format bench bench-fuse wheel clean
+.PHONY: help venv demo methods test test-all lint format bench bench-fuse gpu-static wheel clean
 
 help:
-	@echo 'make demo | methods | test | test-all | lint | format | bench | wheel | venv | clean'
+	@echo 'make demo | methods | test | test-all | lint | format | bench | bench-fuse | gpu-static | wheel | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -58,6 +58,10 @@ bench: venv
 
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse
+
+# What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
+gpu-static: venv
+	$(BIN)/python -W ignore -m bench.gpu_static
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
