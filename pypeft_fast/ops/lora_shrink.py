@@ -70,14 +70,7 @@ def _(x, lora_A, p, seed):
     return _shrunk(x, lora_A, p, seed, torch.promote_types(x.dtype, lora_A.dtype))
 
 
-def _one_group(x, lora_A, p, seed):
-    """Why the kernels that take one group refuse these arguments, or None."""
-    if _groups(seed) > 1:
-        return f"it takes one group of ranks, not the {_groups(seed)} that seed has"
-    return _check.no_float64(x)
-
-
-lora_shrink.native_cpu(_one_group)
+lora_shrink.native_cpu(_check.no_float64)
 
 
 @lora_shrink.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

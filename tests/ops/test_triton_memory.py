@@ -7,7 +7,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
-from pypeft_fast.ops import _triton, philox
+from pypeft_fast.ops import _triton
 from tests.ops.checks import Case, assert_agrees, sample
 
 if _triton.why_no_triton() is not None or torch.cuda.is_available():
@@ -124,19 +124,6 @@ def test_stride_0_and_empty_axes(name, p):
         outputs = OPS[name](*args)
     with pf.using("reference"):
         torch.testing.assert_close(outputs, OPS[name](*args), rtol=1e-4, atol=1e-4)
-
-
-def test_stacked_groups_are_the_groups_side_by_side(poisoned):
-    x, A, seeds = torch.randn(37, 83), torch.randn(15, 83), torch.tensor([5, 7, 11])
-    for kernel in ("reference", "blas", "triton"):
-        with pf.using(kernel):
-            s, mask = OPS["lora_shrink"](x, A, 0.3, seeds)
-            alone = [
-                OPS["lora_shrink"](x, part, 0.3, seed) for part, seed in zip(A.chunk(3), seeds.split(1), strict=True)
-            ]
-        torch.testing.assert_close(s, torch.cat([one for one, _ in alone], dim=1))
-        assert torch.equal(mask, torch.cat([one for _, one in alone]))
-        assert torch.equal(mask[37:74], philox.packed_mask(37, 83, 0.3, seeds[1:2]))
 
 
 @pytest.mark.slow
