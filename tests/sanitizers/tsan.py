@@ -21,7 +21,7 @@ SHARED_SCRATCH = build.Plant(
     "const Floats sums(",
     "static const Floats sums(",
 )
-# A choice written by every caller without a lock (volatile, or the compiler drops the store): a race between callers only.
+# Written by every caller without a lock (volatile, or the compiler drops the store): a race between callers only.
 UNLOCKED_CHOICE = build.Plant(
     "unlocked-choice",
     "cpu/isa/select.cpp",
