@@ -124,9 +124,20 @@ class Op:
 
     def native_cpu(self, rejects=lambda *_: None):
         """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema."""
-        twin = f"{self.name}_cpu"
-        LIBRARY.define(self.schema.replace(self.name, twin, 1))
-        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(getattr(torch.ops.pypeft_fast, twin).default)
+        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(self._twin("cpu"))
+
+    def native_cuda(self, rejects=lambda *_: None):
+        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema."""
+
+        def of_this_gpu(*args):
+            return _native.too_old(args[0].device) or rejects(*args)
+
+        self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(self._twin("cuda"))
+
+    def _twin(self, kernel):
+        name = f"{self.name}_{kernel}"
+        LIBRARY.define(self.schema.replace(self.name, name, 1))
+        return getattr(torch.ops.pypeft_fast, name).default
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""

@@ -69,3 +69,6 @@ OnDevice::OnDevice(const Tensor& t)
 #endif
 
 }  // namespace pypeft
+
+// For pypeft_fast/_native.py: 80 if the oldest GPU that the kernels were compiled for is an sm_80.
+extern "C" __attribute__((visibility("default"))) int pypeft_fast_oldest_target() { return pypeft::TARGETS[0] / 10; }

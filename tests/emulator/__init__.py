@@ -52,19 +52,12 @@ def library() -> ctypes.CDLL:
     return _library
 
 
-def _rejects(kernel):
-    """Without the questions about the GPU; what the kernel itself cannot take, it still rejects."""
-    return getattr(kernel.rejects, "arguments", kernel.rejects)
-
-
 def load() -> None:
     """Makes every op's kernel "cuda" run on CPU tensors when forced, until the process ends."""
     library()
     for op in OPS.values():
         op.kernels[:] = [
-            dataclasses.replace(k, interpreted=("cpu",), missing=lambda: None, rejects=_rejects(k))
-            if k.name == "cuda"
-            else k
+            dataclasses.replace(k, interpreted=("cpu",), missing=lambda: None) if k.name == "cuda" else k
             for k in op.kernels
         ]
 
