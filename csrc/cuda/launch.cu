@@ -18,14 +18,13 @@ int attribute(cudaDeviceAttr which, int device) {
 
 DeviceInfo ask(int device) {
   DeviceInfo info{};
-  info.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
-                    attribute(cudaDevAttrComputeCapabilityMinor, device);
+  info.capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
   info.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
   info.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (10 * info.capability < TARGETS[0]) {
     throw std::runtime_error("pypeft_fast's CUDA kernels need a GPU of sm_" + std::to_string(TARGETS[0] / 10) +
-                             " or later; cuda:" + std::to_string(device) + " is sm_" +
-                             std::to_string(info.capability));
+                             " or later; cuda:" + std::to_string(device) + " is sm_" + std::to_string(info.capability));
   }
   return info;
 }

@@ -27,9 +27,9 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 void check(cudaError_t status, const char* what);
 
 struct DeviceInfo {
-  int capability;         // 80 for sm_80
+  int capability;  // 80 for sm_80
   int multiprocessors;
-  int shared_per_block;   // bytes that one block may ask for
+  int shared_per_block;  // bytes that one block may ask for
 };
 
 // Makes the device of t current, and holds its stream; the first line of every op. std::runtime_error if the device is

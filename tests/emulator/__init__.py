@@ -1,12 +1,12 @@
 """CUDA kernels on CPU tensors: csrc/cuda compiled by g++ against a host model of CUDA. README.md tells what it models.
 
-    from tests import emulator
+from tests import emulator
 
-    with emulator.loaded(), pypeft_fast.using("cuda"):
-        pypeft_fast.lora_linear(x, W, A, B)           # tensors on the CPU
-    with emulator.loaded(), emulator.counting() as counted:
-        ...
-    counted().load.sectors
+with emulator.loaded(), pypeft_fast.using("cuda"):
+    pypeft_fast.lora_linear(x, W, A, B)           # tensors on the CPU
+with emulator.loaded(), emulator.counting() as counted:
+    ...
+counted().load.sectors
 """
 
 import contextlib

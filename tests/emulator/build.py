@@ -42,7 +42,18 @@ def cuda_include() -> Path:
 
 
 def _flags(flavour: str) -> list[str]:
-    includes = ["-I", HERE / "include", "-I", HERE / "src", "-I", ROOT / "csrc", "-isystem", cuda_include(), "-isystem", cuda_include() / "cccl"]
+    includes = [
+        "-I",
+        HERE / "include",
+        "-I",
+        HERE / "src",
+        "-I",
+        ROOT / "csrc",
+        "-isystem",
+        cuda_include(),
+        "-isystem",
+        cuda_include() / "cccl",
+    ]
     for folder in include_paths():
         includes += ["-isystem", folder]
     return [

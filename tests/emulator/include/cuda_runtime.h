@@ -92,7 +92,8 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   return shuffle(mask, value, source > (lane | (width - 1)) ? lane : source, "__shfl_xor_sync");
 }
 
-// ----------------------------------------------------------------------------------------------------------- arithmetic
+// -----------------------------------------------------------------------------------------------------------
+// arithmetic
 template <class A, class B>
 constexpr auto min(A a, B b) {
   using C = std::common_type_t<A, B>;
@@ -129,16 +130,16 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return result;
 }
 
-// ----------------------------------------------------------------------------------------------------------- the runtime
+// ----------------------------------------------------------------------------------------------------------- the
+// runtime
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 const char* cudaGetErrorString(cudaError_t error);
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A&&... arguments) {
-  const emulator::Launch launch{{c->gridDim.x, c->gridDim.y, c->gridDim.z},
-                                {c->blockDim.x, c->blockDim.y, c->blockDim.z},
-                                c->dynamicSmemBytes};
+  const emulator::Launch launch{
+      {c->gridDim.x, c->gridDim.y, c->gridDim.z}, {c->blockDim.x, c->blockDim.y, c->blockDim.z}, c->dynamicSmemBytes};
   // Each thread has its own copy of the arguments, as on the device.
   emulator::run(launch, reinterpret_cast<const void*>(kernel), [&] { kernel(P(arguments)...); });
   return cudaSuccess;

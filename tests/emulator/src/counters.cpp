@@ -20,10 +20,10 @@ struct Request {
   int space, kind, bytes;
   std::vector<std::pair<int, uint64_t>> lanes;  // lane, address
 };
-using Key = std::tuple<const void*, int, int, int>;  // site, space, kind, how many times before
-std::unordered_map<int, std::map<Key, Request>> open;    // by warp
+using Key = std::tuple<const void*, int, int, int>;    // site, space, kind, how many times before
+std::unordered_map<int, std::map<Key, Request>> open;  // by warp
 std::unordered_map<int, std::map<std::tuple<const void*, int, int, int>, int>> times;  // of site, space, kind, lane
-std::set<uint64_t> sectors_loaded, sectors_stored;  // of this launch
+std::set<uint64_t> sectors_loaded, sectors_stored;                                     // of this launch
 
 void count_global(const Request& r) {
   std::set<uint64_t> sectors, bytes_at;

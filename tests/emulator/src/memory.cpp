@@ -4,6 +4,10 @@
 
 #include "state.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace emulator {
 namespace {
 
@@ -157,9 +161,13 @@ void matrix_access(const void* row, const void* site) {
 char* shared_memory() { return block.shared; }
 
 void start_shared(size_t bytes) {
-  static std::vector<char> memory;
-  memory.assign(bytes + 256, char(0xFF));  // NaN in every type
-  block.shared = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128);
+  alignas(128) static char memory[(256 << 10) + 128];
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(memory, sizeof(memory));
+  ASAN_POISON_MEMORY_REGION(memory + bytes, sizeof(memory) - bytes);
+#endif
+  std::memset(memory, 0xFF, bytes);  // NaN in every type
+  block.shared = memory;
   block.shared_bytes = bytes;
   if (shadow.size() < bytes) shadow.resize(bytes);
   for (Cell& c : shadow) c.in_flight = 0;

@@ -1,6 +1,6 @@
 // One block at a time, its threads as fibers. A thread runs until it meets others: at a barrier, in a collective of its
-// warp, at its end. Then another goes on, drawn by the seed: any order is legal on the device, so a kernel must be right
-// in all of them.
+// warp, at its end. Then another goes on, drawn by the seed: any order is legal on the device, so a kernel must be
+// right in all of them.
 #include <sys/mman.h>
 
 #include <cstdarg>

@@ -66,12 +66,12 @@ struct Settings {
 };
 extern Settings settings;
 
-void start_shared(size_t bytes);           // fresh shared memory, all NaN
-void check_pending();                      // at a thread's end: forgets the copies that nobody waited for
-void count_accesses(int warp);             // at a point where a warp's lanes are together
+void start_shared(size_t bytes);  // fresh shared memory, all NaN
+void check_pending();             // at a thread's end: forgets the copies that nobody waited for
+void count_accesses(int warp);    // at a point where a warp's lanes are together
 void start_counting_launch();
 void count(Space space, Kind kind, const void* address, int bytes, const void* site);
 bool may_have(const void* kernel, size_t shared);  // more than 48 KB must be asked for
-std::string place();                       // "block (0,0,0), thread (5,0,0)"
+std::string place();                               // "block (0,0,0), thread (5,0,0)"
 
 }  // namespace emulator
