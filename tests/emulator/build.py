@@ -37,24 +37,14 @@ def cuda_include() -> Path:
         if (folder / "cccl/nv/target").is_file() and (folder / "cuda_bf16.h").is_file():
             return folder
     raise RuntimeError(
-        "the emulator needs CUDA's headers: set CUDA_HOME, or pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
+        "the emulator needs CUDA's headers: set CUDA_HOME to a toolkit's folder, or "
+        "pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
     )
 
 
 def _flags(flavour: str) -> list[str]:
-    includes = [
-        "-I",
-        HERE / "include",
-        "-I",
-        HERE / "src",
-        "-I",
-        ROOT / "csrc",
-        "-isystem",
-        cuda_include(),
-        "-isystem",
-        cuda_include() / "cccl",
-    ]
-    for folder in include_paths():
+    includes = ["-I", HERE / "include", "-I", HERE / "src", "-I", ROOT / "csrc"]
+    for folder in (cuda_include(), cuda_include() / "cccl", *include_paths()):
         includes += ["-isystem", folder]
     return [
         *("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror"),
