@@ -17,14 +17,14 @@ def run(name: str, *arguments, seed: int = 0, counting: bool = False, flavour: s
     """The program of that name. Every tensor may be read; it may be written unless it is marked with `const`."""
     lib = library(flavour)
     lib.emulator_configure(seed, counting, 4)
-    lib.forget()
+    lib.emulator_forget()
     passed = []
     for a in arguments:
         tensor = a.tensor if isinstance(a, const) else a
         if isinstance(tensor, torch.Tensor):
             writable = ctypes.c_bool(not isinstance(a, const))
             size = ctypes.c_int64(tensor.element_size())
-            lib.know(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel()), size, writable)
+            lib.emulator_know(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel()), size, writable)
             passed.append(ctypes.c_void_p(tensor.data_ptr()))
         else:
             passed.append(a)

@@ -81,10 +81,3 @@ __global__ static void raw_kernel(const float* x, float* y, int n) { y[0] = x[n]
 PROGRAM raw(const float* x, float* y, int n) { return run_program(raw_kernel, 1, 1, 0, x, y, n); }
 __global__ static void raw_shared_kernel(float* y, int n) { y[0] = reinterpret_cast<float*>(shared_memory())[n]; }
 PROGRAM raw_shared(float* y, int n) { return run_program(raw_shared_kernel, 1, 1, 1024, y, n); }
-
-extern "C" __attribute__((visibility("default"))) void know(const void* data, int64_t elements, int64_t size,
-                                                            bool writable) {
-  const int64_t one = 1;
-  emulator::know_tensor(data, &elements, &one, 1, size, writable);
-}
-extern "C" __attribute__((visibility("default"))) void forget() { emulator::forget_tensors(); }

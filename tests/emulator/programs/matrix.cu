@@ -76,7 +76,10 @@ __global__ static void matmul_kernel(const __nv_bfloat16* x, const __nv_bfloat16
       for (int i = 0; i < 2; ++i) {
         ldmatrix_x4(a[i], &xs[(m0 + 16 * i + (lane + (bug == WRONG_ROW)) % 16) * ROW + k + lane / 16 * 8]);
         ldmatrix_x4(b[i], &ws[(n0 + 16 * i + lane % 8 + lane / 16 * 8) * ROW + k + lane / 8 % 2 * 8]);
-        if (bug == WRONG_REGISTER) std::swap(a[i][1], a[i][2]);
+        if (bug == WRONG_REGISTER) {
+          const uint32_t first = a[i][1];
+          a[i][1] = a[i][2], a[i][2] = first;
+        }
       }
       for (int i = 0; i < 2; ++i) {
         for (int j = 0; j < 4; ++j) {

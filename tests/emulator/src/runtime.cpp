@@ -52,3 +52,8 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
 }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
+EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool writable) {
+  const int64_t one = 1;
+  emulator::know_tensor(data, &elements, &one, 1, size, writable);
+}
+EXPORT void emulator_forget() { emulator::forget_tensors(); }
