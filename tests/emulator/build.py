@@ -87,3 +87,8 @@ def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), 
         if not out.exists():
             _run("g++", "-shared", *FLAVOURS[flavour], *objects, "-o", out)
     return out
+
+
+if __name__ == "__main__":
+    for what in SOURCES:
+        print(build(what))
