@@ -48,6 +48,7 @@ def _flags(flavour: str) -> list[str]:
         includes += ["-isystem", folder]
     return [
         *("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror"),
+        "-Wno-unknown-pragmas",  # "unroll" is the device's
         # A place in the source stays one place in the code: the counters tell requests apart by their return address.
         *("-fno-crossjumping", "-fno-thread-jumps", "-fno-tree-dominator-opts"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
@@ -76,7 +77,7 @@ def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), 
     """The path of the library of "kernels" or "programs", built if it is not there."""
     CACHE.mkdir(parents=True, exist_ok=True)
     sources = [*sorted((HERE / "src").glob("*.cpp")), *SOURCES[what]()]
-    headers = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.h*"), *HERE.glob("*/*.h")])
+    headers = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.*h"), *HERE.glob("*/*.h")])
     flags = [*_flags(flavour), *(f"-D{define}" for define in defines)]
     common = b"".join([*(h.read_bytes() for h in headers), repr(flags).encode(), torch.__version__.encode()])
     with open(CACHE / "lock", "w") as lock:
@@ -85,7 +86,8 @@ def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), 
         digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
         out = CACHE / f"{what}-{flavour}-{digest}.so"
         if not out.exists():
-            _run("g++", "-shared", *FLAVOURS[flavour], *objects, "-o", out)
+            libraries = ["-L", Path(torch.__file__).parent / "lib", "-ltorch_cpu"]
+            _run("g++", "-shared", *FLAVOURS[flavour], *objects, *libraries, "-o", out)
     return out
 
 
