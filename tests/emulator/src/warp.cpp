@@ -46,7 +46,15 @@ float half_of(uint32_t pair, int which) {
   return float(__bits_as<T>(uint16_t(pair >> 16 * which)));
 }
 
-// c += A B of a warp. A is 16 x K, B K x 8; element (row, k) of A is `a(lane, ...)`.
+// The float next to it on the side of zero.
+float truncated(double value) {
+  const float near = float(value);
+  return std::abs(double(near)) > std::abs(value) ? std::nextafter(near, 0.0f) : near;
+}
+
+// c += A B of a warp. Products are exact, and a sum is cut off where a float ends, as Fasi et al. measured ("Numerical
+// behavior of NVIDIA tensor cores", 2021); how many bits more the hardware carries within a sum is not modelled.
+// A is 16 x K, B K x 8; element (row, k) of A is `a(lane, ...)`.
 template <int K, class GetA, class GetB>
 void multiply(const Multiply* const* lanes, GetA get_a, GetB get_b) {
   float A[16][K], B[K][8];
@@ -55,9 +63,9 @@ void multiply(const Multiply* const* lanes, GetA get_a, GetB get_b) {
   for (int lane = 0; lane < 32; ++lane) {
     const int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 4; ++i) {
-      float sum = lanes[lane]->c[i];
-      for (int k = 0; k < K; ++k) sum += A[g + 8 * (i / 2)][k] * B[k][2 * t + i % 2];
-      lanes[lane]->c[i] = sum;
+      double sum = lanes[lane]->c[i];
+      for (int k = 0; k < K; ++k) sum += double(A[g + 8 * (i / 2)][k]) * B[k][2 * t + i % 2];
+      lanes[lane]->c[i] = truncated(sum);
     }
   }
 }
