@@ -127,16 +127,21 @@ class Op:
         self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(self._twin("cpu"))
 
     def native_cuda(self, rejects=lambda *_: None):
-        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema."""
+        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one argument more:
+        whether products of float32 may be rounded to tf32, as PyTorch's own setting says at the call."""
+        twin = self._twin("cuda", ", bool allow_tf32")
 
         def of_this_gpu(*args):
             return _native.too_old(args[0].device) or rejects(*args)
 
-        self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(self._twin("cuda"))
+        def run(*args):
+            return twin(*args, torch.backends.cuda.matmul.fp32_precision == "tf32")
 
-    def _twin(self, kernel):
+        self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(run)
+
+    def _twin(self, kernel, more=""):
         name = f"{self.name}_{kernel}"
-        LIBRARY.define(self.schema.replace(self.name, name, 1))
+        LIBRARY.define(self.schema.replace(self.name, name, 1).replace(") ->", f"{more}) ->", 1))
         return getattr(torch.ops.pypeft_fast, name).default
 
     def choose(self, *args) -> Kernel:

@@ -43,3 +43,4 @@ def _(dS, x, mask, p, dtype):
 
 
 lora_da.native_cpu(_check.no_float64)
+lora_da.native_cuda(_check.no_float64)

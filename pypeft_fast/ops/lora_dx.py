@@ -50,3 +50,4 @@ def _(dY, weight, dS, lora_A, mask, p):
 
 
 lora_dx.native_cpu(_check.no_float64)
+lora_dx.native_cuda(_check.no_float64)

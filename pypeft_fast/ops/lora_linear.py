@@ -52,3 +52,4 @@ def _(x, weight, bias, s, lora_B, scaling):
 
 
 lora_linear.native_cpu(_check.no_float64)
+lora_linear.native_cuda(_check.no_float64)
