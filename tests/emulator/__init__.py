@@ -39,6 +39,8 @@ class Counters(ctypes.Structure):
         ("store", Global),
         ("shared_load", Shared),
         ("shared_store", Shared),
+        ("ldmatrix", Shared),
+        ("copies", Shared),
     ]
 
 

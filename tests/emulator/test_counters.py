@@ -56,9 +56,9 @@ def test_a_tile_with_padded_rows_is_read_by_ldmatrix_without_conflicts():
     x, w, y = torch.zeros(64, 96).bfloat16(), torch.zeros(64, 96).bfloat16(), torch.zeros(64, 64)
     c = counted("matmul", const(x), const(w), y, 96, 0)
     assert c.load.bytes == 2 * 64 * 96 * 2 and c.store.bytes == 64 * 64 * 4
+    assert (c.ldmatrix.requests, c.ldmatrix.conflicts) == (4 * 3 * 2 * 4 * 4, 0)  # warps, steps, halves, loads, eights
     # Rows 80 bytes apart: of eight copies, four a row, the last lies 128 bytes from the first.
-    assert c.shared_load.conflicts == 0 and c.shared_store.conflicts == c.shared_store.requests == 3 * 2 * 64 * 4 / 8
-    assert c.shared_load.requests == 4 * 3 * 2 * 4 * 4  # warps, steps, halves of a step, ldmatrix each, groups of eight
+    assert c.copies.conflicts == c.copies.requests == 3 * 2 * 64 * 4 / 8
 
 
 SANITIZED = """

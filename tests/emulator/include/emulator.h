@@ -41,7 +41,7 @@ Out exchange(unsigned mask, In in, F, const char* name) {
 }
 
 // -------------------------------------------------------------------------------------------------------------- memory
-enum Kind { LOAD, STORE };
+enum Kind { LOAD, STORE, MATRIX, COPY };  // the last two: ldmatrix and cp.async, in shared memory
 void global_access(const void* address, int bytes, Kind kind);
 void shared_access(const void* address, int bytes, Kind kind);
 char* shared_memory();

@@ -17,7 +17,8 @@ struct Shared {
 struct Counters {
   uint64_t launches;
   Global load, store;
-  Shared shared_load, shared_store;
+  Shared shared_load, shared_store;  // but for the next two
+  Shared ldmatrix, copies;
 };
 extern Counters counters;
 

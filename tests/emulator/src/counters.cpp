@@ -52,7 +52,10 @@ void count_shared(const Request& r) {
     size_t most = 0;
     for (const auto& [bank, words] : banks) most = std::max(most, words.size());
     if (most == 0) continue;
-    auto& c = r.kind == LOAD ? counters.shared_load : counters.shared_store;
+    auto& c = r.kind == MATRIX ? counters.ldmatrix
+              : r.kind == COPY ? counters.copies
+              : r.kind == LOAD ? counters.shared_load
+                               : counters.shared_store;
     c.requests += 1;
     c.conflicts += most - 1;
   }

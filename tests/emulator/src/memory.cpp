@@ -155,7 +155,7 @@ void shared_access(const void* address, int bytes, Kind kind) {
 void matrix_access(const void* row, const void* site) {
   must_align("ldmatrix", row, 16);
   touch("ldmatrix", row, 16, LOAD);
-  if (settings.counting) count(SHARED, LOAD, row, 16, site);
+  if (settings.counting) count(SHARED, MATRIX, row, 16, site);
 }
 
 char* shared_memory() { return block.shared; }
@@ -186,7 +186,7 @@ void copy_async(void* shared, const void* global, int bytes, int kept) {
   block.current->open.push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes, kept});
   if (settings.counting) {
     if (kept > 0) count(GLOBAL, LOAD, global, kept, site);
-    count(SHARED, STORE, shared, bytes, site);
+    count(SHARED, COPY, shared, bytes, site);
   }
 }
 
