@@ -34,12 +34,13 @@ struct Block {
   using TileW = std::conditional_t<kColumns, Tile<T, kBlockK, S::kN>, Tile<T, S::kN, kBlockK>>;
   using Out = Tile<T, S::kM, S::kN>;
   using Sums = float[S::kWarpM / 16][S::kWarpN / 8][4];
+  static constexpr int kUnroll = M::K == 16 ? 2 : 1;  // steps along K at once; floats in three parts fill the registers
   static constexpr Fill kFill = kAsync ? Fill::async : Fill::any;
 
   // sums += a stage's X W^T, this warp's part.
   PYPEFT_DEVICE static void multiply(Sums& sums, char* stage, int warp_m, int warp_n) {
     char* tile_W = stage + TileX::kBytes;
-#pragma unroll
+#pragma unroll(kUnroll)
     for (int k = 0; k < kBlockK; k += M::K) {
       typename M::A a[S::kWarpM / 16];
 #pragma unroll
@@ -70,7 +71,7 @@ struct Block {
 };
 
 template <class S, class M, bool kColumns, bool kAsync>
-__global__ void __launch_bounds__(S::kThreads, S::kThreads == 256 ? 2 : 3) kernel(GemmArgs p) {
+__global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
   using B = Block<S, M, kColumns, kAsync>;
   using T = typename S::T;
   using TileX = typename B::TileX;
@@ -108,6 +109,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 256 ? 2 : 3) kerne
   }
   typename B::Sums sums = {};
   char* spare = shared + (kStages - 1) * S::kStageBytes;
+#pragma unroll 1
   for (int r = 0; r < p.S.cols; r += kBlockK) {
     if (r > 0) __syncthreads();
     fill_any<TileX, kThreads>(spare, p.S, m0, r);
@@ -118,20 +120,22 @@ __global__ void __launch_bounds__(S::kThreads, S::kThreads == 256 ? 2 : 3) kerne
 #pragma unroll
   for (int m = 0; m < S::kWarpM / 16; ++m) {
 #pragma unroll
-    for (int n = 0; n < S::kWarpN / 8; ++n) {
+    for (int h = 0; h < 2; ++h) {
+      static_assert(S::kWarpN == 32, "a row's bits are one word");
+      const int row = warp_m + m * 16 + lane / 4 + h * 8;
+      const uint32_t keep = p.mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        bool keep = true;
-        if (p.mask) {
-          const int row = warp_m + m * 16 + lane / 4 + i / 2 * 8;
-          const int byte = load_shared<uint8_t>(tile_mask + row * (S::kN / 8) + warp_n / 8 + n);
-          keep = byte >> (lane % 4 * 2 + i % 2) & 1;
+      for (int n = 0; n < S::kWarpN / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& sum = sums[m][n][2 * h + i];
+          sum = keep >> (8 * n + lane % 4 * 2 + i) & 1 ? sum * p.factor : 0.0f;
         }
-        sums[m][n][i] = keep ? sums[m][n][i] * p.factor : 0.0f;
       }
     }
   }
 
+#pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<kStages - 2>();
     __syncthreads();

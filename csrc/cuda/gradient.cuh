@@ -48,7 +48,7 @@ struct Shape {
 };
 
 template <class T, Fill kFill, bool kTf32, int kRank>
-__global__ void __launch_bounds__(kThreads) kernel(GradientArgs p) {
+__global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
   using M = Math<T, kTf32>;
   using S = Shape<T, kRank>;
   using TileX = typename S::TileX;
