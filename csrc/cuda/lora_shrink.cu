@@ -30,7 +30,10 @@ struct ShrinkArgs {
   const int64_t* seed;  // [G], or null
   uint8_t* mask;
   uint32_t threshold;
-  float* parts;  // [splits, M, G rank]
+  float* parts;  // [splits, M, G rank], or null: one block has the whole of K and writes s
+  float factor;  // of s
+  void* s;       // [M, G rank]
+  Dtype s_dtype;
 };
 
 template <class T, Fill kFill, bool kTf32, int kRank>
@@ -95,14 +98,18 @@ __global__ void __launch_bounds__(kThreads) shrink_kernel(ShrinkArgs p) {
     }
   }
 
-  const int64_t columns = p.A.rows;
 #pragma unroll
   for (int n = 0; n < kRank; n += 8) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int m = m0 + warp * 16 + lane / 4 + i / 2 * 8, r = r0 + n + lane % 4 * 2 + i % 2;
       if (m >= p.x.rows || r >= p.rank) continue;
-      store_global(p.parts + (int64_t(blockIdx.z) * p.x.rows + m) * columns + group * p.rank + r, sums[n / 8][i]);
+      const int64_t at = int64_t(m) * p.A.rows + group * p.rank + r;
+      if (p.parts) {
+        store_global(p.parts + int64_t(blockIdx.z) * p.x.rows * p.A.rows + at, sums[n / 8][i]);
+      } else {
+        store_element(p.s, p.s_dtype, at, sums[n / 8][i] * p.factor);
+      }
     }
   }
 }
@@ -123,7 +130,8 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
   Tensor s = torch::stable::new_empty(x, {M, R}, wide ? ScalarType::Float : x.scalar_type());
   Tensor mask = torch::stable::new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
   if (M == 0) return {s, mask};
-  ShrinkArgs args{view(x), view(lora_A), size_of(R / groups), 0, nullptr, nullptr, 0, nullptr};
+  ShrinkArgs args{};
+  args.x = view(x), args.A = view(lora_A), args.rank = size_of(R / groups);
   std::optional<Tensor> seeds;
   if (seed) {
     seeds = torch::stable::contiguous(*seed);
@@ -134,8 +142,12 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
   const int64_t most = std::max<int64_t>(1, K / (4 * kBlockK));
   args.span = size_of(ceil_div(ceil_div(K, splits_for(on, blocks, most)), kBlockK) * kBlockK);
   const int splits = args.span > 0 ? static_cast<int>(ceil_div(K, args.span)) : 1;
-  const Tensor parts = new_partials(x, splits, M, R);
-  args.parts = write<float>(parts);
+  std::optional<Tensor> parts;
+  args.factor = p > 0 ? dropout_scale(p) : 1.0f, args.s = write(s), args.s_dtype = dtype_of(s);
+  if (splits > 1) {
+    parts = new_partials(x, splits, M, R);
+    args.parts = write<float>(*parts);
+  }
   dispatch(args.x, wide, allow_tf32, [&]<class T, Fill kFill, bool kTf32>() {
     if (args.rank > 16) {
       run<T, kFill, kTf32, 64>(on, args, static_cast<int>(groups), splits);
@@ -143,7 +155,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
       run<T, kFill, kTf32, 16>(on, args, static_cast<int>(groups), splits);
     }
   });
-  add_partials(on, sum_of(parts, p > 0 ? dropout_scale(p) : 1.0f, s));
+  if (parts) add_partials(on, sum_of(*parts, args.factor, s));
   return {s, mask};
 }
 }  // namespace

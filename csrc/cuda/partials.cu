@@ -1,7 +1,7 @@
 // One thread an element: neighbours read neighbours. Traffic: parts once, out once.
 #include "cuda/partials.h"
 
-#include "cuda/memory.h"
+#include "cuda/tile.cuh"
 
 namespace pypeft {
 namespace {
@@ -15,10 +15,7 @@ __global__ void __launch_bounds__(kThreads) add_partials_kernel(Sum first, Sum s
 #pragma unroll 4
   for (int part = 0; part < sum.count; ++part) total += load_global<float>(sum.parts + part * sum.size + i);
   total *= sum.factor;
-  if (sum.dtype == Dtype::f32) store_global(static_cast<float*>(sum.out) + i, total);
-  if (sum.dtype == Dtype::bf16)
-    store_global(static_cast<__nv_bfloat16*>(sum.out) + i, from_float<__nv_bfloat16>(total));
-  if (sum.dtype == Dtype::f16) store_global(static_cast<__half*>(sum.out) + i, from_float<__half>(total));
+  store_element(sum.out, sum.dtype, i, total);
 }
 }  // namespace
 

@@ -41,6 +41,12 @@ PYPEFT_DEVICE float load_element(const Matrix& m, int64_t offset) {
   return to_float(load_global<__nv_bfloat16>(static_cast<const __nv_bfloat16*>(m.data) + offset));
 }
 
+PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value) {
+  if (dtype == Dtype::f32) store_global(static_cast<float*>(out) + i, value);
+  if (dtype == Dtype::f16) store_global(static_cast<__half*>(out) + i, from_float<__half>(value));
+  if (dtype == Dtype::bf16) store_global(static_cast<__nv_bfloat16*>(out) + i, from_float<__nv_bfloat16>(value));
+}
+
 // tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
 // m.vectors. A thread copies the chunks of number thread, thread + kThreads, ...
 template <class Tile, int kThreads>
