@@ -88,9 +88,9 @@ def test_accesses_are_coalesced_and_the_main_loop_is_free_of_conflicts(op, case)
 # weigh less the larger the other dimension of what is streamed.
 TRAFFIC = {
     "lora_shrink": (Case(512, 1024, 8, 8, 0.1, BF16), 0.05),
-    "lora_linear": (Case(2048, 256, 256, 16, 0.1, BF16), 0.0),
+    "lora_linear": (Case(256, 256, 256, 16, 0.1, BF16), 0.0),
     "lora_ds_db": (Case(1024, 8, 1024, 8, 0.1, BF16), 0.19),
-    "lora_dx": (Case(2048, 256, 256, 16, 0.1, BF16), 0.0),
+    "lora_dx": (Case(256, 256, 256, 16, 0.1, BF16), 0.0),
     "lora_da": (Case(1024, 1024, 8, 8, 0.1, BF16), 0.12),
 }
 
