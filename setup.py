@@ -17,7 +17,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 STABLE_ABI = "0x020a000000000000"  # the oldest torch a wheel runs on: 2.10
 ABI = f"-DTORCH_TARGET_VERSION={STABLE_ABI}"
 FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", ABI]
-NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", ABI]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--compress-mode=size", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", ABI]
 
 
 def paths(*patterns):

@@ -23,7 +23,7 @@ TARGETS = (ROOT / "csrc/cuda/targets.txt").read_text().split() if GIVEN else ["8
 OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(" in path.read_text()}
 # Besides what glibc, libstdc++ and libgcc define: PyTorch's C functions, which stay from one release to the next.
 # CUDA's runtime is inside, and of its other libraries none is linked.
-STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KO]*St7__cxx11\w+")
+STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KRO]*St7__cxx11\w+")
 LIBRARIES = re.compile(r"lib(c10|torch_cpu|torch|stdc\+\+|gcc_s|c|m|dl|rt|pthread)\.so[.\d]*|ld-linux-\S+")
 
 pytestmark = [

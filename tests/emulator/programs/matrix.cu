@@ -102,7 +102,8 @@ __global__ static void matmul_kernel(const __nv_bfloat16* x, const __nv_bfloat16
 PROGRAM matmul(const __nv_bfloat16* x, const __nv_bfloat16* w, float* y, int K, int bug) {
   return run_program(matmul_kernel, 1, 128, 4 * TILE * ROW * 2, x, w, y, K, bug);
 }
-PROGRAM round_to_tf32(const float* x, uint32_t* y, int n) {
-  for (int i = 0; i < n; ++i) y[i] = to_tf32(x[i]);
-  return nullptr;
+
+__global__ static void round_kernel(const float* x, uint32_t* y) {
+  store_global(&y[threadIdx.x], to_tf32(load_global<float>(&x[threadIdx.x])));
 }
+PROGRAM round_to_tf32(const float* x, uint32_t* y, int n) { return run_program(round_kernel, 1, n, 0, x, y); }
