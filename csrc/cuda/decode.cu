@@ -37,7 +37,7 @@ struct Words {
 };
 
 template <class T, bool kTf32, int kEights>  // of X's rows
-__global__ void __launch_bounds__(kThreads) decode_kernel(GemmArgs p) {
+__global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
   using M = Math<T, kTf32>;
   using W = Words<T, kTf32>;
   constexpr int kPerLoad = 16 / sizeof(T), kPart = 4 * kPerLoad, kParts = 2, kStep = kWarps * kParts * kPart;

@@ -37,7 +37,7 @@ struct ShrinkArgs {
 };
 
 template <class T, Fill kFill, bool kTf32, int kRank>
-__global__ void __launch_bounds__(kThreads) shrink_kernel(ShrinkArgs p) {
+__global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   using M = Math<T, kTf32>;
   using TileX = Tile<T, kBlockM, kBlockK>;
   using TileA = Tile<T, kRank, kBlockK>;
@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kThreads) shrink_kernel(ShrinkArgs p) {
     }
     __syncthreads();
     copy(step + kStages - 1);  // into the stage that all threads left before this barrier
-#pragma unroll
+                               // A float in three parts fills the registers: no two steps at once.
+#pragma unroll(sizeof(T) == 2 ? 4 : 1)
     for (int k = 0; k < kBlockK; k += M::K) {
       typename M::A a;
       M::template load_a_rows<TileX>(a, stage, warp * 16, k);
