@@ -6,14 +6,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
+EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all test-asan test-tsan check-compilers lint format bench bench-fuse gpu-static \
-	wheel clean
+.PHONY: help venv demo methods test test-all test-emulator test-asan test-tsan check-compilers lint format bench \
+	bench-fuse gpu-static wheel wheel-cuda clean
 
 help:
-	@echo 'make demo | methods | test | test-all | test-asan | test-tsan | check-compilers | lint | format'
-	@echo '     bench | bench-fuse | gpu-static | wheel | venv | clean'
+	@echo 'make demo | methods | test | test-all | test-emulator | test-asan | test-tsan | check-compilers | lint | format'
+	@echo '     bench | bench-fuse | gpu-static | wheel | wheel-cuda | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -56,15 +57,27 @@ test-tsan: venv
 check-compilers: venv
 	$(BIN)/python -m pytest tests/test_compilers.py
 
+# Every test of the ops on the CUDA C++ kernels, which tests/emulator runs on CPU tensors: as they are, and again under
+# AddressSanitizer, built first because g++ need not run under it.
+test-emulator: export PYPEFT_EMULATE = 1
+test-emulator: export HF_HUB_OFFLINE = 1
+test-emulator: export OMP_NUM_THREADS = 1
+test-emulator: venv
+	$(BIN)/python -m pytest -n 2 tests/emulator
+	$(BIN)/python -m pytest -n 2 tests/ops -k cuda
+	PYPEFT_EMULATOR=sanitized $(BIN)/python -m tests.emulator.build
+	PYPEFT_EMULATOR=sanitized ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(g++ -print-file-name=libasan.so) \
+	  $(BIN)/python -m pytest -n 2 tests/ops/test_every_op.py -k 'cuda and agrees'
+
 lint: .venv/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(EMULATOR)
 
 format: .venv/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
 
 bench: venv
 	$(BIN)/python -m bench.run
@@ -78,6 +91,11 @@ gpu-static: venv
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+# For every GPU in csrc/cuda/targets.txt; needs nvcc 13.0, no GPU, and any PyTorch.
+wheel-cuda: venv
+	PYPEFT_FAST_BUILD=cuda $(BIN)/python -m build --wheel --no-isolation --outdir dist/cuda
+	PYPEFT_FAST_CUDA_WHEEL=$$(ls -t dist/cuda/*.whl | head -1) $(BIN)/python -m pytest -s tests/test_cuda_wheel.py
 
 clean:
 	rm -rf .venv build dist out *.egg-info pypeft_fast/*.so

@@ -1,41 +1,78 @@
-"""Builds csrc/. Metadata and package lists live in pyproject.toml.
+"""Builds csrc/. Metadata and package lists live in pyproject.toml, GPU targets in csrc/cuda/targets.txt.
 
-PYPEFT_FAST_BUILD = auto (default) | cpu | cuda | none: which libraries to build; auto is cpu. Kernels for CPUs and for
-CUDA are separate libraries, so that the first loads under any PyTorch.
+PYPEFT_FAST_BUILD = auto (default) | cpu | cuda | none: which libraries to build. cuda is both, for the targets in
+TORCH_CUDA_ARCH_LIST if it is set; auto is cuda where PyTorch has CUDA and nvcc is there, for the GPUs of this machine,
+else cpu. Kernels for CPUs and for CUDA are separate libraries, so that the first loads under any PyTorch.
 """
 
 import os
+import shutil
 from pathlib import Path
 
+import torch
 from setuptools import setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 STABLE_ABI = "0x020a000000000000"  # the oldest torch a wheel runs on: 2.10
-FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
+ABI = f"-DTORCH_TARGET_VERSION={STABLE_ABI}"
+FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", ABI]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--compress-mode=size", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", ABI]
 
 
 def paths(*patterns):
     return sorted(str(path) for pattern in patterns for path in Path("csrc").glob(pattern))
 
 
+def cuda_home():
+    """The toolkit's folder, or None. PyTorch looks for one only if it was itself built with CUDA."""
+    nvcc = shutil.which("nvcc")
+    homes = [cpp_extension.CUDA_HOME, os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    homes += [Path(nvcc).resolve().parents[1]] if nvcc else []
+    return next((str(home) for home in homes if home and (Path(home) / "bin/nvcc").is_file()), None)
+
+
+def extension(name, sources, flags, **options):
+    return CppExtension(
+        f"pypeft_fast.{name}",
+        sources=sources,
+        depends=paths("**/*.h"),
+        include_dirs=[str(Path("csrc").resolve()), *options.pop("include_dirs", [])],
+        extra_compile_args=flags,
+        py_limited_api=True,
+        **options,
+    )
+
+
+def cuda_extension(home):
+    """csrc/cuda with the static CUDA runtime: no library of CUDA's, and none of PyTorch's for CUDA, to link with."""
+    cpp_extension.CUDA_HOME = home
+    return extension(
+        "_C_cuda",
+        paths("cuda/*.cu"),
+        {"cxx": FLAGS, "nvcc": NVCC_FLAGS},
+        include_dirs=[f"{home}/include"],
+        library_dirs=[f"{home}/lib64"],
+        libraries=["cudart_static", "rt", "dl", "pthread"],
+    )
+
+
 def extensions():
-    build = os.environ.get("PYPEFT_FAST_BUILD", "auto")
+    build, home = os.environ.get("PYPEFT_FAST_BUILD", "auto"), cuda_home()
+    if build not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"PYPEFT_FAST_BUILD={build}: choose one of auto, cpu, cuda and none")
+    if build == "cuda" and home is None:
+        raise SystemExit(
+            "PYPEFT_FAST_BUILD=cuda: no nvcc; set CUDA_HOME to the folder of a CUDA toolkit, 13.0 or later"
+        )
     if build == "none":
         return []
-    if build == "cuda" and not paths("cuda/*.cu"):
-        raise SystemExit("PYPEFT_FAST_BUILD=cuda: csrc/cuda has no kernels in this version; choose auto, cpu or none")
-    if build not in ("auto", "cpu"):
-        raise SystemExit(f"PYPEFT_FAST_BUILD={build}: choose one of auto, cpu, cuda and none")
-    return [
-        CppExtension(
-            "pypeft_fast._C",
-            sources=paths("*.cpp", "cpu/**/*.cpp"),
-            depends=paths("**/*.h"),
-            include_dirs=[str(Path("csrc").resolve())],
-            extra_compile_args=FLAGS,
-            py_limited_api=True,
-        )
-    ]
+    found = [extension("_C", paths("*.cpp", "cpu/**/*.cpp"), FLAGS)]
+    if build == "cuda":
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", Path("csrc/cuda/targets.txt").read_text().strip())
+    if build == "cuda" or (build == "auto" and home is not None and torch.cuda.is_available()):
+        found.append(cuda_extension(home))
+    return found
 
 
 setup(

@@ -1,12 +1,28 @@
-"""Loads csrc's CPU library, if this install has one. Its kernels register themselves on pypeft_fast::<op>_cpu."""
+"""Loads csrc's libraries, as far as this install has them. Their kernels register themselves on pypeft_fast::<op>_cpu
+and pypeft_fast::<op>_cuda."""
 
+import ctypes
+import functools
 from pathlib import Path
 
 import torch
 
-LIBRARY_PATH = next(iter(sorted(Path(__file__).parent.glob("_C.*so"))), None)
+
+def _built(pattern: str) -> Path | None:
+    return next(iter(sorted(Path(__file__).parent.glob(pattern))), None)
+
+
+LIBRARY_PATH = _built("_C.*so")
 if LIBRARY_PATH is not None:
     torch.ops.load_library(LIBRARY_PATH)
+
+CUDA_LIBRARY_PATH = _built("_C_cuda.*so")
+_cuda_error: str | None = None
+if CUDA_LIBRARY_PATH is not None and torch.version.cuda is not None:  # without CUDA torch lacks what it links to
+    try:
+        torch.ops.load_library(CUDA_LIBRARY_PATH)
+    except OSError as error:
+        _cuda_error = f"{CUDA_LIBRARY_PATH.name} does not load under PyTorch {torch.__version__}: {error}"
 
 
 def missing_cpu() -> str | None:
@@ -17,6 +33,35 @@ def missing_cpu() -> str | None:
             "PYPEFT_FAST_BUILD=cpu and a C++ compiler"
         )
     return None
+
+
+def missing_cuda() -> str | None:
+    """None if the CUDA C++ kernels are there and a GPU is visible, else why not."""
+    if CUDA_LIBRARY_PATH is None:
+        return (
+            "pypeft_fast was installed without its CUDA library; install it again with PYPEFT_FAST_BUILD=cuda and nvcc"
+        )
+    if torch.version.cuda is None:
+        return f"{CUDA_LIBRARY_PATH.name} needs a PyTorch with CUDA; this one, {torch.__version__}, has none"
+    if _cuda_error is not None:
+        return _cuda_error
+    return None if torch.cuda.is_available() else "no GPU is visible"
+
+
+def too_old(device: torch.device) -> str | None:
+    """Why the CUDA C++ kernels cannot run on this device: it is older than all that they were compiled for."""
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    oldest = _oldest_target()
+    if 10 * major + minor >= oldest:
+        return None
+    return f"{device} is sm_{major}{minor} and {CUDA_LIBRARY_PATH.name} was compiled for sm_{oldest} and later"
+
+
+@functools.cache
+def _oldest_target() -> int:
+    return ctypes.CDLL(CUDA_LIBRARY_PATH).pypeft_fast_oldest_target()
 
 
 def cpu_isa() -> str:

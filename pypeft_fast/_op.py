@@ -171,12 +171,28 @@ class Op:
         checks: it refuses with RuntimeError whatever `check` refuses, so that a plain call may go straight to it: this
         op's Python costs about 15 microseconds a call, more than a small layer's arithmetic.
         """
-        twin = f"{self.name}_cpu"
-        LIBRARY.define(self.schema.replace(self.name, twin, 1))
-        function = getattr(torch.ops.pypeft_fast, twin).default
+        function = self._twin("cpu")
         self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(function)
         if checks and _native.missing_cpu() is None:
             self._direct = function
+
+    def native_cuda(self, rejects=lambda *_: None):
+        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one argument more:
+        whether products of float32 may be rounded to tf32, as PyTorch's own setting says at the call."""
+        twin = self._twin("cuda", ", bool allow_tf32")
+
+        def of_this_gpu(*args):
+            return _native.too_old(args[0].device) or rejects(*args)
+
+        def run(*args):
+            return twin(*args, torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+        self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(run)
+
+    def _twin(self, kernel, more=""):
+        name = f"{self.name}_{kernel}"
+        LIBRARY.define(self.schema.replace(self.name, name, 1).replace(") ->", f"{more}) ->", 1))
+        return getattr(torch.ops.pypeft_fast, name).default
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""

@@ -26,3 +26,7 @@ def poisoned():
 def pytest_configure():
     # One thread a worker: the suite is run by several, and results must not depend on it.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if os.environ.get("PYPEFT_EMULATE") == "1":  # before the tests are collected: they ask which kernels there are
+        from tests import emulator
+
+        emulator.load()

@@ -52,6 +52,7 @@ def collect() -> dict:
             "location": str(Path(pypeft_fast.__file__).parent),
             "native_library": _native.missing_cpu() or str(_native.LIBRARY_PATH),
             "cpu_kernels": cpu_kernels,
+            "cuda_library": _native.missing_cuda() or str(_native.CUDA_LIBRARY_PATH),
             "torch_cuda": torch.version.cuda or "none: a CPU build",
         },
         "kernels": {device: _kernels(device) for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]},

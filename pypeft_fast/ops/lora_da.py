@@ -43,6 +43,7 @@ def _(dS, x, mask, p, dtype):
 
 
 lora_da.native_cpu(_check.no_float64)
+lora_da.native_cuda(_check.no_float64)
 
 
 @lora_da.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

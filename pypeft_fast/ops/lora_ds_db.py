@@ -52,6 +52,7 @@ def _(dY, lora_B, s, scaling, need_dS, need_dB):
 
 
 lora_ds_db.native_cpu(_check.no_float64)
+lora_ds_db.native_cuda(_check.no_float64)
 
 
 @lora_ds_db.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

@@ -51,6 +51,7 @@ def _(dY, weight, dS, lora_A, mask, p):
 
 
 lora_dx.native_cpu(_check.no_float64)
+lora_dx.native_cuda(_check.no_float64)
 
 
 @lora_dx.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

@@ -53,6 +53,7 @@ def _(x, weight, bias, s, lora_B, scaling):
 
 
 lora_linear.native_cpu(_check.no_float64)
+lora_linear.native_cuda(_check.no_float64)
 
 
 @lora_linear.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

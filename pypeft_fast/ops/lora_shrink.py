@@ -71,6 +71,7 @@ def _(x, lora_A, p, seed):
 
 
 lora_shrink.native_cpu(_check.no_float64)
+lora_shrink.native_cuda(_check.no_float64)
 
 
 @lora_shrink.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

@@ -1,0 +1,102 @@
+"""CUDA C++'s rows of the static report: what nvcc made of csrc/cuda, read from the library built for every target.
+
+Threads are those of the kernel's __launch_bounds__; shared memory is asked for at launch and not in the binary, so that
+occupancy here is that by registers and blocks.
+"""
+
+import collections
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from .gpu_static import Row
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build/cuda"
+TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
+WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
+SUMS = {"add_partials_kernel"}  # the one kernel without a matrix product
+TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
+
+
+def library() -> Path:
+    """build/cuda/pypeft_fast/_C_cuda.abi3.so, for the targets in csrc/cuda/targets.txt, brought up to date."""
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"} | {"PYPEFT_FAST_BUILD": "cuda"}
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(BUILD)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"csrc/cuda does not build:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return BUILD / "pypeft_fast/_C_cuda.abi3.so"
+
+
+@functools.cache
+def _cuobjdump() -> str:
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    found = shutil.which("cuobjdump", path=os.pathsep.join(f"{home}/bin" for home in homes if home))
+    return found or str(Path(find_spec("triton").origin).parent / "backends/nvidia/bin/cuobjdump")
+
+
+def _dump(path: Path, *options: str) -> str:
+    return subprocess.run([_cuobjdump(), *options, path], capture_output=True, text=True, check=True).stdout
+
+
+def _demangled(names) -> dict[str, str]:
+    """{mangled: the kernel's name and template arguments}, without namespaces and parameters."""
+    names = list(names)
+    lines = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    plain = (re.sub(r"pypeft::|\(anonymous namespace\)::|^void ", "", line) for line in lines.splitlines())
+    return {name: line.rpartition("(")[0] for name, line in zip(names, plain, strict=True)}
+
+
+def _per_function(text: str, header: str) -> dict[str, str]:
+    """{mangled name: what is printed of it}."""
+    pieces = re.split(header, text)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def _loads(sass: str) -> collections.Counter:
+    found = collections.Counter()
+    for instruction in re.findall(r"\b(?:LDG|LDGSTS)\.[\w.]+", sass):
+        width = re.search(r"\.(128|64|U8|S8|U16|S16)\b", instruction)
+        found[WIDTHS[width[1]] if width else "4"] += 1
+    return found
+
+
+def rows(targets, path: Path | None = None):
+    """A row of each kernel, for each of its template arguments and each target of csrc/cuda/targets.txt."""
+    path = path or library()
+    for entry in (ROOT / "csrc/cuda/targets.txt").read_text().split():
+        architecture = "sm_" + entry.removesuffix("+PTX").replace(".", "")
+        target = architecture.rstrip("a")
+        if target not in targets:
+            continue
+        usage = _per_function(
+            _dump(path, "--dump-resource-usage", "--gpu-architecture", architecture), r"Function (\S+):\n"
+        )
+        sass = _per_function(_dump(path, "-sass", "--gpu-architecture", architecture), r"Function : (\S+)\n")
+        elf = _dump(path, "-elf", "--gpu-architecture", architecture)
+        threads = {
+            name: int(bound, 16)
+            for name, bound in re.findall(
+                r"^\.nv\.info\.(\S+)\n(?:(?!^\.nv\.info\.).*\n)*?.*EIATTR_MAX_THREADS\n.*\n.*Value:\s*(0x\w+)",
+                elf,
+                re.M,
+            )
+        }
+        for mangled, name in sorted(_demangled(usage).items(), key=lambda pair: pair[1]):
+            kernel, _, arguments = name.partition("<")
+            registers, stack = (int(re.search(rf"{what}:(\d+)", usage[mangled])[1]) for what in ("REG", "STACK"))
+            shared = int(re.search(r"SHARED:(\d+)", usage[mangled])[1])
+            local = len(re.findall(r"\b(?:LDL|STL)\b", sass[mangled]))
+            tensor_core = dict(collections.Counter(re.findall(TENSOR_CORES, sass[mangled])))
+            dtypes = next((short for long, short in TYPES.items() if long in arguments), "any")
+            yield Row(
+                kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
+                stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
+                None if kernel in SUMS else next(iter(tensor_core), "HMMA"),
+            )  # fmt: skip

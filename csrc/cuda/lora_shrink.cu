@@ -1,0 +1,165 @@
+// s = drop(x) A^T and the packed mask.
+//
+//   x [M, K], lora_A [r, K], seed int64 [1] -> s [M, r], mask uint8 [M, ceil(K/8)]
+//
+// Several projections of one x may be stacked: lora_A [R, K] and G seeds, R = G r; rows [g r, (g + 1) r) of lora_A see
+// x through mask g, rows [g M, (g + 1) M) of mask [G M, ceil(K/8)].
+//
+// Plan. Bound by the read of x. A block takes 64 rows of x, kRank rows of one group's A and a range of K, in steps of
+// 64 columns through 3 stages of cp.async; four warps, 16 rows of x each. Where x and A have 16 bits a stage is 8 KiB
+// of x and 2 KiB (kRank 16) or 8 KiB (64) of A, so 30 or 48 KiB a block; of floats twice that. The thread that copied 8
+// elements of x draws their byte of the mask, stores it and clears the dropped elements in place. Few rows: K is split
+// over blocks, whose sums meet in a second launch. Adapters of float over 16-bit x are multiplied as floats.
+// Traffic: x once for every kRank rows of A (and group with dropout), A from L2, s, one bit an element of mask.
+#include <optional>
+#include <tuple>
+
+#include "cuda/dispatch.h"
+#include "cuda/dropout.cuh"
+#include "cuda/fragments.cuh"
+#include "cuda/partials.h"
+
+namespace pypeft {
+namespace {
+constexpr int kThreads = 128, kBlockM = 64, kBlockK = 64, kStages = 3;
+
+struct ShrinkArgs {
+  Matrix x, A;
+  int rank;             // of one group
+  int span;             // columns of x that a block takes, a multiple of kBlockK
+  const int64_t* seed;  // [G], or null
+  uint8_t* mask;
+  uint32_t threshold;
+  float* parts;  // [splits, M, G rank], or null: one block has the whole of K and writes s
+  float factor;  // of s
+  void* s;       // [M, G rank]
+  Dtype s_dtype;
+};
+
+template <class T, Fill kFill, bool kTf32, int kRank>
+__global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
+  using M = Math<T, kTf32>;
+  using TileX = Tile<T, kBlockM, kBlockK>;
+  using TileA = Tile<T, kRank, kBlockK>;
+  constexpr int kStageBytes = TileX::kBytes + TileA::kBytes, kGroups = kBlockK / 8;
+  char* shared = shared_memory();
+  const int tiles = (p.rank + kRank - 1) / kRank, group = blockIdx.y / tiles, r0 = blockIdx.y % tiles * kRank;
+  const int m0 = blockIdx.x * kBlockM, begin = blockIdx.z * p.span, end = min(p.x.cols, begin + p.span);
+  const int steps = (end - begin + kBlockK - 1) / kBlockK, bytes = (p.x.cols + 7) / 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint64_t seed = p.seed ? load_global<uint64_t>(p.seed + group) : 0;
+  Matrix A = p.A;
+  A.data = static_cast<const char*>(A.data) + group * p.rank * A.row * (A.dtype == Dtype::f32 ? 4 : 2);
+  A.rows = p.rank;
+
+  auto copy = [&](int step) {
+    if (step < steps) {
+      char* stage = shared + step % kStages * kStageBytes;
+      fill<kFill, TileX, kThreads>(stage, p.x, m0, begin + step * kBlockK);
+      fill_small<TileA, kThreads>(stage + TileX::kBytes, A, r0, begin + step * kBlockK);
+    }
+    cp_async_commit();
+  };
+  auto drop = [&](char* tile, int k0) {
+#pragma unroll 2
+    for (int i = threadIdx.x; i < kBlockM * kGroups; i += kThreads) {
+      const int row = i / kGroups, byte = k0 / 8 + i % kGroups;
+      if (m0 + row >= p.x.rows || byte >= bytes) continue;
+      const uint64_t index = uint64_t(m0 + row) * bytes + byte;
+      const uint32_t last = (1u << min(p.x.cols - byte * 8, 8)) - 1;  // bits past the last column are 0
+      const uint32_t keep = philox_byte(index, seed, p.threshold) & last;
+      if (r0 == 0) store_global(p.mask + uint64_t(group) * p.x.rows * bytes + index, uint8_t(keep));
+      keep_group<TileX>(tile, row, i % kGroups, keep);
+    }
+  };
+
+  float sums[kRank / 8][4] = {};
+  for (int step = 0; step < kStages - 1; ++step) copy(step);
+  for (int step = 0; step < steps; ++step) {
+    char* stage = shared + step % kStages * kStageBytes;
+    cp_async_wait<kStages - 2>();
+    if (p.seed) {
+      if constexpr (!kMasksItsOwn<kFill, TileX>) __syncthreads();
+      drop(stage, begin + step * kBlockK);
+    }
+    __syncthreads();
+    copy(step + kStages - 1);  // into the stage that all threads left before this barrier
+                               // A float in three parts fills the registers: no two steps at once.
+#pragma unroll(sizeof(T) == 2 ? 4 : 1)
+    for (int k = 0; k < kBlockK; k += M::K) {
+      typename M::A a;
+      M::template load_a_rows<TileX>(a, stage, warp * 16, k);
+#pragma unroll
+      for (int n = 0; n < kRank; n += 16) {
+        typename M::B b[2];
+        M::template load_b_rows<TileA>(b, stage + TileX::kBytes, n, k);
+        M::mma(sums[n / 8], a, b[0]);
+        M::mma(sums[n / 8 + 1], a, b[1]);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int n = 0; n < kRank; n += 8) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int m = m0 + warp * 16 + lane / 4 + i / 2 * 8, r = r0 + n + lane % 4 * 2 + i % 2;
+      if (m >= p.x.rows || r >= p.rank) continue;
+      const int64_t at = int64_t(m) * p.A.rows + group * p.rank + r;
+      if (p.parts) {
+        store_global(p.parts + int64_t(blockIdx.z) * p.x.rows * p.A.rows + at, sums[n / 8][i]);
+      } else {
+        store_element(p.s, p.s_dtype, at, sums[n / 8][i] * p.factor);
+      }
+    }
+  }
+}
+
+template <class T, Fill kFill, bool kTf32, int kRank>
+void run(const OnDevice& on, const ShrinkArgs& p, int groups, int splits) {
+  const dim3 grid(ceil_div(p.x.rows, kBlockM), groups * ceil_div(p.rank, kRank), splits);
+  launch(on, shrink_kernel<T, kFill, kTf32, kRank>, grid, dim3(kThreads),
+         kStages * (Tile<T, kBlockM, kBlockK>::kBytes + Tile<T, kRank, kBlockK>::kBytes), p);
+}
+
+std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, double p,
+                                       const std::optional<Tensor>& seed, bool allow_tf32) {
+  const OnDevice on(x);
+  const int64_t M = x.size(0), K = x.size(1), R = lora_A.size(0), bytes = ceil_div(K, 8);
+  const int64_t groups = seed ? seed->numel() : 1;
+  const bool wide = lora_A.scalar_type() == ScalarType::Float;
+  Tensor s = torch::stable::new_empty(x, {M, R}, wide ? ScalarType::Float : x.scalar_type());
+  Tensor mask = torch::stable::new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
+  if (M == 0) return {s, mask};
+  ShrinkArgs args{};
+  args.x = view(x), args.A = view(lora_A), args.rank = size_of(R / groups);
+  std::optional<Tensor> seeds;
+  if (seed) {
+    seeds = torch::stable::contiguous(*seed);
+    args.seed = read<int64_t>(*seeds), args.mask = write<uint8_t>(mask);
+    args.threshold = dropout_threshold(p);
+  }
+  const int64_t blocks = ceil_div(M, kBlockM) * groups * ceil_div(args.rank, args.rank > 16 ? 64 : 16);
+  const int64_t most = std::max<int64_t>(1, K / (4 * kBlockK));
+  args.span = size_of(ceil_div(ceil_div(K, splits_for(on, blocks, most)), kBlockK) * kBlockK);
+  const int splits = args.span > 0 ? static_cast<int>(ceil_div(K, args.span)) : 1;
+  std::optional<Tensor> parts;
+  args.factor = p > 0 ? dropout_scale(p) : 1.0f, args.s = write(s), args.s_dtype = dtype_of(s);
+  if (splits > 1) {
+    parts = new_partials(x, splits, M, R);
+    args.parts = write<float>(*parts);
+  }
+  dispatch(args.x, wide, allow_tf32, [&]<class T, Fill kFill, bool kTf32>() {
+    if (args.rank > 16) {
+      run<T, kFill, kTf32, 64>(on, args, static_cast<int>(groups), splits);
+    } else {
+      run<T, kFill, kTf32, 16>(on, args, static_cast<int>(groups), splits);
+    }
+  });
+  if (parts) add_partials(on, sum_of(*parts, args.factor, s));
+  return {s, mask};
+}
+}  // namespace
+}  // namespace pypeft
+
+PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("lora_shrink_cuda", TORCH_BOX(&pypeft::lora_shrink)); }

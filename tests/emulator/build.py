@@ -1,0 +1,96 @@
+"""Compiles the emulator with csrc/cuda, or with the tests' own programs: an object a file, kept by the hash of all that
+goes into it, so that a change of one kernel compiles one file."""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+CACHE = ROOT / "build" / "emulator"
+FLAVOURS = {
+    "plain": ["-O1"],
+    # Frame pointers and -O1 keep the fibers' stacks small; a fiber's stack is one that ASan was told of.
+    "sanitized": ["-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"],
+    "portable": ["-O1", "-DEMULATOR_UCONTEXT"],
+}
+SOURCES = {
+    "kernels": lambda: sorted((ROOT / "csrc/cuda").glob("*.cu")),
+    "programs": lambda: sorted((HERE / "programs").glob("*.cu")),
+}
+
+
+def cuda_include() -> Path:
+    """The folder of cuda_bf16.h and vector_types.h: of a toolkit, or of the packages in requirements-dev.txt."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    packages = importlib.util.find_spec("nvidia")
+    homes += [Path(p) / "cu13" for p in packages.submodule_search_locations] if packages else []
+    for folder in (Path(home) / "include" for home in homes if home):
+        if all((folder / name).is_file() for name in ("cuda_bf16.h", "crt/host_defines.h", "nv/target")):
+            return folder
+        if (folder / "cccl/nv/target").is_file() and (folder / "cuda_bf16.h").is_file():
+            return folder
+    raise RuntimeError(
+        "the emulator needs CUDA's headers: set CUDA_HOME to a toolkit's folder, or "
+        "pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
+    )
+
+
+def _flags(flavour: str) -> list[str]:
+    includes = ["-I", HERE / "include", "-I", HERE / "src", "-I", ROOT / "csrc"]
+    for folder in (cuda_include(), cuda_include() / "cccl", *include_paths()):
+        includes += ["-isystem", folder]
+    return [
+        *("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror"),
+        "-Wno-unknown-pragmas",  # "unroll" is the device's
+        # A place in the source stays one place in the code: the counters tell requests apart by their return address.
+        *("-fno-crossjumping", "-fno-thread-jumps", "-fno-tree-dominator-opts"),
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        *FLAVOURS[flavour],
+        *map(str, includes),
+    ]
+
+
+def _compile(source: Path, flags: list[str], common: bytes) -> Path:
+    digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
+    out = CACHE / f"{source.stem}-{digest}.o"
+    if not out.exists():
+        temporary = out.with_suffix(f".{os.getpid()}")
+        _run("g++", *flags, "-x", "c++", "-c", source, "-o", temporary)
+        temporary.replace(out)
+    return out
+
+
+def _run(*command) -> None:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the emulator does not compile: {' '.join(map(str, command))}\n{done.stderr[-6000:]}")
+
+
+def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), defines: tuple[str, ...] = ()) -> Path:
+    """The path of the library of "kernels" or "programs", built if it is not there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    sources = [*sorted((HERE / "src").glob("*.cpp")), *SOURCES[what]()]
+    headers = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.*h"), *HERE.glob("*/*.h")])
+    flags = [*_flags(flavour), *(f"-D{define}" for define in defines)]
+    common = b"".join([*(h.read_bytes() for h in headers), repr(flags).encode(), torch.__version__.encode()])
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes: one builds, the others find it built
+        objects = [_compile(source, flags, common) for source in sources]
+        digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
+        out = CACHE / f"{what}-{flavour}-{digest}.so"
+        if not out.exists():
+            libraries = ["-L", Path(torch.__file__).parent / "lib", "-ltorch_cpu"]
+            _run("g++", "-shared", *FLAVOURS[flavour], *objects, *libraries, "-o", out)
+    return out
+
+
+if __name__ == "__main__":
+    for what in SOURCES:
+        print(build(what))

@@ -1,0 +1,83 @@
+// Programs whose result is known, and what they do when something is left out of them.
+#include "program.h"
+
+enum Bug { NONE, NO_BARRIER, OVER_THE_END, WRONG_LANE, EARLY_RETURN, HALF_A_WARP, WRONG_BARRIER };
+
+// sums[b] = the sum of 256 elements: in shared memory down to a warp, then by shuffles.
+__global__ static void reduce_kernel(const float* x, float* sums, int n, int bug) {
+  float* part = reinterpret_cast<float*>(shared_memory());
+  const int tid = threadIdx.x, i = blockIdx.x * 256 + tid;
+  store_shared(&part[tid], i < n + (bug == OVER_THE_END) ? load_global<float>(&x[i]) : 0.0f);
+  if (bug != NO_BARRIER) __syncthreads();
+  for (int step = 128; step >= 32; step /= 2) {
+    if (bug == EARLY_RETURN && tid >= step) return;  // legal: those that are left meet without them
+    if (tid < step) store_shared(&part[tid], load_shared<float>(&part[tid]) + load_shared<float>(&part[tid + step]));
+    if (bug == WRONG_BARRIER && tid >= 128) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
+  }
+  if (tid >= 32) return;
+  if (bug == HALF_A_WARP && tid >= 16) return;
+  float sum = load_shared<float>(&part[tid]);
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    sum += __shfl_xor_sync(0xFFFFFFFF, sum, bug == WRONG_LANE && lanes == 4 ? 8 : lanes);
+  }
+  if (tid == 0) store_global(&sums[blockIdx.x], sum);
+}
+PROGRAM reduce(const float* x, float* sums, int n, int blocks, int bug) {
+  return run_program(reduce_kernel, blocks, 256, 1024, x, sums, n, bug);
+}
+
+// y [32, 32] = x^T, one warp; `row` floats from one row in shared memory to the next.
+__global__ static void transpose_kernel(const float* x, float* y, int row, int bug) {
+  float* tile = reinterpret_cast<float*>(shared_memory());
+  const int lane = threadIdx.x;
+  for (int i = 0; i < 32; ++i) store_shared(&tile[i * row + lane], load_global<float>(&x[i * 32 + lane]));
+  if (bug != NO_BARRIER) __syncwarp();
+  const int past = bug == OVER_THE_END ? 1 : 0;
+  for (int i = 0; i < 32; ++i) store_global(&y[i * 32 + lane], load_shared<float>(&tile[(lane + past) * row + i]));
+}
+PROGRAM transpose(const float* x, float* y, int row, int bug) {
+  return run_program(transpose_kernel, 1, 32, 32 * row * sizeof(float), x, y, row, bug);
+}
+
+// y[i] = x[i] for i < n by cp.async, 16 bytes a thread; what is not kept arrives as 0.
+__global__ static void copy_kernel(const float* x, float* y, int n, int wait, int barrier, int early) {
+  float* s = reinterpret_cast<float*>(shared_memory());
+  const int i = threadIdx.x * 4, kept = min(4, max(0, n - i));
+  cp_async_16(&s[i], kept ? &x[i] : x, kept * 4);
+  cp_async_commit();
+  if (wait) cp_async_wait<0>();
+  if (barrier) __syncthreads();
+  const int other = early ? i : (i + 4) % (4 * blockDim.x);
+  store_global(reinterpret_cast<float4*>(&y[other]), load_shared<float4>(&s[other]));
+}
+PROGRAM copy(const float* x, float* y, int n, int wait, int barrier, int early) {
+  return run_program(copy_kernel, 1, 64, 64 * 16, x, y, n, wait, barrier, early);
+}
+
+// y[i] = x[stride * i], one warp: for the counters.
+__global__ static void strided_kernel(const float* x, float* y, int stride) {
+  store_global(&y[threadIdx.x], load_global<float>(&x[stride * threadIdx.x]));
+}
+PROGRAM strided(const float* x, float* y, int stride) { return run_program(strided_kernel, 1, 32, 0, x, y, stride); }
+
+// out[lane, 0..6] = what each kind of shuffle and vote gives for value = 100 + lane.
+__global__ static void lanes_kernel(int* out) {
+  const int lane = threadIdx.x, value = 100 + lane;
+  const unsigned all = 0xFFFFFFFF;
+  const int results[7] = {
+      __shfl_sync(all, value, 3 * lane), __shfl_up_sync(all, value, 3, 8),       __shfl_down_sync(all, value, 3, 8),
+      __shfl_xor_sync(all, value, 5),    int(__ballot_sync(all, lane % 3 == 0)), __any_sync(all, lane == 7),
+      __all_sync(all, lane < 31)};
+  for (int i = 0; i < 7; ++i) store_global(&out[lane * 7 + i], results[i]);
+}
+PROGRAM lanes(int* out) { return run_program(lanes_kernel, 1, 32, 0, out); }
+
+// Writes past what it may, reads past it without the accessors: left to AddressSanitizer.
+__global__ static void raw_kernel(const float* x, float* y, int n) { y[0] = x[n]; }
+PROGRAM raw(const float* x, float* y, int n) { return run_program(raw_kernel, 1, 1, 0, x, y, n); }
+__global__ static void raw_shared_kernel(float* y, int n) { y[0] = reinterpret_cast<float*>(shared_memory())[n]; }
+PROGRAM raw_shared(float* y, int n) { return run_program(raw_shared_kernel, 1, 1, 1024, y, n); }

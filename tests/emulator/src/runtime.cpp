@@ -1,0 +1,59 @@
+// The part of CUDA's runtime that csrc/cuda calls, for one imaginary device, and the emulator's settings.
+#include <set>
+
+#include "control.h"
+#include "state.h"
+
+using emulator::settings;
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = settings.capability / 10;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = settings.capability % 10;
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = settings.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = settings.shared_per_block;
+      return cudaSuccess;
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+
+namespace emulator {
+namespace {
+std::set<const void*> may_have_more;  // kernels that asked for more than 48 KB
+}
+
+bool may_have(const void* kernel, size_t shared) { return shared <= 48 * 1024 || may_have_more.count(kernel); }
+}  // namespace emulator
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value > settings.shared_per_block) {
+    return cudaErrorInvalidValue;
+  }
+  emulator::may_have_more.insert(kernel);
+  return cudaSuccess;
+}
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors) {
+  settings.seed = seed;
+  settings.counting = counting;
+  settings.multiprocessors = multiprocessors;
+}
+EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
+EXPORT void emulator_reset_counters() { emulator::counters = {}; }
+EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool writable) {
+  const int64_t one = 1;
+  emulator::know_tensor(data, &elements, &one, 1, size, writable);
+}
+EXPORT void emulator_forget() { emulator::forget_tensors(); }

@@ -1,0 +1,77 @@
+// What the emulator's parts share: the block that runs, its warps and its threads.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+namespace emulator {
+
+enum Space { GLOBAL, SHARED };
+
+struct Copy {
+  char* to;
+  const char* from;
+  int bytes, kept;
+};
+
+struct Thread {
+  Fiber fiber;
+  uint3 index{};
+  int number = 0, lane = 0, warp = 0;
+  // The collective that it waits in.
+  unsigned mask = 0;
+  Action action = nullptr;
+  void* brought = nullptr;
+  const char* name = nullptr;
+  // Copies not yet landed: those of the open group, and the committed groups, oldest first.
+  std::vector<Copy> open;
+  std::vector<std::vector<Copy>> groups;
+};
+
+struct Warp {
+  unsigned alive = 0, runnable = 0;  // bit masks of lanes
+  unsigned arrived = 0;              // lanes that wait in a collective
+  uint32_t epoch = 0;                // goes up with every __syncwarp
+  uint32_t eagerness = 0;            // which warp runs first; drawn anew now and then
+};
+
+struct Block {
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Thread* current = nullptr;
+  const std::function<void()>* body = nullptr;
+  int alive = 0, at_barrier = 0;
+  const char* barrier_file = nullptr;
+  int barrier_line = 0;
+  uint32_t epoch = 0;    // goes up with every barrier, and is never reused: every block starts with one of its own
+  uint32_t started = 0;  // the epoch at the block's start
+  char* shared = nullptr;
+  size_t shared_bytes = 0;
+};
+
+extern Block block;
+extern std::mt19937 random_bits;
+
+// Settings and counts; control.cpp hands them to Python.
+struct Settings {
+  uint32_t seed = 0;
+  int capability = 80, multiprocessors = 4, shared_per_block = 99 * 1024;
+  bool counting = false;
+};
+extern Settings settings;
+
+void start_shared(size_t bytes);  // fresh shared memory, all NaN
+void check_pending();             // at a thread's end: forgets the copies that nobody waited for
+void count_accesses(int warp);    // at a point where a warp's lanes are together
+void start_counting_launch();
+void count(Space space, Kind kind, const void* address, int bytes, const void* site);
+bool may_have(const void* kernel, size_t shared);  // more than 48 KB must be asked for
+std::string place();                               // "block (0,0,0), thread (5,0,0)"
+
+}  // namespace emulator

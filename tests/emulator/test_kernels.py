@@ -1,0 +1,124 @@
+"""What the ops' own tests do not reach: every kernel behind an op, its edges, and the arguments that are csrc/cuda's own.
+
+Which kernel runs follows from sizes, alignment and the number of multiprocessors; each case says which it means.
+"""
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from pypeft_fast.ops import philox
+from tests import emulator
+from tests.ops.checks import Case, assert_agrees, sample
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
+
+
+@pytest.fixture(autouse=True)
+def _loaded():
+    with emulator.loaded():
+        yield
+    emulator.configure()
+
+
+@pytest.mark.parametrize("dtype,adapter", DTYPES)
+@pytest.mark.parametrize("M,K,N", [(1, 8, 1), (8, 136, 40), (9, 600, 33), (16, 1032, 17)])
+def test_decoding(M, K, N, dtype, adapter, poisoned):
+    """At most 16 rows, 16-byte rows of x and W: decode.cu, one and two eights of rows, tails along K and N."""
+    assert_agrees("lora_linear", "cuda", Case(M, K, N, 5, 0.0, dtype, adapter))
+
+
+@pytest.mark.parametrize("op", ["lora_linear", "lora_dx"])
+@pytest.mark.parametrize("dtype,adapter", DTYPES)
+@pytest.mark.parametrize("multiprocessors", [1, 100])
+def test_large_and_small_tiles_of_the_product(op, dtype, adapter, multiprocessors, poisoned):
+    """One multiprocessor has enough with four 128 x 128 tiles, a hundred ask for smaller ones: gemm.cu."""
+    emulator.configure(multiprocessors=multiprocessors)
+    assert_agrees(op, "cuda", Case(136, 136, 144, 40, 0.3, dtype, adapter))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_many_bands_of_tiles_cover_the_output_once(dtype, poisoned):
+    """More tiles down than a band has, the last band lower than the others."""
+    assert_agrees("lora_linear", "cuda", Case(64 * 11 + 3, 16, 136, 2, 0.0, dtype))
+
+
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_ds_db", "lora_da"])
+@pytest.mark.parametrize("dtype,adapter", DTYPES)
+@pytest.mark.parametrize("r", [16, 17, pytest.param(130, marks=pytest.mark.slow)])
+def test_sums_over_many_blocks(op, dtype, adapter, r, poisoned):
+    """As many splits as a large GPU asks for, and every tile of ranks."""
+    emulator.configure(multiprocessors=132)
+    assert_agrees(op, "cuda", Case(300, 520, 528, r, 0.3, dtype, adapter))
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("M,K,r", [(5, 24, 3), (70, 331, 20)])
+def test_stacked_projections_have_masks_of_their_own(M, K, r, multiprocessors, poisoned):
+    emulator.configure(multiprocessors=multiprocessors)
+    x, A = torch.randn(M, K), torch.randn(3 * r, K)
+    seeds = torch.tensor([7, -(2**63), 2**62 + 12345])
+    s, mask = torch.ops.pypeft_fast.lora_shrink_cuda(x, A, 0.3, seeds, False)
+    for g, (seed, part, bits) in enumerate(zip(seeds.split(1), s.split(r, dim=1), mask.split(M), strict=True)):
+        assert torch.equal(bits, philox.packed_mask(M, K, 0.3, seed))
+        expected = philox.dropped(x.double(), bits, 0.3) @ A[g * r : (g + 1) * r].double().t()
+        torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da"])
+def test_tf32_only_where_pytorch_allows_it(op):
+    """Its 11 bits are seen in the result, and 24 bits are not lost without it."""
+    args = sample(op, Case(24, 64, 48, 8, 0.0))
+    reference = next(k.function for k in OPS[op].kernels if k.name == "reference")
+    errors, settings = {}, torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    try:
+        for settings.fp32_precision in ("ieee", "tf32"):
+            with pf.using("cuda"):
+                got, want = OPS[op](*args), reference(*args)
+            got, want = (got[0], want[0]) if isinstance(got, tuple) else (got, want)
+            errors[settings.fp32_precision] = ((got - want).abs().max() / want.abs().max()).item()
+    finally:
+        settings.fp32_precision = before
+    assert errors["ieee"] < 1e-6 and 1e-5 < errors["tf32"] < 2e-3
+
+
+@pytest.mark.parametrize("op", ["lora_linear", "lora_dx", "lora_shrink", "lora_ds_db", "lora_da"])
+def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op):
+    """16-byte copies are right only if every row starts at a multiple of 16 bytes; others go element by element."""
+    args = sample(op, Case(40, 48, 56, 8, 0.3, BF16))
+    with pf.using("cuda"):
+        aligned = OPS[op](*args)
+        for padding in (1, 8):
+            moved = []
+            for a in args:
+                if isinstance(a, torch.Tensor) and a.dim() == 2 and a.is_floating_point():
+                    wide = torch.randn(a.shape[0], a.shape[1] + padding).to(a.dtype)
+                    wide[:, padding:] = a
+                    a = wide[:, padding:]
+                moved.append(a)
+            torch.testing.assert_close(OPS[op](*moved), aligned, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("op", ["lora_ds_db", "lora_da", "lora_dx"])
+def test_expanded_gradients(op):
+    """Autograd's stride 0, as of y.sum().backward()."""
+    for dtype in (F32, BF16):
+        args = sample(op, Case(20, 24, 16, 4, 0.3, dtype))
+        args = (args[0][:1, :1].expand(args[0].shape), *args[1:])
+        with pf.using("cuda"):
+            got = OPS[op](*args)
+            want = OPS[op](args[0].contiguous(), *args[1:])
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da"])
+@pytest.mark.parametrize("M,K,N", [(0, 16, 16), (4, 0, 16), (4, 16, 0)])
+def test_empty_dimensions(op, M, K, N, poisoned):
+    args = sample(op, Case(M, K, N, 4, 0.0))
+    with pf.using("cuda"):
+        got = OPS[op](*args)
+    with pf.using("reference"):
+        torch.testing.assert_close(got, OPS[op](*args), check_stride=False)

@@ -1,0 +1,128 @@
+"""A wheel with CUDA kernels, built where there is no GPU: what it holds, what it links to, what it says without CUDA.
+
+`make wheel-cuda` builds one for every target and checks that (PYPEFT_FAST_CUDA_WHEEL); else the oldest target is built.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from pypeft_fast import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+GIVEN = os.environ.get("PYPEFT_FAST_CUDA_WHEEL")
+TARGETS = (ROOT / "csrc/cuda/targets.txt").read_text().split() if GIVEN else ["8.0"]
+OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(" in path.read_text()}
+# Besides what glibc, libstdc++ and libgcc define: PyTorch's C functions, which stay from one release to the next.
+# CUDA's runtime is inside, and of its other libraries none is linked.
+STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KRO]*St7__cxx11\w+")
+LIBRARIES = re.compile(r"lib(c10|torch_cpu|torch|stdc\+\+|gcc_s|c|m|dl|rt|pthread)\.so[.\d]*|ld-linux-\S+")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not GIVEN and not shutil.which("nvcc"), reason="no nvcc to build a CUDA wheel with"),
+]
+
+
+def run(*command, **environment):
+    done = subprocess.run([*map(str, command)], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    if GIVEN:
+        return Path(GIVEN)
+    folder = tmp_path_factory.mktemp("cuda")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__")
+    tree = shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=ignored)
+    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, tree)
+    run(*build, PYPEFT_FAST_BUILD="cuda", TORCH_CUDA_ARCH_LIST=" ".join(TARGETS))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """The wheel unpacked."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library(site):
+    return site / "pypeft_fast/_C_cuda.abi3.so"
+
+
+def test_one_wheel_for_every_python_with_two_libraries(wheel, site):
+    assert wheel.name.startswith(f"pypeft_fast-{__version__}-cp310-abi3-linux_")
+    assert {p.name for p in (site / "pypeft_fast").glob("*.so")} == {"_C.abi3.so", "_C_cuda.abi3.so"}
+
+
+def cuobjdump():
+    found = shutil.which("cuobjdump", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin:{os.environ['PATH']}")
+    return found or Path(find_spec("triton").origin).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def test_every_kernel_is_there_for_every_target(library):
+    """Machine code for each target, and PTX for the GPUs to come."""
+    listed = run(cuobjdump(), "--list-elf", library) + run(cuobjdump(), "--list-ptx", library)
+    inside = {tuple(name.split(".")) for name in re.findall(r": (\S+)", listed)}
+    print(listed)
+    for op in OPS:
+        for target in TARGETS:
+            number = target.removesuffix("+PTX").replace(".", "")
+            assert (op, f"sm_{number}", "cubin") in inside
+            assert ((op, f"sm_{number}", "ptx") in inside) == target.endswith("+PTX")
+
+
+def undefined(library):
+    """Names that the library leaves to others, but for those of glibc, libstdc++ and libgcc: they carry a version."""
+    names = (line.split()[-1] for line in run("nm", "-D", "--undefined-only", library).splitlines())
+    return {name for name in names if not re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_", name)}
+
+
+def test_it_links_to_the_stable_abi_only(library):
+    needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
+    assert needed and [name for name in needed if not LIBRARIES.fullmatch(name)] == []
+    names = undefined(library)
+    assert "aoti_torch_get_current_cuda_stream" in names
+    assert [name for name in names if not STABLE.fullmatch(name)] == []
+
+
+USE = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+import torch, pypeft_fast as pf
+from pypeft_fast.cli.info import collect
+assert pf.__file__.startswith(sys.argv[1])
+x, w, a, b = torch.ones(2, 3), torch.ones(4, 3), torch.ones(1, 3), torch.ones(4, 1)
+with pf.recording() as ran:
+    assert torch.equal(pf.lora_linear(x, w, a, b, scaling=0.5), torch.full((2, 4), 4.5))
+assert {kernel for _, kernel in ran} == {"cpu"}, ran
+try:
+    with pf.using("cuda"):
+        pf.lora_linear(x, w, a, b)
+except RuntimeError as error:
+    print(error)
+print(pf.kernels()["lora_shrink"].get("cuda"))
+print(collect()["build"]["cuda_library"])
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+def test_on_a_pytorch_without_cuda_the_cpu_kernels_run_and_the_others_say_why_not(site):
+    forced, listed, told = run(sys.executable, "-c", USE, site).splitlines()
+    reason = f"_C_cuda.abi3.so needs a PyTorch with CUDA; this one, {torch.__version__}, has none"
+    assert listed == told == reason
+    assert "kernel 'cuda' cannot run: it runs on cuda, not on cpu" in forced
