@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   using TileX = Tile<T, kBlockM, kBlockK>;
   using TileA = Tile<T, kRank, kBlockK>;
   constexpr int kStageBytes = TileX::kBytes + TileA::kBytes, kGroups = kBlockK / 8;
+  [[maybe_unused]] constexpr int kUnroll = M::K == 16 ? 4 : 1;  // floats in three parts fill the registers
   char* shared = shared_memory();
   const int tiles = (p.rank + kRank - 1) / kRank, group = blockIdx.y / tiles, r0 = blockIdx.y % tiles * kRank;
   const int m0 = blockIdx.x * kBlockM, begin = blockIdx.z * p.span, end = min(p.x.cols, begin + p.span);
@@ -84,8 +85,7 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
     }
     __syncthreads();
     copy(step + kStages - 1);  // into the stage that all threads left before this barrier
-                               // A float in three parts fills the registers: no two steps at once.
-#pragma unroll(sizeof(T) == 2 ? 4 : 1)
+#pragma unroll(kUnroll)
     for (int k = 0; k < kBlockK; k += M::K) {
       typename M::A a;
       M::template load_a_rows<TileX>(a, stage, warp * 16, k);

@@ -176,12 +176,6 @@ PYPEFT_DEVICE uint32_t to_tf32(float value) {
 #endif
 }
 
-// value = float(big) + float(small) to 21 bits: three products of such pairs make one in nearly full float ("3xtf32").
-PYPEFT_DEVICE void split_tf32(float value, uint32_t& big, uint32_t& small) {
-  big = to_tf32(value);
-  small = to_tf32(value - __uint_as_float(big));
-}
-
 // ------------------------------------------------------------------------------------------------------- conversions
 // Two floats as one register of a fragment, `low` in its low half, rounded to the nearest.
 template <class T>

@@ -1,4 +1,4 @@
-"""What the ops' own tests do not reach: every kernel behind an op, its edges, and the arguments that are csrc/cuda's own.
+"""What the ops' own tests do not reach: every kernel behind an op, its edges, and what csrc/cuda alone is asked.
 
 Which kernel runs follows from sizes, alignment and the number of multiprocessors; each case says which it means.
 """
