@@ -11,7 +11,7 @@ CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 
 .PHONY: help venv demo methods test test-all lint format bench bench-fuse wheel clean
 
 help:
-	@echo 'make demo | methods | test | test-all | lint | format | bench | wheel | venv | clean'
+	@echo 'make demo | methods | test | test-all | lint | format | bench | bench-model | bench-ops | wheel | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,13 @@ format: .venv/.tools
 
 bench: venv
 	$(BIN)/python -m bench.run
+
+bench-model: export HF_HUB_OFFLINE = 1
+bench-model: venv
+	$(BIN)/python -m bench.model
+
+bench-ops: venv
+	$(BIN)/python -m pytest bench/test_ops.py --benchmark-columns=median,iqr,rounds
 
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse
