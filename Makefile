@@ -8,10 +8,10 @@ BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all lint format bench bench-fuse wheel clean
+.PHONY: help venv demo methods test test-all lint format bench bench-model bench-ops bench-fuse wheel clean
 
 help:
-	@echo 'make demo | methods | test | test-all | lint | format | bench | bench-model | bench-ops | wheel | venv | clean'
+	@echo 'make demo | methods | test | test-all | lint | format | bench | bench-model | bench-ops | bench-fuse | wheel | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""python -m bench.readme: puts bench/results/*.md between README's markers `<!-- bench:NAME -->` and `<!-- /bench -->`."""
+"""python -m bench.readme: puts bench/results/NAME.md between README's `<!-- bench:NAME -->` and `<!-- /bench -->`."""
 
 import re
 import sys

@@ -38,7 +38,7 @@ def measure(case, seconds, compiled=False):
 
 
 def row(result):
-    """The case, the frozen layer's milliseconds and GFLOP/s of ours, then each provider's time over the frozen one's."""
+    """The case, the frozen layer's milliseconds, each provider's time over that, and GFLOP/s of ours."""
     times = result["seconds"]
     own = times.get("ours", times.get("ours IA3"))
     over = [f"{times[n] / times['frozen']:.2f}" if n in times else "" for n in ("PEFT", "PEFT compiled", "addmm")]
