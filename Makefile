@@ -8,10 +8,12 @@ BIN := .venv/bin
 CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all lint format bench bench-model bench-ops bench-fuse wheel clean
+.PHONY: help venv demo methods test test-all test-asan test-tsan check-compilers lint format bench bench-model bench-ops bench-fuse \
+	gpu-static wheel clean
 
 help:
-	@echo 'make demo | methods | test | test-all | lint | format | bench | bench-model | bench-ops | bench-fuse | wheel | venv | clean'
+	@echo 'make demo | methods | test | test-all | test-asan | test-tsan | check-compilers | lint | format'
+	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | wheel | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -43,6 +45,17 @@ test: venv
 test-all: venv
 	$(BIN)/python -m pytest -n 2
 
+# csrc/ under sanitizers, in build/asan and build/tsan; planted faults first, which must be found.
+test-asan: venv
+	$(BIN)/python -m tests.sanitizers.asan
+
+test-tsan: venv
+	$(BIN)/python -m tests.sanitizers.tsan
+
+# csrc/ without a warning by g++, clang++ and aarch64-linux-gnu-g++, those that are installed.
+check-compilers: venv
+	$(BIN)/python -m pytest tests/test_compilers.py
+
 lint: .venv/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +78,10 @@ bench-ops: venv
 
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse
+
+# What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
+gpu-static: venv
+	$(BIN)/python -W ignore -m bench.gpu_static
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

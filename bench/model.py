@@ -1,4 +1,4 @@
-"""python -m bench.model: one training step and one decoded token of SmolLM2-135M, ours beside PEFT and the frozen model.
+"""python -m bench.model: a training step and a decoded token of SmolLM2-135M, ours beside PEFT and the frozen model.
 
 The step: B=4, T=128, LoRA r=16 with dropout 0.05 on every linear layer, two threads, wall time, rounds interleaved,
 medians. The frozen model's step is forward and backward down to its embeddings. Writes model.json, .md and .png.
@@ -66,7 +66,7 @@ def training(made, seconds):
 
 
 def decoding(made, seconds):
-    """{name: seconds of one token after 32 others, adapter active}; SystemExit if a fresh adapter changes the logits."""
+    """{name: seconds of one token after 32 others, adapter active}; SystemExit if an adapter of B=0 changes logits."""
     from transformers import DynamicCache
 
     prompt = torch.arange(100, 132)[None]

@@ -38,3 +38,14 @@ def keep_lanes(counter, seed, threshold):
     low = l0.to(tl.int32) + l1.to(tl.int32) * 2 + l2.to(tl.int32) * 4 + l3.to(tl.int32) * 8
     high = l4.to(tl.int32) + l5.to(tl.int32) * 2 + l6.to(tl.int32) * 4 + l7.to(tl.int32) * 8
     return keep, low + high * 16
+
+
+@triton.jit
+def load_keep(mask_ptr, row, k, M, K, BM: tl.constexpr, BK: tl.constexpr):
+    """keep, int1 [BM, BK], of these rows and of the columns from k on, a multiple of 8; 0 outside."""
+    bytes_per_row = tl.cdiv(K, 8)
+    byte = k // 8 + tl.arange(0, BK // 8)
+    inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)
+    packed = tl.load(mask_ptr + row[:, None].to(tl.int64) * bytes_per_row + byte[None, :], mask=inside, other=0)
+    bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return bits.reshape(BM, BK) != 0

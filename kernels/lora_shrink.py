@@ -1,56 +1,101 @@
-"""s = drop(x) A^T and the packed mask: a program owns a block of rows and walks over K once; x is read once."""
+"""s = drop(x) A^T and the packed masks, in one launch that reads x once, for one projection or several stacked ones.
+
+A program owns a block of rows, of ranks and, where there are few rows, a part of K: a split sum is added by _reduce.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
+from . import _tiles
+from ._dot import dot, precision
+from ._gemm import load_2d
 from ._philox import keep_lanes
+from ._reduce import add_partials, last_of, tickets
+
+
+@triton.jit
+def _drop(x, seed, mask_ptr, row, k0, M, K, threshold, rank_block, BK: tl.constexpr):
+    """x where the stream of this seed keeps it; the first block of ranks stores the packed mask."""
+    bytes_per_row = tl.cdiv(K, 8)
+    byte = k0 // 8 + tl.arange(0, BK // 8)
+    index = row[:, None] * bytes_per_row + byte[None, :]
+    keep, packed = keep_lanes(index, seed, threshold)
+    # Bits past the last column are 0: the last byte keeps its first K - 8 * byte bits.
+    packed = packed & ((1 << tl.minimum(K - byte * 8, 8).to(tl.int32)) - 1)[None, :]
+    if rank_block == 0:
+        inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)
+        tl.store(mask_ptr + index, packed.to(tl.uint8), mask=inside)
+    return tl.where(keep, x, 0.0)
 
 
 @triton.jit
 def _lora_shrink(
-    x_ptr, a_ptr, seed_ptr, s_ptr, mask_ptr, M, K, r, x_m, x_k, a_r, a_k, threshold, scale,
-    DROPOUT: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
+    x_ptr, a_ptr, seed_ptr, s_ptr, mask_ptr, parts_ptr, ticket_ptr,
+    M, K, R, r, part_k, x_m, x_k, a_r, a_k, threshold, scale,
+    DROPOUT: tl.constexpr, GROUPS: tl.constexpr, IN_PARTS: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    rank = tl.program_id(1) * BR + tl.arange(0, BR)
-    bytes_per_row = tl.cdiv(K, 8)
-    if DROPOUT:
-        seed = tl.load(seed_ptr)
-    acc = tl.zeros((BM, BR), tl.float32)
-    for k0 in range(0, K, BK):
+    row_block, rank_block, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, rank = row_block.to(tl.int64) * BM + tl.arange(0, BM), rank_block * BR + tl.arange(0, BR)
+    first = part * part_k
+    end = tl.minimum(first + part_k, K)
+    # A tuple, since each group has its own accumulator and mask: group g owns rows g*r .. (g+1)*r of A.
+    accs = ()
+    for _ in tl.static_range(GROUPS):
+        accs = accs + (tl.zeros((BM, BR), tl.float32),)
+    for k0 in range(first, end, BK):
         k = k0 + tl.arange(0, BK)
-        inside = (row[:, None] < M) & (k[None, :] < K)
-        x = tl.load(x_ptr + row[:, None] * x_m + k[None, :].to(tl.int64) * x_k, mask=inside, other=0.0)
-        a_inside = (k[:, None] < K) & (rank[None, :] < r)
-        a = tl.load(a_ptr + k[:, None].to(tl.int64) * a_k + rank[None, :].to(tl.int64) * a_r, mask=a_inside, other=0.0)
+        x = load_2d(x_ptr, row, k, x_m, x_k, M, K)
+        sums = ()
+        for g in tl.static_range(GROUPS):
+            kept = x
+            if DROPOUT:
+                group_mask = mask_ptr + g * (tl.cast(M, tl.int64) * tl.cdiv(K, 8))
+                kept = _drop(x, tl.load(seed_ptr + g), group_mask, row, k0, M, K, threshold, rank_block, BK)
+            a = load_2d(a_ptr + g * tl.cast(r, tl.int64) * a_r, k, rank, a_k, a_r, K, r)
+            sums = sums + (dot(kept, a, accs[g], PRECISION),)
+        accs = sums
+    for g in tl.static_range(GROUPS):
+        s = accs[g]
         if DROPOUT:
-            byte = k0 // 8 + tl.arange(0, BK // 8)
-            index = row[:, None] * bytes_per_row + byte[None, :]
-            keep, packed = keep_lanes(index, seed, threshold)
-            x = tl.where(keep, x, 0.0)
-            # Bits past the last column are 0: the last byte keeps its first K - 8 * byte bits.
-            packed = packed & ((1 << tl.minimum(K - byte * 8, 8).to(tl.int32)) - 1)[None, :]
-            if tl.program_id(1) == 0:  # the programs of further ranks draw the same bits
-                mask_inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)
-                tl.store(mask_ptr + index, packed.to(tl.uint8), mask=mask_inside)
-        # In float32: an fp32 adapter over a half-precision x keeps its bits, and the interpreter's bf16 dot is wrong.
-        acc = tl.dot(x.to(tl.float32), a.to(tl.float32), acc, input_precision="ieee")
-    if DROPOUT:
-        acc = acc * scale
-    s_inside = (row[:, None] < M) & (rank[None, :] < r)
-    tl.store(s_ptr + row[:, None] * r + rank[None, :], acc.to(s_ptr.dtype.element_ty), mask=s_inside)
+            s *= scale
+        at = row[:, None] * R + g * r + rank[None, :]
+        inside = (row[:, None] < M) & (rank[None, :] < r)
+        if IN_PARTS:
+            tl.store(parts_ptr + part * (tl.cast(M, tl.int64) * R) + at, s, mask=inside)
+        else:
+            tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=inside)
+    if IN_PARTS:
+        if last_of(ticket_ptr + row_block * tl.num_programs(1) + rank_block, tl.num_programs(2)):
+            for g in tl.static_range(GROUPS):
+                at = row[:, None] * R + g * r + rank[None, :]
+                inside = (row[:, None] < M) & (rank[None, :] < r)
+                s = add_partials(parts_ptr + at, inside, tl.num_programs(2), tl.cast(M, tl.int64) * R, BM, BR)
+                tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=inside)
 
 
 def lora_shrink(x, lora_A, threshold, scale, seed):
-    """x [M, K], lora_A [r, K], any strides; seed int64 [1], or None for no dropout -> s [M, r], mask."""
-    (M, K), r = x.shape, lora_A.shape[0]
-    s = x.new_empty(M, r, dtype=torch.promote_types(x.dtype, lora_A.dtype))
-    mask = x.new_empty(M if seed is not None else 0, triton.cdiv(K, 8), dtype=torch.uint8)
-    BM, BK, BR = 32, 64, min(max(16, triton.next_power_of_2(r)), 128)
-    if M:
-        _lora_shrink[(triton.cdiv(M, BM), triton.cdiv(r, BR))](
-            x, lora_A, seed, s, mask, M, K, r, *x.stride(), *lora_A.stride(), threshold, scale,
-            DROPOUT=seed is not None, BM=BM, BK=BK, BR=BR,
+    """x [M, K], lora_A [R, K], any strides; seed int64 [G], or None for no dropout -> s [M, R], mask [G*M, K/8]."""
+    (M, K), R = x.shape, lora_A.shape[0]
+    groups = 1 if seed is None else seed.numel()
+    s = x.new_empty(M, R, dtype=torch.promote_types(x.dtype, lora_A.dtype))
+    mask = x.new_empty(groups * M if seed is not None else 0, triton.cdiv(K, 8), dtype=torch.uint8)
+    if M == 0 or K == 0:
+        return s.zero_(), mask
+    r = R // groups
+
+    def launch(config):
+        BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, K), (config.BR, r)))
+        row_blocks, rank_blocks = triton.cdiv(M, BM), triton.cdiv(r, BR)
+        part_k, count = _tiles.split(K, BK, row_blocks * rank_blocks, x.device)
+        parts = torch.empty(count if count > 1 else 0, M, R, dtype=torch.float32, device=x.device)
+        _lora_shrink[(row_blocks, rank_blocks, count)](
+            x, lora_A, seed, s, mask, parts, tickets(row_blocks * rank_blocks, x.device),
+            M, K, R, r, part_k, *x.stride(), *lora_A.stride(), threshold, scale,
+            DROPOUT=seed is not None, GROUPS=groups, IN_PARTS=count > 1, BM=BM, BK=BK, BR=BR,
+            PRECISION=precision(x.device, x.dtype, lora_A.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
+
+    _tiles.launch("lora_shrink", launch, (x, lora_A), (M, K, R, groups))
     return s, mask

@@ -6,15 +6,17 @@ no import order, no rebinding of names.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from . import _native
+from . import _native, _tuning
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
+TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
 LIBRARY = torch.library.Library("pypeft_fast", "DEF")
 OPS: dict[str, "Op"] = {}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -88,6 +90,7 @@ class Op:
         self._check: Callable[..., None]
         self._fake: Callable
         self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
+        self._depends: Callable[..., tuple] | None = None
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         self._op = getattr(torch.ops.pypeft_fast, self.name).default
@@ -157,6 +160,11 @@ class Op:
 
         return bind
 
+    def timed(self, depends):
+        """Where several kernels can run on a GPU, the fastest runs. depends(*args): what the choice depends on."""
+        self._depends = depends
+        return depends
+
     def native_cpu(self, rejects=lambda *_: None, checks=False):
         """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema.
 
@@ -172,12 +180,19 @@ class Op:
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""
-        for kernel in self.kernels:
-            if _forced in (None, kernel.name) and kernel.why_not(args) is None:
-                return kernel
+        able = (k for k in self.kernels if _forced in (None, k.name) and k.why_not(args) is None)
+        if self._depends is not None and _forced is None and args[0].device.type in TIMED:
+            return self._fastest([k for k in able if k.name != "reference"], args)
+        for kernel in able:
+            return kernel
         reasons = [k.why_not(args) for k in self.kernels if k.name == _forced] or ["the op has no such kernel"]
         have = ", ".join(k.name for k in self.kernels)
         raise RuntimeError(f"{self.name}: kernel {_forced!r} cannot run: {reasons[0]}. This op has: {have}")
+
+    def _fastest(self, able, args):
+        runs = {k.name: functools.partial(k.function, *args) for k in able}
+        name = _tuning.fastest((self.name, "kernel", *self._depends(*args)), runs, args[0].device)
+        return next(k for k in able if k.name == name)
 
     def _run(self, *args):
         self._check(*args)

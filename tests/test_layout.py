@@ -15,7 +15,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pypeft_fast"
 # From the bottom up. A module imports its own layer and those below; "" is the package itself, `import pypeft_fast`.
-LAYERS = [("_C", "_native", "_op", "kernels"), ("ops",), ("autograd",), ("nn",), ("model",), ("",), ("cli", "__main__")]
+LAYERS = [
+    ("_C", "_native", "_op", "_tuning", "kernels"),
+    ("ops",),
+    ("autograd",),
+    ("nn",),
+    ("model",),
+    ("",),
+    ("cli", "__main__"),
+]
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
 CODE = ("kernels", PACKAGE, "csrc", "bench", "examples", "tests")
 MOST_LINES = 400

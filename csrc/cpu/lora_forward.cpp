@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
   fits(is_adapter(lora_A, x) && is_adapter(lora_B, x) && is_probability(p));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
   fits(seed.has_value() == (p > 0));
-  if (seed) fits(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->numel() == 1);
+  if (seed) fits(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->dim() == 1 && seed->size(0) == 1);
 
   const Tensor rows = as_rows(x);
   auto [s, mask] = lora_shrink(rows, lora_A, p, seed);

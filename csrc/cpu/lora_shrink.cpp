@@ -1,7 +1,7 @@
 // s = drop(x) A^T and the packed mask of the dropout, one pass over x.
 //
-//   x [M, K], lora_A [r, K], seed int64 [1] -> s [M, r] in the wider dtype, mask uint8 [M, ceil(K/8)] ([0, ..] if p =
-//   0)
+//   x [M, K], lora_A [r, K], seed int64 [G] -> s [M, r] in the wider dtype, mask uint8 [G M, ceil(K/8)] ([0, ..] if p
+//   = 0)
 //
 // Rows are taken sixteen at a time: their mask is drawn, a tile of them is staged as float with the dropped elements 0,
 // and multiplied with A^T, which was packed as float once. The factor 65536 / (65536 - T) is applied to the sums.
@@ -18,7 +18,8 @@ struct ShrinkArgs {
   int64_t ldx, M, K, r;
   const float* At;  // [K, ld], A transposed
   int64_t ld;
-  void* s;        // [M, r]
+  void* s;  // [M, r] of this group, rows lds apart
+  int64_t lds;
   uint8_t* mask;  // [M, mask_row], or null
   int64_t mask_row;
   int64_t seed;
@@ -39,25 +40,31 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const int64_t M = x.size(0), K = x.size(1), r = lora_A.size(0), bytes = ceil_div(K, 8);
   const bool widens = lora_A.scalar_type() == ScalarType::Float;
   Tensor s = new_empty(x, {M, r}, widens ? ScalarType::Float : x.scalar_type());
-  Tensor mask = new_empty(x, {p > 0 ? M : 0, bytes}, ScalarType::Byte);
-  const Packed At = pack(lora_A, 1.0f, true);
+  const int64_t groups = p > 0 ? seed.value().numel() : 1;
+  Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
   ShrinkArgs args{};
   args.x = x.const_data_ptr(), args.ldx = x.stride(0), args.x_dtype = dtype_of(x);
-  args.M = M, args.K = K, args.r = r;
-  args.At = At.data.get(), args.ld = At.ld;
-  args.s = s.mutable_data_ptr(), args.s_dtype = dtype_of(s);
-  args.mask_row = bytes, args.scale = static_cast<float>(dropout_scale(p));
-  if (p > 0) {
-    args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
-    args.seed = *static_cast<const int64_t*>(seed.value().const_data_ptr());
-    args.threshold = dropout_threshold(p);
-  }
+  args.M = M, args.K = K, args.r = r / groups;
+  args.s_dtype = dtype_of(s), args.lds = r;
+  args.mask_row = bytes, args.scale = static_cast<float>(dropout_scale(p)), args.threshold = dropout_threshold(p);
   const auto run = PYPEFT_SELECT(shrink_rows);
   const int64_t grain = 1 + 32768 / (SHRINK_ROWS * (K + 1));
-  torch::stable::parallel_for(0, ceil_div(M, SHRINK_ROWS), grain, [&](int64_t begin, int64_t end) {
-    const Floats sums(SHRINK_ROWS * args.ld);
-    run(args, sums.get(), begin, end);
-  });
+  for (int64_t group = 0; group < groups; ++group) {  // its rows of lora_A, its columns of s, a mask of its own
+    Tensor A = lora_A;
+    if (groups > 1) A = torch::stable::narrow(A, 0, group * args.r, args.r);
+    const Packed At = pack(A, 1.0f, true);
+    args.At = At.data.get(), args.ld = At.ld;
+    args.s = static_cast<char*>(s.mutable_data_ptr()) + group * args.r * (args.s_dtype == Dtype::f32 ? 4 : 2);
+    if (p > 0) {
+      args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr()) + group * M * bytes;
+      const Tensor& of_groups = seed.value();
+      args.seed = static_cast<const int64_t*>(of_groups.const_data_ptr())[group * of_groups.stride(0)];
+    }
+    torch::stable::parallel_for(0, ceil_div(M, SHRINK_ROWS), grain, [&](int64_t begin, int64_t end) {
+      const Floats sums(SHRINK_ROWS * args.ld);
+      run(args, sums.get(), begin, end);
+    });
+  }
   return {s, mask};
 }
 

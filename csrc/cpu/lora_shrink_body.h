@@ -27,7 +27,7 @@ inline void shrink_rows_of(const ShrinkArgs& a, float* sums, int64_t begin, int6
       stage(tile, SHRINK_LD, (const T*)a.x + m * a.ldx + k, a.ldx, mask, a.mask_row, rows, columns);
       multiply({tile, SHRINK_LD, 1}, a.At + k * a.ld, a.ld, rows, a.r, columns, sums, a.ld, k > 0);
     } while ((k += SHRINK_COLUMNS) < a.K);
-    for (int64_t i = 0; i < rows; ++i) narrow_row((S*)a.s + (m + i) * a.r, sums + i * a.ld, a.scale, a.r);
+    for (int64_t i = 0; i < rows; ++i) narrow_row((S*)a.s + (m + i) * a.lds, sums + i * a.ld, a.scale, a.r);
   }
 }
 

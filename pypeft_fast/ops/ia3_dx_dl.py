@@ -10,7 +10,7 @@ in float32. A gradient that is not needed comes back empty, [0, K] and [0]; with
 import torch
 
 from .._op import Op
-from . import _check
+from . import _check, _triton
 from ._scale import scaled
 
 ia3_dx_dl = Op(
@@ -71,6 +71,13 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     if need_dX:
         dX = factor.mul_(ia3_l) if feedforward else scaled(dY, ia3_l) @ weight
     return dX, dl
+
+
+@ia3_dx_dl.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
+    from ..kernels.ia3_dx_dl import ia3_dx_dl
+
+    return ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl)
 
 
 ia3_dx_dl.native_cpu(_check.no_float64)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .._op import Op
-from . import _check
+from . import _check, _triton
 from ._scale import scaled
 
 ia3_linear = Op(
@@ -58,6 +58,13 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
         return F.linear(scaled(x, ia3_l), weight, bias), no_z
     z = F.linear(x, weight, bias)
     return (scaled(z, ia3_l), z) if need_z else (z.mul_(ia3_l), no_z)
+
+
+@ia3_linear.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x, weight, bias, ia3_l, feedforward, need_z):
+    from ..kernels.ia3_linear import ia3_linear
+
+    return ia3_linear(x, weight, bias, ia3_l, feedforward, need_z)
 
 
 ia3_linear.native_cpu(_check.no_float64)

@@ -7,7 +7,7 @@ is 0) -> dA [r, K] in `dtype`, which is lora_A's. From s = drop(x) A^T; drop(x) 
 import torch
 
 from .._op import Op
-from . import _check, philox
+from . import _check, _triton, philox
 
 lora_da = Op("lora_da(Tensor dS, Tensor x, Tensor mask, float p, ScalarType dtype) -> Tensor")
 
@@ -43,3 +43,10 @@ def _(dS, x, mask, p, dtype):
 
 
 lora_da.native_cpu(_check.no_float64)
+
+
+@lora_da.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(dS, x, mask, p, dtype):
+    from ..kernels.lora_da import lora_da
+
+    return lora_da(dS, x, mask, philox.scale(p) if p > 0 else None, dtype)

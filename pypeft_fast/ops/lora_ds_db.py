@@ -7,7 +7,7 @@ A gradient that is not needed comes back as an empty [0, r].
 import torch
 
 from .._op import Op
-from . import _check
+from . import _check, _triton
 
 lora_ds_db = Op(
     "lora_ds_db(Tensor dY, Tensor lora_B, Tensor s, float scaling, bool need_dS, bool need_dB)"
@@ -52,3 +52,10 @@ def _(dY, lora_B, s, scaling, need_dS, need_dB):
 
 
 lora_ds_db.native_cpu(_check.no_float64)
+
+
+@lora_ds_db.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(dY, lora_B, s, scaling, need_dS, need_dB):
+    from ..kernels.lora_ds_db import lora_ds_db
+
+    return lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB)

@@ -6,8 +6,9 @@ lora_shrink -> dX [M, K] in dY's dtype. Without dropout (p = 0) the mask is igno
 
 import torch
 
+from .. import _tuning
 from .._op import Op
-from . import _check, philox
+from . import _check, _triton, philox
 
 lora_dx = Op("lora_dx(Tensor dY, Tensor weight, Tensor dS, Tensor lora_A, Tensor mask, float p) -> Tensor")
 
@@ -50,3 +51,15 @@ def _(dY, weight, dS, lora_A, mask, p):
 
 
 lora_dx.native_cpu(_check.no_float64)
+
+
+@lora_dx.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(dY, weight, dS, lora_A, mask, p):
+    from ..kernels.lora_dx import lora_dx
+
+    return lora_dx(dY, weight, dS, lora_A, mask, philox.scale(p) if p > 0 else None)
+
+
+@lora_dx.timed
+def _(dY, weight, dS, lora_A, mask, p):
+    return _tuning.bucket(dY.shape[0]), *lora_A.shape, dY.shape[1], dY.dtype, lora_A.dtype, weight.stride(1) == 1, p > 0

@@ -20,6 +20,8 @@ lora_forward = Op(
 def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     rows = _check.rows("lora_forward", "x", x)
     lora_shrink.check_arguments(rows, lora_A, p, seed)
+    if seed is not None and seed.numel() != 1:
+        raise ValueError(f"lora_forward: seed has {seed.numel()} elements; it takes one projection, so give one")
     s, _ = lora_shrink.fake_outputs(rows, lora_A, 0.0, None)
     lora_linear.check_arguments(rows, weight, bias, s, lora_B, scaling)
 

@@ -7,8 +7,9 @@ dtype. Source of LoRA: Hu et al., arXiv:2106.09685.
 import torch
 import torch.nn.functional as F
 
+from .. import _tuning
 from .._op import Op
-from . import _check
+from . import _check, _triton
 
 lora_linear = Op("lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor s, Tensor lora_B, float scaling) -> Tensor")
 
@@ -52,3 +53,23 @@ def _(x, weight, bias, s, lora_B, scaling):
 
 
 lora_linear.native_cpu(_check.no_float64)
+
+
+@lora_linear.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x, weight, bias, s, lora_B, scaling):
+    from ..kernels.lora_linear import lora_linear
+
+    return lora_linear(x, weight, bias, s, lora_B, scaling)
+
+
+@lora_linear.timed
+def _(x, weight, bias, s, lora_B, scaling):
+    return (
+        _tuning.bucket(x.shape[0]),
+        *lora_B.shape,
+        x.shape[1],
+        x.dtype,
+        lora_B.dtype,
+        weight.stride(1) == 1,
+        bias is None,
+    )

@@ -2,6 +2,9 @@
 
 x [M, K], lora_A [r, K] -> s [M, r] in the wider dtype of the two, mask uint8 [M, ceil(K/8)] (philox.py gives its
 bits), or [0, ceil(K/8)] if p is 0. Source of LoRA: Hu et al., arXiv:2106.09685.
+
+Several projections of one x are stacked: with a seed [G], G a divisor of r, group g owns rows g*r/G .. (g+1)*r/G of
+lora_A and those columns of s, draws its mask from seed[g], and has it in rows g*M .. (g+1)*M of mask [G*M, ceil(K/8)].
 """
 
 import torch
@@ -23,36 +26,48 @@ def _(x, lora_A, p, seed):
     _check.dropout_p(op, p)
     if (seed is None) != (p == 0):
         raise ValueError(f"{op}: seed={seed} with p={p}: give a seed if and only if p > 0")
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
-        raise TypeError(f"{op}: seed must be an int64 tensor of one element, got {seed.dtype} {tuple(seed.shape)}")
+    if seed is not None and (seed.dtype != torch.int64 or seed.dim() != 1):
+        raise TypeError(f"{op}: seed must be an int64 tensor [G], got {seed.dtype} {tuple(seed.shape)}")
+    if seed is not None and (seed.numel() == 0 or lora_A.shape[0] % seed.numel() != 0):
+        raise ValueError(
+            f"{op}: seed has {seed.numel()} elements, one a group, and the {lora_A.shape[0]} rows of lora_A do not "
+            "fall into so many groups of one size"
+        )
     _check.same_device(op, "x", x, lora_A=lora_A, seed=seed)
 
 
-def _mask(x, p, seed):
-    if p == 0:
-        return x.new_empty(0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
-    return philox.packed_mask(*x.shape, p, seed)
+def _groups(seed):
+    return 1 if seed is None else seed.shape[0]
 
 
 @lora_shrink.fake
 def _(x, lora_A, p, seed):
     s = x.new_empty(x.shape[0], lora_A.shape[0], dtype=torch.promote_types(x.dtype, lora_A.dtype))
-    return s, x.new_empty(x.shape[0] if p > 0 else 0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
+    return s, x.new_empty(x.shape[0] * _groups(seed) if p > 0 else 0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
+
+
+def _shrunk(x, lora_A, p, seed, wide):
+    """s in `wide` and the mask, group by group."""
+    out = torch.promote_types(x.dtype, lora_A.dtype)
+    x = x.to(wide)
+    if p == 0:
+        return (x @ lora_A.to(wide).t()).to(out), x.new_empty(0, (x.shape[1] + 7) // 8, dtype=torch.uint8)
+    masks = [philox.packed_mask(*x.shape, p, one) for one in seed.split(1)]
+    parts = [
+        philox.dropped(x, mask, p) @ A.to(wide).t() for mask, A in zip(masks, lora_A.chunk(_groups(seed)), strict=True)
+    ]
+    return torch.cat(parts, dim=1).to(out), torch.cat(masks)
 
 
 @lora_shrink.reference
 def reference(x, lora_A, p, seed):
     out = torch.promote_types(x.dtype, lora_A.dtype)
-    wide = torch.promote_types(out, torch.float32)
-    mask = _mask(x, p, seed)
-    return (philox.dropped(x.to(wide), mask, p) @ lora_A.to(wide).t()).to(out), mask
+    return _shrunk(x, lora_A, p, seed, torch.promote_types(out, torch.float32))
 
 
 @lora_shrink.kernel("blas")
 def _(x, lora_A, p, seed):
-    out = torch.promote_types(x.dtype, lora_A.dtype)
-    mask = _mask(x, p, seed)
-    return philox.dropped(x.to(out), mask, p) @ lora_A.t().to(out), mask
+    return _shrunk(x, lora_A, p, seed, torch.promote_types(x.dtype, lora_A.dtype))
 
 
 lora_shrink.native_cpu(_check.no_float64)

@@ -19,7 +19,9 @@ def test_wrapping_twice_is_refused():
             pf.get_peft_model(wrapped, config)
     with pytest.raises(TypeError, match="peft_config is a dict"):
         pf.get_peft_model(build("llama"), {})
-    with pytest.raises(TypeError, match=r"peft_config is a peft\.\S*\.LoraConfig, expected one of pypeft_fast's LoraConfig, IA3Config"):
+    with pytest.raises(
+        TypeError, match=r"peft_config is a peft\.\S*\.LoraConfig, expected one of pypeft_fast's LoraConfig, IA3Config"
+    ):
         pf.get_peft_model(build("llama"), peft.LoraConfig())
     for wrap in (
         lambda model: pf.get_peft_model(model, config),

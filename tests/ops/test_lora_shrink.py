@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from pypeft_fast import using
+from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
 from pypeft_fast.ops.lora_shrink import lora_shrink
+from tests.ops.checks import available
 from tests.ops.rejections import assert_rejects
 
 
@@ -38,3 +41,15 @@ def test_mask_and_sum_of_a_known_seed():
 def test_no_dropout_costs_no_mask():
     _, mask = lora_shrink(torch.ones(4, 9), torch.ones(2, 9), 0.0, None)
     assert mask.shape == (0, 2) and mask.numel() == 0
+
+
+@pytest.mark.parametrize("kernel", available(OPS["lora_shrink"]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stacked_groups_are_the_groups_side_by_side(kernel, dtype, poisoned):
+    x, A, seeds = torch.randn(37, 83).to(dtype), torch.randn(15, 83).to(dtype), torch.tensor([5, 7, 11])
+    with using(kernel):
+        s, mask = lora_shrink(x, A, 0.3, seeds)
+        alone = [lora_shrink(x, part, 0.3, seed) for part, seed in zip(A.chunk(3), seeds.split(1), strict=True)]
+    torch.testing.assert_close(s, torch.cat([one for one, _ in alone], dim=1))
+    assert torch.equal(mask, torch.cat([one for _, one in alone]))
+    assert torch.equal(mask[37:74], philox.packed_mask(37, 83, 0.3, seeds[1:2]))

@@ -4,43 +4,40 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
-
+ROOT = Path(__file__).resolve().parents[2]
 # In a process of its own: under TRITON_INTERPRET a kernel is not the object that the compiler takes.
 COMPILE = """
-import json, re, sys, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pypeft_fast.kernels.lora_shrink import _lora_shrink
-x, adapter, backend, arch, dropout = json.loads(sys.argv[1])
-types = dict.fromkeys(["M", "K", "r", "x_m", "x_k", "a_r", "a_k", "threshold"], "i32")
-types |= dict(x_ptr=x, a_ptr=adapter, s_ptr=adapter, seed_ptr="*i64", mask_ptr="*u8", scale="fp32")
-constants = dict(DROPOUT=dropout, BM=32, BK=64, BR=16)
-types = {name: types.get(name, "constexpr") for name in _lora_shrink.arg_names}
-if not dropout:
-    types["seed_ptr"], constants["seed_ptr"] = "constexpr", None
-target = GPUTarget(backend, arch, 32 if backend == "cuda" else 64)
-compiled = triton.compile(ASTSource(fn=_lora_shrink, signature=types, constexprs=constants), target=target)
-text = compiled.asm["ptx" if backend == "cuda" else "amdgcn"]
-print(json.dumps(dict(
-    shared=compiled.metadata.shared,
-    local=len(re.findall(r"(ld|st)\\.local", text)),
-    wide_multiplies=len(re.findall(r"mul\\.(wide|hi)\\.u32|v_mul_hi_u32", text)),
-)))
+import dataclasses, json, sys
+from bench.gpu_static_triton import rows
+made = list(rows((sys.argv[1],), names=json.loads(sys.argv[2]), mixed=False))
+print(json.dumps([[row.kernel, row.faults(), row.tensor_core] for row in made]))
 """
+NAMES = ["lora_shrink, dropout", "lora_linear", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout",
+         "ia3_linear", "ia3_dx_dl, feedforward"]  # fmt: skip
+PLANNED = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "MFMA"}
 
 
-@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "plain"])
-@pytest.mark.parametrize("backend,arch", [("cuda", 80), ("cuda", 100), ("hip", "gfx942")])
-def test_lora_shrink(backend, arch, dropout):
-    arguments = json.dumps(["*bf16", "*bf16", backend, arch, dropout])
+def report(target, names):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", COMPILE, arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, target, json.dumps(names)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
-    assert report["local"] == 0 and report["shared"] <= 48 << 10
-    assert (report["wide_multiplies"] >= 7) == dropout  # seven rounds of 32x32-bit products
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("target,names", [("sm_80", NAMES[:1]), ("sm_90", NAMES[1:2]), ("gfx942", NAMES[2:3])])
+def test_a_sample_spills_nothing_and_uses_tensor_cores(target, names):
+    ((_, faults, instructions),) = report(target, names)
+    assert faults == [] and instructions[PLANNED[target]] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", PLANNED)
+def test_every_kernel_spills_nothing_and_uses_tensor_cores(target):
+    made = report(target, NAMES)
+    assert [name for name, _, _ in made] == NAMES and all(faults == [] for _, faults, _ in made)

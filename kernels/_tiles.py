@@ -1,0 +1,199 @@
+"""Which tiles a launch uses: a default per architecture, and what was measured to be faster on the user's own GPU.
+
+An architecture is a compute capability (or an AMD target), never a GPU's name. The candidates of an op are those
+whose shared memory and accumulator fit; `_tuning` times them once per shape bucket and keeps the winner on disk.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .. import _tuning
+
+KIB = 1024
+# Shared memory that one block may have, and 32-bit registers of a multiprocessor.
+SHARED = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB, "gfx942": 64 * KIB}
+REGISTERS = 65536
+
+
+@dataclass(frozen=True)
+class Config:
+    """BM rows, BO columns of the output, BI of the inner axis, BR ranks; what an op does not have it ignores."""
+
+    BM: int
+    BO: int
+    BI: int = 64
+    BR: int = 64
+    warps: int = 4
+    stages: int = 3
+    group: int = 8
+    tma: bool = False
+    specialize: bool = False
+
+    def __str__(self):
+        flags = "-tma" * self.tma + "-ws" * self.specialize
+        return f"{self.BM}x{self.BO}x{self.BI}-w{self.warps}-s{self.stages}{flags}"
+
+
+# What the interpreter runs: small, so that small tensors have several tiles.
+_INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
+GEMMS = ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")
+
+
+def architecture(device):
+    """80, 86, .. 120, "gfx942", or "interpreter"."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def known(arch):
+    """The newest listed architecture that this one can do as much as."""
+    if arch in SHARED:
+        return arch
+    if not isinstance(arch, int):
+        return "gfx942"
+    return max((a for a in SHARED if isinstance(a, int) and a <= arch), default=80)
+
+
+@functools.cache
+def default(op, arch, bits):
+    """The configuration before anything is measured; bits of an element of the widest operand."""
+    if arch == "interpreter":
+        return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
+    arch, wide = known(arch), bits == 32
+    stages = 2 if arch == "gfx942" else 3
+    if op == "lora_ds_db":  # wide, since the parts of dS that go through memory are as many as the blocks of columns
+        return Config(16 if wide else 32, 128 if wide else 256, BR=32, warps=8, stages=2)
+    if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
+        if wide:
+            return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
+        return Config(64 if arch == 90 else 32, 64, BR=64, warps=4, stages=stages)
+    if wide:
+        return Config(64, 64, 32, 16, warps=8, stages=stages)
+    if arch in (90, 100):
+        return Config(128, 128, 64, 16, warps=8, stages=4, tma=True)
+    if arch in (80, "gfx942"):
+        return Config(128, 128, 32, 16, warps=8, stages=4 if arch == 80 else 2)
+    return Config(128, 64, 32, 16, warps=8, stages=3)
+
+
+def fits(op, config, arch, bits):
+    """Whether the tiles in flight fit into shared memory and the accumulator into the registers of its warps."""
+    lanes = 64 if arch == "gfx942" else 32
+    if op in GEMMS:
+        tiles = config.stages * (config.BM + config.BO) * config.BI
+        accumulator = config.BM * config.BO
+    else:
+        tiles = config.stages * config.BM * (config.BO + config.BR)
+        accumulator = max(config.BM, config.BO) * config.BR
+    # tcgen05 accumulates in tensor memory; elsewhere half of a thread's 255 registers are left for the rest.
+    enough = arch == 100 or accumulator <= 128 * lanes * config.warps
+    return tiles * bits // 8 <= SHARED[known(arch)] and enough
+
+
+@functools.cache
+def candidates(op, arch, bits):
+    """The configurations worth timing, the default first."""
+    base = default(op, arch, bits)
+    if arch == "interpreter":
+        return (base,)
+    tma = arch in (90, 100)
+    if op in GEMMS:
+        inner = 32 if bits == 32 else 64
+        space = [
+            Config(BM, BO, BI, base.BR, warps, stages, tma=tma, specialize=specialize)
+            for BM, BO, warps in ((16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 4), (128, 128, 8), (128, 256, 8))
+            for BI, stages in ((inner, 3), (inner // 2, 4))
+            for specialize in ((False, True) if arch == 100 and BM >= 64 else (False,))
+        ]
+    else:
+        space = [
+            Config(BM, BO, base.BI, base.BR, warps, base.stages)
+            for BM, BO in ((16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64))
+            for warps in (4, 8)
+        ]
+    return (base, *(c for c in space if c != base and fits(op, c, arch, bits)))
+
+
+def launch(op, run, operands, sizes):
+    """Runs `run(config)` with the configuration for these operands and sizes, timing the candidates if that is due."""
+    first = operands[0]
+    arch, bits = architecture(first.device), 8 * max(t.element_size() for t in operands)
+    if arch == "interpreter":
+        run(default(op, arch, bits))
+        return
+    key = (op, "tiles", arch, *(str(t.dtype) for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
+    options = {str(c): c for c in candidates(op, arch, bits)}
+    chosen = _tuning.fastest(key, {name: functools.partial(run, c) for name, c in options.items()}, first.device)
+    run(options[chosen])
+
+
+def shrunk(tile, size):
+    """A tile no longer than the axis needs: a power of two, at least 16 for the tensor cores."""
+    return min(tile, max(16, triton.next_power_of_2(size)))
+
+
+@functools.cache
+def processors(device):
+    """Multiprocessors of a GPU. 3 in the interpreter, so that a program has several tiles."""
+    return 3 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def split(rows, BM, others, device):
+    """(rows of a stripe, stripes): as many stripes as give every multiprocessor two programs, each whole tiles."""
+    tiles = triton.cdiv(rows, BM)
+    stripes = min(tiles, max(1, 2 * processors(device) // others))
+    stripe_tiles = triton.cdiv(tiles, stripes)
+    return stripe_tiles * BM, triton.cdiv(tiles, stripe_tiles)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A launch of out [M, O] = x [M, I] @ w [I, O]: its operands, as tensor descriptors or as they are."""
+
+    x: object
+    w: object
+    out: object
+    BM: int
+    BO: int
+    BI: int
+    BR: int
+    group: int
+    tma: bool
+    w_by_rows: bool
+    specialize: bool
+    programs: int
+
+    @classmethod
+    def fit(cls, config, x, w, out, rank=0):
+        (M, I), O = x.shape, w.shape[1]
+        BM, BO, BI = shrunk(config.BM, M), shrunk(config.BO, O), shrunk(config.BI, I)
+        w_by_rows = w.stride(1) == 1
+        by_rows = w if w_by_rows else w.t()
+        tma = config.tma and all(map(_describable, (x, by_rows, out)))
+        if tma:
+            out = TensorDescriptor.from_tensor(out, [BM, BO])
+            x = TensorDescriptor.from_tensor(x, [BM, BI])
+            w = TensorDescriptor.from_tensor(by_rows, [BI, BO] if w_by_rows else [BO, BI])
+        tiles = triton.cdiv(M, BM) * triton.cdiv(O, BO)
+        return cls(
+            x, w, out, BM, BO, BI, shrunk(config.BR, rank), config.group, tma, w_by_rows,
+            tma and config.specialize, min(max(tiles, 1), processors(out.base.device if tma else out.device)),
+        )  # fmt: skip
+
+    def like_out(self, matrix):
+        """Another matrix of the output's shape, given as the output is."""
+        return TensorDescriptor.from_tensor(matrix, [self.BM, self.BO]) if self.tma else matrix
+
+
+def _describable(matrix):
+    """Whether TMA can read it: rows of whole 16 bytes from a 16-byte address, none empty."""
+    step = matrix.stride(0) * matrix.element_size()
+    return matrix.numel() > 0 and matrix.stride(1) == 1 and step > 0 and (step | matrix.data_ptr()) % 16 == 0

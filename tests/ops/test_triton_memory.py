@@ -1,0 +1,135 @@
+"""What Triton kernels touch: elements of their arguments and nothing else, past 2**31 too, on every path."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from pypeft_fast.ops import _triton
+from tests.ops.checks import Case, assert_agrees, sample
+
+if _triton.why_no_triton() is not None or torch.cuda.is_available():
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+
+from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
+
+NAMES = [name for name, op in OPS.items() if "triton" in {k.name for k in op.kernels}]
+LORA = [name for name in NAMES if name.startswith("lora")]
+CASES = [
+    Case(67, 83, 45, 5, 0.3),
+    Case(33, 50, 37, 9, 0.3, torch.bfloat16, layout="strided"),
+    Case(70, 40, 24, 33, 0.0, torch.bfloat16, torch.float32),
+]
+SIZES = (1, 3, 17, 63, 65, 129)
+GRID = [
+    Case(M, K, N, r, p, dtype)
+    for at, M in enumerate((0, *SIZES))
+    for K, N in zip(SIZES, SIZES[at % 5 :] + SIZES[: at % 5], strict=True)
+    for r, p, dtype in ((1, 0.3, torch.float32), (8, 0.0, torch.float16), (16, 0.3, torch.bfloat16))
+] + [Case(65, 63, 17, r, 0.3) for r in (1, 2, 7, 8, 16, 33, 64)]
+
+
+def run(name, args):
+    with pf.using("triton"), _trace.traced() as launches:
+        OPS[name](*args)
+    return launches
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_touches_nothing_but_its_arguments_in_one_launch(name, case):
+    (launch,) = run(name, sample(name, case))
+    assert launch.outside == [] and launch.loaded.total() > 0 and launch.stored.total() > 0
+
+
+@triton.jit
+def _strays(x_ptr, y_ptr, N, LOAD: tl.constexpr):
+    at = tl.arange(0, 16)
+    x = tl.load(x_ptr + at, mask=(at < N) | LOAD, other=0.0)
+    tl.store(y_ptr + at, x, mask=(at < N) | (not LOAD))
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_a_kernel_that_strays_is_seen(load):
+    arena = torch.zeros(64)
+    with _trace.traced() as launches:
+        _strays[(1,)](arena[:13], arena[32:45], 13, LOAD=load)
+    assert launches[0].outside == [f"{'loaded' if load else 'stored'} 3 elements outside every argument"]
+
+
+# Of each op: the operand with rows more than 2**30 elements apart, three of them.
+FAR = {"lora_shrink": 0, "lora_linear": 0, "lora_ds_db": 0, "lora_dx": 0, "lora_da": 1, "ia3_linear": 0, "ia3_dx_dl": 0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_offsets_past_31_bits(name, tmp_path, monkeypatch):
+    args = list(sample(name, Case(3, 40, 24, 4, 0.3)))
+    near = args[FAR[name]]
+    rows = 2**30 + 8  # row 2 begins past 2**31; a sparse file gives the address space, not the memory
+    size = (2 * rows + near.shape[1]) * 4
+    storage = torch.UntypedStorage.from_file(str(tmp_path / "sparse"), shared=True, nbytes=size)
+    far = torch.empty(0).set_(storage, 0, near.shape, (rows, 1))
+    far.copy_(near)
+    # The interpreter copies whole storages back to their device, which on a CPU is where they are.
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+    with pf.using("triton"):
+        expected = OPS[name](*args)
+        args[FAR[name]] = far
+        torch.testing.assert_close(OPS[name](*args), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in _tiles.GEMMS])
+def test_tensor_descriptors(name, transposed, monkeypatch):
+    config = dataclasses.replace(_tiles.default(name, "interpreter", 32), tma=True)
+    monkeypatch.setattr(_tiles, "default", lambda *_: config)
+    described = []
+    describe = _tiles.TensorDescriptor.from_tensor
+    monkeypatch.setattr(
+        _tiles.TensorDescriptor, "from_tensor", staticmethod(lambda t, b: described.append(t) or describe(t, b))
+    )
+    case = Case(70, 84, 44, 5, 0.3)
+    args = list(sample(name, case))
+    args[1] = args[1].t().contiguous().t() if transposed else args[1]
+    with pf.using("triton"):
+        outputs = OPS[name](*args)
+    with pf.using("reference"):
+        torch.testing.assert_close(outputs, OPS[name](*args), rtol=1e-4, atol=1e-4)
+    assert len(described) >= 3
+    args[0] = torch.nn.functional.pad(args[0], (1, 0))[:, 1:]  # rows that TMA cannot describe: pointers, same result
+    described.clear()
+    with pf.using("triton"):
+        torch.testing.assert_close(OPS[name](*args), outputs, rtol=1e-5, atol=1e-5)
+    assert described == []
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("name", NAMES)
+def test_stride_0_and_empty_axes(name, p):
+    for M, K, N in ((5, 0, 9), (5, 9, 0), (0, 9, 5)):
+        args = sample(name, Case(M, K, N, 3, p))
+        with pf.using("triton"):
+            outputs = OPS[name](*args)
+        with pf.using("reference"):
+            torch.testing.assert_close(outputs, OPS[name](*args))
+    args = list(sample(name, Case(21, 40, 24, 3, p)))
+    args[FAR[name]] = args[FAR[name]][:1].expand(21, -1)
+    with pf.using("triton"):
+        outputs = OPS[name](*args)
+    with pf.using("reference"):
+        torch.testing.assert_close(outputs, OPS[name](*args), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GRID, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_grid_of_odd_sizes(name, case, poisoned):
+    assert_agrees(name, "triton", case)
+    for launch in run(name, sample(name, case)):
+        assert launch.outside == []
