@@ -10,11 +10,11 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-emulator test-asan test-tsan check-compilers lint format bench \
-	bench-fuse gpu-static wheel wheel-cuda clean
+	bench-model bench-ops bench-fuse gpu-static wheel wheel-cuda clean
 
 help:
 	@echo 'make demo | methods | test | test-all | test-emulator | test-asan | test-tsan | check-compilers | lint | format'
-	@echo '     bench | bench-fuse | gpu-static | wheel | wheel-cuda | venv | clean'
+	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | wheel | wheel-cuda | venv | clean'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -81,6 +81,13 @@ format: .venv/.tools
 
 bench: venv
 	$(BIN)/python -m bench.run
+
+bench-model: export HF_HUB_OFFLINE = 1
+bench-model: venv
+	$(BIN)/python -m bench.model
+
+bench-ops: venv
+	$(BIN)/python -m pytest bench/test_ops.py --benchmark-columns=median,iqr,rounds
 
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse

@@ -17,7 +17,8 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast.cli.models import SMOLLM2, load_base
 
-from .run import machine
+from .report import headline
+from .timing import machine
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 METHODS = {
@@ -112,7 +113,7 @@ def main(arguments=None):
     parser.add_argument("--shape", type=int, nargs=2, default=(2, 128), help="rows and tokens of a batch")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(machine())
+    print(headline(machine()))
     columns = f"{'step s: PEFT':>14}{'fused':>8}{'ratio':>7}{'saved MB: PEFT':>16}{'fused':>8}"
     print(f"{'':24}{columns}{'token ms: PEFT':>16}{'fused':>8}")
     for method, dtype, p in CASES:

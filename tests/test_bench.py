@@ -1,5 +1,6 @@
-"""The benchmark reports a speed only for kernels that compute the right thing."""
+"""The benchmark times in turn, judges by its targets, and reports a speed only for what computes the right thing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,46 +8,83 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# One small case, run as a program of its own: nothing imports bench. A third argument names an op to spoil.
-RUN = """
-import dataclasses, sys, torch
-import pypeft_fast, bench.cases, bench.run
-from pypeft_fast._op import OPS
-
-def halved(function):
-    def run(*args):
-        out = function(*args)
-        return tuple(0.5 * o for o in out) if isinstance(out, tuple) else 0.5 * out
-    return run
-
-p, dtype, *spoiled = sys.argv[1:]
-bench.run.CASES[:] = [bench.cases.Case(16, 24, 40, r=4, p=float(p), dtype=getattr(torch, dtype))]
-for op in (OPS[name] for name in spoiled):
-    op.kernels = [
-        k if k.name == "reference" else dataclasses.replace(k, function=halved(k.function)) for k in op.kernels
-    ]
-bench.run.main(["--repeats", "1"])
-"""
 
 
-def bench(*arguments):
-    run = [sys.executable, "-c", RUN, *arguments]
+def python(code, *arguments):
+    """Runs a program of its own: nothing imports bench."""
+    run = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("p,dtype", [("0", "float32"), ("0.25", "bfloat16")])
-def test_reports_a_time_of_each_and_their_ratios(p, dtype):
-    done = bench(p, dtype)
+RUN = """
+import dataclasses, sys, torch
+import bench.cases, bench.run
+folder, dtype, *spoiled = sys.argv[1:]
+d = getattr(torch, dtype)
+bench.run.all_cases = lambda: [
+    bench.cases.Case(16, 24, 40, r=16, p=p, dtype=d, adapter=d, kind=k)
+    for p, k in ((0.25, "lora"), (0.0, "lora"), (0.25, "ia3"))
+]
+for name in spoiled:
+    right = bench.cases.PROVIDERS[name]
+    def build(case, operands):
+        step = right.build(case, operands)
+        return lambda: tuple(0.5 * t for t in step())
+    bench.cases.PROVIDERS[name] = dataclasses.replace(right, build=build)
+bench.run.main(["--seconds", "0", "--output", folder])
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_provider_is_right_and_timed(dtype, tmp_path):
+    done = python(RUN, tmp_path, dtype)
     assert done.returncode == 0, done.stderr
-    machine, _, _, header, row = done.stdout.splitlines()
-    assert "one thread" in machine and header.split()[-1] == "kernels"
-    eager, peft, ours, eager_ratio, peft_ratio = map(float, row.split(dtype)[1].split()[:5])
-    assert min(eager, peft, ours) > 0
-    assert eager_ratio == pytest.approx(eager / ours, rel=0.2) and peft_ratio == pytest.approx(peft / ours, rel=0.2)
+    dropped, plain, ia3 = json.loads((tmp_path / "layer.json").read_text())["results"]
+    assert set(dropped["seconds"]) == {"frozen", "PEFT", "addmm", "ours", "ours cpu", "ours blas"}
+    assert set(plain["seconds"]) == {"frozen", "PEFT", "ours"}
+    assert set(ia3["seconds"]) == {"frozen", "PEFT IA3", "ours IA3"}
+    assert all(t > 0 for r in (dropped, plain, ia3) for t in r["seconds"].values())
+    size = 4 if dtype == "float32" else 2
+    assert dropped["bytes"] == size * (16 * 24 + 24 * 40 + 16 * 40 + 16 * (24 + 40))
+    assert dropped["flops"] == 4 * 16 * 24 * 40 + 6 * 16 * 16 * (24 + 40)
+    assert "| verdict |" in (tmp_path / "layer.md").read_text() and (tmp_path / "layer.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("op,p,result", [("lora_linear", "0", "y"), ("lora_da", "0.25", "dA")])
-def test_reports_no_speed_of_a_wrong_kernel(op, p, result):
-    done = bench(p, "float32", op)
-    assert done.returncode == 1 and f"{result} is off by" in done.stderr and "no speed is reported" in done.stderr
-    assert done.stdout.splitlines()[-1].split()[-1] == "kernels"
+@pytest.mark.parametrize("name", ["ours", "PEFT", "frozen"])
+def test_no_speed_of_a_wrong_provider(name, tmp_path):
+    done = python(RUN, tmp_path, "float32", name)
+    assert done.returncode == 1 and f"{name}, 16x24x40" in done.stderr and "y is off by" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounds_are_interleaved_and_the_median_is_kept():
+    done = python(
+        "from bench.timing import interleaved\n"
+        "now, order = [0.0], []\n"
+        "def step(name, took):\n"
+        "    def run():\n"
+        "        order.append(name); now[0] += took[min(order.count(name), len(took)) - 1]\n"
+        "    return run\n"
+        "print(interleaved({'a': step('a', [90, 1, 50, 1]), 'b': step('b', [2])}, lambda: now[0], 0, least=3))\n"
+        "print(''.join(order))"
+    )
+    assert done.stdout.splitlines() == ["{'a': 1.0, 'b': 2.0}", "abbaabba"], done.stderr
+
+
+def test_targets_pass_or_fall_short():
+    done = python(
+        "from bench.targets import layer_rows\n"
+        "def result(p, threads, ours, r=16):\n"
+        "    case = dict(kind='lora', r=r, p=p, threads=threads, dtypes='float32', M=512, K=576, N=1536)\n"
+        "    return dict(case=case, seconds={'frozen': 1.0, 'PEFT': 1.3, 'ours': ours})\n"
+        "rows = layer_rows([result(.05, 1, 1.1), result(0., 1, 1.2), result(.05, 2, 1.0), result(.05, 1, 1.4, r=64)])\n"
+        "for what, *rest in rows: print(*rest)"
+    )
+    assert done.stdout.splitlines() == [
+        "1.10 <= 1.08 falls short",
+        "1.10 <= 1.14 pass",
+        "1.09 <= 1 falls short",
+        "1.08 >= 1 pass",
+        "1.30 >= 1.25 pass",
+        "0.93 >= 1 falls short",
+    ], done.stderr

@@ -1,0 +1,164 @@
+"""python -m bench.model: a training step and a decoded token of SmolLM2-135M, ours beside PEFT and the frozen model.
+
+The step: B=4, T=128, LoRA r=16 with dropout 0.05 on every linear layer, two threads, wall time, rounds interleaved,
+medians. The frozen model's step is forward and backward down to its embeddings. Writes model.json, .md and .png.
+"""
+
+import argparse
+import gc
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast.cli.errors import UserError
+from pypeft_fast.cli.measure import counting_saved_bytes
+from pypeft_fast.cli.models import load_base
+
+from . import report
+from .targets import at_least, at_most
+from .timing import interleaved, machine
+
+NAMES = ("frozen", "PEFT", "ours")
+HEADER = ("dtype", "what", *NAMES)
+LIMITS = {"float32": 1.45, "bfloat16": 1.75}
+
+
+def models(name, dtype):
+    """{frozen, PEFT, ours}: three copies of the base model, two with a fresh adapter from the same seed."""
+    import peft
+
+    made = {"frozen": load_base(name, dtype)[0].requires_grad_(False)}
+    for label, library in (("PEFT", peft), ("ours", pf)):
+        torch.manual_seed(0)
+        config = library.LoraConfig(
+            r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        made[label] = library.get_peft_model(load_base(name, dtype)[0], config)
+    for model in made.values():
+        # Gradients reach the embeddings in all three, so that the frozen model's backward pass is whole.
+        model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+    return made
+
+
+def loss_of(model, tokens):
+    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def training(made, seconds):
+    """({name: seconds of forward and backward}, {name: bytes saved for backward})"""
+    tokens = torch.randint(0, made["frozen"].config.vocab_size, (4, 128), generator=torch.Generator().manual_seed(0))
+    saved = {}
+    for name, model in made.items():
+        model.train()
+        with counting_saved_bytes(model) as counted:
+            loss_of(model, tokens)
+        saved[name] = counted[0]
+
+    def step(model):
+        loss_of(model, tokens).backward()
+        model.zero_grad()
+
+    steps = {name: lambda model=model: step(model) for name, model in made.items()}
+    return interleaved_wall(steps, seconds), saved
+
+
+def decoding(made, seconds):
+    """{name: seconds of one token after 32 others, adapter active}; SystemExit if an adapter of B=0 changes logits."""
+    from transformers import DynamicCache
+
+    prompt = torch.arange(100, 132)[None]
+    steps, logits = {}, {}
+    with torch.no_grad():
+        for name, model in made.items():
+            model.eval()
+            cache = DynamicCache()
+            logits[name] = model(input_ids=prompt, past_key_values=cache, use_cache=True).logits
+
+            def step(model=model, cache=cache):
+                model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True)
+                cache.crop(-1)
+
+            steps[name] = step
+        for name in ("PEFT", "ours"):
+            off = (logits[name] - logits["frozen"]).abs().max().item()
+            if not off <= 0.05 * logits["frozen"].abs().max().item():
+                sys.exit(f"{name}: a fresh adapter changes the logits by {off:.3g}: no speed is reported")
+        return interleaved_wall(steps, seconds)
+
+
+def interleaved_wall(steps, seconds):
+    return interleaved(steps, time.perf_counter, seconds)
+
+
+def overhead(seconds):
+    """{no_grad, grad: microseconds} of pf.lora_linear on 8x8 tensors."""
+    x, weight, A, B = (torch.randn(8, 8) for _ in range(4))
+    A.requires_grad_(), B.requires_grad_()
+
+    def calls():
+        for _ in range(1000):
+            pf.lora_linear(x, weight, A, B)
+
+    def without_grad():
+        with torch.no_grad():
+            calls()
+
+    times = interleaved_wall({"no_grad": without_grad, "grad": calls}, seconds)
+    return {name: 1e3 * t for name, t in times.items()}  # seconds of 1000 calls: a thousandth, in microseconds
+
+
+def target_rows(measured, host):
+    rows = []
+    for dtype, (step, saved, token) in measured.items():
+        rows.append(at_least(f"step, speed-up over PEFT, {dtype}", step["PEFT"] / step["ours"], LIMITS[dtype]))
+        rows.append(at_most(f"step / frozen model's, {dtype}", step["ours"] / step["frozen"], 1.12))
+        share = (saved["ours"] - saved["frozen"]) / (saved["PEFT"] - saved["frozen"])
+        rows.append(at_most(f"bytes saved beyond the frozen model's / PEFT's, {dtype}", share, 0.12))
+        rows.append(at_most(f"one token / base model, {dtype}", token["ours"] / token["frozen"], 1.1))
+    rows.append(at_most("pf.lora_linear on 8x8, no_grad, microseconds", host["no_grad"], 12))
+    rows.append(at_most("pf.lora_linear on 8x8, with grad, microseconds", host["grad"], 30))
+    return rows
+
+
+def table(measured):
+    rows = []
+    for dtype, numbers in measured.items():
+        for what, unit, values in zip(("step, ms", "saved, MB", "token, ms"), (1e3, 1e-6, 1e3), numbers, strict=True):
+            rows.append((dtype, what, *(f"{values[name] * unit:.1f}" for name in NAMES)))
+    return rows
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.model", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of timing for each table (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(2)
+    about, measured = machine(), {}
+    print(report.headline(about), flush=True)
+    for dtype in LIMITS:
+        try:
+            made = models(options.model, getattr(torch, dtype))
+        except UserError as error:
+            sys.exit(f"bench.model: {error}")
+        token = decoding(made, options.seconds / 4)
+        measured[dtype] = (*training(made, options.seconds), token)
+        del made
+        gc.collect()
+    host = overhead(min(2.0, options.seconds))
+    rows, targets = table(measured), target_rows(measured, host)
+    for line in (HEADER, *rows, *targets):
+        print(*line, sep="  ")
+    data = {"machine": about, "results": measured, "overhead": host, "targets": targets}
+    report.write(options.output, "model", data, [(report.TARGET_HEADER, targets), (HEADER, rows)])
+    over = {n: [v[n] / v["frozen"] for numbers in measured.values() for v in numbers] for n in ("PEFT", "ours")}
+    labels = [f"{what}, {dtype}" for dtype in measured for what in ("step", "bytes saved", "token")]
+    report.bars(options.output / "model.png", labels, over, "over the frozen model")
+
+
+if __name__ == "__main__":
+    main()
