@@ -161,10 +161,15 @@ def dropout_of_ours(x, p=0.5, training=True, inplace=False):
     return philox.dropped(rows, philox.packed_mask(*rows.shape, p, philox.draw_seed(x.device)), p).view_as(x)
 
 
+def config_of(path):
+    """PEFT writes its sets in the order in which they happen to lie: a copy of a set may lie otherwise."""
+    return {k: sorted(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()}
+
+
 def files(model):
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        read = lambda p: json.loads(p.read_text()) if p.suffix == ".json" else p.read_bytes()  # noqa: E731
+        read = lambda p: config_of(p) if p.suffix == ".json" else p.read_bytes()  # noqa: E731
         return {str(p.relative_to(folder)): read(p) for p in Path(folder).rglob("adapter_*")}
 
 
