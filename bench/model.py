@@ -47,9 +47,9 @@ def loss_of(model, tokens):
     return model(input_ids=tokens, labels=tokens, use_cache=False).loss
 
 
-def training(made, seconds):
+def training(made, shape, seconds):
     """({name: seconds of forward and backward}, {name: bytes saved for backward})"""
-    tokens = torch.randint(0, made["frozen"].config.vocab_size, (4, 128), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, made["frozen"].config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
     saved = {}
     for name, model in made.items():
         model.train()
@@ -135,25 +135,34 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m bench.model", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="of timing for each table (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="the targets are for two (default: %(default)s)")
+    parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), help="rows and tokens of a batch (4 128)")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(2)
-    about, measured = machine(), {}
-    print(report.headline(about), flush=True)
+    torch.set_num_threads(options.threads)
+    about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}
+    measured = {}
+    print(report.headline(about), HEADER, sep="\n", flush=True)
     for dtype in LIMITS:
         try:
             made = models(options.model, getattr(torch, dtype))
         except UserError as error:
             sys.exit(f"bench.model: {error}")
         token = decoding(made, options.seconds / 4)
-        measured[dtype] = (*training(made, options.seconds), token)
+        measured[dtype] = (*training(made, options.shape, options.seconds), token)
+        print(*table({dtype: measured[dtype]}), sep="\n", flush=True)
         del made
         gc.collect()
     host = overhead(min(2.0, options.seconds))
     rows, targets = table(measured), target_rows(measured, host)
-    for line in (HEADER, *rows, *targets):
+    for line in targets:
         print(*line, sep="  ")
-    data = {"machine": about, "results": measured, "overhead": host, "targets": targets}
+    data = {
+        "machine": about,
+        "results": measured,
+        "overhead": host,
+        "targets": targets,
+    }
     report.write(options.output, "model", data, [(report.TARGET_HEADER, targets), (HEADER, rows)])
     over = {n: [v[n] / v["frozen"] for numbers in measured.values() for v in numbers] for n in ("PEFT", "ours")}
     labels = [f"{what}, {dtype}" for dtype in measured for what in ("step", "bytes saved", "token")]

@@ -28,7 +28,7 @@ def bars(path, labels, series, ylabel):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(max(6, 0.9 * len(labels)), 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(max(6, 0.55 * len(labels)), 4.5), layout="constrained")
     width = 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
         heights = [float("nan") if v is None else v for v in values]

@@ -52,7 +52,8 @@ HEADER = ("case", "frozen ms", "PEFT", "PEFT compiled", "addmm", "ours", "ours c
 
 
 def plot(results, path):
-    shown = [r for r in results if r["case"]["kind"] == "lora" and r["case"]["p"] and r["case"]["r"] == 16]
+    wanted = {"kind": "lora", "r": 16, "threads": 1}
+    shown = [r for r in results if r["case"]["p"] and all(r["case"][k] == v for k, v in wanted.items())]
     names = ("PEFT", "addmm", "ours")
     over = {n: [r["seconds"][n] / r["seconds"]["frozen"] if n in r["seconds"] else None for r in shown] for n in names}
     report.bars(path, [r["name"] for r in shown], over, "time / frozen layer")
