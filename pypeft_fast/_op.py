@@ -103,7 +103,8 @@ class Op:
             and not torch.compiler.is_compiling()
             and _record is None
             and (_forced is None or _forced == "cpu")
-            and type(first) in PLAIN  # no subclass that traces or wraps
+            and type(first) in PLAIN  # no subclass that traces or wraps,
+            and torch._C._len_torch_dispatch_stack() == 0  # and no mode that looks on: both know the op, not its twin
             and first.is_cpu
             and first.dtype != torch.float64
         ):

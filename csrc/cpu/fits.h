@@ -30,12 +30,16 @@ inline bool is_adapter(const Tensor& t, const Tensor& x) {
 
 inline bool is_probability(double p) { return p >= 0 && p < 1 && std::nearbyint(p * 65536) <= 65535; }
 
-// [.., K] as [M, K]: a view where the strides allow it.
-inline Tensor as_rows(const Tensor& t) {
-  if (t.dim() == 2) return t;
+// M of [.., K].
+inline int64_t rows_of(const Tensor& t) {
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
-  return torch::stable::reshape(t, {rows, t.size(-1)});
+  return rows;
+}
+
+// [.., K] as [M, K]: a view where the strides allow it.
+inline Tensor as_rows(const Tensor& t) {
+  return t.dim() == 2 ? t : torch::stable::reshape(t, {rows_of(t), t.size(-1)});
 }
 
 // The rows of `result` [M, n] as [.., n], in the shape that `like` [.., k] has.

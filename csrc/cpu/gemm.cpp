@@ -83,7 +83,8 @@ Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
                         ld,
                         dtype_of(to)};
   const auto run = PYPEFT_SELECT_AVX512(narrow_rows);
-  torch::stable::parallel_for(0, t.size(0), 1 + 32768 / ld, [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  torch::stable::parallel_for(0, t.size(0), 1 + 32768 / (ld + 1),
+                              [&](int64_t begin, int64_t end) { run(args, begin, end); });
   return to;
 }
 }  // namespace

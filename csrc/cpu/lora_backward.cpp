@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
   }
   if (need_dA) {
     fits(x && x->dim() > 0 && like(*x, dY) && (dtype_A == x->scalar_type() || dtype_A == s.scalar_type()));
-    fits(as_rows(*x).size(0) == M);
+    fits(rows_of(*x) == M);
   }
   if (p > 0 && (need_dX || need_dA)) {
     fits(mask && is_matrix(*mask) && mask->is_cpu() && mask->scalar_type() == ScalarType::Byte && mask->size(0) == M);

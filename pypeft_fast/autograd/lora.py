@@ -45,9 +45,9 @@ class LoRALinearFunction(torch.autograd.Function):
             grads = _backward(dY, *saved, ctx.scaling, ctx.p, *needs, ctx.dtype_A)
             dX, dA, dB = (grad if need else None for grad, need in zip(grads, needs, strict=True))
         if need_weight:
-            dW = dY.reshape(-1, dY.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+            dW = _check.rows("lora_linear", "dY", dY).t() @ _check.rows("lora_linear", "x", x)
         if need_bias:
-            db = dY.reshape(-1, dY.shape[-1]).sum(0)
+            db = _check.rows("lora_linear", "dY", dY).sum(0)
         return dX, dW, db, dA, dB, None, None, None
 
 
@@ -55,7 +55,7 @@ def _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     """y, s, mask: in one call on a CPU, in two launches elsewhere."""
     if x.is_cpu and lora_forward.has_forced():
         return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _check.rows("lora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
     y = lora_linear_op(rows, weight, bias, s, lora_B, scaling)
     return y.view(*x.shape[:-1], weight.shape[0]), s, mask
@@ -65,14 +65,14 @@ def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A
     """dX, dA, dB, None or empty where not needed: in one call on a CPU, in at most three launches elsewhere."""
     if dY.is_cpu and lora_backward.has_forced():
         return lora_backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A)
-    rows, dX, dA = dY.reshape(-1, dY.shape[-1]), None, None
+    rows, dX, dA = _check.rows("lora_linear", "dY", dY), None, None
     if mask is None:
         mask = dY.new_empty(0, 0, dtype=torch.uint8)
     dS, dB = lora_ds_db(rows, lora_B, s, scaling, need_x or need_A, need_B)
     if need_x:
         dX = lora_dx(rows, weight, dS, lora_A, mask, p).view(*dY.shape[:-1], weight.shape[1])
     if need_A:
-        dA = lora_da(dS, x.reshape(-1, x.shape[-1]), mask, p, dtype_A)
+        dA = lora_da(dS, _check.rows("lora_linear", "x", x), mask, p, dtype_A)
     return dX, dA, dB
 
 

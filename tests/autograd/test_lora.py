@@ -263,3 +263,22 @@ def test_bad_input(change, error, words):
     x, W, A, B, b = tensors()
     with pytest.raises(error, match=words):
         pf.lora_linear(**dict(x=x, weight=W, lora_A=A, lora_B=B, bias=b) | change)
+
+
+@pytest.mark.parametrize("M", [3, 40, 200])
+@pytest.mark.parametrize("K,N", [(8, 0), (0, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_empty_features(M, K, N, dtype):
+    args = tensors(dtype, x_shape=(M, K), N=N)
+    y = pf.lora_linear(*args, scaling=0.7)
+    assert torch.equal(y, args[4].expand(M, N))
+    grads = torch.autograd.grad(y, args, torch.ones_like(y))
+    assert [g.shape for g in grads] == [t.shape for t in args] and all(not g.any() for g in grads[:4])
+
+
+def test_a_mode_sees_the_op_and_not_its_twin():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, W, A, B, _ = (t.detach() for t in tensors())
+    graph = make_fx(lambda x: pf.lora_linear(x, W, A, B))(x).graph
+    assert "pypeft_fast.lora_forward.default" in [str(node.target) for node in graph.nodes]
