@@ -20,6 +20,13 @@ struct AddArgs {
   int64_t mask_row;
   Dtype dtype;
 };
+
+struct SumArgs {
+  void* y;  // as many elements as there are
+  const float* low;
+  float factor;
+  Dtype dtype;
+};
 }  // namespace
 }  // namespace pypeft
 
@@ -66,6 +73,13 @@ Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional
   if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask);
 #endif
   const Tensor out = vendor_matmul(a, b, bias);
+  if (mask == nullptr && a.size(0) <= FEW_ROWS) {
+    const Tensor low = vendor_matmul(as_float(left), as_float(right), std::nullopt);
+    const SumArgs args{out.mutable_data_ptr(), static_cast<const float*>(low.const_data_ptr()),
+                       static_cast<float>(factor), dtype_of(out)};
+    PYPEFT_SELECT(add_elements)(args, out.numel());
+    return out;
+  }
   const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of
   const Tensor stored = across ? transposed(right) : right;
   add_low_rank(out, left, pack(stored, static_cast<float>(factor), across), mask);

@@ -4,6 +4,9 @@
 
 namespace pypeft {
 
+// Up to so many rows, as when decoding, the small matrices are multiplied as they lie: packing one costs more.
+constexpr int64_t FEW_ROWS = 8;
+
 // out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype; the vendor's.
 Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias);
 
