@@ -40,7 +40,9 @@ class AdapterTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         self.model.save_pretrained(folder)
-        processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        processor = self.processing_class
+        if processor is None:
+            processor = getattr(self.data_collator, "tokenizer", None)
         if processor is not None:
             processor.save_pretrained(folder)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
