@@ -30,13 +30,13 @@ class Shape:
 
     def class_of(self, tensor):
         """Which of CLASSES a tensor belongs to, by its shape: M, K, N and r must differ. A packed mask is MK."""
-        sizes = set(tensor.shape)
+        sizes = frozenset(tensor.shape) if tensor.dim() == 2 else frozenset()
         if tensor.dim() == 3:
             return "workspace"
         packed = tensor.dtype == torch.uint8 and tensor.shape == (self.M, self.K // 8)
         if packed or sizes == {self.M, self.K}:
             return "MK"
-        return {frozenset({self.M, self.N}): "MN", frozenset({self.N, self.K}): "NK"}.get(frozenset(sizes), "low rank")
+        return {frozenset({self.M, self.N}): "MN", frozenset({self.N, self.K}): "NK"}.get(sizes, "low rank")
 
     @property
     def elements(self):
