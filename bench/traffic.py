@@ -1,11 +1,13 @@
 """python -m bench.traffic: the bytes that forward and backward of one layer move, and the kernels that move them.
 
-Counted, on any machine: PEFT's own layers op by op, ours in Triton's interpreter. Writes bench/results/traffic.md, .json.
+Counted, on any machine: PEFT's own layers op by op, ours in Triton's interpreter. Writes traffic.md and traffic.json in
+bench/results.
 """
 
 import argparse
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 
 import torch
@@ -55,7 +57,9 @@ def row(name, provider):
     each = {kind: part[kind] / TRACED.elements[kind] for kind in ("MK", "MN")}
     kept = {kind: step.saved[kind] / TRACED.elements[kind] for kind in ("MK", "MN")}
     if sum(each[k] * SIZE.elements[k] for k in each) != whole["MK"] + whole["MN"] + whole["NK"] or part["NK"]:
-        raise RuntimeError(f"{name}: what it moves is not a multiple of MK and MN: {part} at {TRACED}, {whole} at {SIZE}")
+        raise RuntimeError(
+            f"{name}: what it moves is not a multiple of MK and MN: {part} at {TRACED}, {whole} at {SIZE}"
+        )
     return {
         "name": name,
         **each,
@@ -105,31 +109,49 @@ def cells(row):
     return row["name"], f"{row['MK']:.4g}", f"{row['MN']:.4g}", *sizes, kernels, *kept
 
 
-TEXT = f"""# Memory traffic of one layer, forward and backward
-
-Printed by `make traffic`. Counted, not measured: no speed, no GPU. bf16, dropout 0.05, r = 16, every gradient but the
-weight's. **MK** and **MN** are bytes for each element of x [M, K] and of y [M, N] outside the two base GEMMs, exact at
-every shape; MiB are at {SIZE}, the workspaces with the tiles of sm_{traffic_triton.ARCH} and
-{traffic_triton.PROCESSORS} multiprocessors. Each operand counts once a kernel. Kernels: forward + backward, the base
-GEMMs among them; ours draws its seed, 8 bytes, by one of PyTorch's. Kept for backward: parameters do not count; of ours
-and of addmm style, 2 MK is x itself, no copy.
-
+INTRODUCTION = f"""
+    Printed by `make traffic`. Counted, not measured: no speed, no GPU. bf16, dropout 0.05, r = {TRACED.r},
+    every gradient but the weight's. **MK** and **MN** are bytes for each element of x [M, K] and of y [M, N]
+    outside the two base GEMMs, exact at every shape; MiB are at {SIZE}, the workspaces with the tiles of
+    sm_{traffic_triton.ARCH} and {traffic_triton.PROCESSORS} multiprocessors. Each operand counts once a kernel.
+    Kernels: forward + backward, the base GEMMs among them; for its dropout ours has PyTorch draw a seed, 8
+    bytes. Kept for backward: parameters do not count; of ours and of addmm style, 2 MK is x itself.
+"""
+LORA_NOTE = """
+    The target is {target}. Ours moves {own}, and in workspaces partial sums, {share:.0%} of its total, written
+    once and read back once. They grow with r, and past the ranks of one tile so does what is read of x and dY:
+    at r = 64 {wide}. LoRAFusion (arXiv:2510.00206) is read off its source, not run. Addmm style is Unsloth's
+    order of operations.
+"""
+LAUNCHES_NOTE = """
+    Every address that a launch touches is noted in Triton's interpreter. Loaded once: each element once for
+    each line of the kernel that reads it. Read again: by other tiles, from L2 where it holds them.
 """
 
 
+def _paragraph(text):
+    return textwrap.fill(" ".join(text.split()), 120)
+
+
 def report(lora, ia3, traced):
-    ours = next(r for r in lora if r["name"] == "ours")
+    rows = {r["name"]: r for r in lora}
+    ours = rows["ours"]
+    note = LORA_NOTE.format(
+        target=_coefficients(TARGET), own=_coefficients(ours), wide=_coefficients(rows["ours, r = 64"]),
+        share=ours["workspace"] / ours["bytes"],
+    )  # fmt: skip
     parts = [
-        TEXT + "## LoRA\n\n" + markdown(HEADER, map(cells, lora)),
-        f"Ours against the design's {TARGET['MK']} MK + {TARGET['MN']:g} MN: {_coefficients(ours)}, and the partial sums "
-        f"in workspaces, {ours['workspace'] / ours['bytes']:.0%} of all, which grow with r and are read back from L2.\n"
-        "LoRAFusion is read off its source, not run; it saves x after dropout. Addmm style is Unsloth's order of operations.",
-        "## IA3\n\n" + markdown(HEADER, map(cells, ia3)),
-        f"## Launches of ours, bytes at {TRACED}\n\n"
-        "Every address that a launch touches is noted in Triton's interpreter. Loaded once: each element once for each line "
-        "of the kernel that reads it. Read again: by other tiles, from L2 where it holds them.\n\n"
-        + markdown(tuple(traced[0]), (r.values() for r in traced)),
-    ]  # fmt: skip
+        "# Memory traffic of one layer, forward and backward",
+        _paragraph(INTRODUCTION),
+        "## LoRA",
+        markdown(HEADER, map(cells, lora)),
+        _paragraph(note),
+        "## IA3",
+        markdown(HEADER, map(cells, ia3)),
+        f"## Launches of ours, bytes at {TRACED}",
+        _paragraph(LAUNCHES_NOTE),
+        markdown(tuple(traced[0]), (r.values() for r in traced)),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

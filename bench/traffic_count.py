@@ -1,8 +1,7 @@
 """What a step moves through a GPU's memory, kernel by kernel: counted, not estimated.
 
-`Counting` looks on while PyTorch runs and notes, of every ATen op that is a kernel on a GPU, the bytes that it reads and
-writes. Each operand counts once a kernel, as if the caches held nothing from one kernel to the next and everything
-within one. `recorded` adds the Triton kernels that are launched meanwhile.
+`Counting` looks on while PyTorch runs and notes, of every ATen op that is a kernel on a GPU, the bytes that it reads
+and writes. Each operand counts once a kernel, as if caches held everything within one and nothing from one to the next.
 """
 
 import math
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pypeft_fast._op import OPS
 
-CLASSES = ("MK", "MN", "NK", "workspace", "low rank")  # the last two: what no axis but r makes large
+CLASSES = ("MK", "MN", "NK", "workspace", "low rank")  # matrices, stacks of partial sums, and all that is smaller
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Shape:
         return f"{self.M}x{self.K}x{self.N} r={self.r}"
 
     def class_of(self, tensor):
-        """Which of CLASSES a tensor belongs to, by its shape: M, K, N and r must differ. A packed mask is MK."""
+        """Which of CLASSES a tensor belongs to, by its shape, where M, K, N and r differ. A packed mask is MK."""
         sizes = frozenset(tensor.shape) if tensor.dim() == 2 else frozenset()
         if tensor.dim() == 3:
             return "workspace"
@@ -83,15 +82,15 @@ class Counting(TorchDispatchMode):
             with self:
                 return kernel.function(*args)
         outputs = function(*args, **kwargs)
-        schema, name = function._schema, function._schema.name.partition("::")[2]
-        views = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        name, returns = function._schema.name.partition("::")[2], function._schema.returns
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
         # Tickets are one buffer a stream on a GPU, zeroed once; it is on a CPU that every launch makes them anew.
         tickets = name == "zeros" and outputs.dtype == torch.int32
         if isinstance(outputs, torch.Tensor | tuple) and not views and not tickets and name not in NOT_KERNELS:
-            self.kernels.append(self._kernel(name, schema, args, kwargs, outputs))
+            self.kernels.append(self._kernel(name, args, kwargs, outputs))
         return outputs
 
-    def _kernel(self, name, schema, args, kwargs, outputs):
+    def _kernel(self, name, args, kwargs, outputs):
         kernel = Kernel(name, self.backward)
         unread = args[:1] if name in FILLS or kwargs.get("beta") == 0 else ()
         for value in args[len(unread) :]:

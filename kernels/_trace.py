@@ -10,15 +10,12 @@ import contextlib
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-_HERE = str(Path(__file__).parent)
 
 
 @dataclass
@@ -50,13 +47,11 @@ class _Argument:
         return places, self.addresses[places] == pointers
 
 
-def _line():
-    """Where in the kernel this access stands: the line, and those that call the function it is in."""
+def _line(launch):
+    """Where in the kernel the access that is being noted stands: its line, and those of the calls that led there."""
     frame, lines = sys._getframe(2), []
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(_HERE) and name != __file__:
-            lines.append((name, frame.f_lineno))
+    while frame.f_code is not launch.__code__:
+        lines.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return tuple(lines)
 
@@ -82,7 +77,7 @@ def traced():
 
     def note(kind, pointers, mask):
         pointers = np.unique(np.broadcast_to(pointers, mask.shape)[mask.astype(bool)].astype(np.int64))
-        line = _line()
+        line = _line(launch)
         for argument in arguments:
             places, inside = argument.at(pointers)
             getattr(launches[-1], kind)[argument.name] += int(inside.sum()) * argument.size
