@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -75,19 +76,22 @@ def row(name, provider):
 
 
 def launches(methods):
-    """A row for each launch of ours at TRACED: bytes by what they are."""
+    """A row for each launch of ours at TRACED: passes over the matrices, and the bytes of all else."""
     rows = []
     for label, method in methods.items():
         for launch in traffic_triton.traced(method, TRACED.r):
-            work = {name for name, (_, kind) in launch.operands.items() if kind == "workspace"}
-            total = {which: getattr(launch, which) for which in ("loaded", "once", "stored")}
+            read, written = Counter(), Counter()
+            for name, (_, kind) in launch.operands.items():
+                read[kind] += launch.once[name]
+                written[kind] += launch.stored[name]
             rows.append({
                 "kernel": launch.kernel,
                 "of": label,
-                "loaded once": sum(n for name, n in total["once"].items() if name not in work),
-                "stored": sum(n for name, n in total["stored"].items() if name not in work),
-                "workspace": sum(total["once"][name] + total["stored"][name] for name in work),
-                "read again": total["loaded"].total() - total["once"].total(),
+                "reads": _coefficients({kind: read[kind] / n for kind, n in TRACED.elements.items()}),
+                "writes": _coefficients({kind: written[kind] / n for kind, n in TRACED.elements.items()}),
+                "low rank": read["low rank"] + written["low rank"],
+                "workspaces": read["workspace"] + written["workspace"],
+                "read again": launch.loaded.total() - launch.once.total(),
             })  # fmt: skip
     return rows
 
@@ -97,7 +101,7 @@ HEADER = ("", "MK", "MN", "workspaces, MiB", "low rank, MiB", "total, MiB", "ker
 
 
 def _coefficients(each):
-    return " + ".join(f"{each[kind]:.4g} {kind}" for kind in ("MK", "MN") if each[kind]) or "0"
+    return " + ".join(f"{each[kind]:.4g} {kind}" for kind in ("MK", "MN", "NK") if each.get(kind)) or "0"
 
 
 def cells(row):
@@ -123,9 +127,10 @@ LORA_NOTE = """
     at r = 64 {wide}. LoRAFusion (arXiv:2510.00206) is read off its source, not run. Addmm style is Unsloth's
     order of operations.
 """
-LAUNCHES_NOTE = """
-    Every address that a launch touches is noted in Triton's interpreter. Loaded once: each element once for
-    each line of the kernel that reads it. Read again: by other tiles, from L2 where it holds them.
+LAUNCHES_NOTE = f"""
+    Every address that a launch touches is noted in Triton's interpreter, at {TRACED}. Reads: each element once
+    for each line of the kernel that loads it. The last three columns are bytes at that shape; read again: what
+    other tiles load a second time, from L2 where it holds them.
 """
 
 
@@ -148,7 +153,7 @@ def report(lora, ia3, traced):
         _paragraph(note),
         "## IA3",
         markdown(HEADER, map(cells, ia3)),
-        f"## Launches of ours, bytes at {TRACED}",
+        "## Launches of ours",
         _paragraph(LAUNCHES_NOTE),
         markdown(tuple(traced[0]), (r.values() for r in traced)),
     ]

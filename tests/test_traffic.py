@@ -22,9 +22,13 @@ def python(*arguments):
 
 
 @pytest.fixture(scope="module")
-def rows():
-    """Of the committed table, which test_the_committed_table_is_what_the_command_prints holds to the kernels."""
-    data = json.loads((ROOT / "bench/results/traffic.json").read_text())
+def data():
+    """The committed table, which test_the_committed_table_is_what_the_command_prints holds to the kernels."""
+    return json.loads((ROOT / "bench/results/traffic.json").read_text())
+
+
+@pytest.fixture
+def rows(data):
     return {kind: {row["name"]: row for row in data[kind]} for kind in ("lora", "ia3")}
 
 
@@ -51,6 +55,17 @@ def test_ours_moves_what_the_design_says_in_two_launches_and_three(rows, name):
     assert row["kernels"] == [*seed, "_lora_shrink", "_lora_linear", "_lora_ds_db", "_lora_dx", "_lora_da"]
     assert row["forward"] == 2 + len(seed) and row["backward"] == 3
     assert row["saved"] == {"MK": 2.125 if dropout else 2, "MN": 0}
+
+
+def test_each_launch_of_ours_makes_the_passes_it_should(data):
+    found = {r["kernel"]: (r["reads"], r["writes"]) for r in data["launches"] if r["of"] == "LoRA"}
+    assert found == {
+        "_lora_shrink": ("2 MK", "0.125 MK"),
+        "_lora_linear": ("2 MK + 2 NK", "2 MN"),
+        "_lora_ds_db": ("2 MN", "0"),
+        "_lora_dx": ("0.125 MK + 2 MN + 2 NK", "2 MK"),
+        "_lora_da": ("2.125 MK", "0"),
+    }
 
 
 def test_ia3_moves_a_fraction_of_what_peft_moves(rows):
