@@ -33,6 +33,8 @@ LORA_PROVIDERS = {
     "ours": traffic_triton.ours,
     "ours, float32 adapters": lambda s: traffic_triton.ours(s, Method("lora", adapter=F32)),
     "ours, no dropout": lambda s: traffic_triton.ours(s, Method("lora", p=0.0)),
+    "ours, vendor's GEMM": traffic_triton.by_vendor,
+    "ours, vendor's GEMM, no dropout": lambda s: traffic_triton.by_vendor(s, Method("lora", p=0.0)),
     "ours, r = 64": lambda s: traffic_triton.ours(dataclasses.replace(s, r=64)),
 }
 IA3_PROVIDERS = {
@@ -124,8 +126,9 @@ INTRODUCTION = f"""
 LORA_NOTE = """
     The target is {target}. Ours moves {own}, and in workspaces partial sums, {share:.0%} of its total, written
     once and read back once. They grow with r, and past the ranks of one tile so does what is read of x and dY:
-    at r = 64 {wide}. LoRAFusion (arXiv:2510.00206) is read off its source, not run. Addmm style is Unsloth's
-    order of operations.
+    at r = 64, {wide}. "Vendor's GEMM" is what `"blas"` does in `lora_linear` and `lora_dx`: the low-rank term is
+    added to the product's output. LoRAFusion (arXiv:2510.00206) is read off its source, not run. Addmm style is
+    Unsloth's order of operations.
 """
 LAUNCHES_NOTE = f"""
     Every address that a launch touches is noted in Triton's interpreter, at {TRACED}. Reads: each element once

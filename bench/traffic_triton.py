@@ -17,10 +17,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel i
 if os.environ["TRITON_INTERPRET"] != "1":
     raise SystemExit("traffic is counted in Triton's interpreter: unset TRITON_INTERPRET, or set it to 1")
 
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 import pypeft_fast as pf  # noqa: E402
+from pypeft_fast._op import OPS  # noqa: E402
 from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
 
 from .traffic_count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
@@ -150,3 +152,27 @@ def ours(shape, method=LORA) -> Step:
     if next(seen, None) is not None:
         raise RuntimeError(f"fewer launches at {shape} than at {TRACED}")
     return step
+
+
+def _by_blas(op, shape, method) -> list[Kernel]:
+    """The kernels that the "blas" route of lora_linear or lora_dx runs, counted on tensors without memory."""
+    M, K, N, r, make = shape.M, shape.K, shape.N, shape.r, functools.partial(torch.empty, dtype=torch.bfloat16)
+    counting = Counting(shape)
+    counting.backward = op == "lora_dx"
+    with FakeTensorMode():
+        weight, s, A, B = make(N, K), make(M, r), make(r, K), make(N, r)
+        mask = torch.empty(M if method.p else 0, K // 8, dtype=torch.uint8)
+        arguments = {
+            "lora_linear": (make(M, K), weight, None, s, B, SCALING),
+            "lora_dx": (make(M, N), weight, s, A, mask, method.p),
+        }
+        with counting:
+            OPS[op].function("blas")(*arguments[op])
+    return counting.kernels
+
+
+def by_vendor(shape, method=LORA) -> Step:
+    """Ours where the choice among kernels falls on the vendor's GEMM and an update of its output for both products."""
+    step = ours(shape, method)
+    routes = {f"_{op}": _by_blas(op, shape, method) for op in ("lora_linear", "lora_dx")}
+    return Step([k for kernel in step.kernels for k in routes.get(kernel.name, [kernel])], step.saved)
