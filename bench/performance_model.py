@@ -102,7 +102,7 @@ public figures of four GPUs and counted bytes predict, so that a measurement can
 A kernel takes as long as the slowest of: its bytes through memory, its matrix products on tensor cores (float32 ones
 on CUDA cores, as PyTorch's default asks), and, for `lora_shrink` with dropout, the integer arithmetic of the random
 stream. A step is the sum of its kernels. Bytes are counted by `make traffic` (bench/results/traffic.md): each operand
-once a kernel. bf16, r = 16, dropout 0.05, all gradients but the weight's.
+once a kernel. bf16, r = 16, dropout 0.05, all gradients but the weight's; our workspaces are those of sm_90's tiles.
 
 ## GPUs
 
@@ -116,8 +116,9 @@ Time over the frozen layer's, that is, over its two GEMMs.
 
 {tables}
 
-"PEFT default" keeps float32 adapters over a bf16 model; "addmm style" is Unsloth's order of operations, which has no
-dropout; LoRAFusion (arXiv:2510.00206) is read off its source.
+"PEFT default" keeps float32 adapters over a bf16 model; autocast is what `transformers.Trainer` does with `bf16=True`.
+"addmm style" is Unsloth's order of operations, which has no dropout. LoRAFusion (arXiv:2510.00206) is read off its
+source.
 
 ## Ours, op by op, at {first}
 

@@ -81,9 +81,9 @@ def launches(methods):
     """A row for each launch of ours at TRACED: passes over the matrices, and the bytes of all else."""
     rows = []
     for label, method in methods.items():
-        for launch in traffic_triton.traced(method, TRACED.r):
-            read, written = Counter(), Counter()
-            for name, (_, kind) in launch.operands.items():
+        for traced in traffic_triton.traced(method, TRACED.r):
+            launch, read, written = traced.launch, Counter(), Counter()
+            for name, (_, kind) in traced.operands.items():
                 read[kind] += launch.once[name]
                 written[kind] += launch.stored[name]
             rows.append({

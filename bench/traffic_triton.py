@@ -27,7 +27,7 @@ from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
 
 from .traffic_count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
 
-ARCH, PROCESSORS = 90, 132  # whose tiles are used; on other GPUs only the workspaces differ
+ARCH, PROCESSORS = 90, 132  # whose tiles are used; on other GPUs the workspaces differ
 TRACED = Shape(M=160, K=192, N=320)
 SCALING, P = 2.0, 0.05
 
@@ -40,6 +40,25 @@ class Method:
     p: float = P
     adapter: torch.dtype = torch.bfloat16
     feedforward: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A launch whose every access was noted, and {argument: (tensor, class)}."""
+
+    launch: _trace.Launch
+    operands: dict[str, tuple[torch.Tensor, str]]
+
+    def passes(self, name):
+        """(times read, times written) of one operand as a whole; whole numbers but for the tickets.
+
+        A matrix product's tiles share their operands through L2. Elsewhere a second read of x or dY, for another block
+        of ranks, comes when all of it has been read once: it counts.
+        """
+        tensor, kind = self.operands[name]
+        shared = self.launch.kernel.removeprefix("_") in _tiles.GEMMS or kind not in ("MK", "MN")
+        size, read = bytes_of(tensor), self.launch.once if shared else self.launch.loaded
+        return (read[name] / size, self.launch.stored[name] / size) if size else (0.0, 0.0)
 
 
 LORA, IA3, IA3_FEEDFORWARD = Method("lora"), Method("ia3"), Method("ia3", feedforward=True)
@@ -83,7 +102,7 @@ def _forward(method, x, weight, adapters):
 
 
 @functools.cache
-def traced(method, r) -> list[_trace.Launch]:
+def traced(method, r) -> list[Traced]:
     """The launches of a forward and backward pass of TRACED at rank r, every access noted."""
     operands = []
     execute = interpreter.GridExecutor.__call__
@@ -96,23 +115,12 @@ def traced(method, r) -> list[_trace.Launch]:
     x, weight, adapters, dY = _leaves(shape, method, lambda *s: torch.randn(*s).to(torch.bfloat16))
     with _as_on_gpu(run), _trace.traced() as launches:
         torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
-    for launch, tensors in zip(launches, operands, strict=True):
-        if launch.outside:
-            raise RuntimeError(f"{launch.kernel}: {launch.outside}")
-        launch.operands = {name: (tensor, shape.class_of(tensor)) for name, tensor in tensors.items()}
-    return launches
-
-
-def _passes(launch, name):
-    """(times read, times written) of one operand as a whole; whole numbers but for the tickets.
-
-    A matrix product's tiles share their operands through L2. Elsewhere a second read of x or dY, for another block of
-    ranks, comes when all of it has been read once: it counts.
-    """
-    tensor, kind = launch.operands[name]
-    shared = launch.kernel.removeprefix("_") in _tiles.GEMMS or kind not in ("MK", "MN")
-    size, read = bytes_of(tensor), launch.once if shared else launch.loaded
-    return (read[name] / size, launch.stored[name] / size) if size else (0.0, 0.0)
+    if any(launch.outside for launch in launches):
+        raise RuntimeError(f"accesses outside the operands: {launches}")
+    return [
+        Traced(launch, {name: (tensor, shape.class_of(tensor)) for name, tensor in tensors.items()})
+        for launch, tensors in zip(launches, operands, strict=True)
+    ]
 
 
 def _flops(kernel, shape):
@@ -135,12 +143,12 @@ def ours(shape, method=LORA) -> Step:
     counting = Counting(shape)
 
     def record(executor, *args, **kwargs):
-        launch = next(seen)
+        small = next(seen)
         kernel = Kernel(executor.fn.__name__, counting.backward, flops=_flops(executor.fn.__name__, shape))
         for name, tensor in _tensors(executor, args, kwargs).items():
-            read, written = _passes(launch, name)
-            small, kind = launch.operands[name]
-            if bytes_of(tensor) and not bytes_of(small):
+            read, written = small.passes(name)
+            traced_tensor, kind = small.operands[name]
+            if bytes_of(tensor) and not bytes_of(traced_tensor):
                 raise RuntimeError(f"{kernel.name}: {name} is used at {shape} and not at {TRACED}, where it is traced")
             kernel.read[kind] += round(read * bytes_of(tensor))
             kernel.written[kind] += round(written * bytes_of(tensor))
