@@ -4,7 +4,7 @@ import torch
 
 
 def stacked(adapters):
-    """(lora_A [R, K], scaling * lora_B [N, R]) from (lora_A, lora_B, scaling) of each adapter, R the sum of the ranks."""
+    """(lora_A [R, K], scaling * lora_B [N, R]) from each adapter's (lora_A, lora_B, scaling), R the sum of ranks."""
     A = torch.cat([lora_A for lora_A, _, _ in adapters])
     B = torch.cat([scaled(lora_B, scaling) for _, lora_B, scaling in adapters], dim=1)
     return A, B
