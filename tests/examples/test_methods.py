@@ -68,8 +68,8 @@ def test_the_learning_rate_is_the_best_on_training_questions_alone(methods, tiny
     trial = methods.without_held_out(task)
     assert sorted(trial.train + trial.held_out) == sorted(task.train) and not set(trial.train) & set(trial.held_out)
     assert {label for _, label in trial.held_out} == set(range(len(task.topics)))
-    rates, asked = iter((0.2, 0.9, 0.9)), []
-    monkeypatch.setattr(methods, "accuracy", lambda model, tokenizer, rows: asked.append(rows) or next(rates))
+    losses, asked = iter((float("nan"), 0.2, 0.9)), []
+    monkeypatch.setattr(methods, "evaluate", lambda model, tokenizer, rows: (asked.append(rows), next(losses)))
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
     assert methods.choose_rate("ia3", tiny_encoder, task, tokenizer, 1) == methods.LEARNING_RATES[1]
     assert asked == [trial.held_out] * 3

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import pypeft_fast as pf
 from pypeft_fast.model.ia3 import DEFAULT_FEEDFORWARD, DEFAULT_TARGETS
-from tests.model.zoo import assert_same, build, liven, logits, plain
+from tests.model.zoo import assert_same, build, generated, liven, logits, plain
 
 TARGETS = {
     "llama": (["q_proj", "down_proj"], ["down_proj"]),
@@ -99,14 +99,14 @@ def test_default_targets_are_pefts():
     assert DEFAULT_FEEDFORWARD == constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
 
 
-def test_generate_agrees_with_peft():
-    from tests.model.zoo import IDS
-
-    options = dict(attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False, pad_token_id=0)
-    ours, theirs, base = scaled(pf, "llama"), scaled(peft, "llama"), build("llama")
-    found = ours.generate(input_ids=IDS, **options)
-    assert torch.equal(found, theirs.generate(input_ids=IDS, **options))
-    assert not torch.equal(found, base.generate(input_ids=IDS, **options))
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_generate_agrees_with_peft(kind):
+    tokens, scores = generated(scaled(pf, kind))
+    expected = generated(scaled(peft, kind))
+    assert torch.equal(tokens, expected[0])
+    torch.testing.assert_close(scores, expected[1], rtol=1e-5, atol=1e-5)
+    assert (scores[0] - generated(build(kind))[1][0]).abs().max() > 1e-3
 
 
 def test_the_fused_op_runs():

@@ -183,11 +183,24 @@ def test_models_that_cannot(tmp_path):
         pf.get_peft_model(small, config)
     with pytest.raises(ValueError, match="token_dim=8 needs input embeddings of that width; the model has of 32"):
         pf.get_peft_model(build("llama"), pf.PromptTuningConfig(num_virtual_tokens=2, token_dim=8))
-    with pytest.raises(ValueError, match="static"):
-        prompted(pf, "llama", "prefix").generate(input_ids=IDS, max_new_tokens=3, cache_implementation="static")
-    prompted(pf, "llama", "projected prefix").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="which cannot be trained on; load it with is_trainable=False"):
+    for name in ("prompt", "prefix"):
+        with pytest.raises(ValueError, match="need a cache that grows; cache_implementation='static' is not supported"):
+            prompted(pf, "llama", name).generate(input_ids=IDS, max_new_tokens=3, cache_implementation="static")
+
+
+def test_a_projected_prefix_cannot_be_trained_on_from_its_file(tmp_path):
+    model = prompted(pf, "llama", "projected prefix")
+    model.save_pretrained(tmp_path)
+    words = "holds what the projection computed, not the projection.*is_trainable=False.*prefix_projection=False"
+    with pytest.raises(ValueError, match=words):
         pf.PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=True)
+    with pytest.raises(ValueError, match=words):  # as Trainer resumes
+        model.load_adapter(tmp_path, "default", is_trainable=True)
+    loaded = pf.PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert_same(logits(loaded), logits(model))
+    with pytest.raises(ValueError, match=words):
+        loaded.load_adapter(tmp_path, "second", is_trainable=True)
+    assert list(loaded.peft_config) == ["default"]
 
 
 def test_a_wrapped_model_is_not_wrapped_again_and_a_copy_is_its_own():
