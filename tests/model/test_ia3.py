@@ -109,6 +109,22 @@ def test_generate_agrees_with_peft(kind):
     assert (scores[0] - generated(build(kind))[1][0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("target", [["q_proj"], ["mlp.down_proj", "q_proj"], "all-linear"], ids=str)
+def test_the_usual_feedforward_modules_need_not_be_among_the_targets(target, tmp_path):
+    # PEFT writes them as names then, and neither library could read that file.
+    ours, theirs = (scaled(lib, "llama", target_modules=target, feedforward_modules=None) for lib in (pf, peft))
+    assert_same(logits(ours), logits(theirs))
+    ours.save_pretrained(tmp_path)
+    for library in (pf, peft):
+        assert_same(logits(library.PeftModel.from_pretrained(build("llama"), tmp_path).eval()), logits(ours))
+
+
+def test_feedforward_modules_without_effect_are_mentioned():
+    config = pf.IA3Config(target_modules=["q_proj"], feedforward_modules=".*down_proj")
+    with pytest.warns(UserWarning, match=r"feedforward_modules='\.\*down_proj' match no adapted layer"):
+        pf.get_peft_model(build("llama"), config)
+
+
 def test_the_fused_op_runs():
     model = scaled(pf, "llama")
     with pf.recording() as ran:

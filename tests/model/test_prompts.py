@@ -140,6 +140,13 @@ def test_a_text_starts_the_prompt(tmp_path):
     config.prompt_tuning_init_text = "a long text about a lot of things"
     with pytest.raises(ValueError, match="tokens; num_virtual_tokens=3 takes 1 to 6 of them"):
         pf.get_peft_model(build("t5"), config)
+    config.prompt_tuning_init_text, other = text, build("t5")
+    other.set_input_embeddings(torch.nn.Embedding(max(tokens), 32))
+    with pytest.raises(ValueError, match=f"gives token {max(tokens)}, and the model has embeddings of {max(tokens)}"):
+        pf.get_peft_model(other, config)
+    config.tokenizer_name_or_path = str(tmp_path / "none")
+    with pytest.raises(ValueError, match="tokenizer_name_or_path=.*none' gives no tokenizer"):
+        pf.get_peft_model(build("t5"), config)
 
 
 BAD = [
