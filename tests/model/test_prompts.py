@@ -99,6 +99,23 @@ def test_generation_agrees_with_peft(kind, name, options):
         assert torch.equal(base, build(kind).generate(**inputs, **options))
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["prompt", "prefix", "projected prefix"])
+def test_training_without_a_cache_is_the_same(kind, name):
+    """A prefix lives in a cache, which is made for it alone then."""
+    outcomes = []
+    for options in ({}, dict(use_cache=False)):
+        model = prompted(pf, kind, name)
+        output = logits(model, **options)
+        output.square().mean().backward()
+        outcomes.append((output, {n: p.grad for n, p in of_the_prompt(model).items()}))
+    (output, gradients), (other, others) = outcomes
+    assert_same(output, other)
+    assert any(grad.any() for grad in gradients.values())
+    for key, grad in gradients.items():
+        torch.testing.assert_close(others[key], grad, rtol=0, atol=1e-6 + 1e-4 * grad.abs().max().item())
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_left_padding_changes_nothing(kind, name):
