@@ -82,10 +82,11 @@ def plan(tuner, config: IA3Config) -> list[Scaled]:
 def complete(tuner, config, targets) -> None:
     names = resolve_targets(tuner.model, tuner.own_modules(), config, DEFAULT_TARGETS)
     ends = _feedforward(tuner.model, config)
-    if isinstance(ends, set) and isinstance(names, set) and not ends <= names:
+    if config.feedforward_modules is None and not any(target.feedforward for target in targets):
+        ends = set()
+    elif isinstance(ends, set) and isinstance(names, set) and not ends <= names:
         # As names they could not be read from a file again, by PEFT either; an expression may say the same.
-        effective = any(target.feedforward for target in targets)
-        ends = f".*({'|'.join(sorted(map(re.escape, ends)))})" if effective else set()
+        ends = f".*({'|'.join(sorted(map(re.escape, ends)))})"
     config.target_modules, config.feedforward_modules = names, ends
     last = tuner.model.get_submodule(targets[-1].name)
     config.fan_in_fan_out = not isinstance(last, nn.Linear)  # PEFT reads a Conv1D's adapter by this
