@@ -218,22 +218,6 @@ def test_a_compiled_hotswap_changes_rank_and_scaling(tmp_path):
     assert report.calls() == {"fused": 2} and not torch.allclose(before, other(x), atol=1e-2)
 
 
-def test_mixed_batches_run_in_peft():
-    names, outputs = ["default", "__base__", "other"], []
-    for fused in (False, True):
-        model = zoo.adapted(peft, "llama")
-        model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-        zoo.liven(model, adapter="other")
-        if fused:
-            report = pf.fuse(model)
-        torch.manual_seed(0)
-        for name, p in model.named_parameters():
-            if ".other." in name:
-                p.data.normal_(std=0.1)
-        outputs.append(zoo.logits(model, adapter_names=names))
-    assert torch.equal(*outputs) and not report.calls()
-
-
 def test_a_half_precision_base_saves_no_wide_copy_of_x():
     """PEFT's default: float32 adapters over a bfloat16 base."""
     linear = nn.Linear(64, 48, dtype=torch.bfloat16)

@@ -1,0 +1,36 @@
+"""A batch whose rows belong to different LoRA adapters, as PEFT's adapter_names gives it.
+
+The frozen product of all rows is one; then the rows of each adapter get its low-rank part. PEFT does the same with eight
+calls an adapter, three of which copy the rows; here there are four, and rows that lie together are not copied.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def positions(names) -> dict[str, list[int]]:
+    """{name: the rows that have it}, in the order in which the names appear."""
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        found.setdefault(name, []).append(row)
+    return found
+
+
+def mixed_rows_linear(x, weight, bias, adapters):
+    """y = x W^T + b, plus scaling * (x_i A^T) B^T for the rows i of each of the adapters; differentiable.
+
+    x [n, .., K], weight [N, K], bias [N] or None; adapters: (rows of x along its first dimension, lora_A [r, K], lora_B
+    [N, r], scaling) each, no row twice. lora_A and lora_B have one dtype, in which the low-rank part is computed. Returns
+    y [n, .., N] in the dtype of nn.Linear.
+    """
+    y = F.linear(x, weight, bias)
+    for rows, A, B, scaling in adapters:
+        first, last = rows[0], rows[-1]
+        if last - first + 1 == len(rows):
+            update = F.linear(F.linear(x[first : last + 1].to(A.dtype), A), B) * scaling
+            y[first : last + 1].add_(update)
+        else:
+            index = torch.tensor(rows, device=x.device)
+            update = F.linear(F.linear(x.index_select(0, index).to(A.dtype), A), B) * scaling
+            y.index_add_(0, index, update.to(y.dtype))
+    return y
