@@ -27,7 +27,13 @@ def hooked(module) -> bool:
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
+        and not _is_own(module, state["forward"])
     )
+
+
+def _is_own(module, forward) -> bool:
+    """Whether it is the method of the module's class after all: accelerate leaves it so when its hooks are removed."""
+    return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
 
 
 def tensor_of(module, name):

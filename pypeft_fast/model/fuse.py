@@ -90,7 +90,7 @@ def register(config):
     """Makes `peft.get_peft_model` and `add_adapter` build fused layers from this peft.LoraConfig; returns the config.
 
     For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
-    not saved with the adapter. IA3 has no such hook in PEFT: fuse the finished model, or pass FuseCallback to a Trainer.
+    not saved with the adapter. IA3 has no such hook in PEFT: fuse the finished model, or give a Trainer FuseCallback.
 
     Raises TypeError for anything but a peft.LoraConfig.
     """

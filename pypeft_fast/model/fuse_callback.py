@@ -6,10 +6,10 @@ from .fuse import FuseReport, fuse
 
 
 class FuseCallback(TrainerCallback):
-    """Fuses the model of a transformers.Trainer in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
+    """Fuses a Trainer's model in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
 
-    For every Trainer whose model is Hugging Face PEFT's, TRL's and LLaMA-Factory's too; PEFT may have built it in
-    Trainer's constructor. The model stays fused after training. `report` is what fuse returned, None before.
+    For any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters by then; TRL's trainers give
+    them to it in their constructor. The model stays fused. `report` is what fuse returned, None before training.
 
     Args:
         strict: raise ValueError as training begins unless every adapter layer can be fused.

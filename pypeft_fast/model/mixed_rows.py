@@ -1,7 +1,7 @@
 """A batch whose rows belong to different LoRA adapters, as PEFT's adapter_names gives it.
 
-The frozen product of all rows is one; then the rows of each adapter get its low-rank part. PEFT does the same with eight
-calls an adapter, three of which copy the rows; here there are four, and rows that lie together are not copied.
+The frozen product of all rows is one; then the rows of each adapter get its low-rank part. PEFT does the same, but
+searches the names for each adapter anew, and copies its rows three times. Here rows that lie together are not copied.
 """
 
 import torch
@@ -20,7 +20,7 @@ def mixed_rows_linear(x, weight, bias, adapters):
     """y = x W^T + b, plus scaling * (x_i A^T) B^T for the rows i of each of the adapters; differentiable.
 
     x [n, .., K], weight [N, K], bias [N] or None; adapters: (rows of x along its first dimension, lora_A [r, K], lora_B
-    [N, r], scaling) each, no row twice. lora_A and lora_B have one dtype, in which the low-rank part is computed. Returns
+    [N, r], scaling) each, no row twice. The low-rank part is computed in the dtype of lora_A and lora_B. Returns
     y [n, .., N] in the dtype of nn.Linear.
     """
     y = F.linear(x, weight, bias)

@@ -5,9 +5,9 @@
         pyarrow pandas scipy aiohttp importlib_metadata zipp pytz tzdata python-dateutil six
     PYTHONPATH=peft-deps .venv/bin/python -m tests.conformance.run --output out/conformance peft -n 2
 
-After the checkout come pytest's arguments, seen from there; tests/test_custom_models.py stands for no path: about 17,000
-tests, a quarter of an hour for each run in two processes. `-k "loraconfig or ia3"` are a third of them. With --reuse the
-unmodified run is the one that --output holds, if it had the same arguments. Tests that need a model hub fail in both.
+After the checkout come pytest's arguments, seen from there. Without a path they are for tests/test_custom_models.py,
+18,000 tests. `-k "loraconfig or ia3"` are a third of them. With --reuse the unmodified run is the one that --output
+holds, if it had the same arguments. Tests that need a model hub fail in both.
 
 Exit status 1 if a test ends otherwise than in the unmodified run, if none ran, or if no fused call happened.
 """
@@ -81,7 +81,7 @@ def compare(checkout: Path, arguments, folder: Path, reuse: bool) -> int:
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.run", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="folder for the logs and reports (default: kept nowhere)")
-    parser.add_argument("--reuse", action="store_true", help="the unmodified run that --output holds, if it is the same")
+    parser.add_argument("--reuse", action="store_true", help="take the unmodified run from --output if it is there")
     parser.add_argument("checkout", type=Path, help="of PEFT's repository")
     parser.add_argument("pytest", nargs=argparse.REMAINDER, help="pytest's own arguments")
     options = parser.parse_args(arguments)

@@ -16,8 +16,15 @@ def trained(folder, config, callbacks, **options):
     torch.manual_seed(0)
     model = peft.get_peft_model(build("llama"), config)
     arguments = TrainingArguments(
-        folder, max_steps=4, save_steps=2, learning_rate=0.02, report_to="none", use_cpu=True, disable_tqdm=True, **options
-    )  # fmt: skip
+        folder,
+        max_steps=4,
+        save_steps=2,
+        learning_rate=0.02,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **options,
+    )
     trainer = Trainer(model, arguments, train_dataset=ROWS, callbacks=callbacks)
     trainer.train()
     return trainer

@@ -27,8 +27,8 @@ def test_accelerate_s_offloading_is_left_to_peft():
     assert base.weight.is_meta
     report = pf.fuse(model)
     assert report.left == {LEFT: "the base layer has hooks or a forward of its own"} and len(report.fused) == 3
-    assert torch.equal(pf_logits := zoo.logits(model), pf_logits) and report.calls() == {"fused": 6}
-    torch.testing.assert_close(pf_logits, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(zoo.logits(model), expected, rtol=1e-5, atol=1e-4)
+    assert report.calls() == {"fused": 3}
 
 
 def test_offloading_after_fusing_is_seen():
@@ -149,4 +149,8 @@ def test_fsdp2_around_and_inside_fused_layers():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines() == [], done.stdout
+    assert done.stdout.splitlines() == [
+        "{'fused': 4}",
+        "{'the base layer is a FSDPLinear': 1, 'fused': 3}",
+        "{'the base weight is a DTensor'}",
+    ]
