@@ -85,9 +85,13 @@ def why_not_submodule(module, name, expected) -> str | None:
 
 def why_not_dropout(dropout) -> str | None:
     reason = why_not_submodule(dropout, "lora_dropout", (nn.Dropout, nn.Identity))
-    if reason is None and type(dropout) is nn.Dropout and (dropout.inplace or threshold(dropout.p) > 65535):
+    if reason is None and type(dropout) is nn.Dropout and (dropout.inplace or dropout.p > 0.9 and drops_all(dropout.p)):
         reason = f"lora_dropout is in place or drops all: p={dropout.p}"
     return reason
+
+
+def drops_all(p) -> bool:
+    return threshold(p) > 65535
 
 
 def why_not_dtype(dtype, adapter, name) -> str | None:
@@ -125,7 +129,9 @@ def why_not_now() -> str | None:
 
 def computing_dtype(tensor) -> torch.dtype:
     """The dtype that nn.Linear would compute in: the tensor's own, or autocast's."""
-    device = tensor.device.type
-    if tensor.dtype != torch.float64 and tensor.is_floating_point() and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
+    dtype = tensor.dtype
+    if torch._C._is_any_autocast_enabled() and dtype != torch.float64 and dtype.is_floating_point:
+        device = tensor.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return dtype

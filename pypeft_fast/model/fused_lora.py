@@ -38,8 +38,10 @@ class FusedLinear(LoraLinear):
             active = [name for name in rows if name in held]
         if not active:
             return super().forward(x, *args, **kwargs)
-        further = args or any(kwargs[key] is not None for key in kwargs if key != "adapter_names")
-        reason = "the call has further arguments" if further else why_not_call(self, x, active, names is not None)
+        if args or kwargs and any(kwargs[key] is not None for key in kwargs if key != "adapter_names"):
+            reason = "the call has further arguments"
+        else:
+            reason = why_not_call(self, x, active, names is not None)
         if not torch.compiler.is_compiling():
             self._fused_calls[reason or can_fuse.FUSED] += 1
         if reason is not None:
@@ -150,7 +152,8 @@ def _why_not_beside(layer, name, x, dtype) -> str | None:
     if reason is None and name in layer.lora_variant:
         magnitude = layer.lora_magnitude_vector[name].weight
         reason = can_fuse.why_not_dtype(dtype, magnitude.dtype, "lora_magnitude_vector")
-    if reason is None and (A.device != x.device or B.device != x.device):
+    device = x.device
+    if reason is None and (A.device != device or B.device != device):
         reason = "the adapter is on another device"
     if reason is None and x.dtype != A.dtype and not layer.cast_input_dtype_enabled:
         reason = "casting of the input is switched off"
