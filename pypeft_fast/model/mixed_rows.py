@@ -24,13 +24,16 @@ def mixed_rows_linear(x, weight, bias, adapters):
     y [n, .., N] in the dtype of nn.Linear.
     """
     y = F.linear(x, weight, bias)
+    cast: dict[torch.dtype, torch.Tensor] = {}  # x once in each dtype, not once an adapter
     for rows, A, B, scaling in adapters:
-        first, last = rows[0], rows[-1]
-        if last - first + 1 == len(rows):
-            update = F.linear(F.linear(x[first : last + 1].to(A.dtype), A), B) * scaling
-            y[first : last + 1].add_(update)
+        if A.dtype not in cast:
+            cast[A.dtype] = x.to(A.dtype)
+        first, end = rows[0], rows[-1] + 1
+        if end - first == len(rows):
+            update = F.linear(F.linear(cast[A.dtype][first:end], A), B) * scaling
+            y[first:end].add_(update)
         else:
             index = torch.tensor(rows, device=x.device)
-            update = F.linear(F.linear(x.index_select(0, index).to(A.dtype), A), B) * scaling
+            update = F.linear(F.linear(cast[A.dtype].index_select(0, index), A), B) * scaling
             y.index_add_(0, index, update.to(y.dtype))
     return y
