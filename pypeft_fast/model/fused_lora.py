@@ -16,9 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..autograd.dora import dora_linear
 from ..autograd.dora_norm import NormCache
-from ..autograd.lora import lora_linear
+from ..autograd.lora import lora_linear, lora_linear_unchecked
 from . import can_fuse
 from .mixed_rows import mixed_rows_linear, positions
+from .ordinary_call import ordinary_call
 from .targets import is_conv1d
 
 
@@ -26,6 +27,12 @@ class FusedLinear(LoraLinear):
     """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
 
     def forward(self, x, *args, **kwargs):
+        if not args and not kwargs and not torch.compiler.is_compiling():
+            found = ordinary_call(self, x)
+            if found is not None:
+                self._fused_calls[can_fuse.FUSED] += 1
+                weight, bias, A, B, scaling, p = found
+                return lora_linear_unchecked(x, weight, bias, A, B, float(scaling), float(p))
         names = kwargs.get("adapter_names")
         held = self._modules["lora_A"]._modules
         if self.disable_adapters or self.merged:
