@@ -31,6 +31,12 @@ class FusedLinear(IA3Linear):
         ia3_l = reduce(torch.mul, [can_fuse.tensor_of(vectors, name).flatten() for name in active])
         return ia3_linear(x, weight, ia3_l, bias, feedforward=self.is_feedforward)
 
+    def _get_name(self):
+        return IA3Linear.__name__  # in repr, which names PEFT's class
+
+    def extra_repr(self):
+        return "fused"
+
 
 def attach(layer):
     layer.__class__ = FusedLinear

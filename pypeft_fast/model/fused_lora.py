@@ -70,6 +70,12 @@ class FusedLinear(LoraLinear):
         self._fused_norms.clear()
         return super().train(mode)
 
+    def _get_name(self):
+        return LoraLinear.__name__  # in repr, which names PEFT's class
+
+    def extra_repr(self):
+        return "fused"
+
 
 def attach(layer):
     layer.__class__ = FusedLinear

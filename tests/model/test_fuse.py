@@ -47,6 +47,7 @@ def test_a_model_computes_the_same_and_stays_the_same(kind, method):
     assert (
         sum(op in ("lora_forward", "lora_linear") for op, _ in ran) == len(report.fused) == report.calls()["fused"] > 3
     )
+    assert repr(model.get_submodule(report.fused[0])).startswith("lora.Linear(\n  fused\n  (base_layer): ")
     assert all(state[k] is v for k, v in model.state_dict(keep_vars=True).items()) and len(state) > 10
     assert isinstance(model.get_submodule(report.fused[0]), peft.tuners.lora.Linear)
     assert pf.unfuse(model) == len(report.fused) and pf.unfuse(model) == 0
