@@ -25,8 +25,9 @@ class FuseReport:
     def calls(self) -> Counter:
         """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
 
-        Calls with nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that
-        torch.compile has traced.
+        A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
+        nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
+        has traced.
         """
         return sum((getattr(layer, "_fused_calls", Counter()) for layer in self._layers), Counter())
 
