@@ -67,10 +67,9 @@ Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional
   if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask);
 #endif
   if (mask == nullptr && a.size(0) <= FEW_ROWS) {
-    const Tensor lora_B = transposed(right);
-    if (b.size(0) <= 1 || b.stride(0) == 1) return few_rows(a, transposed(b), bias, &left, &lora_B, factor);
-    const Tensor no_x = new_empty(a, {a.size(0), 0}), no_weight = new_empty(b, {b.size(1), 0});
-    return few_rows(no_x, no_weight, vendor_matmul(a, b, bias), &left, &lora_B, factor);
+    if (has_dense_columns(b)) return few_rows(a, b, bias, &left, &right, factor);
+    const Tensor no_a = new_empty(a, {a.size(0), 0}), no_b = new_empty(b, {0, b.size(1)});
+    return few_rows(no_a, no_b, vendor_matmul(a, b, bias), &left, &right, factor);
   }
   const Tensor out = vendor_matmul(a, b, bias);
   const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of

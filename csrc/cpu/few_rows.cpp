@@ -3,15 +3,16 @@
 namespace pypeft {
 namespace {
 struct FewArgs {
-  const void *x, *weight;  // [M, K] and [N, K], rows ldx and ldw apart
-  int64_t ldx, ldw, M, N, K, r;
+  const void *a, *b;  // [M, K] rows lda apart, [K, N] columns ldb apart
+  int64_t lda, ldb, M, N, K, r;
   const void* addend;  // or null
   int64_t addend_row, addend_column;
-  const float* left;  // [M, r], rows ldl apart, multiplied by the factor
-  const void* right;  // [N, r], rows ldr apart
+  const float* left;  // [M, r], rows ldl apart
+  const void* right;  // [r, N], columns ldr apart
   int64_t ldl, ldr;
-  void* y;  // [M, N] of weight's dtype
-  Dtype x_dtype, weight_dtype, right_dtype;
+  float factor;
+  void* y;  // [M, N] of b's dtype
+  Dtype a_dtype, b_dtype, right_dtype;
 };
 }  // namespace
 }  // namespace pypeft
@@ -21,21 +22,26 @@ struct FewArgs {
 
 namespace pypeft {
 
-Tensor few_rows(const Tensor& given_x, const Tensor& weight, const std::optional<Tensor>& addend, const Tensor* left,
-                const Tensor* right, double factor) {
-  const Tensor x = with_dense_rows(given_x), B = with_dense_rows(right ? *right : weight);
+Tensor few_rows(const Tensor& given_a, const Tensor& b, const std::optional<Tensor>& addend, const Tensor* given_left,
+                const Tensor* given_right, double factor) {
+  const Tensor a = with_dense_rows(given_a);
   FewArgs args{};
-  args.M = x.size(0), args.K = x.size(1), args.N = weight.size(0), args.r = right ? B.size(1) : 0;
-  args.x = x.const_data_ptr(), args.ldx = x.stride(0), args.x_dtype = dtype_of(x);
-  args.weight = weight.const_data_ptr(), args.ldw = weight.stride(0), args.weight_dtype = dtype_of(weight);
-  args.right = B.const_data_ptr(), args.ldr = B.stride(0), args.right_dtype = dtype_of(B);
-  const Packed scaled = left ? pack(*left, static_cast<float>(factor), false) : Packed{Floats(0), 0};
-  args.left = scaled.data.get(), args.ldl = scaled.ld;
+  args.M = a.size(0), args.K = a.size(1), args.N = b.size(1), args.factor = static_cast<float>(factor);
+  args.a = a.const_data_ptr(), args.lda = a.stride(0), args.a_dtype = dtype_of(a);
+  args.b = b.const_data_ptr(), args.ldb = b.stride(1), args.b_dtype = dtype_of(b);
+  std::optional<Tensor> left, right;
+  if (given_left) {
+    left = with_dense_rows(as_float(*given_left));
+    right = has_dense_columns(*given_right) ? *given_right
+                                            : transposed(torch::stable::contiguous(transposed(*given_right)));
+    args.left = static_cast<const float*>(left->const_data_ptr()), args.ldl = left->stride(0), args.r = left->size(1);
+    args.right = right->const_data_ptr(), args.ldr = right->stride(1), args.right_dtype = dtype_of(*right);
+  }
   if (addend) {
     args.addend = addend->const_data_ptr(), args.addend_column = addend->stride(-1);
     args.addend_row = addend->dim() == 2 ? addend->stride(0) : 0;
   }
-  const Tensor y = new_empty(x, {args.M, args.N}, weight.scalar_type());
+  const Tensor y = new_empty(a, {args.M, args.N}, b.scalar_type());
   args.y = y.mutable_data_ptr();
   const auto run = PYPEFT_SELECT(few_columns);
   torch::stable::parallel_for(0, args.N, 1 + 65536 / (args.M * (args.K + args.r) + 1),

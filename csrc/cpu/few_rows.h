@@ -8,12 +8,15 @@ namespace pypeft {
 // gives.
 constexpr int64_t FEW_ROWS = 8;
 
-// x weight^T + addend + factor * left right^T: [M, N] in weight's dtype, summed in float and rounded once.
+// a b + addend + factor * left right: [M, N] in b's dtype, summed in float and rounded once.
 //
-//   x [M, K], M <= FEW_ROWS; weight [N, K] of dense rows, x's dtype or float32
-//   addend [N] or [M, N] of weight's dtype, or none
-//   left [M, r], right [N, r], together or none: the low-rank part, float32 or x's dtype, any strides
-Tensor few_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& addend, const Tensor* left,
+//   a [M, K], M <= FEW_ROWS; b [K, N] of dense columns, as a transposed weight has, of a's dtype or float32
+//   addend [N] or [M, N] of b's dtype, or none
+//   left [M, r], right [r, N], together or none: the low-rank part, float32 or a's dtype, any strides
+Tensor few_rows(const Tensor& a, const Tensor& b, const std::optional<Tensor>& addend, const Tensor* left,
                 const Tensor* right, double factor);
+
+// Whether every column of a matrix lies in one piece.
+inline bool has_dense_columns(const Tensor& t) { return t.size(0) <= 1 || t.stride(0) == 1; }
 
 }  // namespace pypeft

@@ -1,7 +1,7 @@
 // few_rows for every instruction set (for_each.h).
 //
-// A sum belongs to one row of x and one row of the weight: its lanes add up products of both along K, then along the
-// rank, and are added to each other at the end. FEW_COLUMNS rows of the weight are read at a time.
+// A sum belongs to one row of `a` and one column of `b`: its lanes add up products along the rank, then along K, and
+// are added to each other at the end. FEW_COLUMNS columns, which are rows of the weight, are read at a time.
 constexpr int FEW_COLUMNS = 4;
 
 template <class X, class T>
@@ -30,7 +30,7 @@ PYPEFT_INLINE F add_dot(F sum, const BF16* x, const BF16* w, int64_t n) {
 }
 #endif
 
-// sum[i][j] += x[i] . w[j], rows ldx and ldw apart, of K elements.
+// sum[i][j] += x[i] . w[j], vectors of K elements, ldx and ldw apart.
 template <class X, class T, int I, int J>
 PYPEFT_INLINE void add_dots(F (&sum)[I][J], const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t K) {
   constexpr int64_t STEP = FEW_STEP<X, T>;
@@ -59,8 +59,15 @@ PYPEFT_INLINE float as_float(const T* p) {
 template <class X, class T, class P, int I, int J>
 inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   F sum[I][J] = {};
-  add_dots<X, T, I, J>(sum, (const X*)a.x + m * a.ldx, a.ldx, (const T*)a.weight + n * a.ldw, a.ldw, a.K);
-  add_dots<float, P, I, J>(sum, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
+  if (a.r > 0) {
+    add_dots<float, P, I, J>(sum, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] *= a.factor;
+    }
+  }
+  add_dots<X, T, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const T*)a.b + n * a.ldb, a.ldb, a.K);
   for (int i = 0; i < I; ++i) {
     for (int j = 0; j < J; ++j) {
       float total = sum_lanes(sum[i][j]);
@@ -86,14 +93,14 @@ inline void few_columns_of(const FewArgs& a, int64_t n, int64_t end) {
 
 template <class T>
 inline void few_columns_half(const FewArgs& a, int64_t begin, int64_t end) {
-  if (a.weight_dtype == Dtype::f32) return few_columns_of<T, float, float>(a, begin, end);
+  if (a.b_dtype == Dtype::f32) return few_columns_of<T, float, float>(a, begin, end);
   if (a.right_dtype == Dtype::f32) return few_columns_of<T, T, float>(a, begin, end);
   few_columns_of<T, T, T>(a, begin, end);
 }
 
 // Columns [begin, end) of y.
 inline void few_columns(const FewArgs& a, int64_t begin, int64_t end) {
-  if (a.x_dtype == Dtype::bf16) return few_columns_half<BF16>(a, begin, end);
-  if (a.x_dtype == Dtype::f16) return few_columns_half<F16>(a, begin, end);
+  if (a.a_dtype == Dtype::bf16) return few_columns_half<BF16>(a, begin, end);
+  if (a.a_dtype == Dtype::f16) return few_columns_half<F16>(a, begin, end);
   few_columns_of<float, float, float>(a, begin, end);
 }

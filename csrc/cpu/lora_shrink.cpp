@@ -42,7 +42,9 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const ScalarType dtype = widens ? ScalarType::Float : x.scalar_type();
   const int64_t groups = p > 0 ? seed.value().numel() : 1;
   Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
-  if (p == 0 && M <= FEW_ROWS) return {few_rows(x, with_dense_rows(lora_A), std::nullopt, nullptr, nullptr, 1), mask};
+  if (p == 0 && M <= FEW_ROWS) {
+    return {few_rows(x, transposed(with_dense_rows(lora_A)), std::nullopt, nullptr, nullptr, 1), mask};
+  }
   Tensor s = new_empty(x, {M, r}, dtype);
   ShrinkArgs args{};
   args.x = x.const_data_ptr(), args.ldx = x.stride(0), args.x_dtype = dtype_of(x);

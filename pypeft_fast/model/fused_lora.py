@@ -20,6 +20,7 @@ from ..autograd.lora import lora_linear, lora_linear_unchecked
 from . import can_fuse
 from .mixed_rows import mixed_rows_linear, positions
 from .ordinary_call import ordinary_call
+from .stacked import scaled, stacked
 from .targets import is_conv1d
 
 
@@ -191,18 +192,11 @@ def run(layer, x, active):
         magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
         return dora_linear(x, weight, A, B, magnitude, bias, scaling=scaling, dropout_p=p, norm_cache=cache)
     if len(active) > 1:  # their updates add up: one adapter of all their ranks
-        pairs = [(*_weights(layer, n), layer.scaling[n]) for n in active]
-        A = torch.cat([A for A, _, _ in pairs])
-        B = torch.cat([_scaled(B, scaling) for _, B, scaling in pairs], dim=1)
+        A, B = stacked([(*_weights(layer, n), layer.scaling[n]) for n in active])
         scaling = 1.0
     elif isinstance(scaling, torch.Tensor):  # after prepare_model_for_compiled_hotswap
-        B, scaling = _scaled(B, scaling), 1.0
+        B, scaling = scaled(B, scaling), 1.0
     return lora_linear(x, weight, A, B, bias, scaling=scaling, dropout_p=_dropout_p(layer, name))
-
-
-def _scaled(lora_B, scaling):
-    """scaling * B, in float32 for a half-precision B: not rounded before it is used."""
-    return lora_B.to(torch.promote_types(lora_B.dtype, torch.float32)) * scaling
 
 
 def _build(target, adapter_name, config, parameter_name=None, **kwargs):
