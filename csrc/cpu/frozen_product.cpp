@@ -1,6 +1,7 @@
 #include "cpu/frozen_product.h"
 
 #include "cpu/add_low_rank.h"
+#include "cpu/few_rows.h"
 #include "cpu/gemm.h"
 
 namespace pypeft {
@@ -13,6 +14,7 @@ Tensor frozen_product(const Tensor& a, const Tensor& b, const std::optional<Tens
     return gemm(a, b, bias, left, right, 1.0f, nullptr);
   }
 #endif
+  if (a.size(0) <= FEW_ROWS && has_dense_columns(b)) return few_rows(a, b, bias, nullptr, nullptr, 1);
   return vendor_matmul(a, b, bias);
 }
 

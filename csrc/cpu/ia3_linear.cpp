@@ -6,6 +6,7 @@
 // The frozen product, and one pass over its result or its input that scales the columns.
 #include <tuple>
 
+#include "cpu/fits.h"
 #include "cpu/frozen_product.h"
 #include "cpu/scale_columns.h"
 
@@ -13,7 +14,11 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& bias,
                                       const Tensor& ia3_l, bool feedforward, bool need_z) {
+  fits(is_matrix(given) && is_matrix(weight) && weight.size(1) == given.size(1));
   const int64_t M = given.size(0), N = weight.size(0);
+  fits(is_activation(given) && like(weight, given) && is_adapter(ia3_l, given));
+  fits(ia3_l.dim() == 1 && ia3_l.size(0) == weight.size(feedforward ? 1 : 0));
+  if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, given));
   const Tensor across = transposed(weight);
   Tensor none = new_empty(given, {0, N});
   if (feedforward) {

@@ -67,4 +67,4 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
     return ia3_linear(x, weight, bias, ia3_l, feedforward, need_z)
 
 
-ia3_linear.native_cpu(_check.no_float64)
+ia3_linear.native_cpu(_check.no_float64, checks=True)
