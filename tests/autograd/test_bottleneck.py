@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from pypeft_fast.autograd.bottleneck import ACTIVATIONS, bottleneck
 from pypeft_fast.ops import philox
+from tests.device import DEVICE
 
 
 def arguments(norm, separate, dtype=torch.float64):
@@ -38,8 +39,8 @@ def test_values_and_gradients(activation, norm, separate):
 
 def test_dropout_is_the_philox_stream():
     given = arguments(False, False)
-    y = bottleneck(**given, dropout_p=0.4, generator=torch.Generator().manual_seed(5))
-    seed = philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+    y = bottleneck(**given, dropout_p=0.4, generator=torch.Generator(DEVICE).manual_seed(5))
+    seed = philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
     keep = philox.unpack(philox.packed_mask(6, 4, 0.4, seed), 4).view(2, 3, 4)
     x, down, bias, up, up_bias = given.values()
     inner = F.relu(F.linear(x, down, bias)) * keep * philox.scale(0.4)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from tests.device import DEVICE
 from tests.ops.checks import available
 
 KERNELS = sorted(set(available(OPS["ia3_linear"])) & set(available(OPS["ia3_dx_dl"])))
@@ -141,14 +142,14 @@ def test_activation_checkpointing(feedforward):
 @BOTH
 def test_autocast_is_that_of_linear(feedforward):
     args = tensors(feedforward)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = pf.ia3_linear(*args, feedforward=feedforward)
     assert y.dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), args))
     x, W, ia3_l, b = args
     half = x.bfloat16(), W.bfloat16(), ia3_l, b.bfloat16()
     assert torch.equal(y, pf.ia3_linear(*half, feedforward=feedforward))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert pf.ia3_linear(*(t.double() for t in args), feedforward=feedforward).dtype == torch.float64
 
 

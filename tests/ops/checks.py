@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pypeft_fast import recording, using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from tests.device import DEVICE
 
 SCALING = 1.7
 
@@ -40,7 +41,9 @@ class Case:
 
 
 def available(op):
-    return [k.name for k in op.kernels if k.missing() is None]
+    """The kernels that this machine has and that run, at least when forced, on the device of the tests."""
+    on_device = (k for k in op.kernels if k.devices is None or DEVICE in k.devices + k.interpreted)
+    return [k.name for k in on_device if k.missing() is None]
 
 
 def _randn(case, *shape, dtype=None, transposed=False):
