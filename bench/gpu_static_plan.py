@@ -23,6 +23,7 @@ NAMES = (
     "lora_linear", "lora_ds_db", "lora_dx", "lora_dx, dropout", "lora_da", "lora_da, dropout",
     "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl", "ia3_dx_dl, feedforward",
 )  # fmt: skip
+# Of each op the launch that holds most in registers.
 FULL = ("lora_shrink, dropout", "lora_linear", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
 
 
@@ -113,7 +114,13 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
                 yield Job(target, name, F32, F32, tf32=True)
         if target in FAMILIES:
             yield from (Job(target, name, rank=r) for name in FULL for r in RANKS)
-            for name in ("lora_shrink, dropout", "lora_linear", "lora_ds_db"):
+            for name in (
+                "lora_shrink, dropout",
+                "lora_linear",
+                "lora_ds_db",
+                "lora_dx, dropout",
+                "ia3_dx_dl, feedforward",
+            ):
                 yield from other_tiles(Job(target, name))
             for name in ("lora_shrink, dropout", "lora_linear"):
                 yield from other_tiles(Job(target, name, F32, F32, tf32=True))

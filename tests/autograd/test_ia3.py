@@ -1,5 +1,6 @@
 """pf.ia3_linear: gradients, what is saved, autocast, checkpointing, compile, bad input."""
 
+import contextlib
 from itertools import combinations
 
 import pytest
@@ -169,17 +170,22 @@ def test_any_strides(kernel, feedforward):
 
 
 @BOTH
-def test_compiles_in_one_graph(feedforward):
+@pytest.mark.parametrize("kernel", [None, *(k for k in KERNELS if k in ("triton", "cuda"))])
+def test_compiles_in_one_graph(kernel, feedforward):
     x, W, ia3_l, b = args = tensors(feedforward)
     W.requires_grad_(False)
+    torch.compiler.reset()
 
     def function(x):
         return pf.ia3_linear(x, W, ia3_l, b, feedforward=feedforward) * 2
 
-    results = []
+    results, ran = [], []
     for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
-        y = f(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), (args[0], ia3_l, b))))
+        with pf.recording() as record, pf.using(kernel) if kernel else contextlib.nullcontext():
+            y = f(x)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (args[0], ia3_l, b))))
+        ran.append(record)
+    assert ran[0] == ran[1] and (kernel is None or {k for _, k in ran[0]} == {kernel})
     for a, c in zip(*results, strict=True):
         torch.testing.assert_close(a, c)
 

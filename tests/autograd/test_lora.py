@@ -1,5 +1,7 @@
 """pf.lora_linear: gradients, what is saved, dropout's generator, autocast, checkpointing, compile, bad input."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -229,18 +231,23 @@ def test_any_strides(kernel):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_compiles_in_one_graph(p):
+@pytest.mark.parametrize("kernel", [None, *(k for k in KERNELS if k in ("triton", "cuda"))])
+def test_compiles_in_one_graph(kernel, p):
     x, W, A, B, b = tensors()
     W.requires_grad_(False)
+    torch.compiler.reset()
 
     def function(x):
         return pf.lora_linear(x, W, A, B, b, scaling=0.5, dropout_p=p) * 2
 
-    results = []
+    results, ran = [], []
     for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
         torch.manual_seed(0)
-        y = f(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), (x, A, B, b))))
+        with pf.recording() as record, pf.using(kernel) if kernel else contextlib.nullcontext():
+            y = f(x)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (x, A, B, b))))
+        ran.append(record)
+    assert ran[0] == ran[1] and (kernel is None or {k for _, k in ran[0]} == {kernel})
     for a, c in zip(*results, strict=True):
         torch.testing.assert_close(a, c)
 
