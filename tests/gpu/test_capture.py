@@ -6,7 +6,11 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast import _tuning
 from pypeft_fast._op import OPS
+from tests.device import ON_GPU
 from tests.ops.checks import available
+
+if not ON_GPU:
+    pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)
 
 LORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
 IA3 = ("ia3_linear", "ia3_dx_dl")
@@ -49,6 +53,14 @@ def renew(leaves):
             leaf.copy_(torch.randn_like(leaf))
 
 
+def assert_same(kernel, replayed, eager):
+    """Bit for bit; cuBLAS may choose another algorithm inside a graph."""
+    for a, b in zip(replayed, eager, strict=True):
+        assert a.abs().max() > 0
+        close = 0.0 if kernel in ("cuda", "triton") else 2 * torch.finfo(torch.bfloat16).eps
+        torch.testing.assert_close(a, b, rtol=0, atol=close * b.abs().max().item())
+
+
 @pytest.mark.parametrize("kernel", on_all(*LORA))
 def test_lora_replays_on_new_values(kernel):
     leaves, step = lora(0.0)
@@ -57,9 +69,7 @@ def test_lora_replays_on_new_values(kernel):
         for _ in range(3):
             renew(leaves)
             graph.replay()
-            for replayed, eager in zip(results, step(), strict=True):
-                assert replayed.abs().max() > 0
-                torch.testing.assert_close(replayed, eager, rtol=0, atol=0)
+            assert_same(kernel, results, step())
 
 
 @pytest.mark.parametrize("kernel", on_all(*LORA))
@@ -92,15 +102,18 @@ def test_ia3_replays_on_new_values(kernel, feedforward):
         graph, results = captured(step)
         renew(leaves)
         graph.replay()
-        for replayed, eager in zip(results, step(), strict=True):
-            torch.testing.assert_close(replayed, eager, rtol=0, atol=0)
+        assert_same(kernel, results, step())
 
 
 def test_tuning_never_happens_inside_a_capture(monkeypatch, tmp_path):
     """A shape that was never seen: in a graph it takes the first candidate, and the next eager call times them."""
+    from pypeft_fast.kernels import _tiles
+
     monkeypatch.setenv("PYPEFT_FAST_TUNE", "1")
     monkeypatch.setenv("PYPEFT_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(_tuning, "_known", {})
+    candidates = _tiles.candidates
+    monkeypatch.setattr(_tiles, "candidates", lambda *args: candidates(*args)[:3])
     timed = []
     milliseconds = _tuning.milliseconds
     monkeypatch.setattr(_tuning, "milliseconds", lambda *args: timed.append(args) or milliseconds(*args))

@@ -4,6 +4,10 @@ import pytest
 import torch
 
 import pypeft_fast as pf
+from tests.device import ON_GPU
+
+if not ON_GPU:
+    pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
@@ -22,7 +26,7 @@ def test_a_compiled_layer_trains_as_an_eager_one(mode, dtype):
             grads.append([y.detach().clone(), *(g.clone() for g in torch.autograd.grad(y.float().sum(), leaves))])
         eps = torch.finfo(dtype).eps
         for a, b in zip(*grads, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=16 * eps * b.abs().max().item())
+            torch.testing.assert_close(a, b, rtol=0, atol=64 * eps * b.abs().max().item())
 
 
 def test_dropout_is_drawn_anew_by_compiled_code():

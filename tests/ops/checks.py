@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pypeft_fast import recording, using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
-from tests.device import DEVICE
+from tests.device import DEVICE, ON_GPU
 
 SCALING = 1.7
 
@@ -168,6 +168,15 @@ def _eager_errors(op_name, reference, case):
     return [max(column) for column in zip(*errors, strict=True)]
 
 
+def _truncated_steps(case, output):
+    """Half an ulp for each step of a sum on tensor cores, which truncate; beside PyTorch's float32, which rounds.
+
+    On a GPU, where a half-precision operand meets a float32 one: three products in tf32 there, and none in PyTorch.
+    """
+    mixed = case.adapter == torch.float32 != case.dtype and output.dtype == torch.float32
+    return max(case.M, case.K, case.N) / 8 / 2 if ON_GPU and mixed else 0
+
+
 def assert_agrees(op_name, kernel, case, within=None):
     """The forced kernel runs, writes every element, changes no input, and stays within the bound of the truth.
 
@@ -191,6 +200,6 @@ def assert_agrees(op_name, kernel, case, within=None):
         elif output.numel():
             error = (output.double() - expected).abs().max()
             ulp = torch.finfo(output.dtype).eps * expected.abs().max()
-            assert error <= 2 * eager_error + ulp, (
+            assert error <= 2 * eager_error + ulp * (1 + _truncated_steps(case, output)), (
                 f"error {error:.3g}, eager's own {eager_error:.3g}, one ulp {ulp:.3g}"
             )
