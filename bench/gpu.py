@@ -63,6 +63,7 @@ def providers_of(case, compiled):
 
 def measure(case, names, seconds, timer):
     """(the case's numbers, [what is wrong with a provider, which is then not timed])."""
+    torch.compiler.reset()  # else the compiler gives up after a few shapes of one function, and runs it as it is
     operands, steps, wrong = Operands(case), {}, []
     for name in names:
         # PyTorch's own mask depends on how its kernel is launched: those who use it are checked without dropout.

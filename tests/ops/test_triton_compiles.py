@@ -25,7 +25,12 @@ SAMPLE = """
 (specialized,) = (c for c in _tiles.candidates("lora_linear", 100, 16) if c.specialize and (c.BO, c.BI) == (128, 64))
 jobs = [Job("sm_80", "lora_dx, dropout"), Job("sm_90", "lora_linear"), Job("gfx942", "lora_ds_db"),
         Job("sm_100", "lora_linear", config=specialized)]
-print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"]]))
+planned = {(job.target, job.op, str(job.tiles)) for job in plan(FAMILIES)}
+tiled = "lora_shrink", "lora_ds_db", "lora_linear", "lora_dx", "ia3_dx_dl"
+wanted = {(target, op, str(config)) for target in FAMILIES for op in tiled
+          for bits in (16, 32) if bits == 16 or op == "lora_linear"
+          for config in _tiles.candidates(op, architecture(target), bits)}
+print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"], sorted(wanted - planned), len(wanted)]))
 """
 EVERY = "print(json.dumps(made([Job(sys.argv[1], name) for name in NAMES])))"
 PLANNED = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "MFMA"}
@@ -71,6 +76,10 @@ def test_partials_are_written_before_the_ticket_and_read_after_it(sample):
         first_read = after.index("ld.global.cg")
         assert "bar.sync" in after[:first_read]
     assert "ld.global.cg" not in events[: tickets[0]]
+
+
+def test_every_tile_that_tuning_may_choose_is_in_the_report(sample):
+    assert sample[2] == [] and sample[3] > 150
 
 
 @pytest.mark.slow
