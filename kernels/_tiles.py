@@ -113,7 +113,9 @@ def candidates(op, arch, bits):
         inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # without TMA its masked loads take registers
         shapes = [(16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
         if op != "ia3_dx_dl":  # which holds a tile of x beside the accumulator: 128 registers of each would spill
-            shapes += [(128, 256, 8)] + [(128, 128, 4)] * (arch != 100)  # nor do they leave tensor memory without
+            shapes.append((128, 256, 8))
+            if arch != 100 and bits == 16:  # they spill on their way out of tensor memory, and beside fragments of tf32
+                shapes.append((128, 128, 4))
         space = [
             Config(BM, BO, BI, base.BR, warps, stages, tma=tma, specialize=specialize)
             for BM, BO, warps in shapes
