@@ -10,12 +10,12 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-emulator test-asan test-tsan check-compilers lint format bench \
-	bench-model bench-ops bench-fuse bench-gpu gpu-static test-gpu wheel wheel-cuda clean
+	bench-model bench-ops bench-fuse bench-gpu gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
 
 help:
 	@echo 'make demo | methods | test | test-all | test-emulator | test-asan | test-tsan | check-compilers | lint | format'
-	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | wheel | wheel-cuda | venv | clean'
-	@echo 'on a machine with a GPU: make test-gpu | bench-gpu'
+	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | traffic | performance-model | wheel | wheel-cuda'
+	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -111,6 +111,13 @@ bench-gpu: venv
 # What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
 gpu-static: venv
 	$(BIN)/python -W ignore -m bench.gpu_static
+
+# The bytes that a step moves, ours beside PEFT's, counted; and what a roofline makes of them on four GPUs.
+traffic: venv
+	$(BIN)/python -m bench.traffic
+
+performance-model: venv
+	$(BIN)/python -m bench.performance_model
 
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

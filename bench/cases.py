@@ -4,6 +4,7 @@ Every provider of a case works on the same frozen weight, adapter, input and out
 mask from torch's generator: "torch" providers through F.dropout, ours through Philox.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,6 +151,12 @@ def ours(case, operands, kernel):
 provider("ours", mask="philox")(functools.partial(ours, kernel=None))
 provider("ours cpu", mask="philox")(functools.partial(ours, kernel="cpu"))
 provider("ours blas", mask="philox")(functools.partial(ours, kernel="blas"))
+
+
+@provider("ours p=0", mask="none")
+def ours_without_dropout(case, operands):
+    """In the rounds of a case with dropout: what dropout costs, as one run sees it."""
+    return ours(dataclasses.replace(case, p=0.0), operands, kernel=None)
 
 
 @provider("PEFT IA3", mask="none", kind="ia3")

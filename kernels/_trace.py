@@ -7,7 +7,8 @@ A kernel may touch elements of its tensor arguments and nothing else, not even t
 """
 
 import contextlib
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -23,7 +24,9 @@ class Launch:
     programs: int
     loaded: Counter = field(default_factory=Counter)  # bytes by argument, each instruction's repetitions counted once
     stored: Counter = field(default_factory=Counter)
-    once: Counter = field(default_factory=Counter)  # bytes of the distinct elements loaded, by argument
+    # Bytes of the distinct elements that each line of the kernel loads, by argument: one pass over a matrix counts once
+    # however many programs share it, and two lines that both read it are two passes.
+    once: Counter = field(default_factory=Counter)
     outside: list[str] = field(default_factory=list)  # accesses to anything else
 
 
@@ -34,7 +37,7 @@ class _Argument:
         for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
             offsets = (offsets[:, None] + np.arange(length)[None, :] * stride).ravel() if stride else offsets
         self.addresses = np.unique(offsets * self.size + tensor.data_ptr())
-        self.seen = np.zeros(len(self.addresses), bool)
+        self.seen = defaultdict(lambda: np.zeros(len(self.addresses), bool))  # by the line that loads
 
     def at(self, pointers):
         """Places of these addresses among the elements, and whether each is one."""
@@ -42,6 +45,15 @@ class _Argument:
             return np.zeros(len(pointers), np.int64), np.zeros(len(pointers), bool)
         places = np.searchsorted(self.addresses, pointers).clip(max=len(self.addresses) - 1)
         return places, self.addresses[places] == pointers
+
+
+def _line(launch):
+    """Where in the kernel the access that is being noted stands: its line, and those of the calls that led there."""
+    frame, lines = sys._getframe(2), []
+    while frame.f_code is not launch.__code__:
+        lines.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(lines)
 
 
 @contextlib.contextmanager
@@ -60,15 +72,17 @@ def traced():
         launches.append(Launch(executor.fn.__name__, int(np.prod(executor.grid))))
         call(executor, *args, **kwargs)
         for argument in arguments:
-            launches[-1].once[argument.name] = int(argument.seen.sum()) * argument.size
+            seen = sum(int(elements.sum()) for elements in argument.seen.values())
+            launches[-1].once[argument.name] = seen * argument.size
 
     def note(kind, pointers, mask):
         pointers = np.unique(np.broadcast_to(pointers, mask.shape)[mask.astype(bool)].astype(np.int64))
+        line = _line(launch)
         for argument in arguments:
             places, inside = argument.at(pointers)
             getattr(launches[-1], kind)[argument.name] += int(inside.sum()) * argument.size
             if kind == "loaded":
-                argument.seen[places[inside]] = True
+                argument.seen[line][places[inside]] = True
             pointers = pointers[~inside]
         if len(pointers):
             launches[-1].outside.append(f"{kind} {len(pointers)} elements outside every argument")

@@ -1,5 +1,6 @@
 #include "cpu/add_low_rank.h"
 
+#include "cpu/few_rows.h"
 #include "cpu/gemm.h"
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -18,13 +19,6 @@ struct AddArgs {
   int64_t ld;
   const uint8_t* mask;  // [M, ..], rows mask_row apart, or null
   int64_t mask_row;
-  Dtype dtype;
-};
-
-struct SumArgs {
-  void* y;  // as many elements as there are
-  const float* low;
-  float factor;
   Dtype dtype;
 };
 }  // namespace
@@ -72,14 +66,12 @@ Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional
 #if defined(__x86_64__)
   if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask);
 #endif
-  const Tensor out = vendor_matmul(a, b, bias);
   if (mask == nullptr && a.size(0) <= FEW_ROWS) {
-    const Tensor low = vendor_matmul(as_float(left), as_float(right), std::nullopt);
-    const SumArgs args{out.mutable_data_ptr(), static_cast<const float*>(low.const_data_ptr()),
-                       static_cast<float>(factor), dtype_of(out)};
-    PYPEFT_SELECT(add_elements)(args, out.numel());
-    return out;
+    if (has_dense_columns(b)) return few_rows(a, b, bias, &left, &right, factor);
+    const Tensor no_a = new_empty(a, {a.size(0), 0}), no_b = new_empty(b, {0, b.size(1)});
+    return few_rows(no_a, no_b, vendor_matmul(a, b, bias), &left, &right, factor);
   }
+  const Tensor out = vendor_matmul(a, b, bias);
   const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of
   const Tensor stored = across ? transposed(right) : right;
   add_low_rank(out, left, pack(stored, static_cast<float>(factor), across), mask);

@@ -4,16 +4,13 @@
 
 namespace pypeft {
 
-// Up to so many rows, as when decoding, the small matrices are multiplied as they lie: packing one costs more.
-constexpr int64_t FEW_ROWS = 8;
-
 // out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype; the vendor's.
 Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias);
 
 // a b + bias + factor * keep * (left right): [M, N] in a's dtype from left [M, r], right [r, N] of the ops' dtypes, any
-// strides; mask [M, ceil(N/8)] is packed bits of what to keep of the low-rank part, or null for all of it. By gemm()
-// where that is faster; else the vendor's product over all rows at once, to which the low-rank part is then added in
-// float.
+// strides; mask [M, ceil(N/8)] is packed bits of what to keep of the low-rank part, or null for all of it. By
+// few_rows() or gemm() where they are faster; else the vendor's product over all rows at once, to which the low-rank
+// part is then added in float.
 Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const Tensor& left,
                            const Tensor& right, double factor, const Tensor* mask);
 

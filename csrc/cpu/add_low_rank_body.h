@@ -39,18 +39,3 @@ inline void add_tasks(const AddArgs& a, int64_t begin, int64_t end) {
   if (a.dtype == Dtype::bf16) return add_tasks_of<BF16>(a, begin, end);
   add_tasks_of<F16>(a, begin, end);
 }
-
-template <class T>
-inline void add_elements_of(const SumArgs& a, int64_t n) {
-  T* y = (T*)a.y;
-  int64_t k = 0;
-  for (; k + W <= n; k += W) narrow(y + k, widen(y + k) + load(a.low + k) * a.factor);
-  if (k < n) narrow(y + k, widen(y + k, n - k) + widen(a.low + k, n - k) * a.factor, n - k);
-}
-
-// y[k] += factor * low[k] for k < n.
-inline void add_elements(const SumArgs& a, int64_t n) {
-  if (a.dtype == Dtype::f32) return add_elements_of<float>(a, n);
-  if (a.dtype == Dtype::bf16) return add_elements_of<BF16>(a, n);
-  add_elements_of<F16>(a, n);
-}

@@ -7,7 +7,7 @@
 // and multiplied with A^T, which was packed as float once. The factor 65536 / (65536 - T) is applied to the sums.
 #include "cpu/lora.h"
 
-#include "cpu/add_low_rank.h"
+#include "cpu/few_rows.h"
 
 namespace pypeft {
 namespace {
@@ -43,8 +43,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const int64_t groups = p > 0 ? seed.value().numel() : 1;
   Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
   if (p == 0 && M <= FEW_ROWS) {
-    const Tensor sums = vendor_matmul(as_float(x), transposed(as_float(lora_A)), std::nullopt);
-    return {dtype == ScalarType::Float ? sums : torch::stable::to(sums, dtype), mask};
+    return {few_rows(x, transposed(with_dense_rows(lora_A)), std::nullopt, nullptr, nullptr, 1), mask};
   }
   Tensor s = new_empty(x, {M, r}, dtype);
   ShrinkArgs args{};

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from ..ops import _check
 from ._autocast import autocast_as_linear
 
 
@@ -22,7 +23,7 @@ class BitFitLinearFunction(torch.autograd.Function):
         db = None
         if ctx.needs_input_grad[2]:
             wide = torch.promote_types(dY.dtype, torch.float32)
-            db = dY.reshape(-1, dY.shape[-1]).sum(0, dtype=wide).to(ctx.dtype)
+            db = _check.rows("bitfit_linear", "dY", dY).sum(0, dtype=wide).to(ctx.dtype)
         return dX, None, db
 
 

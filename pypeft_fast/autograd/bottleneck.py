@@ -1,13 +1,16 @@
 """A bottleneck adapter as one function: layer norm, down, activation, dropout, up, residual.
 
 Saved for backward: x, the bottleneck z [M, m] and its packed dropout mask; with layer norm the mean and deviation of
-every row besides. The normalised x and the activation are computed again.
+every row besides. The normalised x and the activation are computed again. With dropout the product with U is LoRA's
+first, drop(x) A^T, with f(z) in the place of x and U in that of A: lora_shrink draws the mask on the way.
 """
 
 import torch
 import torch.nn.functional as F
 
 from ..ops import _check, philox
+from ..ops.lora_da import lora_da
+from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
 
 _aten = torch.ops.aten
@@ -24,15 +27,18 @@ EPS = 1e-5
 class BottleneckFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, scaling, p, seed):
-        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+        rows, dtype = _rows(x), x.dtype
         normed, mean, deviation = rows, None, None
         if norm_weight is not None:
             normed, mean, deviation = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))
         z = torch.addmm(down_bias.to(dtype), normed, down.to(dtype).t())
-        mask = philox.packed_mask(z.shape[0], z.shape[1], p, seed) if p > 0 else None
-        kept = philox.dropped(ACTIVATIONS[activation][0](z), mask, p)
-        added = (x if residual is None else residual).reshape(-1, up.shape[0])
-        y = torch.addmm(added + scaling * up_bias.to(dtype), kept, up.to(dtype).t(), alpha=scaling)
+        inner, mask = ACTIVATIONS[activation][0](z), None
+        y = _rows(x if residual is None else residual) + scaling * up_bias.to(dtype)
+        if p > 0:
+            update, mask = lora_shrink(inner, up.to(dtype), p, seed)
+            y.add_(update, alpha=scaling)
+        else:
+            y.addmm_(inner, up.to(dtype).t(), alpha=scaling)
         ctx.save_for_backward(x, z, mask, mean, deviation, down, up, norm_weight, norm_bias)
         ctx.activation, ctx.scaling, ctx.p, ctx.own_residual = activation, scaling, p, residual is None
         ctx.dtypes = down_bias.dtype, up_bias.dtype
@@ -43,15 +49,16 @@ class BottleneckFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, z, mask, mean, deviation, down, up, norm_weight, norm_bias = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]
-        rows, dtype, dY = x.reshape(-1, x.shape[-1]), x.dtype, grad.reshape(-1, grad.shape[-1])
+        rows, dtype, dY, p = _rows(x), x.dtype, _rows(grad), ctx.p
         normed = rows
         if norm_weight is not None:
             normed = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))[0]
         function, derivative = ACTIVATIONS[ctx.activation]
-        kept = philox.dropped(function(z), mask, ctx.p)
+        inner = function(z)
+        d_up = lora_da(dY, inner, mask, p, dtype) if p > 0 else dY.t() @ inner
         d_kept = (dY @ up.to(dtype)) * ctx.scaling
-        dz = derivative(philox.dropped(d_kept, mask, ctx.p), z)
-        d_up, d_down = (dY.t() @ kept) * ctx.scaling, dz.t() @ normed
+        dz = derivative(philox.dropped(d_kept, mask, p), z)
+        d_up, d_down = d_up * ctx.scaling, dz.t() @ normed
         d_up_bias, d_down_bias = _column_sum(dY) * ctx.scaling, _column_sum(dz)
         d_normed = dz @ down.to(dtype) if need_x or norm_weight is not None else None
         d_norm_weight = d_norm_bias = None
@@ -68,6 +75,10 @@ class BottleneckFunction(torch.autograd.Function):
             dX, grad if need_residual else None, d_down.to(down.dtype), d_down_bias.to(ctx.dtypes[0]),
             d_up.to(up.dtype), d_up_bias.to(ctx.dtypes[1]), d_norm_weight, d_norm_bias, None, None, None, None,
         )  # fmt: skip
+
+
+def _rows(tensor):
+    return _check.rows("bottleneck", "x", tensor)
 
 
 def _normalise(rows, weight, bias):
@@ -107,6 +118,13 @@ def bottleneck(
             f"bottleneck: x [..., K], down [m, K], up [N, m] and residual [..., N] do not fit: x {tuple(x.shape)}, "
             f"down {tuple(down.shape)}, up {tuple(up.shape)}, residual {tuple(added.shape)}"
         )
+    _check.shape("bottleneck", "down_bias", down_bias, down.shape[:1], f"[m] for down of shape {tuple(down.shape)}")
+    _check.shape("bottleneck", "up_bias", up_bias, up.shape[:1], f"[N] for up of shape {tuple(up.shape)}")
+    if (norm_weight is None) != (norm_bias is None):
+        raise ValueError("bottleneck: one of norm_weight and norm_bias is None; give both or neither")
+    if norm_weight is not None:
+        for name, value in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+            _check.shape("bottleneck", name, value, x.shape[-1:], f"[K] for x of shape {tuple(x.shape)}")
     x, residual = autocast_as_linear(x, residual)
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None

@@ -21,7 +21,7 @@ from .dora_norm import dora_norm
 
 
 def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed):
-    rows = x.reshape(-1, x.shape[-1])
+    rows = _check.rows("dora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
     kept = philox.dropped(rows, mask, p)
     z = lora_linear_op(kept, weight, None, s, lora_B, scaling)
@@ -63,7 +63,7 @@ class DoRALinearFunction(torch.autograd.Function):
         p = ctx.p
         if ctx.cache is not None:
             ctx.cache.after_backward()
-        dY = grad.reshape(-1, grad.shape[-1])
+        dY = _check.rows("dora_linear", "dY", grad)
         dZ = scaled(dY, g)
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
@@ -72,7 +72,7 @@ class DoRALinearFunction(torch.autograd.Function):
         if need_x:
             dX = _dx(dY, dZ, weight, dS, lora_A, mask, p, g).view(ctx.x_shape)
         if x is not None:
-            rows = x.reshape(-1, x.shape[-1])
+            rows = _check.rows("dora_linear", "x", x)
             dA = lora_da(dS, rows, mask, p, ctx.dtype_A) if need_A else None
             dW = _dw(dY, dZ, rows, mask, p) if need_weight else None
         db = dY.sum(0) if need_bias else None

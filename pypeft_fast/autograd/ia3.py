@@ -6,6 +6,7 @@ the input, and neither if l needs no gradient.
 
 import torch
 
+from ..ops import _check
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
@@ -13,7 +14,7 @@ from ._autocast import autocast_as_linear
 
 
 def _forward(x, weight, bias, ia3_l, feedforward, need_z):
-    y, z = ia3_linear_op(x.reshape(-1, x.shape[-1]), weight, bias, ia3_l, feedforward, need_z)
+    y, z = ia3_linear_op(_check.rows("ia3_linear", "x", x), weight, bias, ia3_l, feedforward, need_z)
     return y.view(*x.shape[:-1], weight.shape[0]), z
 
 
@@ -37,8 +38,8 @@ class IA3LinearFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, ia3_l, z = ctx.saved_tensors
         need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
-        feedforward, dY = ctx.feedforward, grad.reshape(-1, grad.shape[-1])
-        rows = None if x is None else x.reshape(-1, x.shape[-1])
+        feedforward, dY = ctx.feedforward, _check.rows("ia3_linear", "dY", grad)
+        rows = None if x is None else _check.rows("ia3_linear", "x", x)
         dX = dW = db = dl = None
         if need_x or need_l:
             if weight is None:  # of no columns: dl alone does without it

@@ -3,7 +3,8 @@
 An adapter's folder is as PEFT's are: adapter_config.json with "peft_type": "BOTTLENECK" and the fields of
 BottleneckConfig, and in adapter_model.safetensors `base_model.model.<linear layer>.bottleneck.down.weight` [m, K],
 `.down.bias` [m], `.up.weight` [N, m], `.up.bias` [N], with layer_norm `.norm.weight` and `.norm.bias` [K]. The linear
-layer is the one whose output the adapter changes.
+layer is the one whose output the adapter changes. Files of the adapters library are not read: its last version, 1.3.0,
+needs transformers 4 and does not import beside transformers 5, so nothing here could be tested against it.
 """
 
 from dataclasses import dataclass

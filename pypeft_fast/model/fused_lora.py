@@ -18,6 +18,7 @@ from ..autograd.dora import dora_linear
 from ..autograd.dora_norm import NormCache
 from ..autograd.lora import lora_linear
 from . import can_fuse
+from .stacked import scaled, stacked
 from .targets import is_conv1d
 
 
@@ -144,17 +145,11 @@ def run(layer, x, active):
         magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
         return dora_linear(x, weight, A, B, magnitude, base.bias, scaling=scaling, dropout_p=p, norm_cache=cache)
     if len(active) > 1:  # their updates add up: one adapter of all their ranks
-        A = torch.cat([layer.lora_A[n].weight for n in active])
-        B = torch.cat([_scaled(layer.lora_B[n].weight, layer.scaling[n]) for n in active], dim=1)
+        A, B = stacked([(layer.lora_A[n].weight, layer.lora_B[n].weight, layer.scaling[n]) for n in active])
         scaling = 1.0
     elif isinstance(scaling, torch.Tensor):  # after prepare_model_for_compiled_hotswap
-        B, scaling = _scaled(B, scaling), 1.0
+        B, scaling = scaled(B, scaling), 1.0
     return lora_linear(x, weight, A, B, base.bias, scaling=scaling, dropout_p=_dropout_p(layer, name))
-
-
-def _scaled(lora_B, scaling):
-    """scaling * B, in float32 for a half-precision B: not rounded before it is used."""
-    return lora_B.to(torch.promote_types(lora_B.dtype, torch.float32)) * scaling
 
 
 def _build(target, adapter_name, config, parameter_name=None, **kwargs):

@@ -1,6 +1,7 @@
 """(IA)^3 (arXiv:2205.05638) on a model; the functions are those that lora.py describes."""
 
 import re
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,10 @@ def _feedforward(model, config):
 
 
 def plan(tuner, config: IA3Config) -> list[Scaled]:
-    """The layers to rescale; targets.find_linear and the absence of a default say what raises."""
+    """The layers to rescale; targets.find_linear and the absence of a default say what raises.
+
+    Warns of feedforward_modules that have no effect.
+    """
     chosen = _feedforward(tuner.model, config)
 
     def is_feedforward(name):
@@ -66,12 +70,24 @@ def plan(tuner, config: IA3Config) -> list[Scaled]:
         return any(name.endswith(end) for end in chosen)
 
     names = find_linear(tuner.model, tuner.own_modules(), config, DEFAULT_TARGETS)
-    return [Scaled(name, is_feedforward(name)) for name in names]
+    targets = [Scaled(name, is_feedforward(name)) for name in names]
+    if config.feedforward_modules and not any(target.feedforward for target in targets):
+        warnings.warn(
+            f"feedforward_modules={config.feedforward_modules!r} match no adapted layer and have no effect",
+            stacklevel=2,
+        )
+    return targets
 
 
 def complete(tuner, config, targets) -> None:
-    config.target_modules = resolve_targets(tuner.model, tuner.own_modules(), config, DEFAULT_TARGETS)
-    config.feedforward_modules = _feedforward(tuner.model, config)
+    names = resolve_targets(tuner.model, tuner.own_modules(), config, DEFAULT_TARGETS)
+    ends = _feedforward(tuner.model, config)
+    if config.feedforward_modules is None and not any(target.feedforward for target in targets):
+        ends = set()
+    elif isinstance(ends, set) and isinstance(names, set) and not ends <= names:
+        # As names they could not be read from a file again, by PEFT either; an expression may say the same.
+        ends = f".*({'|'.join(sorted(map(re.escape, ends)))})"
+    config.target_modules, config.feedforward_modules = names, ends
     last = tuner.model.get_submodule(targets[-1].name)
     config.fan_in_fan_out = not isinstance(last, nn.Linear)  # PEFT reads a Conv1D's adapter by this
 

@@ -12,6 +12,7 @@ from ..autograd.lora import lora_linear
 from ..nn.init import init_lora_
 from .layer import AdapterLayer, by_rows, with_hooks_of
 from .merged import merged_bias, merged_weight
+from .stacked import stacked
 from .targets import Target, is_conv1d
 
 
@@ -27,7 +28,8 @@ class AdaptedLayer(AdapterLayer):
     """y = l_out * (V (l_in * x) + c), then the bottlenecks: what the active adapters make of y = W x + b.
 
     V is W with the sum of the LoRA and DoRA adapters' updates, l_out and l_in the products of the IA3 adapters' factors
-    and c the BitFit adapter's bias or b. Adapters of several methods may be active together.
+    and c the BitFit adapter's bias or b. Adapters of several methods may be active together; a DoRA adapter's update is
+    that of W alone, where PEFT's is of W with the adapters before it in the list.
 
     The frozen weight and bias are the Parameters of the layer that this one replaces. Parameters are named as PEFT
     names them: `lora_A.<adapter>.weight` [r, K], `ia3_l.<adapter>` [N, 1] or [1, K]. `bitfit_bias.<adapter>` [N] and
@@ -133,20 +135,32 @@ class AdaptedLayer(AdapterLayer):
         if not names:
             plain = bias is self.bias
             return F.linear(x, self.frozen_weight(), bias) if plain else bitfit_linear(x, self.frozen_weight(), bias)
-        first, *others = names
-        y = self._with_update(x, first, bias if bias is None else bias.to(x.dtype))
-        for name in others:
-            if name in self.lora_magnitude_vector:
-                y = y + (self._with_update(x, name, None) - F.linear(x, self.frozen_weight()))
+        undropped = [n for n in names if n not in self.lora_magnitude_vector and not self._drops(n)]
+        together = undropped or names[:1]
+        y = self._with_updates(x, together, bias if bias is None else bias.to(x.dtype))
+        for name in names:
+            if name in together:
                 continue
+            if name in self.lora_magnitude_vector:
+                y = y + (self._with_updates(x, [name], None) - F.linear(x, self.frozen_weight()))
+                continue
+            # Plain PyTorch: each adapter drops elements of its own, at a rate and for a rank of its own, and one fused
+            # call takes several masks only where rates and ranks agree.
             A, B = self.lora_A[name].weight, self.lora_B[name].weight
             low = F.linear(F.dropout(x.to(A.dtype), self.dropout[name], self.training), A)
             y = y + (F.linear(low, B) * self.scaling[name]).to(y.dtype)
         return y
 
-    def _with_update(self, x, name, bias):
-        """The layer with one adapter of LoRA or DoRA, by the fused function."""
-        W, A, B = self.frozen_weight(), self.lora_A[name].weight, self.lora_B[name].weight
+    def _drops(self, name):
+        return self.training and self.dropout[name] > 0
+
+    def _with_updates(self, x, names, bias):
+        """The layer with one adapter of LoRA or DoRA, or with several of LoRA that drop nothing, in one fused call."""
+        W, name = self.frozen_weight(), names[0]
+        if len(names) > 1:
+            A, B = stacked([(self.lora_A[n].weight, self.lora_B[n].weight, self.scaling[n]) for n in names])
+            return lora_linear(x, W, A, B, bias)
+        A, B = self.lora_A[name].weight, self.lora_B[name].weight
         options = dict(scaling=self.scaling[name], dropout_p=self.dropout[name], training=self.training)
         if name not in self.lora_magnitude_vector:
             return lora_linear(x, W, A, B, bias, **options)

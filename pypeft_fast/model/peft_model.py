@@ -11,6 +11,7 @@ from torch import nn
 from . import aliases, contents, files
 from .config import PeftConfig
 from .layer import BASE, AdapterLayer
+from .prefix import NOT_RESUMED
 from .prompt_layer import PromptLayer
 from .registry import CONFIGS, method_of
 from .tuner import Tuner
@@ -274,7 +275,7 @@ class PeftModel(nn.Module):
                 "under another name"
             )
         if getattr(mine, "prefix_projection", False) and not mine.inference_mode:
-            raise ValueError(f"{path} holds what a projection computed, which the adapter {adapter!r} cannot take back")
+            raise ValueError(f"{path}, for the adapter {adapter!r} with prefix_projection=True: {NOT_RESUMED}")
         alike = method_of(mine).ALIKE
         differing = [n for n in alike if getattr(mine, n) != getattr(config, n)]
         if differing or self.base_model.plan(mine) != self.base_model.plan(config):

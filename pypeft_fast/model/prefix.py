@@ -11,6 +11,10 @@ from .prompt_layer import counts_positions, extend, is_encoder_decoder
 
 __all__ = ["add", "complete", "plan", "shapes", "tensors"]
 ALIKE = ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "modules_to_save")
+NOT_RESUMED = (
+    "the file holds what the projection computed, not the projection itself, so training cannot go on from it; load it "
+    "with is_trainable=False, or train with prefix_projection=False"
+)
 
 
 class PrefixEncoder(nn.Module):
@@ -144,9 +148,6 @@ def shapes(tuner, config, targets) -> dict[str, torch.Size]:
 def add(tuner, adapter, config, targets, autocast, fresh) -> None:
     projected = config.prefix_projection and not config.inference_mode
     if projected and not fresh:
-        raise ValueError(
-            "prefix_projection=True: the file holds what the projection computed, which cannot be trained on; load it "
-            "with is_trainable=False"
-        )
+        raise ValueError(f"prefix_projection=True: {NOT_RESUMED}")
     encoder = PrefixEncoder(config, projected, counts_positions(cache_owner(tuner.model)))
     prompts(tuner).prompt_encoder[adapter] = encoder.to(next(tuner.model.parameters()).device)

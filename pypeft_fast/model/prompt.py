@@ -133,7 +133,7 @@ def shapes(tuner, config, targets) -> dict[str, torch.Size]:
 def add(tuner, adapter, config, targets, autocast, fresh) -> None:
     rows = config.num_virtual_tokens * config.num_transformer_submodules
     words = tuner.model.get_input_embeddings()
-    chosen = _initial_tokens(config, rows) if fresh and not config.inference_mode else None
+    chosen = _initial_tokens(config, rows, words.weight.shape[0]) if fresh and not config.inference_mode else None
     encoder = PromptEmbedding(rows, config.token_dim, config.num_virtual_tokens, counts_positions(tuner.model))
     if fresh and not config.inference_mode and config.prompt_tuning_init == PromptTuningInit.SAMPLE_VOCAB:
         chosen = torch.randint(0, words.weight.shape[0], (rows,))
@@ -143,19 +143,32 @@ def add(tuner, adapter, config, targets, autocast, fresh) -> None:
     prompts(tuner).prompt_encoder[adapter] = encoder.to(words.weight.device)
 
 
-def _initial_tokens(config, rows):
-    """The ids of the text's tokens, again and again until they suffice; None unless the config asks for a text."""
+def _initial_tokens(config, rows, vocabulary):
+    """The ids of the text's tokens, again and again until they suffice; None unless the config asks for a text.
+
+    Raises ValueError: there is no such tokenizer, it is another model's, or the text has too many tokens.
+    """
     if config.prompt_tuning_init != PromptTuningInit.TEXT:
         return None
     from transformers import AutoTokenizer
 
     options = {k: v for k, v in (config.tokenizer_kwargs or {}).items() if k != "trust_remote_code"}
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **options)
+    except OSError as error:
+        raise ValueError(
+            f"tokenizer_name_or_path={config.tokenizer_name_or_path!r} gives no tokenizer: {error}"
+        ) from None
     ids = tokenizer(config.prompt_tuning_init_text)["input_ids"]
     if not ids or len(ids) > rows:
         raise ValueError(
             f"prompt_tuning_init_text={config.prompt_tuning_init_text!r} has {len(ids)} tokens; num_virtual_tokens="
             f"{config.num_virtual_tokens} takes 1 to {rows} of them"
+        )
+    if max(ids) >= vocabulary:
+        raise ValueError(
+            f"tokenizer_name_or_path={config.tokenizer_name_or_path!r} gives token {max(ids)}, and the model has "
+            f"embeddings of {vocabulary}; give the model's own tokenizer"
         )
     return torch.tensor((ids * math.ceil(rows / len(ids)))[:rows])
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import pypeft_fast as pf
 from pypeft_fast.autograd.bitfit import bitfit_linear
+from tests.autograd.saving import keeping
 from tests.device import DEVICE
 
 
@@ -24,9 +25,8 @@ def test_values_and_gradients(need_x):
 
 
 def test_only_the_weight_is_saved():
-    saved = []
     x, weight = torch.randn(5, 7, requires_grad=True), torch.randn(4, 7)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    with keeping() as saved:
         bitfit_linear(x, weight, torch.zeros(4, requires_grad=True))
         assert len(saved) == 1 and saved[0].data_ptr() == weight.data_ptr()
         bitfit_linear(x.detach(), weight, torch.zeros(4, requires_grad=True))
@@ -68,3 +68,12 @@ def test_the_layer_shares_the_weight_and_trains_a_bias_of_its_own():
         pf.nn.BitFitLinear.from_linear(bare)
     torch.testing.assert_close(pf.nn.BitFitLinear.from_linear(bare, add_missing=True)(x), bare(x))
     assert pf.nn.BitFitLinear(3, 4)(x).shape == (5, 4)
+
+
+@pytest.mark.parametrize("K,N", [(0, 6), (6, 0)])
+def test_empty_features(K, N):
+    x, bias = torch.randn(5, K, requires_grad=True), torch.randn(N, requires_grad=True)
+    y = bitfit_linear(x, torch.randn(N, K), bias)
+    assert torch.equal(y, bias.expand(5, N))
+    dX, db = torch.autograd.grad(y.sum(), (x, bias))
+    assert torch.equal(dX, torch.zeros(5, K)) and torch.equal(db, torch.full((N,), 5.0))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from pypeft_fast.autograd.bottleneck import ACTIVATIONS, bottleneck
 from pypeft_fast.ops import philox
+from tests.autograd.saving import keeping, saved_and_ran
 from tests.device import DEVICE
 
 
@@ -54,12 +55,48 @@ def test_dropout_is_the_philox_stream():
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_x_and_the_bottleneck_are_saved_and_no_copy(norm):
-    given, saved = arguments(norm, False), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    given = arguments(norm, False)
+    with keeping() as saved:
         bottleneck(**given)
     known = {p.data_ptr() for p in given.values()}
     others = sorted(t.numel() for t in saved if t.data_ptr() not in known)
     assert others == ([6, 6, 24] if norm else [24])  # means and deviations of six rows, the bottleneck
+
+
+def test_dropout_takes_loras_ops_and_one_bit_an_element():
+    given = arguments(False, False, torch.float32)
+    kept, ran = saved_and_ran(lambda: bottleneck(**given, dropout_p=0.4))
+    assert ran == ["lora_shrink", "lora_da"]
+    known = {p.data_ptr() for p in given.values()}
+    others = {(tuple(t.shape), t.dtype) for t in kept if t.data_ptr() not in known}
+    assert others == {((6, 4), torch.float32), ((6, 1), torch.uint8)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_in_every_dtype(dtype):
+    """Half precision over float32 parameters, against the same masks in float64."""
+    given = arguments(False, True, torch.float32)
+    for name in ("x", "residual"):
+        given[name] = given[name].detach().to(dtype).requires_grad_()
+    wide = {name: value.detach().double().requires_grad_() for name, value in given.items()}
+    results = []
+    for values in (given, wide):
+        y = bottleneck(**values, dropout_p=0.4, scaling=0.7, generator=torch.Generator(DEVICE).manual_seed(5))
+        results.append((y, *torch.autograd.grad(y.double().sum(), list(values.values()))))
+    for value, truth in zip(*results, strict=True):
+        atol = 16 * torch.finfo(dtype).eps * max(truth.abs().max().item(), 1)
+        torch.testing.assert_close(value.double(), truth, rtol=0, atol=atol)
+    assert [g.dtype for g in results[0][1:]] == [value.dtype for value in given.values()]
+
+
+@pytest.mark.parametrize("K,N", [(0, 6), (6, 0)])
+def test_empty_features(K, N):
+    shapes = dict(x=(5, K), down=(4, K), down_bias=(4,), up=(N, 4), up_bias=(N,), residual=(5, N))
+    given = {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
+    y = bottleneck(**given)
+    torch.testing.assert_close(y, plain(**given, activation="relu", scaling=1.0))
+    grads = torch.autograd.grad(y.sum(), list(given.values()))
+    assert [g.shape for g in grads] == [value.shape for value in given.values()]
 
 
 def test_half_precision_over_float32_parameters():
@@ -78,3 +115,11 @@ def test_bad_arguments():
         bottleneck(**given, dropout_p=1.0)
     with pytest.raises(ValueError, match=r"do not fit: .* residual \(2, 3, 5\)"):
         bottleneck(**given, residual=torch.zeros(2, 3, 5))
+    with pytest.raises(ValueError, match=r"down_bias has shape \(1,\), expected \(4,\)"):
+        bottleneck(**given | dict(down_bias=torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"up_bias has shape \(1,\), expected \(6,\)"):
+        bottleneck(**given | dict(up_bias=torch.zeros(1)))
+    with pytest.raises(ValueError, match="one of norm_weight and norm_bias is None"):
+        bottleneck(**given, norm_weight=torch.ones(6))
+    with pytest.raises(ValueError, match=r"norm_bias has shape \(1,\), expected \(6,\)"):
+        bottleneck(**given, norm_weight=torch.ones(6), norm_bias=torch.ones(1))

@@ -14,6 +14,7 @@ from pypeft_fast._op import OPS
 from pypeft_fast.autograd import dora_norm as norms
 from pypeft_fast.autograd.dora import DoRALinearFunction
 from pypeft_fast.ops import philox
+from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
 from tests.ops.checks import available
 
@@ -174,10 +175,7 @@ def saved(frozen, p=0.1):
     args = dict(zip(("x", "W", "A", "B", "m", "b"), tensors(), strict=True))
     for name in frozen:
         args[name].requires_grad_(False)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = pf.dora_linear(*args.values(), dropout_p=p)
-    y.sum().backward()
+    kept, _ = saved_and_ran(lambda: pf.dora_linear(*args.values(), dropout_p=p))
     names = {t.data_ptr(): n for n, t in args.items()}
     return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)} {t.dtype}".replace("torch.", "")) for t in kept)
 
@@ -314,3 +312,12 @@ def test_bad_input(change, error, words):
     names = ("x", "weight", "lora_A", "lora_B", "magnitude", "bias")
     with pytest.raises(error, match=words):
         pf.dora_linear(**dict(zip(names, tensors(), strict=True)) | change)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_no_outputs(p):
+    args = tensors(x_shape=(2, 5, 24), N=0)
+    y = pf.dora_linear(*args, dropout_p=p)
+    grads = torch.autograd.grad(y.sum(), args)
+    assert y.shape == (2, 5, 0) and [g.shape for g in grads] == [t.shape for t in args]
+    assert not any(g.any() for g in grads)

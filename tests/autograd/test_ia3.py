@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
 from tests.ops.checks import available
 
@@ -101,22 +102,9 @@ def saved(frozen, feedforward, grad=True):
     args = dict(zip(NAMES, tensors(feedforward), strict=True))
     for name in frozen:
         args[name].requires_grad_(False)
-    kept = []
-
-    def pack(t):
-        kept.append(t)
-        return t
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        torch.set_grad_enabled(grad),
-        pf.recording() as ran,
-    ):
-        y = pf.ia3_linear(*args.values(), feedforward=feedforward)
-        if y.requires_grad:
-            y.sum().backward()
+    kept, ran = saved_and_ran(lambda: pf.ia3_linear(*args.values(), feedforward=feedforward), grad)
     names = {t.data_ptr(): name for name, t in args.items()}
-    return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)}") for t in kept), [op for op, _ in ran]
+    return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)}") for t in kept), ran
 
 
 def test_z_or_x_is_saved_only_if_l_needs_its_gradient():
@@ -213,3 +201,14 @@ def test_bad_input(change, error, words):
     x, W, ia3_l, b = tensors(False)
     with pytest.raises(error, match=words):
         pf.ia3_linear(**dict(x=x, weight=W, ia3_l=ia3_l, bias=b) | change)
+
+
+@BOTH
+@pytest.mark.parametrize("K,N", [(0, 6), (6, 0)])
+def test_empty_features(K, N, feedforward):
+    args = tensors(feedforward, x_shape=(2, 5, K), N=N)
+    expected = eager(*args, feedforward)
+    y = pf.ia3_linear(*args, feedforward=feedforward)
+    torch.testing.assert_close(y, expected)
+    got, want = (torch.autograd.grad(out.sum(), args) for out in (y, expected))
+    torch.testing.assert_close(got, want)

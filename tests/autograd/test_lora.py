@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
 from tests.ops.checks import available
 
@@ -142,22 +143,9 @@ def saved(frozen, p=0.1, grad=True):
     args = dict(zip("xWABb", tensors(), strict=True))
     for name in frozen:
         args[name].requires_grad_(False)
-    kept = []
-
-    def pack(t):
-        kept.append(t)
-        return t
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        torch.set_grad_enabled(grad),
-        pf.recording() as ran,
-    ):
-        y = pf.lora_linear(*(args[n] for n in "xWABb"), dropout_p=p)
-        if y.requires_grad:
-            y.sum().backward()
+    kept, ran = saved_and_ran(lambda: pf.lora_linear(*(args[n] for n in "xWABb"), dropout_p=p), grad)
     names = {args[n].data_ptr(): n for n in args}
-    return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)} {t.dtype}") for t in kept), [op for op, _ in ran[2:]]
+    return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)} {t.dtype}") for t in kept), ran[2:]
 
 
 def test_only_x_itself_s_and_the_packed_mask_are_saved():

@@ -37,7 +37,7 @@ def tiny_encoder(tmp_path_factory, tokenizer):
 
 
 def test_end_to_end(methods, tiny_encoder, tmp_path, capsys):
-    options = ["--epochs", 1, "--steps", 1, "--least", 60, "--most", 24]
+    options = ["--epochs", 1, "--trial-epochs", 1, "--steps", 1, "--least", 60, "--most", 24]
     methods.main([str(a) for a in ["--model", tiny_encoder, "--output", tmp_path, *options]])
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     out = capsys.readouterr().out
@@ -46,6 +46,7 @@ def test_end_to_end(methods, tiny_encoder, tmp_path, capsys):
         its = metrics[method]
         assert method in out and 0 <= its["accuracy_after"] <= 1
         assert its["file_bytes"] == (tmp_path / method / "adapter_model.safetensors").stat().st_size
+        assert its["learning_rate"] in methods.LEARNING_RATES
         assert its["seconds_per_step"] > 0 and ("peft_seconds_per_step" in its) == (method in methods.IN_PEFT)
         if method in ("lora", "dora"):
             assert its["saved_bytes"] < its["peft_saved_bytes"]
@@ -58,3 +59,17 @@ def test_no_question_is_on_both_sides(methods):
     assert not train & held_out and len(train) == len(task.train) and len(held_out) == len(task.held_out)
     assert {label for _, label in task.held_out} == set(range(len(task.topics)))
     assert len(task.topics) >= 8 and len(task.train) > 2 * len(task.held_out)
+
+
+def test_the_learning_rate_is_the_best_on_training_questions_alone(methods, tiny_encoder, monkeypatch):
+    from transformers import AutoTokenizer
+
+    task = methods.read_task(60, 24)
+    trial = methods.without_held_out(task)
+    assert sorted(trial.train + trial.held_out) == sorted(task.train) and not set(trial.train) & set(trial.held_out)
+    assert {label for _, label in trial.held_out} == set(range(len(task.topics)))
+    losses, asked = iter((float("nan"), 0.2, 0.9)), []
+    monkeypatch.setattr(methods, "evaluate", lambda model, tokenizer, rows: (asked.append(rows), next(losses)))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    assert methods.choose_rate("ia3", tiny_encoder, task, tokenizer, 1) == methods.LEARNING_RATES[1]
+    assert asked == [trial.held_out] * 3

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import pypeft_fast as pf
-from tests.model.zoo import IDS, TARGETS, adapted, assert_same, build, liven, logits, pair
+from tests.model.zoo import IDS, TARGETS, adapted, assert_same, build, generated, liven, logits, pair
 
 KINDS = list(TARGETS)
 VARIANTS = {
@@ -193,6 +193,17 @@ def test_a_mixed_batch_gives_each_row_its_adapter(kind):
     assert_same(mixed[1], logits(build(kind))[1])
     assert_same(mixed[2], logits(model)[2])
     assert (mixed[0] - mixed[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["plain", "dora"])
+def test_generate_agrees_with_peft(kind, name):
+    ours, theirs = pair(kind, **VARIANTS[name])
+    tokens, scores = generated(ours)
+    for other in (generated(theirs), generated(ours, use_cache=False)):
+        assert torch.equal(tokens, other[0])
+        torch.testing.assert_close(scores, other[1], rtol=1e-5, atol=1e-5)
+    assert (scores[0] - generated(build(kind))[1][0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import pypeft_fast as pf
 from pypeft_fast.model.ia3 import DEFAULT_FEEDFORWARD, DEFAULT_TARGETS
-from tests.model.zoo import assert_same, build, liven, logits, plain
+from tests.model.zoo import assert_same, build, generated, liven, logits, plain
 
 TARGETS = {
     "llama": (["q_proj", "down_proj"], ["down_proj"]),
@@ -99,14 +99,30 @@ def test_default_targets_are_pefts():
     assert DEFAULT_FEEDFORWARD == constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
 
 
-def test_generate_agrees_with_peft():
-    from tests.model.zoo import IDS
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_generate_agrees_with_peft(kind):
+    tokens, scores = generated(scaled(pf, kind))
+    expected = generated(scaled(peft, kind))
+    assert torch.equal(tokens, expected[0])
+    torch.testing.assert_close(scores, expected[1], rtol=1e-5, atol=1e-5)
+    assert (scores[0] - generated(build(kind))[1][0]).abs().max() > 1e-3
 
-    options = dict(attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False, pad_token_id=0)
-    ours, theirs, base = scaled(pf, "llama"), scaled(peft, "llama"), build("llama")
-    found = ours.generate(input_ids=IDS, **options)
-    assert torch.equal(found, theirs.generate(input_ids=IDS, **options))
-    assert not torch.equal(found, base.generate(input_ids=IDS, **options))
+
+@pytest.mark.parametrize("target", [["q_proj"], ["mlp.down_proj", "q_proj"], "all-linear"], ids=str)
+def test_the_usual_feedforward_modules_need_not_be_among_the_targets(target, tmp_path):
+    # PEFT writes them as names then, and neither library could read that file.
+    ours, theirs = (scaled(lib, "llama", target_modules=target, feedforward_modules=None) for lib in (pf, peft))
+    assert_same(logits(ours), logits(theirs))
+    ours.save_pretrained(tmp_path)
+    for library in (pf, peft):
+        assert_same(logits(library.PeftModel.from_pretrained(build("llama"), tmp_path).eval()), logits(ours))
+
+
+def test_feedforward_modules_without_effect_are_mentioned():
+    config = pf.IA3Config(target_modules=["q_proj"], feedforward_modules=".*down_proj")
+    with pytest.warns(UserWarning, match=r"feedforward_modules='\.\*down_proj' match no adapted layer"):
+        pf.get_peft_model(build("llama"), config)
 
 
 def test_the_fused_op_runs():

@@ -99,6 +99,23 @@ def test_generation_agrees_with_peft(kind, name, options):
         assert torch.equal(base, build(kind).generate(**inputs, **options))
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["prompt", "prefix", "projected prefix"])
+def test_training_without_a_cache_is_the_same(kind, name):
+    """A prefix lives in a cache, which is made for it alone then."""
+    outcomes = []
+    for options in ({}, dict(use_cache=False)):
+        model = prompted(pf, kind, name)
+        output = logits(model, **options)
+        output.square().mean().backward()
+        outcomes.append((output, {n: p.grad for n, p in of_the_prompt(model).items()}))
+    (output, gradients), (other, others) = outcomes
+    assert_same(output, other)
+    assert any(grad.any() for grad in gradients.values())
+    for key, grad in gradients.items():
+        torch.testing.assert_close(others[key], grad, rtol=0, atol=1e-6 + 1e-4 * grad.abs().max().item())
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 def test_left_padding_changes_nothing(kind, name):
@@ -139,6 +156,13 @@ def test_a_text_starts_the_prompt(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     config.prompt_tuning_init_text = "a long text about a lot of things"
     with pytest.raises(ValueError, match="tokens; num_virtual_tokens=3 takes 1 to 6 of them"):
+        pf.get_peft_model(build("t5"), config)
+    config.prompt_tuning_init_text, other = text, build("t5")
+    other.set_input_embeddings(torch.nn.Embedding(max(tokens), 32))
+    with pytest.raises(ValueError, match=f"gives token {max(tokens)}, and the model has embeddings of {max(tokens)}"):
+        pf.get_peft_model(other, config)
+    config.tokenizer_name_or_path = str(tmp_path / "none")
+    with pytest.raises(ValueError, match="tokenizer_name_or_path=.*none' gives no tokenizer"):
         pf.get_peft_model(build("t5"), config)
 
 
@@ -183,11 +207,24 @@ def test_models_that_cannot(tmp_path):
         pf.get_peft_model(small, config)
     with pytest.raises(ValueError, match="token_dim=8 needs input embeddings of that width; the model has of 32"):
         pf.get_peft_model(build("llama"), pf.PromptTuningConfig(num_virtual_tokens=2, token_dim=8))
-    with pytest.raises(ValueError, match="static"):
-        prompted(pf, "llama", "prefix").generate(input_ids=IDS, max_new_tokens=3, cache_implementation="static")
-    prompted(pf, "llama", "projected prefix").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="which cannot be trained on; load it with is_trainable=False"):
+    for name in ("prompt", "prefix"):
+        with pytest.raises(ValueError, match="need a cache that grows; cache_implementation='static' is not supported"):
+            prompted(pf, "llama", name).generate(input_ids=IDS, max_new_tokens=3, cache_implementation="static")
+
+
+def test_a_projected_prefix_cannot_be_trained_on_from_its_file(tmp_path):
+    model = prompted(pf, "llama", "projected prefix")
+    model.save_pretrained(tmp_path)
+    words = "holds what the projection computed, not the projection.*is_trainable=False.*prefix_projection=False"
+    with pytest.raises(ValueError, match=words):
         pf.PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=True)
+    with pytest.raises(ValueError, match=words):  # as Trainer resumes
+        model.load_adapter(tmp_path, "default", is_trainable=True)
+    loaded = pf.PeftModel.from_pretrained(build("llama"), tmp_path)
+    assert_same(logits(loaded), logits(model))
+    with pytest.raises(ValueError, match=words):
+        loaded.load_adapter(tmp_path, "second", is_trainable=True)
+    assert list(loaded.peft_config) == ["default"]
 
 
 def test_a_wrapped_model_is_not_wrapped_again_and_a_copy_is_its_own():

@@ -9,6 +9,7 @@ from tests.model.zoo import IDS, build
 
 METHODS = {
     "lora": lambda **task: pf.LoraConfig(target_modules=["query", "q"], **task),
+    "dora": lambda **task: pf.LoraConfig(target_modules=["query", "q"], use_dora=True, **task),
     "ia3": lambda **task: pf.IA3Config(target_modules=["query", "q"], feedforward_modules=[], **task),
     "bitfit": lambda **task: pf.BitFitConfig(add_missing=True, **task),
     "bottleneck": lambda **task: pf.BottleneckConfig(reduction_factor=4, **task),
@@ -16,7 +17,8 @@ METHODS = {
     "prefix": lambda **task: pf.PrefixTuningConfig(num_virtual_tokens=3, **task),
 }
 MARKS = {
-    "lora": {"lora_A", "lora_B"}, "ia3": {"ia3_l"}, "bitfit": {"bitfit_bias"}, "bottleneck": {"bottleneck"},
+    "lora": {"lora_A", "lora_B"}, "dora": {"lora_A", "lora_B", "lora_magnitude_vector"},
+    "ia3": {"ia3_l"}, "bitfit": {"bitfit_bias"}, "bottleneck": {"bottleneck"},
     "prompt": {"prompt_encoder"}, "prefix": {"prompt_encoder"},
 }  # fmt: skip
 

@@ -51,6 +51,13 @@ def logits(model, ids=IDS, **kwargs):
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), **kwargs).logits
 
 
+def generated(model, **options):
+    """Greedy: the tokens, and the logits [steps, B, vocabulary] from which they were taken."""
+    options = dict(attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False, pad_token_id=0) | options
+    output = model.generate(input_ids=IDS, output_logits=True, return_dict_in_generate=True, **options)
+    return output.sequences, torch.stack(output.logits)
+
+
 def adapted(library, kind, seed=1, adapter="default", **options):
     """The architecture under `library` (pypeft_fast or peft), with an adapter that has something to say."""
     config = dict(r=4, lora_alpha=8, target_modules=TARGETS[kind]) | options

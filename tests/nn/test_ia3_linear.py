@@ -1,8 +1,6 @@
 """IA3Linear as a drop-in: PEFT's values and gradients, sharing, merging, casting, copying, saving, training."""
 
 import copy
-import io
-import pickle
 
 import peft
 import pytest
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pypeft_fast as pf
+from tests.nn.copies import COPIES
 
 BOTH = pytest.mark.parametrize("feedforward", [False, True], ids=["outputs", "feedforward"])
 
@@ -123,20 +122,12 @@ def test_casting_a_merged_layer_casts_what_unmerge_restores(feedforward):
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("how", list(COPIES))
 def test_copies_are_whole_and_apart(how, merged):
     module, x = layer(feedforward=True).eval(), torch.randn(3, 24)
     if merged:
         module.merge()
-    if how == "deepcopy":
-        twin = copy.deepcopy(module)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(module))
-    else:
-        buffer = io.BytesIO()
-        torch.save(module, buffer)
-        buffer.seek(0)
-        twin = torch.load(buffer, weights_only=False)
+    twin = COPIES[how](module)
     assert type(twin) is pf.nn.IA3Linear and twin.merged == merged and twin.feedforward
     y = module(x)
     assert torch.equal(twin(x), y)

@@ -1,9 +1,7 @@
 """LoRALinear as a drop-in: sharing, merging, casting, copying, saving, training."""
 
 import copy
-import io
 import math
-import pickle
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 
 import pypeft_fast as pf
 from tests.device import DEVICE
+from tests.nn.copies import COPIES
 
 
 def layer(dtype=None, bias=True, **options):
@@ -108,20 +107,12 @@ def test_half_precision_layers_have_float32_adapters():
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("how", list(COPIES))
 def test_copies_are_whole_and_apart(how, merged):
     module, x = layer(lora_dropout=0.25).eval(), torch.randn(3, 24)
     if merged:
         module.merge()
-    if how == "deepcopy":
-        twin = copy.deepcopy(module)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(module))
-    else:
-        buffer = io.BytesIO()
-        torch.save(module, buffer)
-        buffer.seek(0)
-        twin = torch.load(buffer, weights_only=False)
+    twin = COPIES[how](module)
     assert type(twin) is pf.nn.LoRALinear and twin.merged == merged and twin.lora_dropout == 0.25
     y = module(x)
     assert torch.equal(twin(x), y)
@@ -243,7 +234,7 @@ def test_a_dora_layer_moves_without_its_cached_norm(how):
         torch.testing.assert_close(twin(x.double()), y.double(), rtol=1e-5, atol=1e-5)
         return
     else:
-        twin = copy.deepcopy(module) if how == "deepcopy" else pickle.loads(pickle.dumps(module))
+        twin = COPIES[how](module)
     assert torch.equal(twin(x), y)
     with torch.no_grad():
         twin.lora_B.zero_()

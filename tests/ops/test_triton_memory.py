@@ -64,6 +64,25 @@ def test_a_kernel_that_strays_is_seen(load):
     assert launches[0].outside == [f"{'loaded' if load else 'stored'} 3 elements outside every argument"]
 
 
+@triton.jit
+def _passes(x_ptr, y_ptr, AGAIN: tl.constexpr):
+    at = tl.arange(0, 16)
+    x = tl.load(x_ptr + at)
+    if AGAIN:
+        x += tl.load(x_ptr + at)
+    tl.store(y_ptr + at, x)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_pass_counts_once_for_all_programs_and_a_second_one_again(again):
+    with _trace.traced() as launches:
+        _passes[(3,)](torch.ones(16), torch.empty(16), AGAIN=again)
+    (launch,) = launches
+    passes = 1 + again
+    assert launch.once["x_ptr"] == passes * 64 and launch.loaded["x_ptr"] == 3 * passes * 64
+    assert launch.once["y_ptr"] == 0 and launch.stored["y_ptr"] == 3 * 64
+
+
 # Of each op: the operand with rows more than 2**30 elements apart, three of them.
 FAR = {"lora_shrink": 0, "lora_linear": 0, "lora_ds_db": 0, "lora_dx": 0, "lora_da": 1, "ia3_linear": 0, "ia3_dx_dl": 0}
 

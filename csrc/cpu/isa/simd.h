@@ -50,6 +50,16 @@ PYPEFT_INLINE void narrow(T* p, F v, int64_t n) {
   __builtin_memcpy(p, all, n * sizeof(T));
 }
 
+// The sum of the lanes, in halves.
+PYPEFT_INLINE float sum_lanes(F v) {
+  float lanes[W];
+  store(lanes, v);
+  for (int half = W / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
 // Bits of the packed mask for columns k, k + 1, .. of a row, lowest first; k is a multiple of W, columns <= W.
 PYPEFT_INLINE uint32_t mask_bits(const uint8_t* row, int64_t k, int64_t columns) {
   uint32_t bits = row[k / 8];

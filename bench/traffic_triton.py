@@ -1,0 +1,186 @@
+"""What our Triton kernels move: how often each pass over each operand, seen in Triton's interpreter, times its bytes.
+
+The interpreter runs a small shape with the tiles that a GPU would use, and every address is noted (kernels/_trace.py).
+How many times an operand is read and written as a whole depends on r alone; the operands of a large shape are those of
+its own launches, which are recorded and not run.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from unittest import mock
+
+import torch
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel is first imported
+if os.environ["TRITON_INTERPRET"] != "1":
+    raise SystemExit("traffic is counted in Triton's interpreter: unset TRITON_INTERPRET, or set it to 1")
+
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
+
+import pypeft_fast as pf  # noqa: E402
+from pypeft_fast._op import OPS  # noqa: E402
+from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
+
+from .traffic_count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
+
+ARCH, PROCESSORS = 90, 132  # whose tiles are used; on other GPUs the workspaces differ
+TRACED = Shape(M=160, K=192, N=320)
+SCALING, P = 2.0, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One of our layers: LoRA, or IA3 on the outputs or, feedforward, on the inputs."""
+
+    name: str
+    p: float = P
+    adapter: torch.dtype = torch.bfloat16
+    feedforward: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A launch whose every access was noted, and {argument: (tensor, class)}."""
+
+    launch: _trace.Launch
+    operands: dict[str, tuple[torch.Tensor, str]]
+
+    def passes(self, name):
+        """(times read, times written) of one operand as a whole; whole numbers but for the tickets.
+
+        A matrix product's tiles share their operands through L2. Elsewhere a second read of x or dY, for another block
+        of ranks, comes when all of it has been read once: it counts.
+        """
+        tensor, kind = self.operands[name]
+        shared = self.launch.kernel.removeprefix("_") in _tiles.GEMMS or kind not in ("MK", "MN")
+        size, read = bytes_of(tensor), self.launch.once if shared else self.launch.loaded
+        return (read[name] / size, self.launch.stored[name] / size) if size else (0.0, 0.0)
+
+
+LORA, IA3, IA3_FEEDFORWARD = Method("lora"), Method("ia3"), Method("ia3", feedforward=True)
+
+
+@contextlib.contextmanager
+def _as_on_gpu(run):
+    """Every launch takes the GPU's default tiles; run(executor, args, kwargs) stands for executing it."""
+
+    def launch(op, go, operands, sizes):
+        go(_tiles.default(op, ARCH, 8 * max(t.element_size() for t in operands)))
+
+    with (
+        pf.using("triton"),
+        mock.patch.object(_tiles, "launch", launch),
+        mock.patch.object(_tiles, "processors", lambda device: PROCESSORS),
+        mock.patch.object(interpreter.GridExecutor, "__call__", run),
+    ):
+        yield
+
+
+def _tensors(executor, args, kwargs):
+    values = dict(zip(executor.arg_names, args, strict=False)) | kwargs
+    values = {n: v.base if isinstance(v, TensorDescriptor) else v for n, v in values.items()}
+    return {n: v for n, v in values.items() if isinstance(v, torch.Tensor)}
+
+
+def _leaves(shape, method, make):
+    x, dY, weight = make(shape.M, shape.K), make(shape.M, shape.N), make(shape.N, shape.K)
+    if method.name == "lora":
+        adapters = make(shape.r, shape.K).to(method.adapter), make(shape.N, shape.r).to(method.adapter)
+    else:
+        adapters = (make(shape.K if method.feedforward else shape.N).to(method.adapter),)
+    return x.requires_grad_(), weight, [a.requires_grad_() for a in adapters], dY
+
+
+def _forward(method, x, weight, adapters):
+    if method.name == "lora":
+        return pf.lora_linear(x, weight, *adapters, scaling=SCALING, dropout_p=method.p)
+    return pf.ia3_linear(x, weight, *adapters, feedforward=method.feedforward)
+
+
+@functools.cache
+def traced(method, r) -> list[Traced]:
+    """The launches of a forward and backward pass of TRACED at rank r, every access noted."""
+    operands = []
+    execute = interpreter.GridExecutor.__call__
+
+    def run(executor, *args, **kwargs):
+        operands.append(_tensors(executor, args, kwargs))
+        execute(executor, *args, **kwargs)
+
+    shape = dataclasses.replace(TRACED, r=r)
+    x, weight, adapters, dY = _leaves(shape, method, lambda *s: torch.randn(*s).to(torch.bfloat16))
+    with _as_on_gpu(run), _trace.traced() as launches:
+        torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
+    if any(launch.outside for launch in launches):
+        raise RuntimeError(f"accesses outside the operands: {launches}")
+    return [
+        Traced(launch, {name: (tensor, shape.class_of(tensor)) for name, tensor in tensors.items()})
+        for launch, tensors in zip(launches, operands, strict=True)
+    ]
+
+
+def _flops(kernel, shape):
+    M, K, N, r = shape.M, shape.K, shape.N, shape.r
+    return {
+        "_lora_shrink": 2 * M * K * r,
+        "_lora_linear": 2 * M * N * (K + r),
+        "_lora_ds_db": 4 * M * N * r,
+        "_lora_dx": 2 * M * K * (N + r),
+        "_lora_da": 2 * M * K * r,
+        "_ia3_linear": 2 * M * N * K,
+        "_ia3_dx_dl": 2 * M * N * K,
+    }[kernel]
+
+
+def ours(shape, method=LORA) -> Step:
+    """A forward and backward pass of this shape: the launches are its own, the passes those seen in TRACED."""
+    seen = iter(traced(method, shape.r))
+    x, weight, adapters, dY = _leaves(shape, method, functools.partial(torch.empty, dtype=torch.bfloat16))
+    counting = Counting(shape)
+
+    def record(executor, *args, **kwargs):
+        small = next(seen)
+        kernel = Kernel(executor.fn.__name__, counting.backward, flops=_flops(executor.fn.__name__, shape))
+        for name, tensor in _tensors(executor, args, kwargs).items():
+            read, written = small.passes(name)
+            traced_tensor, kind = small.operands[name]
+            if bytes_of(tensor) and not bytes_of(traced_tensor):
+                raise RuntimeError(f"{kernel.name}: {name} is used at {shape} and not at {TRACED}, where it is traced")
+            kernel.read[kind] += round(read * bytes_of(tensor))
+            kernel.written[kind] += round(written * bytes_of(tensor))
+        counting.kernels.append(kernel)
+
+    with _as_on_gpu(record):
+        forward = functools.partial(_forward, method, x, weight, adapters)
+        step = counted(counting, forward, (x, *adapters), (weight, *adapters), dY)
+    if next(seen, None) is not None:
+        raise RuntimeError(f"fewer launches at {shape} than at {TRACED}")
+    return step
+
+
+def _by_blas(op, shape, method) -> list[Kernel]:
+    """The kernels that the "blas" route of lora_linear or lora_dx runs, counted on tensors without memory."""
+    M, K, N, r, make = shape.M, shape.K, shape.N, shape.r, functools.partial(torch.empty, dtype=torch.bfloat16)
+    counting = Counting(shape)
+    counting.backward = op == "lora_dx"
+    with FakeTensorMode():
+        weight, s, A, B = make(N, K), make(M, r), make(r, K), make(N, r)
+        mask = torch.empty(M if method.p else 0, K // 8, dtype=torch.uint8)
+        arguments = {
+            "lora_linear": (make(M, K), weight, None, s, B, SCALING),
+            "lora_dx": (make(M, N), weight, s, A, mask, method.p),
+        }
+        with counting:
+            OPS[op].function("blas")(*arguments[op])
+    return counting.kernels
+
+
+def by_vendor(shape, method=LORA) -> Step:
+    """Ours where the choice among kernels falls on the vendor's GEMM and an update of its output for both products."""
+    step = ours(shape, method)
+    routes = {f"_{op}": _by_blas(op, shape, method) for op in ("lora_linear", "lora_dx")}
+    return Step([k for kernel in step.kernels for k in routes.get(kernel.name, [kernel])], step.saved)

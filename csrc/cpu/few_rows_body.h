@@ -1,0 +1,106 @@
+// few_rows for every instruction set (for_each.h).
+//
+// A sum belongs to one row of `a` and one column of `b`: its lanes add up products along the rank, then along K, and
+// are added to each other at the end. FEW_COLUMNS columns, which are rows of the weight, are read at a time.
+constexpr int FEW_COLUMNS = 4;
+
+template <class X, class T>
+constexpr int64_t FEW_STEP = W;  // elements of a row that one step multiplies
+#if defined(ISA_BF16)
+template <>
+constexpr int64_t FEW_STEP<BF16, BF16> = 2 * W;
+#endif
+
+// `n` elements from p, at most FEW_STEP; beyond them zeros.
+template <class T>
+PYPEFT_INLINE F few(const T* p, int64_t n) {
+  return n >= W ? widen(p) : widen(p, n);
+}
+
+template <class X, class T>
+PYPEFT_INLINE F add_dot(F sum, const X* x, const T* w, int64_t n) {
+  return fma(few(x, n), few(w, n), sum);
+}
+#if defined(ISA_BF16)
+template <>
+PYPEFT_INLINE F add_dot(F sum, const BF16* x, const BF16* w, int64_t n) {
+  const __mmask32 there = n >= 2 * W ? ~0u : ~(~0u << n);
+  const __m512i a = _mm512_maskz_loadu_epi16(there, x), b = _mm512_maskz_loadu_epi16(there, w);
+  return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// sum[i][j] += x[i] . w[j], vectors of K elements, ldx and ldw apart.
+template <class X, class T, int I, int J>
+PYPEFT_INLINE void add_dots(F (&sum)[I][J], const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t K) {
+  constexpr int64_t STEP = FEW_STEP<X, T>;
+  int64_t k = 0;
+  for (; k + STEP <= K; k += STEP) {
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] = add_dot<X, T>(sum[i][j], x + i * ldx + k, w + j * ldw + k, STEP);
+    }
+  }
+  if (k == K) return;
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) sum[i][j] = add_dot<X, T>(sum[i][j], x + i * ldx + k, w + j * ldw + k, K - k);
+  }
+}
+
+template <class T>
+PYPEFT_INLINE float as_float(const T* p) {
+  return widen(p, 1)[0];
+}
+
+// Rows [m, m + I) of y at columns [n, n + J).
+template <class X, class T, class P, int I, int J>
+inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
+  F sum[I][J] = {};
+  if (a.r > 0) {
+    add_dots<float, P, I, J>(sum, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] *= a.factor;
+    }
+  }
+  add_dots<X, T, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const T*)a.b + n * a.ldb, a.ldb, a.K);
+  for (int i = 0; i < I; ++i) {
+    for (int j = 0; j < J; ++j) {
+      float total = sum_lanes(sum[i][j]);
+      if (a.addend) total += as_float((const T*)a.addend + (m + i) * a.addend_row + (n + j) * a.addend_column);
+      narrow((T*)a.y + (m + i) * a.N + n + j, F{} + total, 1);
+    }
+  }
+}
+
+template <class X, class T, class P, int J>
+inline void few_tiles(const FewArgs& a, int64_t n) {
+  int64_t m = 0;
+  for (; m + 4 <= a.M; m += 4) few_tile<X, T, P, 4, J>(a, m, n);
+  for (; m + 2 <= a.M; m += 2) few_tile<X, T, P, 2, J>(a, m, n);
+  if (m < a.M) few_tile<X, T, P, 1, J>(a, m, n);
+}
+
+template <class X, class T, class P>
+inline void few_columns_of(const FewArgs& a, int64_t n, int64_t end) {
+  for (; n + FEW_COLUMNS <= end; n += FEW_COLUMNS) few_tiles<X, T, P, FEW_COLUMNS>(a, n);
+  for (; n < end; ++n) few_tiles<X, T, P, 1>(a, n);
+}
+
+template <class T>
+inline void few_columns_half(const FewArgs& a, int64_t begin, int64_t end) {
+  if (a.b_dtype == Dtype::f32) return few_columns_of<T, float, float>(a, begin, end);
+  if (a.right_dtype == Dtype::f32) return few_columns_of<T, T, float>(a, begin, end);
+  few_columns_of<T, T, T>(a, begin, end);
+}
+
+// Columns [begin, end) of y.
+inline void few_columns(const FewArgs& a, int64_t begin, int64_t end) {
+  if (a.a_dtype == Dtype::bf16) return few_columns_half<BF16>(a, begin, end);
+  if (a.a_dtype == Dtype::f16) return few_columns_half<F16>(a, begin, end);
+  few_columns_of<float, float, float>(a, begin, end);
+}

@@ -1,0 +1,131 @@
+"""What ours moves, beside what others move, in bytes; and the two pages that say so are what their commands print."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(*arguments):
+    """Runs a program of its own: nothing imports bench."""
+    run = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The committed table, which test_the_committed_table_is_what_the_command_prints holds to the kernels."""
+    return json.loads((ROOT / "bench/results/traffic.json").read_text())
+
+
+@pytest.fixture
+def rows(data):
+    return {kind: {row["name"]: row for row in data[kind]} for kind in ("lora", "ia3")}
+
+
+def coefficients(row):
+    return row["MK"], row["MN"]
+
+
+def test_the_others_move_what_is_said_of_them(rows):
+    assert {name: coefficients(row) for name, row in rows["lora"].items() if not name.startswith("ours")} == {
+        "PEFT default, bf16 autocast": (54, 20),
+        "PEFT default, no autocast": (48, 56),
+        "PEFT bf16 adapters": (22, 20),
+        "addmm style, no dropout": (10, 10),
+        "LoRAFusion": (10, 2),
+    }
+
+
+@pytest.mark.parametrize("name", ["ours", "ours, float32 adapters", "ours, no dropout"])
+def test_ours_moves_what_the_design_says_in_two_launches_and_three(rows, name):
+    row, dropout = rows["lora"][name], "no dropout" not in name
+    assert row["MK"] == pytest.approx(4.4 if dropout else 4.0, rel=0.01) and row["MN"] == 2
+    assert row["workspace"] + row["low rank"] < 0.22 * row["bytes"]  # at r = 16; no more than a pass over y
+    seed = ["randint"] if dropout else []
+    assert row["kernels"] == [*seed, "_lora_shrink", "_lora_linear", "_lora_ds_db", "_lora_dx", "_lora_da"]
+    assert row["forward"] == 2 + len(seed) and row["backward"] == 3
+    assert row["saved"] == {"MK": 2.125 if dropout else 2, "MN": 0}
+
+
+def test_each_launch_of_ours_makes_the_passes_it_should(data):
+    found = {r["kernel"]: (r["reads"], r["writes"]) for r in data["launches"] if r["of"] == "LoRA"}
+    assert found == {
+        "_lora_shrink": ("2 MK", "0.125 MK"),
+        "_lora_linear": ("2 MK + 2 NK", "2 MN"),
+        "_lora_ds_db": ("2 MN", "0"),
+        "_lora_dx": ("0.125 MK + 2 MN + 2 NK", "2 MK"),
+        "_lora_da": ("2.125 MK", "0"),
+    }
+
+
+def test_ia3_moves_a_fraction_of_what_peft_moves(rows):
+    found = {name: (*coefficients(row), row["forward"], row["backward"]) for name, row in rows["ia3"].items()}
+    assert found == {
+        "PEFT default": (0, 46, 4, 7),
+        "PEFT bf16": (0, 16, 3, 5),
+        "ours": (0, 6, 1, 1),
+        "PEFT default, feedforward": (56, 0, 5, 7),
+        "PEFT bf16, feedforward": (16, 0, 3, 5),
+        "ours, feedforward": (2, 0, 1, 1),
+    }
+
+
+COUNTED = """
+import torch
+from bench.traffic_count import Counting, Shape, bytes_of
+x, W, v = torch.zeros(6, 4), torch.zeros(5, 4, dtype=torch.bfloat16), torch.zeros(5)
+with Counting(Shape(6, 4, 5, r=2)) as counting:
+    W.float().t()  # 40 bytes read, 80 written; the view is no kernel
+    y = x @ torch.empty(4, 5)
+    y.add_(v.expand(6, 5))  # y is read and written, v read once
+    y.copy_(torch.empty(6, 5))  # y is not read
+    y.addmm_(x, torch.empty(4, 5), beta=0)
+for k in counting.kernels:
+    print(k.name, k.flops, k.read['MK'], k.read['MN'], k.read['NK'], k.read['low rank'], '->', *k.written.values())
+print(bytes_of(torch.zeros(1).expand(7)), bytes_of(torch.zeros(0, 3)))
+"""
+
+
+def test_counting_is_right_by_hand():
+    assert python("-c", COUNTED).splitlines() == [
+        "_to_copy 0 0 0 40 0 -> 80",
+        "mm 240 96 0 80 0 -> 120",
+        "add_ 0 0 140 0 0 -> 120",
+        "copy_ 0 0 120 0 0 -> 120",
+        "addmm_ 240 96 0 80 0 -> 120",
+        "4 0",
+    ]
+
+
+def test_the_committed_table_is_what_the_command_prints(tmp_path):
+    python("-m", "bench.traffic", "--output", tmp_path)
+    for name in ("traffic.md", "traffic.json"):
+        committed = (ROOT / "bench/results" / name).read_text()
+        assert (tmp_path / name).read_text() == committed, f"bench/results/{name} is stale: run `make traffic`"
+
+
+def test_the_performance_model_is_a_model_and_what_the_command_prints(tmp_path):
+    python("-m", "bench.performance_model", "--output", tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    committed = (ROOT / "docs/performance-model.md").read_text()
+    assert page == committed, "docs/performance-model.md is stale: run `make performance-model`"
+    title, first = page.split("\n\n")[:2]
+    assert "predicted, not measured" in title and first.startswith("**Every time on this page is a model's")
+    # By hand: the frozen layer is two matrix products at the H100's measured 794.5 TFLOPS.
+    h100 = page.partition("### H100\n\n")[2]
+    milliseconds = float(re.search(r"\| 4096x4096x4096 \| ([\d.]+) \|", h100)[1])
+    assert milliseconds == pytest.approx(2 * 2 * 4096**3 / 794.5e12 * 1e3, abs=5e-4)
+    # PEFT's 22 MK + 20 MN and what is of rank r go through memory at 2970 GB/s besides.
+    moved = 42 * 4096**2 + 1.5 * 2**20
+    peft = float(re.search(r"\| 4096x4096x4096 \|(?: [\d.]+ \|){3} ([\d.]+) \|", h100)[1])
+    assert peft == pytest.approx(1 + moved / 2970e9 * 1e3 / milliseconds, abs=0.01)
