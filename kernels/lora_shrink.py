@@ -86,7 +86,7 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
     r = R // groups
 
     def launch(config):
-        # An accumulator for each group: those of float32 at full precision, off the tensor cores, are half as long or spill.
+        # An accumulator for each group; those of float32, off the tensor cores, spill if they are as long as others.
         rows = max(16, config.BM // 2) if groups > 1 and x.dtype == torch.float32 else config.BM
         BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((rows, M), (config.BO, K), (config.BR, r)))
         row_blocks, rank_blocks = triton.cdiv(M, BM), triton.cdiv(r, BR)
