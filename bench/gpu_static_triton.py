@@ -110,11 +110,8 @@ def _nvidia(binary):
         width = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
         loads["TMA" if instruction == "UTMALDG" else width[bits[1]] if bits else "4"] += 1
     local = len(re.findall(r"\b(?:LDL|STL)\b", sass))
-    tensor_core, specialized = (
-        collections.Counter(re.findall(TENSOR_CORES, sass)),
-        len(re.findall(r"\bUSETMAXREG", sass)),
-    )
-    return registers, stack if local else 0, local, tensor_core, loads, specialized
+    tensor_core = collections.Counter(re.findall(TENSOR_CORES, sass))
+    return registers, stack if local else 0, local, tensor_core, loads, len(re.findall(r"\bUSETMAXREG", sass))
 
 
 def _amd(binary):
