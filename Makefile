@@ -100,6 +100,7 @@ bench-model: venv
 bench-ops: venv
 	$(BIN)/python -m pytest bench/test_ops.py --benchmark-columns=median,iqr,rounds
 
+bench-fuse: export HF_HUB_OFFLINE = 1
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse
 

@@ -1,140 +1,250 @@
-"""python -m bench.fuse: a training step and decoding of SmolLM2-135M under PEFT, before and after pf.fuse.
+"""python -m bench.fuse: SmolLM2-135M under Hugging Face PEFT, before and after pf.fuse, in one run.
 
-The same model, adapter values and batch in both; forward, backward and nothing else in a step. CPU time of the process,
-the two in turn, medians. Saved bytes are those beyond the frozen model's. A speed is printed only after both agree in
-the loss.
+A training step (B=4, T=128, forward and backward), one decoded token, and one token of each of 64 rows that belong to
+1, 8 or 64 adapters. PEFT's defaults: float32 adapters over the base's dtype. Two threads, wall time, the two in turn,
+medians. Both share every parameter, and are timed only after they agree in the logits, and for a step in the gradients.
+Writes fuse.json, .md and .png.
 """
 
 import argparse
+import copy
 import gc
-import statistics
 import sys
 import time
+from pathlib import Path
 
-import peft
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast.cli.models import SMOLLM2, load_base
+from pypeft_fast.cli.errors import UserError
+from pypeft_fast.cli.measure import counting_saved_bytes
+from pypeft_fast.cli.models import load_base
 
-from .report import headline
-from .timing import machine
+from . import report
+from .targets import at_least, at_most
+from .timing import interleaved, machine
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-METHODS = {
-    "LoRA": lambda p: peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=p, target_modules=TARGETS),
-    "DoRA": lambda p: peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=p, target_modules=TARGETS, use_dora=True),
-    "IA3": lambda p: peft.IA3Config(
-        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
-    ),
-}
-CASES = [
-    ("LoRA", torch.bfloat16, 0.05),
-    ("LoRA", torch.bfloat16, 0.0),
-    ("LoRA", torch.float32, 0.05),
-    ("DoRA", torch.bfloat16, 0.05),
-    ("IA3", torch.bfloat16, 0.0),
+CASES = [  # method, dropout
+    ("LoRA", 0.05),
+    ("LoRA", 0.0),
+    ("DoRA", 0.05),
+    ("IA3", 0.0),
 ]
+TOLERANCE = {"bfloat16": 0.05, "float32": 1e-4}  # of logits and gradients, through all layers, relative to their norm
+HEADER = ("case", "step ms: PEFT", "fused", "faster", "saved MB: PEFT", "fused", "token ms: PEFT", "fused", "faster")
+ROWS_HEADER = ("adapters in the batch", "token ms: PEFT", "fused", "faster")
+ROWS = 64
+PROMPT = 16
 
 
-def saved_bytes(model, batch) -> int:
-    """Bytes that autograd keeps for the backward pass; shared memory counts once, parameters do not."""
-    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
+def config_of(method, p):
+    import peft
 
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-        model(**batch)
-    return sum(storage.nbytes() for storage in kept.values())
+    if method == "IA3":
+        return peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+    return peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=p, target_modules=TARGETS, use_dora=method == "DoRA")
 
 
-def step(model, batch) -> float:
-    start = time.process_time()
-    model(**batch).loss.backward()
-    seconds = time.process_time() - start
-    model.zero_grad()
-    return seconds
+def liven(model):
+    """Values for what starts as zeros or ones, so that an adapter left out would show."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "ia3_l" in name:
+            std = 0.05 if "lora_B" in name else 0.2
+            parameter.data += std * torch.randn(parameter.shape, generator=generator)
+
+
+def fused_twin(model):
+    """A copy of the model that shares its parameters, fused; and the seconds that pf.fuse took."""
+    twin = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    start = time.perf_counter()
+    pf.fuse(twin, strict=True)
+    return twin, time.perf_counter() - start
+
+
+def loss_of(model, tokens):
+    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def saved_bytes(model, tokens):
+    with counting_saved_bytes(model) as counted:
+        loss_of(model, tokens)
+    return counted[0]
+
+
+def graph_to_the_embeddings(model):
+    """Makes backward as long as the frozen model's, whose inputs alone would ask for no gradient."""
+    return model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+
+
+def off(got, want):
+    """|got - want| / |want|"""
+    return ((got - want).norm() / want.norm()).item()
+
+
+def agree(made, tokens):
+    """SystemExit unless both have the same logits and gradients without dropout, in which the adapter has its part."""
+    found = {}
+    for name, model in made.items():
+        output = model.eval()(input_ids=tokens, labels=tokens, use_cache=False)
+        output.loss.backward()
+        grads = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+        found[name] = output.logits.detach().double(), torch.cat(grads)
+        model.zero_grad()
+        model.train()
+    for what, got, want in zip(("logits", "gradients"), found["fused"], found["PEFT"], strict=True):
+        if not off(got, want) <= tolerance(made):
+            sys.exit(f"fused, the {what} are {off(got, want):.2g} off PEFT's: no speed is reported")
+    with torch.no_grad(), made["PEFT"].disable_adapter():
+        without = made["PEFT"](input_ids=tokens, use_cache=False).logits.double()
+    if off(without, found["PEFT"][0]) <= tolerance(made):
+        sys.exit("the adapter changes nothing, so that a wrong one would not show: no speed is reported")
+
+
+def tolerance(made):
+    return TOLERANCE[str(made["PEFT"].dtype).removeprefix("torch.")]
+
+
+def token_steps(made, rows, **options):
+    """({name: a function that decodes one token for each row}, {name: logits of the prompt}), a cache kept for each."""
+    from transformers import DynamicCache
+
+    prompt = torch.arange(100, 100 + PROMPT).repeat(rows, 1)
+    steps, logits = {}, {}
+    for name, model in made.items():
+        cache = DynamicCache()
+        logits[name] = model.eval()(input_ids=prompt, past_key_values=cache, use_cache=True, **options).logits
+
+        def step(model=model, cache=cache):
+            model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True, **options)
+            cache.crop(-1)
+
+        steps[name] = step
+    return steps, logits
 
 
 @torch.no_grad()
-def decode(model, ids, tokens) -> float:
-    start = time.process_time()
-    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
-    return time.process_time() - start
+def decoding(made, seconds, rows=1, **options):
+    """{name: seconds of one token of each row}; SystemExit if the logits are not PEFT's."""
+    steps, logits = token_steps(made, rows, **options)
+    wrong = off(logits["fused"].double(), logits["PEFT"].double())
+    if not wrong <= tolerance(made):
+        sys.exit(f"fused, the logits are {wrong:.2g} off PEFT's: no speed is reported")
+    return interleaved(steps, time.perf_counter, seconds)
 
 
-def in_turn(model, measure, repeats):
-    """Medians of measure() on the unfused and the fused model, after one run of each that is not counted."""
-    times = {False: [], True: []}
-    for _ in range(repeats + 1):
-        for fused in (False, True):
-            pf.fuse(model) if fused else pf.unfuse(model)
-            times[fused].append(measure())
-    return [statistics.median(times[fused][1:]) for fused in (False, True)]
+def run_case(base, method, p, tokens, floor, seconds):
+    """What was measured of one method, as a dict; the base model is left as it was."""
+    import peft
+
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base, config_of(method, p))
+    liven(model)
+    twin, fuse_seconds = fused_twin(model)
+    made = {"PEFT": model, "fused": twin}
+    agree(made, tokens)
+    saved = {name: saved_bytes(m, tokens) - floor for name, m in made.items()}
+
+    def step(model):
+        loss_of(model, tokens).backward()
+        model.zero_grad()
+
+    steps = {name: lambda m=m: step(m) for name, m in made.items()}
+    times = interleaved(steps, time.perf_counter, seconds)
+    token = decoding(made, seconds / 4)
+    model.unload()
+    return {"step": times, "saved": saved, "token": token, "fuse": fuse_seconds}
 
 
-def check(model, batch):
-    """The loss without dropout, unfused and fused, within the rounding of the model's dtype."""
-    model.eval()
-    losses = []
-    for change in (pf.unfuse, pf.fuse):
-        change(model)
-        losses.append(model(**batch).loss.item())
-    model.train()
-    if not abs(losses[0] - losses[1]) <= 2 * torch.finfo(model.dtype).eps * abs(losses[0]):
-        raise SystemExit(f"the loss is {losses[1]} fused and {losses[0]} in PEFT: no speed is reported")
+def run_rows(base, counts, seconds):
+    """{number of adapters: {PEFT, fused: seconds of a token of each of 64 rows}}."""
+    import peft
+
+    model, measured = peft.get_peft_model(base, config_of("LoRA", 0.0), "a0"), {}
+    for count in counts:
+        for i in range(len(model.peft_config), count):
+            model.add_adapter(f"a{i}", config_of("LoRA", 0.0))
+        liven(model)
+        made = {"PEFT": model, "fused": fused_twin(model)[0]}
+        names = [f"a{i * count // ROWS}" for i in range(ROWS)]  # one adapter's rows lie together
+        measured[count] = decoding(made, seconds, ROWS, adapter_names=names)
+    model.unload()
+    return measured
 
 
-def run_case(base, method, p, batch, repeats, tokens):
-    frozen = base.requires_grad_(False)
-    frozen.get_input_embeddings().requires_grad_(True)  # so that the graph is that of a model with gradients
-    floor = saved_bytes(frozen, batch)
-    frozen.requires_grad_(False)
-    model = peft.get_peft_model(base, METHODS[method](p)).train()
-    check(model, batch)
-    extra = []
-    for change in (pf.unfuse, pf.fuse):
-        change(model)
-        extra.append(max(saved_bytes(model, batch) - floor, 0))
-    steps = in_turn(model, lambda: step(model, batch), repeats)
-    model.eval()
-    decodes = in_turn(model, lambda: decode(model, batch["input_ids"][:1, :16], tokens), 1)
-    return steps, extra, decodes
+def row_of(name, found):
+    step, saved, token = found["step"], found["saved"], found["token"]
+    cells = [f"{1e3 * step[n]:.0f}" for n in step] + [f"{step['PEFT'] / step['fused']:.2f}"]
+    cells += [f"{saved[n] / 1e6:.0f}" for n in saved]
+    return name, *cells, *rows_row("", token)[1:]
+
+
+def rows_row(name, token):
+    return name, *(f"{1e3 * token[n]:.1f}" for n in token), f"{token['PEFT'] / token['fused']:.2f}"
+
+
+def target_rows(measured):
+    found = measured.get("LoRA bfloat16 p=0.05")
+    if found is None:
+        return []
+    step, saved = found["step"], found["saved"]
+    return [
+        at_least("step, times faster after pf.fuse, LoRA bfloat16 p=0.05", step["PEFT"] / step["fused"], 1.7),
+        at_least("part of the bytes beyond the frozen model's cut", 1 - saved["fused"] / saved["PEFT"], 0.85),
+        at_most("pf.fuse itself, seconds", max(f["fuse"] for f in measured.values()), 1),
+    ]
+
+
+def plot(path, measured, rows):
+    faster = [[f[what]["PEFT"] / f[what]["fused"] for f in measured.values()] for what in ("step", "token")]
+    labels = [*measured, *(f"{ROWS} rows, {count} adapters" for count in rows)]
+    mixed = [token["PEFT"] / token["fused"] for token in rows.values()]
+    series = {"training step": faster[0] + [None] * len(rows), "token": faster[1] + mixed}
+    report.bars(path, labels, series, "times faster than PEFT")
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m bench.fuse", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each (default 3)")
-    parser.add_argument("--tokens", type=int, default=8, help="tokens decoded (default 8)")
-    parser.add_argument("--shape", type=int, nargs=2, default=(2, 128), help="rows and tokens of a batch")
+    parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="of timing for each case (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="the targets are for two (default: %(default)s)")
+    parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), help="rows and tokens of a batch (4 128)")
+    parser.add_argument("--adapters", type=int, nargs="*", default=(1, 8, 64), help="in a batch of 64 rows (1 8 64)")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    print(headline(machine()))
-    columns = f"{'step s: PEFT':>14}{'fused':>8}{'ratio':>7}{'saved MB: PEFT':>16}{'fused':>8}"
-    print(f"{'':24}{columns}{'token ms: PEFT':>16}{'fused':>8}")
-    for method, dtype, p in CASES:
-        torch.manual_seed(0)
-        base = load_base(SMOLLM2)[0].to(dtype)
-        ids = torch.randint(0, base.config.vocab_size, tuple(options.shape))
-        batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
-        steps, extra, decodes = run_case(base, method, p, batch, options.repeats, options.tokens)
-        label = f"{method} {dtype} p={p:g}".replace("torch.", "")
-        row = f"{steps[0]:14.2f}{steps[1]:8.2f}{steps[0] / steps[1]:6.2f}x{extra[0] / 1e6:16.1f}{extra[1] / 1e6:8.1f}"
-        print(
-            f"{label:24}{row}{1e3 * decodes[0] / options.tokens:16.1f}{1e3 * decodes[1] / options.tokens:8.1f}",
-            flush=True,
-        )
-        if (method, dtype, p) == CASES[0]:
-            ratio, cut = steps[0] / steps[1], 1 - extra[1] / extra[0]
-            for what, value, wanted in (("faster step", ratio, 1.7), ("part of saved bytes cut", cut, 0.85)):
-                print(f"  target: {what} {wanted}, here {value:.2f}: {'pass' if value >= wanted else 'fall short'}")
+    torch.set_num_threads(options.threads)
+    about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}
+    measured, rows = {}, {}
+    print(report.headline(about), "  ".join(HEADER), sep="\n", flush=True)
+    for dtype in TOLERANCE:
+        try:
+            base = load_base(options.model, getattr(torch, dtype))[0].requires_grad_(False).train()
+        except UserError as error:
+            sys.exit(f"bench.fuse: {error}")
+        tokens = torch.randint(0, base.config.vocab_size, options.shape, generator=torch.Generator().manual_seed(0))
+        hook = graph_to_the_embeddings(base)
+        floor = saved_bytes(base, tokens)
+        for method, p in CASES:
+            name = f"{method} {dtype}" + (f" p={p:g}" if method == "LoRA" or p else "")
+            measured[name] = run_case(base, method, p, tokens, floor, options.seconds)
+            print(*row_of(name, measured[name]), sep="  ", flush=True)
+        hook.remove()
+        if dtype == "bfloat16":
+            rows = run_rows(base, sorted(options.adapters), options.seconds)
+            print("  ".join(ROWS_HEADER), *("  ".join(map(str, rows_row(*item))) for item in rows.items()), sep="\n")
         del base
         gc.collect()
+    targets = target_rows(measured)
+    for line in targets:
+        print(*line, sep="  ")
+    tables = [(report.TARGET_HEADER, targets), (HEADER, [row_of(*item) for item in measured.items()])]
+    if rows:
+        tables.append((ROWS_HEADER, [rows_row(*item) for item in rows.items()]))
+    data = {"machine": about, "results": measured, "rows": rows, "targets": targets}
+    report.write(options.output, "fuse", data, tables)
+    plot(options.output / "fuse.png", measured, rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,5 +1,7 @@
 """pypeft_fast: LoRA fused with the frozen layer, forward and backward, and whole models around it."""
 
+import importlib
+
 # The first import from kernels/ sets the name `kernels` here: let it be now, so that the function below keeps the name.
 from . import kernels as _folder  # noqa: F401
 from . import nn
@@ -54,9 +56,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    if name == "AdapterTrainer":  # is a transformers.Trainer, whose import takes seconds: when asked for
-        from .model.trainer import AdapterTrainer
+# These derive from classes of transformers, whose import takes seconds: loaded when asked for.
+_LATE = {"AdapterTrainer": "trainer", "FuseCallback": "fuse_callback"}
 
-        return AdapterTrainer
+
+def __getattr__(name):
+    if name in _LATE:
+        return getattr(importlib.import_module(f".model.{_LATE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

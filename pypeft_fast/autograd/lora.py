@@ -110,8 +110,12 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
         lora_A, lora_B = (t.to(x.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in (lora_A, lora_B))
-    p = p if training else 0.0
+    return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, float(scaling), p if training else 0.0, generator)
+
+
+def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator=None):
+    """lora_linear without its checks, of a float scaling and outside autocast: for callers that have checked."""
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
-        return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, float(scaling), p, seed)
-    return _forward(x, weight, bias, lora_A, lora_B, float(scaling), p, seed)[0]
+        return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+    return _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

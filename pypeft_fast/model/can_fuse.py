@@ -14,16 +14,37 @@ from .targets import is_conv1d
 
 FUSED = "fused"  # in a layer's counter: calls that the ops ran; the other keys are reasons why PEFT's forward ran
 HALF = (torch.bfloat16, torch.float16)
+STRIDED = torch.strided
 
 
+# All of this runs at every call of every layer, and while decoding a token that is much of the time of a small layer.
+# So what nn.Module would search for in Python, in __getattr__, is read from the dictionaries in which it lies.
 def hooked(module) -> bool:
+    state = module.__dict__
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        and not _is_own(module, state["forward"])
     )
+
+
+def _is_own(module, forward) -> bool:
+    """Whether it is the method of the module's class after all: accelerate leaves it so when its hooks are removed."""
+    return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
+
+
+def tensor_of(module, name):
+    """module.weight or module.bias: a parameter, or the plain tensor that FSDP and pruning put in its place."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
+def entry(layer, holder, name):
+    """layer.holder[name], of a ModuleDict."""
+    return layer._modules[holder]._modules[name]
 
 
 def why_not_parameter(tensor, name) -> str | None:
@@ -31,7 +52,7 @@ def why_not_parameter(tensor, name) -> str | None:
         return f"{name} is a {type(tensor).__name__}"  # DTensor, a quantised weight, an offloaded one
     if tensor.dtype not in ACTIVATIONS:
         return f"{name} is {tensor.dtype}"
-    if tensor.layout is not torch.strided or tensor.is_meta:
+    if tensor.layout is not STRIDED or tensor.is_meta:
         return f"{name} is on meta or not strided"
     return None
 
@@ -42,12 +63,12 @@ def why_not_base(base) -> str | None:
         return f"the base layer is a {type(base).__name__}"
     if hooked(base):
         return "the base layer has hooks or a forward of its own"
-    weight, bias = base.weight, base.bias
+    weight, bias = tensor_of(base, "weight"), tensor_of(base, "bias")
     reason = why_not_parameter(weight, "the base weight")
     if reason is None and bias is not None:
         reason = why_not_parameter(bias, "the base bias")
-    if reason is None and bias is not None and bias.dtype != weight.dtype:
-        reason = f"the base bias is {bias.dtype} and its weight {weight.dtype}"
+        if reason is None and bias.dtype != weight.dtype:
+            reason = f"the base bias is {bias.dtype} and its weight {weight.dtype}"
     if reason is None and (weight.dim() != 2 or bias is not None and bias.dim() != 1):
         reason = "the base weight has no two dimensions: it is partitioned"
     return reason
@@ -64,9 +85,13 @@ def why_not_submodule(module, name, expected) -> str | None:
 
 def why_not_dropout(dropout) -> str | None:
     reason = why_not_submodule(dropout, "lora_dropout", (nn.Dropout, nn.Identity))
-    if reason is None and type(dropout) is nn.Dropout and (dropout.inplace or threshold(dropout.p) > 65535):
+    if reason is None and type(dropout) is nn.Dropout and (dropout.inplace or dropout.p > 0.9 and drops_all(dropout.p)):
         reason = f"lora_dropout is in place or drops all: p={dropout.p}"
     return reason
+
+
+def drops_all(p) -> bool:
+    return threshold(p) > 65535
 
 
 def why_not_dtype(dtype, adapter, name) -> str | None:
@@ -80,10 +105,13 @@ def why_not_input(x, base, K) -> str | None:
     """The input and the transforms around the call; x and the weight meet in one dtype, as nn.Linear demands."""
     if type(x) is not torch.Tensor and type(x) is not nn.Parameter:
         return f"the input is a {type(x).__name__}"
-    if x.dim() < 1 or x.shape[-1] != K or x.device != base.weight.device or x.layout is not torch.strided:
+    weight = tensor_of(base, "weight")
+    if x.dim() < 1 or x.size(-1) != K or x.device != weight.device or x.layout is not STRIDED:
         return "the input does not fit the layer"
-    if computing_dtype(x) != computing_dtype(base.weight) or computing_dtype(x) not in ACTIVATIONS:
-        return f"the input is {x.dtype} and the base weight {base.weight.dtype}"
+    if x.dtype != weight.dtype:  # the weight's is accepted already
+        dtype = computing_dtype(x)
+        if dtype != computing_dtype(weight) or dtype not in ACTIVATIONS:
+            return f"the input is {x.dtype} and the base weight {weight.dtype}"
     return why_not_now()
 
 
@@ -92,7 +120,7 @@ def why_not_now() -> str | None:
         return None
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit traces the call"
     if nn_module._has_any_global_hook():
         return "a global module hook is registered"
@@ -101,7 +129,9 @@ def why_not_now() -> str | None:
 
 def computing_dtype(tensor) -> torch.dtype:
     """The dtype that nn.Linear would compute in: the tensor's own, or autocast's."""
-    device = tensor.device.type
-    if tensor.dtype != torch.float64 and tensor.is_floating_point() and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
+    dtype = tensor.dtype
+    if torch._C._is_any_autocast_enabled() and dtype != torch.float64 and dtype.is_floating_point:
+        device = tensor.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return dtype

@@ -25,8 +25,9 @@ class FuseReport:
     def calls(self) -> Counter:
         """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
 
-        Calls with nothing to fuse (adapters disabled, merged, or one for each row by adapter_names) are not counted,
-        nor are those inside graphs that torch.compile has traced.
+        A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
+        nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
+        has traced.
         """
         return sum((getattr(layer, "_fused_calls", Counter()) for layer in self._layers), Counter())
 
@@ -90,7 +91,7 @@ def register(config):
     """Makes `peft.get_peft_model` and `add_adapter` build fused layers from this peft.LoraConfig; returns the config.
 
     For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
-    not saved with the adapter. IA3 has no such hook in PEFT: call fuse() on the finished model.
+    not saved with the adapter. IA3 has no such hook in PEFT: fuse the finished model, or give a Trainer FuseCallback.
 
     Raises TypeError for anything but a peft.LoraConfig.
     """

@@ -15,7 +15,8 @@ class FusedLinear(IA3Linear):
     """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
 
     def forward(self, x, *args, **kwargs):
-        active = [name for name in self.active_adapters if name in self.ia3_l]
+        vectors = self._modules["ia3_l"]
+        active = [name for name in self.active_adapters if name in vectors]
         if self.disable_adapters or self.merged or not active:
             return super().forward(x, *args, **kwargs)
         reason = "the call has further arguments" if args or kwargs else why_not_call(self, x, active)
@@ -23,10 +24,18 @@ class FusedLinear(IA3Linear):
             self._fused_calls[reason or can_fuse.FUSED] += 1
         if reason is not None:
             return super().forward(x, *args, **kwargs)
-        base = self.base_layer
-        weight = base.weight.t() if is_conv1d(base) else base.weight
-        ia3_l = reduce(torch.mul, [self.ia3_l[name].flatten() for name in active])
-        return ia3_linear(x, weight, ia3_l, base.bias, feedforward=self.is_feedforward)
+        base = self._modules["base_layer"]
+        weight, bias = can_fuse.tensor_of(base, "weight"), can_fuse.tensor_of(base, "bias")
+        if is_conv1d(base):
+            weight = weight.t()
+        ia3_l = reduce(torch.mul, [can_fuse.tensor_of(vectors, name).flatten() for name in active])
+        return ia3_linear(x, weight, ia3_l, bias, feedforward=self.is_feedforward)
+
+    def _get_name(self):
+        return IA3Linear.__name__  # in repr, which names PEFT's class
+
+    def extra_repr(self):
+        return "fused"
 
 
 def attach(layer):
@@ -50,11 +59,16 @@ def why_not_layer(layer) -> str | None:
 
 def why_not_call(layer, x, active) -> str | None:
     """Why this call runs in PEFT's forward, or None."""
-    reason = can_fuse.why_not_base(layer.base_layer) or can_fuse.why_not_input(x, layer.base_layer, layer.in_features)
+    base, vectors = layer._modules["base_layer"], layer._modules["ia3_l"]
+    reason = can_fuse.why_not_base(base) or can_fuse.why_not_input(x, base, layer.in_features)
+    if reason is not None:
+        return reason
+    dtype = can_fuse.computing_dtype(x)
     for name in active:
-        vector = layer.ia3_l[name]
-        reason = reason or can_fuse.why_not_parameter(vector, "ia3_l")
-        reason = reason or can_fuse.why_not_dtype(can_fuse.computing_dtype(x), vector.dtype, "ia3_l")
+        vector = can_fuse.tensor_of(vectors, name)
+        reason = can_fuse.why_not_parameter(vector, "ia3_l") or can_fuse.why_not_dtype(dtype, vector.dtype, "ia3_l")
         if reason is None and vector.device != x.device:
             reason = "ia3_l is on another device"
-    return reason
+        if reason is not None:
+            return reason
+    return None

@@ -16,8 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..autograd.dora import dora_linear
 from ..autograd.dora_norm import NormCache
-from ..autograd.lora import lora_linear
+from ..autograd.lora import lora_linear, lora_linear_unchecked
 from . import can_fuse
+from .mixed_rows import mixed_rows_linear, positions
+from .ordinary_call import ordinary_call
 from .stacked import scaled, stacked
 from .targets import is_conv1d
 
@@ -26,16 +28,36 @@ class FusedLinear(LoraLinear):
     """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
 
     def forward(self, x, *args, **kwargs):
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if self.disable_adapters or self.merged or not active or kwargs.get("adapter_names") is not None:
-            return super().forward(x, *args, **kwargs)  # nothing to fuse, or PEFT's loop over the rows' adapters
-        reason = "the call has further arguments" if args or any(v is not None for v in kwargs.values()) else None
-        reason = reason or why_not_call(self, x, active)
+        if not args and not kwargs and not torch.compiler.is_compiling():
+            found = ordinary_call(self, x)
+            if found is not None:
+                self._fused_calls[can_fuse.FUSED] += 1
+                weight, bias, A, B, scaling, p = found
+                return lora_linear_unchecked(x, weight, bias, A, B, float(scaling), float(p))
+        names = kwargs.get("adapter_names")
+        held = self._modules["lora_A"]._modules
+        if self.disable_adapters or self.merged:
+            return super().forward(x, *args, **kwargs)
+        if names is None:
+            active = [name for name in self.active_adapters if name in held]
+        else:
+            self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
+            rows = positions(names)
+            active = [name for name in rows if name in held]
+        if not active:
+            return super().forward(x, *args, **kwargs)
+        if args or kwargs and any(kwargs[key] is not None for key in kwargs if key != "adapter_names"):
+            reason = "the call has further arguments"
+        else:
+            reason = why_not_call(self, x, active, names is not None)
         if not torch.compiler.is_compiling():
             self._fused_calls[reason or can_fuse.FUSED] += 1
         if reason is not None:
             return super().forward(x, *args, **kwargs)
-        return run(self, x, active)
+        if names is None or len(rows) == 1:
+            return run(self, x, active)
+        adapters = [(rows[name], *_weights(self, name), self.scaling[name]) for name in active]
+        return mixed_rows_linear(x, *_base(self), adapters)
 
     def merge(self, *args, **kwargs):
         self._fused_norms.clear()  # PEFT adds to the base weight through .data, which no version counter shows
@@ -48,6 +70,12 @@ class FusedLinear(LoraLinear):
     def train(self, mode=True):
         self._fused_norms.clear()
         return super().train(mode)
+
+    def _get_name(self):
+        return LoraLinear.__name__  # in repr, which names PEFT's class
+
+    def extra_repr(self):
+        return "fused"
 
 
 def attach(layer):
@@ -74,21 +102,24 @@ def why_not_adapter(layer, name) -> str | None:
     variant = layer.lora_variant.get(name)
     if variant is not None and type(variant) is not DoraLinearVariant:
         return f"the adapter is of a variant, {type(variant).__name__}"
-    lora_A, lora_B = layer.lora_A[name], layer.lora_B[name]
+    entry, tensor_of = can_fuse.entry, can_fuse.tensor_of
+    lora_A, lora_B = entry(layer, "lora_A", name), entry(layer, "lora_B", name)
     reason = (
         can_fuse.why_not_submodule(lora_A, "lora_A", (nn.Linear,))
         or can_fuse.why_not_submodule(lora_B, "lora_B", (nn.Linear,))
-        or can_fuse.why_not_parameter(lora_A.weight, "lora_A")
-        or can_fuse.why_not_parameter(lora_B.weight, "lora_B")
-        or can_fuse.why_not_dropout(layer.lora_dropout[name])
+        or can_fuse.why_not_dropout(entry(layer, "lora_dropout", name))
     )
-    if reason is None and (lora_A.bias is not None or lora_B.bias is not None):
+    if reason is not None:
+        return reason
+    A, B = tensor_of(lora_A, "weight"), tensor_of(lora_B, "weight")
+    reason = can_fuse.why_not_parameter(A, "lora_A") or can_fuse.why_not_parameter(B, "lora_B")
+    if reason is None and (tensor_of(lora_A, "bias") is not None or tensor_of(lora_B, "bias") is not None):
         reason = "lora_bias=True"
-    if reason is None and lora_A.weight.shape[0] != lora_B.weight.shape[1:].numel():
+    if reason is None and (A.dim() != 2 or B.dim() != 2 or A.size(0) != B.size(1)):
         reason = "lora_A and lora_B are partitioned"
     if reason is None and variant is not None:
-        magnitude = layer.lora_magnitude_vector[name]
-        reason = can_fuse.why_not_parameter(magnitude.weight, "lora_magnitude_vector")
+        magnitude = entry(layer, "lora_magnitude_vector", name)
+        reason = can_fuse.why_not_parameter(tensor_of(magnitude, "weight"), "lora_magnitude_vector")
         if reason is None and can_fuse.hooked(magnitude):
             reason = "lora_magnitude_vector has hooks"
         if reason is None and isinstance(layer.scaling[name], torch.Tensor):
@@ -96,9 +127,9 @@ def why_not_adapter(layer, name) -> str | None:
     return reason
 
 
-def why_not_call(layer, x, active) -> str | None:
-    """Why this call runs in PEFT's forward, or None."""
-    base = layer.base_layer
+def why_not_call(layer, x, active, by_row=False) -> str | None:
+    """Why this call runs in PEFT's forward, or None. by_row: each row has one of the active adapters, or none."""
+    base = layer._modules["base_layer"]
     reason = can_fuse.why_not_base(base) or can_fuse.why_not_input(x, base, layer.in_features)
     if reason is not None:
         return reason
@@ -107,7 +138,10 @@ def why_not_call(layer, x, active) -> str | None:
         reason = why_not_adapter(layer, name) or _why_not_beside(layer, name, x, dtype)
         if reason is not None:
             return reason
-    if len(active) > 1:
+    if by_row:
+        if x.dim() < 2 or any(_dropout_p(layer, name) > 0 for name in active):
+            return "adapter_names with dropout, or with an input that has no rows"
+    elif len(active) > 1:
         if any(name in layer.lora_variant for name in active):
             return "several active adapters of which one is DoRA"
         if any(_dropout_p(layer, name) > 0 for name in active):
@@ -115,41 +149,54 @@ def why_not_call(layer, x, active) -> str | None:
     return None
 
 
+def _weights(layer, name):
+    return (can_fuse.tensor_of(can_fuse.entry(layer, holder, name), "weight") for holder in ("lora_A", "lora_B"))
+
+
+def _base(layer):
+    """weight [N, K] and bias [N] or None of the frozen layer."""
+    base = layer._modules["base_layer"]
+    weight = can_fuse.tensor_of(base, "weight")
+    return weight.t() if is_conv1d(base) else weight, can_fuse.tensor_of(base, "bias")
+
+
 def _why_not_beside(layer, name, x, dtype) -> str | None:
-    A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+    A, B = _weights(layer, name)
     reason = can_fuse.why_not_dtype(dtype, A.dtype, "lora_A") or can_fuse.why_not_dtype(dtype, B.dtype, "lora_B")
     if reason is None and name in layer.lora_variant:
         magnitude = layer.lora_magnitude_vector[name].weight
         reason = can_fuse.why_not_dtype(dtype, magnitude.dtype, "lora_magnitude_vector")
-    if reason is None and (A.device != x.device or B.device != x.device):
+    device = x.device
+    if reason is None and (A.device != device or B.device != device):
         reason = "the adapter is on another device"
-    if reason is None and not layer.cast_input_dtype_enabled and x.dtype != A.dtype:
+    if reason is None and x.dtype != A.dtype and not layer.cast_input_dtype_enabled:
         reason = "casting of the input is switched off"
     return reason
 
 
 def _dropout_p(layer, name) -> float:
     """The probability that applies now: PEFT's dropout is a module with a training mode of its own."""
-    dropout = layer.lora_dropout[name]
+    dropout = can_fuse.entry(layer, "lora_dropout", name)
     return dropout.p if type(dropout) is nn.Dropout and dropout.training else 0.0
 
 
 def run(layer, x, active):
-    base, name = layer.base_layer, active[0]
-    weight = base.weight.t() if is_conv1d(base) else base.weight
-    A, B, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    name = active[0]
+    weight, bias = _base(layer)
+    A, B = _weights(layer, name)
+    scaling = layer.scaling[name]
     if name in layer.lora_variant:
         p = _dropout_p(layer, name) if layer.training else 0.0
         if name not in layer._fused_norms:
             layer._fused_norms[name] = NormCache(keep_norm=False)
         magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
-        return dora_linear(x, weight, A, B, magnitude, base.bias, scaling=scaling, dropout_p=p, norm_cache=cache)
+        return dora_linear(x, weight, A, B, magnitude, bias, scaling=scaling, dropout_p=p, norm_cache=cache)
     if len(active) > 1:  # their updates add up: one adapter of all their ranks
-        A, B = stacked([(layer.lora_A[n].weight, layer.lora_B[n].weight, layer.scaling[n]) for n in active])
+        A, B = stacked([(*_weights(layer, n), layer.scaling[n]) for n in active])
         scaling = 1.0
     elif isinstance(scaling, torch.Tensor):  # after prepare_model_for_compiled_hotswap
         B, scaling = scaled(B, scaling), 1.0
-    return lora_linear(x, weight, A, B, base.bias, scaling=scaling, dropout_p=_dropout_p(layer, name))
+    return lora_linear(x, weight, A, B, bias, scaling=scaling, dropout_p=_dropout_p(layer, name))
 
 
 def _build(target, adapter_name, config, parameter_name=None, **kwargs):

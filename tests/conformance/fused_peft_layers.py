@@ -37,4 +37,4 @@ def pytest_configure():
 
 def pytest_sessionfinish():
     if "PYPEFT_FAST_CALLS" in os.environ:
-        Path(os.environ["PYPEFT_FAST_CALLS"]).write_text(json.dumps(CALLS))
+        (Path(os.environ["PYPEFT_FAST_CALLS"]) / f"{os.getpid()}.json").write_text(json.dumps(CALLS))

@@ -1,18 +1,26 @@
 """PEFT's own tests with our layers in the place of its own, compared test by test with an unmodified run.
 
-    git clone --depth 1 https://github.com/huggingface/peft && pip install diffusers datasets parameterized
-    python -m tests.conformance.run peft -k "loraconfig or ia3" tests/test_custom_models.py
+    git clone --depth 1 https://github.com/huggingface/peft
+    .venv/bin/pip install --target peft-deps --no-deps diffusers datasets parameterized dill multiprocess xxhash \\
+        pyarrow pandas scipy aiohttp importlib_metadata zipp pytz tzdata python-dateutil six
+    PYTHONPATH=peft-deps .venv/bin/python -m tests.conformance.run --output out/conformance peft -n 2
 
-The first argument is the checkout; the rest goes to pytest, in the checkout. Exit status 1 if a test ends otherwise
-than in the unmodified run, or if no fused call happened. Tests that need a model hub fail in both runs.
+After the checkout come pytest's arguments, seen from there. Without a path they are for tests/test_custom_models.py,
+18,000 tests. `-k "loraconfig or ia3"` are a third of them. With --reuse the unmodified run is the one that --output
+holds, if it had the same arguments. Tests that need a model hub fail in both.
+
+Exit status 1 if a test ends otherwise than in the unmodified run, if none ran, or if no fused call happened.
 """
 
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,31 +36,64 @@ def outcomes(report: Path) -> dict[str, str]:
 
 
 def run(checkout: Path, arguments, folder: Path, fused: bool) -> dict[str, str]:
-    report = folder / f"{'fused' if fused else 'unmodified'}.xml"
+    name = "fused" if fused else "unmodified"
+    report, log, calls = folder / f"{name}.xml", folder / f"{name}.log", folder / "calls"
+    report.unlink(missing_ok=True)
     # -c: not the checkout's own settings, which measure coverage. PEFT itself is the installed one.
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(folder / "pytest.ini"), f"--rootdir={checkout}"]
     command += ["-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+    path = os.pathsep.join(filter(None, [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path}
     if fused:
         command += ["-p", "fused_peft_layers"]
-    path = os.pathsep.join(filter(None, [str(ROOT), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    calls = str(folder / "calls.json")
-    environment = os.environ | {"PYTHONPATH": path, "PYPEFT_FAST_CALLS": calls}
-    with (folder / f"{report.stem}.log").open("w") as log:
-        subprocess.run(command, cwd=checkout, env=environment, stdout=log, stderr=log, check=False)
+        shutil.rmtree(calls, ignore_errors=True)
+        calls.mkdir()
+        environment["PYPEFT_FAST_CALLS"] = str(calls)
+    with log.open("w") as output:
+        subprocess.run(command, cwd=checkout, env=environment, stdout=output, stderr=output, check=False)
     if not report.exists():
-        raise SystemExit(f"pytest did not finish:\n{(folder / f'{report.stem}.log').read_text()[-2000:]}")
+        raise SystemExit(f"pytest did not finish:\n{log.read_text()[-2000:]}")
     return outcomes(report)
 
 
+def fused_calls(folder: Path) -> Counter:
+    """The counts that the fused run's processes left in folder, together."""
+    return sum((Counter(json.loads(path.read_text())) for path in (folder / "calls").iterdir()), Counter())
+
+
+def reusable(folder: Path, arguments) -> bool:
+    report, with_arguments = folder / "unmodified.xml", folder / "unmodified.json"
+    return report.exists() and with_arguments.exists() and json.loads(with_arguments.read_text()) == arguments
+
+
+def compare(checkout: Path, arguments, folder: Path, reuse: bool) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    if reuse and reusable(folder, arguments):
+        before = outcomes(folder / "unmodified.xml")
+    else:
+        before = run(checkout, arguments, folder, fused=False)
+        (folder / "unmodified.json").write_text(json.dumps(arguments))
+    after = run(checkout, arguments, folder, fused=True)
+    return summarise(before, after, fused_calls(folder))
+
+
 def main(arguments=None) -> int:
-    checkout, *rest = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, help="folder for the logs and reports (default: kept nowhere)")
+    parser.add_argument("--reuse", action="store_true", help="take the unmodified run from --output if it is there")
+    parser.add_argument("checkout", type=Path, help="of PEFT's repository")
+    parser.add_argument("pytest", nargs=argparse.REMAINDER, help="pytest's own arguments")
+    options = parser.parse_args(arguments)
+    checkout, rest = options.checkout.resolve(), options.pytest
+    if not (checkout / "tests").is_dir():
+        parser.error(f"checkout {checkout} has no folder tests")
+    if not any((checkout / argument.partition("::")[0]).exists() for argument in rest):
+        rest = ["tests/test_custom_models.py", *rest]
+    if options.output is not None:
+        return compare(checkout, rest, options.output.resolve(), options.reuse)
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        before = run(Path(checkout).resolve(), rest, folder, fused=False)
-        after = run(Path(checkout).resolve(), rest, folder, fused=True)
-        calls = json.loads((folder / "calls.json").read_text())
-    return summarise(before, after, calls)
+        return compare(checkout, rest, Path(folder), reuse=False)
 
 
 def summarise(before, after, calls) -> int:

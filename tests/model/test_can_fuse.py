@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import pypeft_fast as pf
+from pypeft_fast.model import fused_lora
 from tests.device import DEVICE
 from tests.model import zoo
 
@@ -87,6 +88,45 @@ def test_a_change_after_fusing_is_seen(reason):
     torch.manual_seed(3)
     assert torch.equal(got, model(x))
     assert not torch.equal(got, before) or "ALora" in reason  # which changes nothing without offsets
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_ordinary_call_is_recognised_without_asking_for_reasons(bias, dtypes, training, monkeypatch):
+    base, adapter = (getattr(torch, name) for name in dtypes)
+    model = layer(nn.Linear(12, 9, bias, dtype=base), lora_dropout=0.1).train(training)
+    model.base_model.model[0].lora_A.to(adapter), model.base_model.model[0].lora_B.to(adapter)
+    report, x = pf.fuse(model, strict=True), torch.randn(5, 12, dtype=base)
+    torch.manual_seed(5)
+    asked = fused_lora.run(model.base_model.model[0], x, ["default"])
+    monkeypatch.setattr(fused_lora, "why_not_call", None)
+    torch.manual_seed(5)
+    assert torch.equal(model(x), asked) and report.calls() == {"fused": 1}
+
+
+def swapped(tensor, data):
+    tensor.data = data
+
+
+# What a Parameter becomes through .data, as ZeRO-3 and others do; the object stays the same.
+SWAPPED = {
+    "the base weight has no two dimensions": lambda t: swapped(t.base_layer.weight, torch.empty(0)),
+    "the base bias is torch.float64": lambda t: swapped(t.base_layer.bias, t.base_layer.bias.data.double()),
+    "lora_A and lora_B are partitioned": lambda t: swapped(t.lora_A["default"].weight, torch.empty(0)),
+    "lora_B is torch.float64": lambda t: swapped(t.lora_B["default"].weight, t.lora_B["default"].weight.data.double()),
+}
+
+
+@pytest.mark.parametrize("reason", SWAPPED)
+def test_data_that_was_swapped_is_seen(reason):
+    model = layer()
+    report, x = pf.fuse(model, strict=True), torch.randn(5, 12)
+    model(x)
+    SWAPPED[reason](model.base_model.model[0])
+    with pytest.raises((RuntimeError, ValueError)):  # PEFT cannot either
+        model(x)
+    assert report.calls()["fused"] == 1 and any(r.startswith(reason) for r in report.calls()), report.calls()
 
 
 def test_what_stands_in_the_way_at_fusing_leaves_the_layer_alone():

@@ -1,0 +1,23 @@
+"""FuseCallback: fuse() for scripts that build the PEFT model themselves and hand out a Trainer, or take callbacks."""
+
+from transformers import TrainerCallback
+
+from .fuse import FuseReport, fuse
+
+
+class FuseCallback(TrainerCallback):
+    """Fuses a Trainer's model in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
+
+    For any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters by then; TRL's trainers give
+    them to it in their constructor. The model stays fused. `report` is what fuse returned, None before training.
+
+    Args:
+        strict: raise ValueError as training begins unless every adapter layer can be fused.
+    """
+
+    def __init__(self, strict: bool = False):
+        self.strict = strict
+        self.report: FuseReport | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.report = fuse(model, strict=self.strict)
