@@ -10,12 +10,12 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-emulator test-asan test-tsan check-compilers lint format bench \
-	bench-model bench-ops bench-fuse gpu-static traffic performance-model wheel wheel-cuda clean
+	bench-model bench-ops bench-fuse bench-gpu gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
 
 help:
 	@echo 'make demo | methods | test | test-all | test-emulator | test-asan | test-tsan | check-compilers | lint | format'
 	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | traffic | performance-model | wheel | wheel-cuda'
-	@echo '     venv | clean'
+	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,16 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest -n 2
+
+# On a GPU, every kernel that this machine has: Triton's compiled, CUDA C++ if it is built, and the vendor's. Four
+# processes, since most of the time goes into compiling. PyTorch for CUDA must be installed; without a GPU it says so.
+GPU_TESTS := tests/gpu tests/ops tests/autograd tests/nn $(addprefix tests/model/test_,against_peft.py fuse.py ia3.py \
+	peft_model.py switching.py methods_together.py)
+test-gpu: export PYPEFT_TEST_DEVICE = cuda
+test-gpu: export HF_HUB_OFFLINE = 1
+test-gpu: export OMP_NUM_THREADS = 1
+test-gpu: venv
+	$(BIN)/python -m pytest -n 4 $(GPU_TESTS)
 
 # csrc/ under sanitizers, in build/asan and build/tsan; planted faults first, which must be found.
 test-asan: venv
@@ -93,6 +103,11 @@ bench-ops: venv
 bench-fuse: export HF_HUB_OFFLINE = 1
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse
+
+# The layer on this machine's GPU; writes bench/results/gpu.{json,md,png}.
+bench-gpu: export HF_HUB_OFFLINE = 1
+bench-gpu: venv
+	$(BIN)/python -m bench.gpu
 
 # What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
 gpu-static: venv

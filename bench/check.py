@@ -24,7 +24,7 @@ def keep(case, mask):
     if mask == "torch" and case.p > 0:
         return F.dropout(torch.ones(case.M, case.K, dtype=case.adapter), case.p).double()
     if mask == "philox" and case.p > 0:
-        seed = philox.draw_seed(torch.device("cpu"), None)
+        seed = philox.draw_seed(torch.get_default_device(), None)
         bits = philox.packed_mask(case.M, case.K, case.p, seed)
         return philox.dropped(torch.ones(case.M, case.K, dtype=torch.float64), bits, case.p)
     return torch.ones(case.M, case.K, dtype=torch.float64)

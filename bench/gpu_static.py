@@ -45,6 +45,7 @@ class Row:
     tensor_core: dict[str, int]  # instructions, e.g. {"HGMMA": 16}
     loads: dict[str, int]  # widths of the loads from global memory in bytes, "TMA" for bulk copies
     wants_tensor_core: str | None = None  # the instruction planned for, if any
+    specialized: int | None = None  # instructions that move registers between warps; None: no specialisation is planned
 
     @property
     def occupancy(self) -> float | None:
@@ -63,6 +64,8 @@ class Row:
             found.append(f"spills {self.spills} bytes, {self.local} accesses to local memory")
         if self.wants_tensor_core and not self.tensor_core.get(self.wants_tensor_core):
             found.append(f"no {self.wants_tensor_core}, but {self.tensor_core or 'no tensor-core instruction'}")
+        if self.specialized == 0:
+            found.append("no setmaxnreg: the warps are not specialised")
         if not (self.loads.get("16") or self.loads.get("TMA")):
             found.append(f"no load of 16 bytes, but {self.loads}")
         if self.occupancy == 0:

@@ -4,12 +4,15 @@ Nothing about a kernel is repeated here: argument types, alignment and constants
 """
 
 import collections
+import contextlib
 import functools
 import importlib
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -23,42 +26,26 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from pypeft_fast.kernels import _tiles
 
 from .gpu_static import Row
+from .gpu_static_plan import arguments, plan
 
-BF16, F32 = torch.bfloat16, torch.float32
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8",
          torch.int32: "i32", torch.int64: "i64"}  # fmt: skip
-M, K, N, RANK = 4096, 4096, 4096, 16
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 
 
-def calls(x=BF16, adapter=BF16):
-    """{name of the row: (op, arguments)} of a launch of each kernel."""
-    matrix = functools.partial(torch.empty, dtype=x)
-    A, B = torch.empty(RANK, K, dtype=adapter), torch.empty(N, RANK, dtype=adapter)
-    s, seed = torch.empty(M, RANK, dtype=adapter), torch.empty(1, dtype=torch.int64)
-    three, seeds = torch.empty(3 * RANK, K, dtype=adapter), torch.empty(3, dtype=torch.int64)
-    mask = torch.empty(M, K // 8, dtype=torch.uint8)
-    X, dY, W, bias = matrix(M, K), matrix(M, N), matrix(N, K), matrix(N)
-    return {
-        "lora_shrink": ("lora_shrink", (X, A, 0, 1.0, None)),
-        "lora_shrink, dropout": ("lora_shrink", (X, A, 3277, 1.05, seed)),
-        "lora_shrink, dropout, 3 groups": ("lora_shrink", (X, three, 3277, 1.05, seeds)),
-        "lora_shrink, dropout, split K": ("lora_shrink", (X[:64], A, 3277, 1.05, seed)),
-        "lora_linear": ("lora_linear", (X, W, bias, s, B, 2.0)),
-        "lora_ds_db": ("lora_ds_db", (dY, B, s, 2.0, True, True)),
-        "lora_dx": ("lora_dx", (dY, W, s, A, mask, None)),
-        "lora_dx, dropout": ("lora_dx", (dY, W, s, A, mask, 1.05)),
-        "lora_da, dropout": ("lora_da", (s, X, mask, 1.05, adapter)),
-        "ia3_linear": ("ia3_linear", (X, W, bias, matrix(N), False, True)),
-        "ia3_linear, feedforward": ("ia3_linear", (X, W, bias, matrix(K), True, False)),
-        "ia3_dx_dl": ("ia3_dx_dl", (dY, W, matrix(N), dY, False, True, True)),
-        "ia3_dx_dl, feedforward": ("ia3_dx_dl", (dY, W, matrix(K), X, True, True, True)),
-    }
+@contextlib.contextmanager
+def fp32_precision(value):
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, value
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
-def captured(op, arguments, arch, config):
-    """(kernel, {argument: value}, options) of every launch of the op, with nothing launched."""
+def captured(job):
+    """(kernel, {argument: value}, options) of the job's launch, with nothing launched."""
     found = []
 
     def run(kernel, *args, grid, warmup, **kwargs):
@@ -66,16 +53,18 @@ def captured(op, arguments, arch, config):
         found.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
     def launch(name, go, operands, sizes):
-        go(config)
+        go(job.tiles)
 
     with (
         mock.patch.object(JITFunction, "run", run),
-        mock.patch.object(_tiles, "architecture", lambda device: arch),
+        mock.patch.object(_tiles, "architecture", lambda device: job.arch),
         mock.patch.object(_tiles, "processors", lambda device: 132),
         mock.patch.object(_tiles, "launch", launch),
+        fp32_precision("tf32" if job.tf32 else "ieee"),
     ):
-        getattr(importlib.import_module(f"pypeft_fast.kernels.{op}"), op)(*arguments)
-    return found
+        getattr(importlib.import_module(f"pypeft_fast.kernels.{job.op}"), job.op)(*arguments(job))
+    (one,) = found
+    return one
 
 
 def source(kernel, values):
@@ -99,14 +88,15 @@ def source(kernel, values):
     return ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
 
 
-def compiled(kernel, values, options, target):
-    arch = int(target[3:]) if target.startswith("sm_") else target
-    device = GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
+def compiled(job):
+    kernel, values, options = captured(job)
+    nvidia = isinstance(job.arch, int)
+    device = GPUTarget("cuda", job.arch, 32) if nvidia else GPUTarget("hip", job.arch, 64)
     return triton.compile(source(kernel, values), target=device, options=options)
 
 
 def _nvidia(binary):
-    """registers, spills, local, tensor_core, loads of a cubin."""
+    """registers, spills, local, tensor_core, loads, specialized of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -120,7 +110,8 @@ def _nvidia(binary):
         width = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
         loads["TMA" if instruction == "UTMALDG" else width[bits[1]] if bits else "4"] += 1
     local = len(re.findall(r"\b(?:LDL|STL)\b", sass))
-    return registers, stack if local else 0, local, collections.Counter(re.findall(TENSOR_CORES, sass)), loads
+    tensor_core = collections.Counter(re.findall(TENSOR_CORES, sass))
+    return registers, stack if local else 0, local, tensor_core, loads, len(re.findall(r"\bUSETMAXREG", sass))
 
 
 def _amd(binary):
@@ -130,40 +121,36 @@ def _amd(binary):
     found = re.findall(r"\b(?:buffer|global)_load_(?:lds_)?(dwordx4|dwordx2|dword|ushort|short|ubyte)\b", text)
     loads = collections.Counter(widths[w] for w in found)
     local = len(re.findall(r"\bscratch_(?:load|store)", text))
-    return registers, 4 * spills, local, collections.Counter({"MFMA": len(re.findall(r"\bv_mfma_", text))}), loads
+    return registers, 4 * spills, local, collections.Counter({"MFMA": len(re.findall(r"\bv_mfma_", text))}), loads, 0
 
 
-def _planned(op, target):
-    if target == "gfx942":
+def _planned(job, found):
+    """The tensor-core instruction that the job must have: of these, the one that was found first, or none."""
+    if job.exact():
+        return None
+    if job.target == "gfx942":
         return "MFMA"
-    if op in _tiles.GEMMS and target in ("sm_90", "sm_100"):
-        return {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}[target]
-    return None
+    if job.op in _tiles.GEMMS and job.bits == 16 and job.tiles.BM >= 64 and job.target in ("sm_90", "sm_100"):
+        return {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}[job.target]
+    return next(iter(found), "HMMA")
 
 
-def row(name, op, launch, target, config, dtypes):
-    kernel, values, options = launch
-    binary = compiled(kernel, values, options, target)
-    registers, spills, local, tensor_core, loads = (_amd if target == "gfx942" else _nvidia)(binary)
-    planned = _planned(op, target)
-    if planned is None:  # the bandwidth-bound kernels: any tensor-core instruction
-        planned = next(iter(tensor_core), "HMMA")
+def row(job):
+    binary = compiled(job)
+    read = _amd if job.target == "gfx942" else _nvidia
+    registers, spills, local, tensor_core, loads, specialized = read(binary)
     return Row(
-        name, "triton", target, str(config), dtypes, binary.metadata.num_warps, registers, spills, local,
-        binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), planned,
+        job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
+        local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),
+        specialized if job.tiles.specialize else None,
     )  # fmt: skip
 
 
-def rows(targets, names=None, mixed=True):
-    """A row of each kernel and target, for bf16 and, if mixed, for float32 adapters over bf16."""
+def rows(targets, jobs=None):
+    """A row of each job, in their order; by default of all that are planned for the targets."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("TRITON_INTERPRET=1 is set: in the interpreter's process nothing can be compiled; unset it")
-    for target in targets:
-        arch = int(target[3:]) if target.startswith("sm_") else target
-        for adapter in (BF16, F32) if mixed else (BF16,):
-            for name, (op, arguments) in calls(BF16, adapter).items():
-                if (names is not None and name not in names) or (adapter == F32 and op.startswith("ia3")):
-                    continue
-                config = _tiles.default(op, arch, 32 if adapter == F32 and op not in _tiles.GEMMS else 16)
-                (launch,) = captured(op, arguments, arch, config)
-                yield row(name, op, launch, target, config, "bf16" if adapter == BF16 else "bf16+fp32")
+    jobs = list(plan(targets)) if jobs is None else jobs
+    # Forked: the workers have what is imported here, and no thread has been started that a fork would lose.
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("fork")) as pool:
+        yield from pool.map(row, jobs)

@@ -55,7 +55,7 @@ def accumulate(
 ):  # fmt: skip
     """acc + (x * scale)[m : m+BM] @ w[:, o : o+BO]; scale [I] or None.
 
-    W_BY_ROWS: under TMA, w is given as [I, O]; otherwise as [O, I].
+    W_BY_ROWS: w is contiguous along O, and under TMA given as [I, O]; otherwise as [O, I].
     """
     if TMA:
         for i in tl.range(0, I, BI, warp_specialize=SPECIALIZE):
@@ -66,14 +66,19 @@ def accumulate(
                 acc = dot(x_block, w.load([o, i]).T, acc, PRECISION)
     else:
         row, column, inner = m + tl.arange(0, BM), o + tl.arange(0, BO), tl.arange(0, BI)
-        # The rows and columns past the end repeat the last one: no mask on them, and nothing of them is stored.
-        row, column = tl.minimum(row, M - 1).to(tl.int64), tl.minimum(column, O - 1).to(tl.int64)
+        # The rows past the end repeat the last one: no mask on them, and nothing of them is stored. So do w's columns,
+        # unless they lie side by side in memory, where to repeat one would break up the loads of 16 bytes.
+        row, inside = tl.minimum(row, M - 1).to(tl.int64), column < O
+        column = column.to(tl.int64) if W_BY_ROWS else tl.minimum(column, O - 1).to(tl.int64)
         x_tile = x + row[:, None] * x_m + inner[None, :].to(tl.int64) * x_i
         w_tile = w + inner[:, None].to(tl.int64) * w_i + column[None, :] * w_o
         for i in range(0, I, BI):
             step = tl.cast(i, tl.int64)
             x_block = tl.load(x_tile + step * x_i, mask=inner[None, :] < I - i, other=0.0)
-            w_block = tl.load(w_tile + step * w_i, mask=inner[:, None] < I - i, other=0.0)
+            if W_BY_ROWS:
+                w_block = tl.load(w_tile + step * w_i, mask=(inner[:, None] < I - i) & inside[None, :], other=0.0)
+            else:
+                w_block = tl.load(w_tile + step * w_i, mask=inner[:, None] < I - i, other=0.0)
             acc = dot(_scaled(x_block, scale_ptr, scale_i, i, I, BI), w_block, acc, PRECISION)
     return acc
 

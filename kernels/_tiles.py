@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _tuning
@@ -74,9 +75,11 @@ def default(op, arch, bits):
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
         if wide:
             return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
-        return Config(64 if arch == 90 else 32, 64, BR=64, warps=4, stages=stages)
-    if wide:
-        return Config(64, 64, 32, 16, warps=8, stages=stages)
+        warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 ptxas keeps it to 32 registers, and spills
+        return Config(64 if arch == 90 else 32, 64, BR=64, warps=warps, stages=stages)
+    if wide:  # as ptxas spills nothing: on sm_100 it keeps 8 warps to 128 registers, and on sm_80 3 stages to 80
+        warps = 4 if op == "ia3_dx_dl" and arch in (80, 100) else 8
+        return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 else stages)
     if arch in (90, 100):
         return Config(128, 128, 64, 16, warps=8, stages=4, tma=True)
     if arch in (80, "gfx942"):
@@ -86,16 +89,18 @@ def default(op, arch, bits):
 
 def fits(op, config, arch, bits):
     """Whether the tiles in flight fit into shared memory and the accumulator into the registers of its warps."""
+    arch = known(arch)
     lanes = 64 if arch == "gfx942" else 32
     if op in GEMMS:
-        tiles = config.stages * (config.BM + config.BO) * config.BI
         accumulator = config.BM * config.BO
+        stored = accumulator if config.tma else 0  # TMA writes the output from shared memory
+        tiles = config.stages * (config.BM + config.BO) * config.BI + stored
     else:
         tiles = config.stages * config.BM * (config.BO + config.BR)
         accumulator = max(config.BM, config.BO) * config.BR
     # tcgen05 accumulates in tensor memory; elsewhere half of a thread's 255 registers are left for the rest.
     enough = arch == 100 or accumulator <= 128 * lanes * config.warps
-    return tiles * bits // 8 <= SHARED[known(arch)] and enough
+    return tiles * bits // 8 <= SHARED[arch] and enough
 
 
 @functools.cache
@@ -104,14 +109,21 @@ def candidates(op, arch, bits):
     base = default(op, arch, bits)
     if arch == "interpreter":
         return (base,)
+    arch = known(arch)
     tma = arch in (90, 100)
     if op in GEMMS:
-        inner = 32 if bits == 32 else 64
+        inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # without TMA its masked loads take registers
+        shapes = [(16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
+        if op != "ia3_dx_dl":  # which holds a tile of x beside the accumulator: 128 registers of each would spill
+            shapes.append((128, 256, 8))
+            if arch != 100 and bits == 16:  # they spill on their way out of tensor memory, and beside fragments of tf32
+                shapes.append((128, 128, 4))
         space = [
             Config(BM, BO, BI, base.BR, warps, stages, tma=tma, specialize=specialize)
-            for BM, BO, warps in ((16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 4), (128, 128, 8), (128, 256, 8))
-            for BI, stages in ((inner, 3), (inner // 2, 4))
-            for specialize in ((False, True) if arch == 100 and BM >= 64 else (False,))
+            for BM, BO, warps in shapes
+            for BI, stages in ((inner, 4 if tma and BO < 256 else 3), (inner // 2, 4))
+            # Triton 3.9 specialises no warps on sm_90: of 8 it makes nothing, with 4 its pass fails on these kernels.
+            for specialize in ((False, True) if arch == 100 and warps == 8 else (False,))
         ]
     else:
         space = [
@@ -131,7 +143,8 @@ def launch(op, run, operands, sizes):
         return
     key = (op, "tiles", arch, *(str(t.dtype) for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
     options = {str(c): c for c in candidates(op, arch, bits)}
-    chosen = _tuning.fastest(key, {name: functools.partial(run, c) for name, c in options.items()}, first.device)
+    runs = {name: functools.partial(run, c) for name, c in options.items()}
+    chosen = _tuning.fastest(key, runs, first.device, unfit=(OutOfResources,))
     run(options[chosen])
 
 

@@ -86,7 +86,9 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
     r = R // groups
 
     def launch(config):
-        BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, K), (config.BR, r)))
+        # An accumulator for each group; those of float32, off the tensor cores, spill if they are as long as others.
+        rows = max(16, config.BM // 2) if groups > 1 and x.dtype == torch.float32 else config.BM
+        BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((rows, M), (config.BO, K), (config.BR, r)))
         row_blocks, rank_blocks = triton.cdiv(M, BM), triton.cdiv(r, BR)
         part_k, count = _tiles.split(K, BK, row_blocks * rank_blocks, x.device)
         parts = torch.empty(count if count > 1 else 0, M, R, dtype=torch.float32, device=x.device)

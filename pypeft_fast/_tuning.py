@@ -5,6 +5,7 @@ whole or not at all, so processes share it without a lock. PYPEFT_FAST_TUNE=0: n
 the first candidate is taken. Nothing is timed while a CUDA graph is captured either.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,10 +74,11 @@ def _write(key, names, winner, times):
     os.replace(file.name, path)
 
 
-def fastest(key, candidates, device):
+def fastest(key, candidates, device, unfit=()):
     """The name of the fastest of {name: function of no arguments}; the first one where nothing may be timed.
 
     key: what the decision depends on, besides the GPU and the versions, which are added here.
+    unfit: errors by which a candidate says that it does not fit this GPU; it is out, unless it is the first one.
     """
     names = list(candidates)
     if len(names) == 1 or not enabled():
@@ -88,8 +90,11 @@ def fastest(key, candidates, device):
     if winner is None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return names[0]
-        times = {name: milliseconds(function, device) for name, function in candidates.items()}
-        winner = min(names, key=times.get)
+        times = {names[0]: milliseconds(candidates[names[0]], device)}
+        for name in names[1:]:
+            with contextlib.suppress(*unfit):
+                times[name] = milliseconds(candidates[name], device)
+        winner = min(times, key=times.get)
         try:
             _write(key, names, winner, times)
         except OSError as error:

@@ -1,12 +1,11 @@
-"""What every test runs under: fixed seeds, and uninitialised memory that is NaN."""
+"""What every test runs under: one device, fixed seeds, and uninitialised memory that is NaN."""
 
 import os
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel is first imported
+from tests import device
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +23,17 @@ def poisoned():
 
 
 def pytest_configure():
+    device.prepare()
     # One thread a worker: the suite is run by several, and results must not depend on it.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if os.environ.get("PYPEFT_EMULATE") == "1":  # before the tests are collected: they ask which kernels there are
         from tests import emulator
 
         emulator.load()
+
+
+def pytest_collection_modifyitems(items):
+    if device.ON_GPU:
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason="about tensors on the CPU"))

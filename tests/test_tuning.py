@@ -79,6 +79,32 @@ def test_a_folder_that_cannot_be_written_is_a_warning(clock, monkeypatch, tmp_pa
         assert _tuning.fastest(("op",), candidates(), CPU) == "b"
 
 
+class TooLarge(Exception):
+    pass
+
+
+def test_a_candidate_that_does_not_fit_is_out_and_the_first_one_must(clock):
+    def refuses():
+        raise TooLarge
+
+    some = candidates() | {"b": refuses}
+    assert _tuning.fastest(("op",), some, CPU, unfit=(TooLarge,)) == "c"
+    with pytest.raises(TooLarge):
+        _tuning.fastest(("another",), some, CPU)
+    with pytest.raises(TooLarge):
+        _tuning.fastest(("op", "first"), candidates() | {"a": refuses}, CPU, unfit=(TooLarge,))
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(clock, monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(_tuning, "_machine", lambda device: (9, 0))
+    for capturing, chosen, timed in ((True, "a", 0), (False, "b", 3), (True, "b", 3)):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert _tuning.fastest(("op",), candidates(), gpu) == chosen and len(clock) == timed
+    monkeypatch.setattr(_tuning, "_known", {})
+    assert _tuning.fastest(("op",), candidates(), gpu) == "b" and len(clock) == 3  # read from the disk in a capture
+
+
 def test_rows_share_a_decision_up_to_a_power_of_two():
     assert [_tuning.bucket(rows) for rows in (0, 1, 2, 3, 512, 513)] == [1, 1, 2, 4, 512, 1024]
 

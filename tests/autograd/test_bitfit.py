@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import pypeft_fast as pf
 from pypeft_fast.autograd.bitfit import bitfit_linear
 from tests.autograd.saving import keeping
+from tests.device import DEVICE
 
 
 @pytest.mark.parametrize("need_x", [True, False])
@@ -38,7 +39,7 @@ def test_half_precision_and_autocast():
     y = bitfit_linear(x, weight, bias)
     y.backward(torch.ones_like(y))
     assert y.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32 and bias.grad.eq(300).all()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert bitfit_linear(x.float(), weight.float(), bias).dtype == torch.bfloat16
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pypeft_fast.autograd.bottleneck import ACTIVATIONS, bottleneck
 from pypeft_fast.ops import philox
 from tests.autograd.saving import keeping, saved_and_ran
+from tests.device import DEVICE
 
 
 def arguments(norm, separate, dtype=torch.float64):
@@ -39,8 +40,8 @@ def test_values_and_gradients(activation, norm, separate):
 
 def test_dropout_is_the_philox_stream():
     given = arguments(False, False)
-    y = bottleneck(**given, dropout_p=0.4, generator=torch.Generator().manual_seed(5))
-    seed = philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+    y = bottleneck(**given, dropout_p=0.4, generator=torch.Generator(DEVICE).manual_seed(5))
+    seed = philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
     keep = philox.unpack(philox.packed_mask(6, 4, 0.4, seed), 4).view(2, 3, 4)
     x, down, bias, up, up_bias = given.values()
     inner = F.relu(F.linear(x, down, bias)) * keep * philox.scale(0.4)
@@ -80,7 +81,7 @@ def test_dropout_in_every_dtype(dtype):
     wide = {name: value.detach().double().requires_grad_() for name, value in given.items()}
     results = []
     for values in (given, wide):
-        y = bottleneck(**values, dropout_p=0.4, scaling=0.7, generator=torch.Generator().manual_seed(5))
+        y = bottleneck(**values, dropout_p=0.4, scaling=0.7, generator=torch.Generator(DEVICE).manual_seed(5))
         results.append((y, *torch.autograd.grad(y.double().sum(), list(values.values()))))
     for value, truth in zip(*results, strict=True):
         atol = 16 * torch.finfo(dtype).eps * max(truth.abs().max().item(), 1)

@@ -15,6 +15,7 @@ from pypeft_fast.autograd import dora_norm as norms
 from pypeft_fast.autograd.dora import DoRALinearFunction
 from pypeft_fast.ops import philox
 from tests.autograd.saving import saved_and_ran
+from tests.device import DEVICE
 from tests.ops.checks import available
 
 OPS_OF_DORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da", "ia3_dx_dl")
@@ -72,13 +73,13 @@ def peft_results(args, p, seed, dY):
 
 
 def our_results(args, p, dY, **options):
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator(DEVICE).manual_seed(5)
     y = pf.dora_linear(*args, scaling=SCALING, dropout_p=p, generator=generator, **options)
     return [y, *torch.autograd.grad(y, [t for t in args if t is not None], dY)]
 
 
 def seed_of_ours():
-    return philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+    return philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -148,7 +149,7 @@ def test_the_norm_is_that_of_the_sum(dtype, adapter):
     _, W, A, B, _, _ = tensors(dtype, adapter)
     expected = (W.double() + SCALING * B.double() @ A.double()).norm(dim=1)
     torch.testing.assert_close(norms.dora_norm(W, A, B, SCALING).double(), expected, rtol=2e-6, atol=0)
-    with torch.autocast("cpu", torch.bfloat16):  # of a Conv1D's transposed weight
+    with torch.autocast(DEVICE, torch.bfloat16):  # of a Conv1D's transposed weight
         other = norms.dora_norm(W.t().contiguous().t(), A, B, SCALING)
     torch.testing.assert_close(other.double(), expected, rtol=2e-6, atol=0)
 
@@ -267,7 +268,7 @@ def test_checkpointing_measures_once_and_draws_the_same_mask_again(monkeypatch):
 
 def test_autocast_is_that_of_linear():
     args = tensors()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = pf.dora_linear(*args)
         assert y.dtype == F.linear(*args[:2]).dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), args))

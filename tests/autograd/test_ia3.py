@@ -1,5 +1,6 @@
 """pf.ia3_linear: gradients, what is saved, autocast, checkpointing, compile, bad input."""
 
+import contextlib
 from itertools import combinations
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from tests.autograd.saving import saved_and_ran
+from tests.device import DEVICE
 from tests.ops.checks import available
 
 KERNELS = sorted(set(available(OPS["ia3_linear"])) & set(available(OPS["ia3_dx_dl"])))
@@ -129,14 +131,14 @@ def test_activation_checkpointing(feedforward):
 @BOTH
 def test_autocast_is_that_of_linear(feedforward):
     args = tensors(feedforward)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = pf.ia3_linear(*args, feedforward=feedforward)
     assert y.dtype == torch.bfloat16
     assert all(g.dtype == torch.float32 for g in torch.autograd.grad(y.float().sum(), args))
     x, W, ia3_l, b = args
     half = x.bfloat16(), W.bfloat16(), ia3_l, b.bfloat16()
     assert torch.equal(y, pf.ia3_linear(*half, feedforward=feedforward))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert pf.ia3_linear(*(t.double() for t in args), feedforward=feedforward).dtype == torch.float64
 
 
@@ -156,17 +158,22 @@ def test_any_strides(kernel, feedforward):
 
 
 @BOTH
-def test_compiles_in_one_graph(feedforward):
+@pytest.mark.parametrize("kernel", [None, *(k for k in KERNELS if k in ("triton", "cuda"))])
+def test_compiles_in_one_graph(kernel, feedforward):
     x, W, ia3_l, b = args = tensors(feedforward)
     W.requires_grad_(False)
+    torch.compiler.reset()
 
     def function(x):
         return pf.ia3_linear(x, W, ia3_l, b, feedforward=feedforward) * 2
 
-    results = []
+    results, ran = [], []
     for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
-        y = f(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), (args[0], ia3_l, b))))
+        with pf.recording() as record, pf.using(kernel) if kernel else contextlib.nullcontext():
+            y = f(x)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (args[0], ia3_l, b))))
+        ran.append(record)
+    assert ran[0] == ran[1] and (kernel is None or {k for _, k in ran[0]} == {kernel})
     for a, c in zip(*results, strict=True):
         torch.testing.assert_close(a, c)
 

@@ -1,5 +1,7 @@
 """pf.lora_linear: gradients, what is saved, dropout's generator, autocast, checkpointing, compile, bad input."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,11 @@ import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
 from tests.autograd.saving import saved_and_ran
+from tests.device import DEVICE
 from tests.ops.checks import available
 
-KERNELS = sorted(set.intersection(*(set(available(op)) for op in OPS.values())))
+OPS_OF_LORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
+KERNELS = sorted(set.intersection(*(set(available(OPS[name])) for name in OPS_OF_LORA)))
 
 
 def tensors(dtype=torch.float32, adapter=None, x_shape=(4, 5, 24), N=17, r=3):
@@ -38,11 +42,11 @@ def eager(x, weight, A, B, bias, scaling, p, seed):
 @pytest.mark.parametrize("x_shape", [(24,), (7, 24), (4, 5, 24), (0, 24), (2, 0, 24)], ids=str)
 def test_values_and_every_gradient(kernel, p, x_shape):
     args = tensors(x_shape=x_shape)
-    seed = philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+    seed = philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
     expected = eager(*args, 0.7, p, seed)
     x, W, A, B, b = args
     with pf.using(kernel):
-        generator = torch.Generator().manual_seed(5)
+        generator = torch.Generator(DEVICE).manual_seed(5)
         actual = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=p, generator=generator)
         grad = torch.randn_like(actual)
         got = torch.autograd.grad(actual, args, grad)
@@ -57,7 +61,7 @@ def test_values_and_every_gradient(kernel, p, x_shape):
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_gradcheck(kernel, p):
     def function(x, W, A, B, b):
-        return pf.lora_linear(x, W, A, B, b, scaling=1.3, dropout_p=p, generator=torch.Generator().manual_seed(1))
+        return pf.lora_linear(x, W, A, B, b, scaling=1.3, dropout_p=p, generator=torch.Generator(DEVICE).manual_seed(1))
 
     args = tensors(torch.float64, x_shape=(3, 2, 6), N=5)
     with pf.using(kernel):
@@ -71,14 +75,14 @@ def test_gradcheck(kernel, p):
 def test_half_precision(kernel, dtype, adapter):
     args = tensors(dtype, adapter)
     wide = [t.detach().double().requires_grad_() for t in args]
-    seed = philox.draw_seed("cpu", torch.Generator().manual_seed(5))
+    seed = philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
     results = []
     for values in (eager(*wide, 0.7, 0.2, seed), eager(*args, 0.7, 0.2, seed)):
         inputs = wide if values.dtype == torch.float64 else args
         results.append([values, *torch.autograd.grad(values.float().square().sum(), inputs)])
     with pf.using(kernel):
         x, W, A, B, b = args
-        y = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=0.2, generator=torch.Generator().manual_seed(5))
+        y = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=0.2, generator=torch.Generator(DEVICE).manual_seed(5))
         ours = [y, *torch.autograd.grad(y.float().square().sum(), args)]
     for truth, own, got in zip(*results, ours, strict=True):
         error, eager_error = (got.double() - truth).abs().max(), (own.double() - truth).abs().max()
@@ -93,6 +97,7 @@ def elsewhere(monkeypatch):
         monkeypatch.setattr(OPS[op], "has_forced", lambda: False)
 
 
+@pytest.mark.cpu
 def test_one_call_each_way_on_a_cpu():
     x, W, A, B, b = tensors()
     with pf.recording() as ran:
@@ -100,6 +105,7 @@ def test_one_call_each_way_on_a_cpu():
     assert [op for op, _ in ran] == ["lora_forward", "lora_backward"]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("x_shape", [(24,), (4, 5, 24), (2, 0, 24)], ids=str)
 def test_both_ways_give_the_same_bits(p, x_shape, request):
@@ -107,7 +113,7 @@ def test_both_ways_give_the_same_bits(p, x_shape, request):
     x, W, A, B, b = args
 
     def step():
-        y = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=p, generator=torch.Generator().manual_seed(5))
+        y = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=p, generator=torch.Generator(DEVICE).manual_seed(5))
         return y, *torch.autograd.grad(y, args, torch.ones_like(y))
 
     direct = step()
@@ -168,9 +174,10 @@ def test_dropout_follows_the_generator_and_is_off_in_eval():
         runs.append(pf.lora_linear(x, W, A, B, b, dropout_p=0.5))
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
     assert not torch.equal(pf.lora_linear(x, W, A, B, dropout_p=0.5), pf.lora_linear(x, W, A, B, dropout_p=0.5))
-    state = torch.get_rng_state()
-    evaluated = pf.lora_linear(x, W, A, B, b, dropout_p=0.5, training=False)
-    assert torch.equal(torch.get_rng_state(), state), "eval mode drew random numbers"
+    torch.manual_seed(3)
+    evaluated, after = pf.lora_linear(x, W, A, B, b, dropout_p=0.5, training=False), torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(4)), "eval mode drew random numbers"
     torch.testing.assert_close(evaluated, eager(x, W, A, B, b, 1.0, 0.0, None))
 
 
@@ -187,14 +194,14 @@ def test_activation_checkpointing_draws_the_same_mask_again():
 
 def test_autocast_is_that_of_linear():
     x, W, A, B, b = tensors()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = pf.lora_linear(x, W, A, B, b)
         assert y.dtype == F.linear(x, W, b).dtype == torch.bfloat16
     grads = torch.autograd.grad(y.float().sum(), (x, W, A, B, b))
     assert all(g.dtype == torch.float32 for g in grads)
     half = [t.bfloat16() for t in (x, W)] + [A, B] + [b.bfloat16()]
     assert torch.equal(y, pf.lora_linear(*half))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert pf.lora_linear(*(t.double() for t in (x, W, A, B, b))).dtype == torch.float64
 
 
@@ -212,18 +219,23 @@ def test_any_strides(kernel):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_compiles_in_one_graph(p):
+@pytest.mark.parametrize("kernel", [None, *(k for k in KERNELS if k in ("triton", "cuda"))])
+def test_compiles_in_one_graph(kernel, p):
     x, W, A, B, b = tensors()
     W.requires_grad_(False)
+    torch.compiler.reset()
 
     def function(x):
         return pf.lora_linear(x, W, A, B, b, scaling=0.5, dropout_p=p) * 2
 
-    results = []
+    results, ran = [], []
     for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
         torch.manual_seed(0)
-        y = f(x)
-        results.append((y, *torch.autograd.grad(y.square().sum(), (x, A, B, b))))
+        with pf.recording() as record, pf.using(kernel) if kernel else contextlib.nullcontext():
+            y = f(x)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (x, A, B, b))))
+        ran.append(record)
+    assert ran[0] == ran[1] and (kernel is None or {k for _, k in ran[0]} == {kernel})
     for a, c in zip(*results, strict=True):
         torch.testing.assert_close(a, c)
 
@@ -264,6 +276,7 @@ def test_empty_features(M, K, N, dtype):
     assert [g.shape for g in grads] == [t.shape for t in args] and all(not g.any() for g in grads[:4])
 
 
+@pytest.mark.cpu
 def test_a_mode_sees_the_op_and_not_its_twin():
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 import pypeft_fast as pf
 from pypeft_fast.model import fused_lora
+from tests.device import DEVICE
 from tests.model import zoo
 
 
@@ -201,7 +202,7 @@ def test_hooks_on_the_adapted_layer_itself_do_not_stand_in_the_way():
 def test_autocast(base, options):
     model = layer(nn.Linear(12, 9, dtype=base), **options)
     x = torch.randn(5, 12, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         theirs = model(x)
         report = pf.fuse(model)
         ours = model(x)

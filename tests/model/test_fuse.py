@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
+from tests.device import DEVICE
 from tests.model import zoo
 
 METHODS = {
@@ -213,7 +214,7 @@ def test_a_compiled_hotswap_changes_rank_and_scaling(tmp_path):
     assert_same(model(x), before)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     compiled(x)
-    hotswap.hotswap_adapter(model, str(tmp_path), adapter_name="default", torch_device="cpu")
+    hotswap.hotswap_adapter(model, str(tmp_path), adapter_name="default", torch_device=DEVICE)
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert_same(compiled(x), other(x))
     assert report.calls() == {"fused": 2} and not torch.allclose(before, other(x), atol=1e-2)

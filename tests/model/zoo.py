@@ -7,6 +7,7 @@ import torch
 import transformers as tf
 
 import pypeft_fast as pf
+from tests.device import DEVICE
 
 IDS = torch.tensor([[5, 17, 42, 8, 96, 3, 1], [11, 2, 2, 77, 60, 31, 9], [1, 4, 9, 16, 25, 36, 49]])
 TARGETS = {
@@ -71,7 +72,7 @@ def liven(model, seed=1, adapter="default"):
     """Fills everything that would train with values drawn by name: the same in either library."""
     for name, parameter in sorted(model.named_parameters(), key=lambda item: plain(item[0])):
         if parameter.requires_grad and ("lora_" not in name or f".{adapter}." in name):
-            generator = torch.Generator().manual_seed(hash_of(plain(name)) + seed)
+            generator = torch.Generator(DEVICE).manual_seed(hash_of(plain(name)) + seed)
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pypeft_fast as pf
+from tests.device import DEVICE
 from tests.nn.copies import COPIES
 
 
@@ -138,7 +139,7 @@ def test_training_reduces_the_loss_and_leaves_the_base_frozen():
 def test_autocast_to_the_other_half_precision(dtype, autocast):
     module, x = layer(bias=True).to(dtype), torch.randn(5, 24)
     assert module.lora_A.dtype == dtype
-    with torch.autocast("cpu", autocast):
+    with torch.autocast(DEVICE, autocast):
         y = module(x)
         assert y.dtype == F.linear(x, module.weight, module.bias).dtype == autocast
     y.float().sum().backward()

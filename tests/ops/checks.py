@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pypeft_fast import recording, using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from tests.device import DEVICE, ON_GPU
 
 SCALING = 1.7
 
@@ -40,7 +41,9 @@ class Case:
 
 
 def available(op):
-    return [k.name for k in op.kernels if k.missing() is None]
+    """The kernels that this machine has and that run, at least when forced, on the device of the tests."""
+    on_device = (k for k in op.kernels if k.devices is None or DEVICE in k.devices + k.interpreted)
+    return [k.name for k in on_device if k.missing() is None]
 
 
 def _randn(case, *shape, dtype=None, transposed=False):
@@ -156,13 +159,22 @@ def _tuple(outputs):
 
 
 def _eager_errors(op_name, reference, case):
-    """Eager's worst error in each output over four draws: a small output may be exact by luck in one."""
-    errors = []
-    for draw in range(4):
+    """Eager's worst error in each output over several draws: a small output may be exact by luck in one."""
+    errors, smallest = [], max(1, case.M * min(case.N, case.K))
+    for draw in range(max(4, 64 // smallest)):
         args = sample(op_name, case, draw)
         pairs = zip(_tuple(EAGER[op_name](*args)), _tuple(reference(*map(_wide, args))), strict=True)
         errors.append([(own.double() - truth).abs().max() if truth.numel() else 0 for own, truth in pairs])
     return [max(column) for column in zip(*errors, strict=True)]
+
+
+def _truncated_steps(case, output):
+    """Half an ulp for each step of a sum on tensor cores, which truncate; beside PyTorch's float32, which rounds.
+
+    On a GPU, where a half-precision operand meets a float32 one: three products in tf32 there, and none in PyTorch.
+    """
+    mixed = case.adapter == torch.float32 != case.dtype and output.dtype == torch.float32
+    return max(case.M, case.K, case.N) / 8 / 2 if ON_GPU and mixed else 0
 
 
 def assert_agrees(op_name, kernel, case, within=None):
@@ -188,6 +200,6 @@ def assert_agrees(op_name, kernel, case, within=None):
         elif output.numel():
             error = (output.double() - expected).abs().max()
             ulp = torch.finfo(output.dtype).eps * expected.abs().max()
-            assert error <= 2 * eager_error + ulp, (
+            assert error <= 2 * eager_error + ulp * (1 + _truncated_steps(case, output)), (
                 f"error {error:.3g}, eager's own {eager_error:.3g}, one ulp {ulp:.3g}"
             )

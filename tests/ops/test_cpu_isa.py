@@ -15,7 +15,10 @@ import torch
 
 from pypeft_fast import _native
 
-pytestmark = pytest.mark.skipif(_native.missing_cpu() is not None, reason=str(_native.missing_cpu()))
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(_native.missing_cpu() is not None, reason=str(_native.missing_cpu())),
+]
 ROOT = Path(__file__).resolve().parents[2]
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 HAS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}

@@ -9,6 +9,7 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from tests.device import DEVICE
 from tests.ops.checks import Case, assert_agrees, available, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -51,7 +52,7 @@ def test_float64_is_exact_on_the_reference_and_refused_by_compiled_kernels(op):
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
 def test_autocast_changes_nothing_inside_an_op(op, kernel):
-    assert_agrees(op, kernel, TWO, within=torch.autocast("cpu", torch.bfloat16))
+    assert_agrees(op, kernel, TWO, within=torch.autocast(DEVICE, torch.bfloat16))
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)

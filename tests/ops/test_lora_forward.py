@@ -41,5 +41,6 @@ def test_small_example(x):
     assert (y == 3 + 4 + 1 + 2 * 30 * 0.5).all() and (s == 30).all()
 
 
+@pytest.mark.cpu
 def test_autocast_leaves_a_direct_call_alone(poisoned):
     assert_agrees("lora_forward", "cpu", Case(40, 70, 41, 6, 0.4), within=torch.autocast("cpu", torch.bfloat16))

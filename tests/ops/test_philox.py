@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pypeft_fast.ops import philox
+from tests.device import DEVICE
 
 # From kat_vectors of Random123 1.14, "philox4x32 7": counter, key, output.
 KNOWN = """
@@ -52,8 +53,8 @@ def test_rate_and_mean(p):
 
 def test_seed_follows_the_generator():
     torch.manual_seed(3)
-    first, second = philox.draw_seed("cpu"), philox.draw_seed("cpu")
+    first, second = philox.draw_seed(DEVICE), philox.draw_seed(DEVICE)
     torch.manual_seed(3)
-    assert torch.equal(first, philox.draw_seed("cpu")) and not torch.equal(first, second)
-    generator = torch.Generator().manual_seed(3)
-    assert torch.equal(first, philox.draw_seed("cpu", generator))
+    assert torch.equal(first, philox.draw_seed(DEVICE)) and not torch.equal(first, second)
+    generator = torch.Generator(DEVICE).manual_seed(3)
+    assert torch.equal(first, philox.draw_seed(DEVICE, generator))

@@ -1,0 +1,159 @@
+"""python -m bench.gpu: forward and backward of one layer on a GPU, each of our kernels beside PEFT, addmm and unsloth.
+
+Times are the GPU's own, with a cold L2, interleaved, medians; ratios are within one run. A provider is timed only if
+its results agree with float64. Writes gpu.json, gpu.md and gpu.png. The first run also tunes, which takes minutes.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import pypeft_fast as pf
+
+from . import gpu_timing, report
+from .cases import PROVIDERS, SCALING, Case, Operands, gradients, ours, provider
+from .check import WrongResult, check
+from .targets import at_least, at_most, geometric_mean, ratios
+from .timing import bytes_of, flops_of
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+# Tokens, in and out: the projections of a model of eight billion parameters, one of a small model, and few tokens.
+SHAPES = [(4096, 4096, 4096), (4096, 4096, 14336), (4096, 14336, 4096), (4096, 2048, 2048), (512, 4096, 4096),
+          (16, 4096, 4096)]  # fmt: skip
+COLUMNS = ("PEFT", "PEFT compiled", "addmm", "ours", "ours cuda", "ours triton", "ours blas")
+HEADER = ("case", "frozen us", *COLUMNS, "TFLOP/s")
+BESIDE_UNSLOTH = ("frozen", "ours", "unsloth")
+
+for kernel in ("cuda", "triton"):
+    provider(f"ours {kernel}", mask="philox")(functools.partial(ours, kernel=kernel))
+
+
+@provider("unsloth", mask="none")
+def unsloth(case, operands):
+    """Its function of one projection, which has no dropout."""
+    from unsloth.kernels.fast_lora import LoRA_W
+
+    def step():
+        y = LoRA_W.apply(operands.x[None], operands.weight, None, *operands.adapters, SCALING)[0]
+        return gradients(y, operands, operands.adapters)
+
+    return step
+
+
+def all_cases():
+    one = [Case(*s, p=p, dtype=BF16, adapter=a) for a in (F32, BF16) for s in SHAPES for p in (0.05, 0.0)]
+    ranks = [Case(*SHAPES[0], r=r, dtype=BF16, adapter=F32) for r in (64, 256)]
+    others = [Case(*SHAPES[0], dtype=F16, adapter=F32), Case(*SHAPES[3], dtype=F32, adapter=F32)]
+    ia3 = [Case(*s, dtype=BF16, adapter=F32, kind="ia3") for s in SHAPES[:2]]
+    return one + ranks + others + ia3
+
+
+def providers_of(case, compiled):
+    if case.kind == "ia3":
+        return ["frozen", "PEFT IA3", "ours IA3"]
+    ours_here = {f"ours {kernel}" for kernel, why in pf.kernels()["lora_shrink"].items() if why == "available"}
+    names = [n for n in ("frozen", *COLUMNS) if compiled or n != "PEFT compiled"]
+    return [n for n in names if not n.startswith("ours ") or n in ours_here]
+
+
+def measure(case, names, seconds, timer):
+    """(the case's numbers, [what is wrong with a provider, which is then not timed])."""
+    torch.compiler.reset()  # else the compiler gives up after a few shapes of one function, and runs it as it is
+    operands, steps, wrong = Operands(case), {}, []
+    for name in names:
+        # PyTorch's own mask depends on how its kernel is launched: those who use it are checked without dropout.
+        checked = case if PROVIDERS[name].mask == "philox" else dataclasses.replace(case, p=0.0)
+        try:
+            check(name, PROVIDERS[name], checked, operands)
+        except WrongResult as fault:
+            wrong.append(str(fault))
+            continue
+        steps[name] = PROVIDERS[name].build(case, operands)
+    fields = dataclasses.asdict(case) | {"dtypes": case.dtypes, "dtype": str(case.dtype), "adapter": str(case.adapter)}
+    return {
+        "case": fields,
+        "name": str(case).rpartition(" ")[0],
+        "seconds": timer(steps, seconds) if steps else {},
+        "bytes": bytes_of(operands.x, operands.weight, operands.dY, *operands.adapters),
+        "flops": flops_of(operands.x, operands.weight, operands.adapters),
+    }, wrong
+
+
+def row(result):
+    """The case, the frozen layer's microseconds, each provider's time over that, and TFLOP/s of ours."""
+    times = {name.removesuffix(" IA3"): t for name, t in result["seconds"].items()}
+    frozen = times.get("frozen")
+    over = [f"{times[n] / frozen:.2f}" if n in times and frozen else "" for n in COLUMNS]
+    speed = f"{result['flops'] / times['ours'] / 1e12:.1f}" if "ours" in times else ""
+    return result["name"], f"{1e6 * frozen:.1f}" if frozen else "", *over, speed
+
+
+def target_rows(results):
+    """(what, measured, target, verdict): the layer over the frozen one, and over each of the others."""
+    rows = []
+    for dtypes in ("bfloat16+float32", "bfloat16"):
+        for p in (0.05, 0.0):
+            wanted = {"kind": "lora", "r": 16, "dtypes": dtypes, "p": p}
+            if over := ratios(results, "ours", "frozen", **wanted):
+                rows.append(at_most(f"time / frozen layer, {dtypes}, p={p:g}, mean", geometric_mean(over), 1.15))
+            for other in ("PEFT", "PEFT compiled", "addmm", "unsloth"):
+                if faster := ratios(results, other, "ours", **wanted):
+                    rows.append(at_least(f"speed-up over {other}, {dtypes}, p={p:g}, worst", min(faster), 1.0))
+    return rows
+
+
+def prepare():
+    """Everything is made on the GPU from here on; SystemExit without one."""
+    if not torch.cuda.is_available():
+        sys.exit(
+            f"bench.gpu needs a GPU, and PyTorch {torch.__version__} sees none: install the driver and a PyTorch built "
+            "for it. The layer is timed on the CPU by `make bench`; `make gpu-static` compiles the GPU kernels here"
+        )
+    torch.set_default_device("cuda")
+
+
+def main(arguments=None, timer=gpu_timing.interleaved, describe=gpu_timing.machine):
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each case (default: %(default)s)")
+    parser.add_argument("--only", default="", help="cases whose name contains this, as 4096x2048x2048 or bfloat16")
+    parser.add_argument("--no-compiled", action="store_true", help="leave out torch.compile of PEFT's layer")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    options = parser.parse_args(arguments)
+    prepare()
+    cases = [case for case in all_cases() if options.only in str(case)]
+    if not cases:
+        parser.error(f"--only {options.only}: no case has that in its name")
+    about, results, wrong = describe(), [], []
+    passes = [(case, providers_of(case, not options.no_compiled)) for case in cases]
+    if find_spec("unsloth") is not None:  # last: to import it changes PEFT and transformers
+        passes += [
+            (case, BESIDE_UNSLOTH) for case in cases if case.kind == "lora" and case.p == 0 and case.dtype != F32
+        ]
+    print(report.headline(about), "  ".join(HEADER), sep="\n")
+    for case, names in passes:
+        result, faults = measure(case, names, options.seconds, timer)
+        results.append(result)
+        wrong += faults
+        print(*row(result), *faults, sep="  ", flush=True)
+    targets = target_rows(results)
+    tables = [(report.TARGET_HEADER, targets), (HEADER, [row(r) for r in results])]
+    data = {"machine": about, "results": results, "targets": targets, "wrong": wrong}
+    report.write(options.output, "gpu", data, tables)
+    shown = [r for r in results if r["case"]["kind"] == "lora" and r["case"]["p"] and "frozen" in r["seconds"]]
+    names = [n for n in COLUMNS if any(n in r["seconds"] for r in shown)]
+    over = {n: [r["seconds"][n] / r["seconds"]["frozen"] if n in r["seconds"] else None for r in shown] for n in names}
+    if shown and names:
+        report.bars(options.output / "gpu.png", [r["name"] for r in shown], over, "time / frozen layer")
+    for line in targets:
+        print(*line, sep="  ")
+    if wrong:
+        sys.exit("not timed, because wrong:\n" + "\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

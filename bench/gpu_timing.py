@@ -1,0 +1,46 @@
+"""Times of a GPU's own clock, and what to call the machine that they were taken on."""
+
+import statistics
+import time
+
+import torch
+
+FLUSH_BYTES = 1 << 28  # more than any L2
+
+
+def interleaved(steps, seconds, least=5, most=51):
+    """{name: median seconds on the GPU} of the functions in `steps`, each between two events and with a cold L2.
+
+    Two rounds warm up; then as many as fit into `seconds`, but from `least` to `most`. Every round begins with another
+    step, so that a slow spell hits all of them.
+    """
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    names, times = list(steps), {name: [] for name in steps}
+    start, rounds = time.perf_counter(), 0
+    while rounds < least + 2 or (rounds < most + 2 and time.perf_counter() - start < seconds):
+        shift = rounds % len(names)
+        for name in names[shift:] + names[:shift]:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            flush.zero_()
+            begin.record()
+            steps[name]()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / 1e3)
+        rounds += 1
+    return {name: statistics.median(its[2:]) for name, its in times.items()}
+
+
+def machine():
+    import triton
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory GiB": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda or f"hip {torch.version.hip}",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }

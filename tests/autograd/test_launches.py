@@ -1,0 +1,128 @@
+"""What a GPU is asked to do: how many launches a layer costs, and that the host never waits for one.
+
+The way of a GPU is taken with CPU tensors and no launch is carried out, so that whatever else runs is seen: every
+operator of PyTorch that would launch a kernel, copy, or wait.
+"""
+
+from unittest import mock
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from pypeft_fast.ops import _triton
+from pypeft_fast.ops.lora_shrink import lora_shrink
+from tests.device import ON_GPU
+
+if _triton.why_no_triton() is not None or ON_GPU:
+    pytest.skip("needs Triton's interpreter", allow_module_level=True)
+
+from triton.runtime.interpreter import GridExecutor  # noqa: E402
+
+from pypeft_fast.kernels import _tiles  # noqa: E402
+
+ARCHITECTURES = ("interpreter", 80, 90, 100, "gfx942")
+# Allocations and views cost the GPU nothing. `zeros` are the tickets of _reduce: once a stream, or a node of a graph.
+FREE = {"empty", "new_empty", "empty_like", "zeros", "promote_types"}
+
+
+class Watch(TorchDispatchMode):
+    """Names what runs, in order: "op:NAME" for an operator that is neither free nor a view; inside our ops too."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.partition("::")[2]
+        if func.namespace == "pypeft_fast":
+            with self:
+                return OPS[name].choose(*args).function(*args)
+        out = func(*args, **(kwargs or {}))
+        if name not in FREE and not (func.is_view and shares(out, args[0])):
+            self.seen.append(f"op:{name}")
+        return out
+
+
+def shares(out, tensor):
+    """Whether `out` is a view indeed: `to`, `contiguous` and `reshape` copy where they must."""
+    return out.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=str)
+def watch(request, monkeypatch):
+    """A Watch; Triton's launches are in `seen` by the name of the kernel."""
+    watch = Watch()
+    monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
+    monkeypatch.setattr(_tiles, "architecture", lambda device: request.param)
+    monkeypatch.setattr(GridExecutor, "__call__", lambda self, *_, **__: watch.seen.append(self.fn.__name__))
+    with pf.using("triton"):
+        yield watch
+
+
+def layer(dtype=torch.bfloat16, r=8):
+    """x, weight, A, B; of a size that has several tiles and parts on every architecture."""
+    x, W, A, B = (torch.randn(s) for s in ((300, 256), (384, 256), (r, 256), (384, r)))
+    return x.to(dtype).requires_grad_(), W.to(dtype), A.requires_grad_(), B.requires_grad_()
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_lora_takes_two_launches_forward_and_three_backward(watch, p):
+    x, W, A, B = layer()
+    with watch:
+        y = pf.lora_linear(x, W, A, B, scaling=2.0, dropout_p=p)
+    assert watch.seen == ["op:randint"] * (p > 0) + ["_lora_shrink", "_lora_linear"]  # the mask's seed
+    dY = torch.empty_like(y)
+    watch.seen.clear()
+    with watch:
+        torch.autograd.grad(y, (x, A, B), dY)
+    assert watch.seen == ["_lora_ds_db", "_lora_dx", "_lora_da"]
+
+
+def test_a_first_layer_takes_two_launches_backward(watch):
+    x, W, A, B = layer()
+    y = pf.lora_linear(x.detach(), W, A, B, dropout_p=0.1)
+    watch.seen.clear()
+    with watch:
+        torch.autograd.grad(y, (A, B), torch.empty_like(y))
+    assert watch.seen == ["_lora_ds_db", "_lora_da"]
+
+
+@pytest.mark.parametrize("feedforward", [False, True])
+def test_ia3_takes_one_launch_each_way(watch, feedforward):
+    x, W, *_ = layer()
+    ia3_l = torch.ones(256 if feedforward else 384, requires_grad=True)
+    with watch:
+        y = pf.ia3_linear(x, W, ia3_l, feedforward=feedforward)
+    assert watch.seen == ["_ia3_linear"]
+    dY = torch.empty_like(y)
+    watch.seen.clear()
+    with watch:
+        torch.autograd.grad(y, (x, ia3_l), dY)
+    assert watch.seen == ["_ia3_dx_dl"]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_stacked_projections_share_one_shrink(watch, p):
+    x, _, A, _ = layer(r=24)
+    seeds = torch.empty(3, dtype=torch.int64) if p else None
+    with watch:
+        s, _ = lora_shrink(x, A, p, seeds)
+    assert watch.seen == ["_lora_shrink"] and s.shape == (300, 24)
+
+
+@pytest.mark.parametrize("name", ["item", "nonzero", "to", "contiguous"])
+def test_waiting_and_copying_are_seen(watch, name):
+    spoil = {
+        "item": lambda x: x[0, 0].item(),
+        "nonzero": lambda x: x.nonzero(),
+        "to": lambda x: x.to(torch.float32),
+        "contiguous": lambda x: x.t().contiguous(),
+    }[name]
+    x, W, *_ = layer()
+    ia3_l = torch.ones(384)
+    with mock.patch.object(_tiles, "launch", lambda op, run, operands, sizes: spoil(*operands)), watch:
+        pf.ia3_linear(x, W, ia3_l)
+    assert watch.seen == [f"op:{name}"]

@@ -1,0 +1,34 @@
+"""The device that the tests run on: the CPU, or with PYPEFT_TEST_DEVICE=cuda a GPU, as `make test-gpu` has it.
+
+On the CPU no GPU is visible and Triton interprets, with or without a GPU in the machine. On a GPU Triton compiles, new
+tensors are the GPU's, and nothing is timed: every test takes the default tiles, unless it says otherwise.
+"""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = os.environ.get("PYPEFT_TEST_DEVICE", "cpu")
+ON_GPU = DEVICE == "cuda"
+
+
+def prepare():
+    """Sets what must be set before a test file is imported: some create tensors, all ask which kernels there are."""
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"PYPEFT_TEST_DEVICE={DEVICE} is not a device of the tests; choose cpu or cuda")
+    if not ON_GPU:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["HIP_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when a kernel is first imported
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(
+            f"PYPEFT_TEST_DEVICE=cuda: PyTorch {torch.__version__} sees no GPU. On a machine with one, install its "
+            "driver and a PyTorch built for it (https://pytorch.org/get-started); without one, `make test` runs the "
+            "same Triton kernels in Triton's interpreter"
+        )
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.setdefault("PYPEFT_FAST_TUNE", "0")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS under torch.use_deterministic_algorithms
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # PyTorch's own error is the measure
+    torch.set_default_device(DEVICE)

@@ -1,0 +1,46 @@
+"""Every tile configuration that tuning may choose on this GPU gives right results, and so does the tuned choice."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pypeft_fast import _tuning
+from pypeft_fast._op import OPS
+from tests.device import ON_GPU
+from tests.ops.checks import Case, assert_agrees
+
+if not ON_GPU:
+    pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)
+
+from pypeft_fast.kernels import _tiles  # noqa: E402
+
+NAMES = [name for name, op in OPS.items() if "triton" in {k.name for k in op.kernels}]
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+# Several tiles each way of the largest configuration, with edges; rows of whole 16 bytes, so that TMA is used.
+CASE = Case(400, 392, 536, 24, 0.3)
+DTYPES = [(BF16, None), (F16, None), (BF16, F32), (F32, None)]
+ARCH = _tiles.architecture(torch.device("cuda"))
+
+
+def configurations():
+    for name in NAMES:
+        for dtype, adapter in DTYPES:
+            widest = dtype if name in _tiles.GEMMS else torch.promote_types(dtype, adapter or dtype)
+            for config in _tiles.candidates(name, ARCH, 8 * widest.itemsize):
+                yield pytest.param(name, dtype, adapter, config, id=f"{name}-{dtype}-{adapter}-{config}")
+
+
+@pytest.mark.parametrize("name,dtype,adapter,config", configurations())
+def test_every_candidate_agrees_with_float64(name, dtype, adapter, config, poisoned, monkeypatch):
+    monkeypatch.setattr(_tiles, "candidates", lambda op, arch, bits: (config,))
+    assert_agrees(name, "triton", dataclasses.replace(CASE, dtype=dtype, adapter=adapter))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tuned_choice_agrees_with_float64(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYPEFT_FAST_TUNE", "1")
+    monkeypatch.setenv("PYPEFT_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(_tuning, "_known", {})
+    assert_agrees(name, "triton", dataclasses.replace(CASE, dtype=BF16))
+    assert len(list(_tuning.folder().iterdir())) == 1

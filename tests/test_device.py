@@ -1,0 +1,23 @@
+"""The tests' own device: an unknown one and a GPU that is not there are errors that say what to do."""
+
+import pytest
+
+from tests import device
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        (
+            "cuda",
+            r"PYPEFT_TEST_DEVICE=cuda: PyTorch .* sees no GPU. .*driver.*`make test` runs the same Triton kernels",
+        ),
+        ("gpu", "PYPEFT_TEST_DEVICE=gpu is not a device of the tests; choose cpu or cuda"),
+    ],
+)
+def test_a_device_that_is_not_there(name, words, monkeypatch):
+    monkeypatch.setattr(device, "DEVICE", name)
+    monkeypatch.setattr(device, "ON_GPU", name == "cuda")
+    with pytest.raises(pytest.UsageError, match=words):
+        device.prepare()
