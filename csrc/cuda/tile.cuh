@@ -47,6 +47,20 @@ PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value)
   if (dtype == Dtype::bf16) store_global(static_cast<__nv_bfloat16*>(out) + i, from_float<__nv_bfloat16>(value));
 }
 
+// out[i + j] = v[j] for j < 4 and j < count; in one store where i is a multiple of 4. out is a whole tensor.
+PYPEFT_DEVICE void store_four(void* out, Dtype dtype, int64_t i, const float (&v)[4], int count) {
+  if (count < 4 || i % 4 != 0) {
+    for (int j = 0; j < min(count, 4); ++j) store_element(out, dtype, i + j, v[j]);
+  } else if (dtype == Dtype::f32) {
+    store_global(static_cast<float*>(out) + i, make_float4(v[0], v[1], v[2], v[3]));
+  } else {
+    const bool bf16 = dtype == Dtype::bf16;
+    const uint32_t low = bf16 ? pack2<__nv_bfloat16>(v[0], v[1]) : pack2<__half>(v[0], v[1]);
+    const uint32_t high = bf16 ? pack2<__nv_bfloat16>(v[2], v[3]) : pack2<__half>(v[2], v[3]);
+    store_global(static_cast<uint16_t*>(out) + i, make_uint2(low, high));
+  }
+}
+
 // tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
 // m.vectors. A thread copies the chunks of number thread, thread + kThreads, ...
 template <class Tile, int kThreads>

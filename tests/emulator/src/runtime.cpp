@@ -27,6 +27,28 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
 
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  *memory = ::operator new(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
+  *id = settings.failures;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = settings.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+
 namespace emulator {
 namespace {
 std::set<const void*> may_have_more;  // kernels that asked for more than 48 KB
@@ -50,6 +72,7 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
   settings.counting = counting;
   settings.multiprocessors = multiprocessors;
 }
+EXPORT void emulator_capture(bool capturing) { settings.capturing = capturing; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
 EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool writable) {
