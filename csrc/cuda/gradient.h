@@ -28,7 +28,9 @@ struct GradientArgs {
 
 namespace gradient {
 // Floats of a row in a part of X B, of a block that has up to kRank ranks.
-constexpr int inner_width(int rank, int kRank) { return ((rank < kRank ? rank : kRank) + 3) / 4 * 4; }
+__host__ __device__ constexpr int inner_width(int rank, int kRank) {
+  return ((rank < kRank ? rank : kRank) + 3) / 4 * 4;
+}
 
 // One launch. Needs p's X, S, B, rank, mask, factor and outputs; `like` is a tensor of the device.
 void run(const OnDevice& on, GradientArgs p, const Tensor& like, bool wide, bool tf32);

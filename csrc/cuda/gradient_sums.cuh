@@ -46,7 +46,7 @@ PYPEFT_DEVICE void add_inner(const GradientArgs& p) {
     const int row = 4 * i / width, r = blockIdx.z * kRank + 4 * i % width;
 #pragma unroll
     for (int j = 0; j < 4; ++j) total[j] *= p.factor;
-    store_four(p.inner.out, p.inner.dtype, int64_t(begin + row) * p.rank + r, total, p.rank - r);
+    store_run<4>(p.inner.out, p.inner.dtype, int64_t(begin + row) * p.rank + r, total, p.rank - r);
   }
 }
 
@@ -105,10 +105,17 @@ PYPEFT_DEVICE void finish_outer(const GradientArgs& p, char* shared, Sums& outer
   if (down > 0) return;
   each([&](float (&v)[4], int, int m, int n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int col = col0 + m + lane / 4 + i / 2 * 8, r = r0 + n + lane % 4 * 2 + i % 2;
-      if (col < p.X.cols && r < p.rank) {
-        store_element(p.outer.out, p.outer.dtype, col * p.outer.row + r * p.outer.col, v[i] * p.factor);
+    for (int i = 0; i < 4; ++i) v[i] *= p.factor;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int col = col0 + m + lane / 4 + h * 8, r = r0 + n + lane % 4 * 2;
+      if (col >= p.X.cols) continue;
+      const int64_t at = col * p.outer.row + r * p.outer.col;
+      if (p.outer.col == 1) {
+        store_run<2>(p.outer.out, p.outer.dtype, at, v + 2 * h, p.rank - r);
+      } else {
+        if (r < p.rank) store_element(p.outer.out, p.outer.dtype, at, v[2 * h]);
+        if (r + 1 < p.rank) store_element(p.outer.out, p.outer.dtype, at + p.outer.col, v[2 * h + 1]);
       }
     }
   });

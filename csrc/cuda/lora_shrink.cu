@@ -127,10 +127,12 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
 #pragma unroll
   for (int n = 0; n < kRank; n += 8) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int m = m0 + warp * 16 + lane / 4 + i / 2 * 8, r = r0 + n + lane % 4 * 2 + i % 2;
-      if (m >= p.x.rows || r >= p.rank) continue;
-      store_element(p.s, p.s_dtype, int64_t(m) * p.A.rows + group * p.rank + r, sums[n / 8][i] * p.factor);
+    for (int i = 0; i < 4; ++i) sums[n / 8][i] *= p.factor;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int m = m0 + warp * 16 + lane / 4 + h * 8, r = r0 + n + lane % 4 * 2;
+      const int64_t at = int64_t(m) * p.A.rows + group * p.rank + r;
+      if (m < p.x.rows) store_run<2>(p.s, p.s_dtype, at, sums[n / 8] + 2 * h, p.rank - r);
     }
   }
 }
