@@ -45,6 +45,7 @@ class Row:
     tensor_core: dict[str, int]  # instructions, e.g. {"HGMMA": 16}
     loads: dict[str, int]  # widths of the loads from global memory in bytes, "TMA" for bulk copies
     wants_tensor_core: str | None = None  # the instruction planned for, if any
+    wants_wide_loads: bool = True  # it is for tensors whose rows lie on 16 bytes, and bound by reading them
 
     @property
     def occupancy(self) -> float | None:
@@ -63,7 +64,7 @@ class Row:
             found.append(f"spills {self.spills} bytes, {self.local} accesses to local memory")
         if self.wants_tensor_core and not self.tensor_core.get(self.wants_tensor_core):
             found.append(f"no {self.wants_tensor_core}, but {self.tensor_core or 'no tensor-core instruction'}")
-        if not (self.loads.get("16") or self.loads.get("TMA")):
+        if self.wants_wide_loads and not (self.loads.get("16") or self.loads.get("TMA")):
             found.append(f"no load of 16 bytes, but {self.loads}")
         if self.occupancy == 0:
             found.append(f"{self.shared} bytes of shared memory and {self.registers} registers: no block fits")
@@ -77,7 +78,13 @@ def triton_rows(targets) -> Iterable[Row]:
     return rows(targets)
 
 
-PROVIDERS: dict[str, Callable[[tuple[str, ...]], Iterable[Row]]] = {"triton": triton_rows}
+def cuda_rows(targets) -> Iterable[Row]:
+    from .gpu_static_cuda import rows
+
+    return rows(targets)
+
+
+PROVIDERS: dict[str, Callable[[tuple[str, ...]], Iterable[Row]]] = {"triton": triton_rows, "cuda": cuda_rows}
 
 
 def table(rows: list[Row]) -> str:

@@ -14,7 +14,7 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t kFewest = 4096;
+constexpr int64_t kFewest = 256;
 
 void zero(const OnDevice& on, void* tickets, int64_t count) {
   check(cudaMemsetAsync(tickets, 0, count * sizeof(unsigned), on.stream()), "zeroing tickets");

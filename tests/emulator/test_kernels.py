@@ -47,11 +47,11 @@ def test_many_bands_of_tiles_cover_the_output_once(dtype, poisoned):
 
 @pytest.mark.parametrize("op", ["lora_shrink", "lora_ds_db", "lora_da"])
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
-@pytest.mark.parametrize("r", [16, 17, pytest.param(130, marks=pytest.mark.slow)])
-def test_sums_over_many_blocks(op, dtype, adapter, r, poisoned):
-    """As many splits as a large GPU asks for, and every tile of ranks."""
+@pytest.mark.parametrize("M,r", [(300, 3), (300, 16), (300, 17), pytest.param(520, 130, marks=pytest.mark.slow)])
+def test_sums_over_many_blocks(op, dtype, adapter, M, r, poisoned):
+    """As many parts as a large GPU asks for, and every tile of ranks."""
     emulator.configure(multiprocessors=132)
-    assert_agrees(op, "cuda", Case(300, 520, 528, r, 0.3, dtype, adapter))
+    assert_agrees(op, "cuda", Case(M, 520, 528, r, 0.3, dtype, adapter))
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])

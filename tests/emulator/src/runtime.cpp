@@ -1,4 +1,7 @@
 // The part of CUDA's runtime that csrc/cuda calls, for one imaginary device, and the emulator's settings.
+#include <dlfcn.h>
+
+#include <map>
 #include <set>
 
 #include "control.h"
@@ -51,7 +54,13 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return
 
 namespace emulator {
 namespace {
-std::set<const void*> may_have_more;  // kernels that asked for more than 48 KB
+std::set<const void*> may_have_more;        // kernels that asked for more than 48 KB
+std::map<const void*, size_t> most_shared;  // bytes that a launch of each kernel had, at most
+}  // namespace
+
+void note_launch(const void* kernel, size_t shared) {
+  size_t& most = most_shared[kernel];
+  most = std::max(most, shared);
 }
 
 bool may_have(const void* kernel, size_t shared) { return shared <= 48 * 1024 || may_have_more.count(kernel); }
@@ -75,6 +84,14 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
 EXPORT void emulator_capture(bool capturing) { settings.capturing = capturing; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
+// Calls report(the kernel's place in this library, most_shared of it) for every kernel launched so far.
+EXPORT void emulator_launched(void (*report)(uint64_t, uint64_t)) {
+  for (const auto& [kernel, shared] : emulator::most_shared) {
+    Dl_info library{};
+    dladdr(kernel, &library);
+    report(static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase), shared);
+  }
+}
 EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool writable) {
   const int64_t one = 1;
   emulator::know_tensor(data, &elements, &one, 1, size, writable);

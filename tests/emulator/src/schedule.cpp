@@ -225,6 +225,7 @@ void run(const Launch& launch, const void* kernel, const std::function<void()>& 
     fail("%zu bytes of shared memory; the device has %d", launch.shared, settings.shared_per_block);
   }
   if (!may_have(kernel, launch.shared)) fail("%zu bytes of shared memory without cudaFuncSetAttribute", launch.shared);
+  note_launch(kernel, launch.shared);
   gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
   blockDim = {launch.block[0], launch.block[1], launch.block[2]};
   random_bits.seed(settings.seed);

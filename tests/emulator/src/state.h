@@ -76,6 +76,7 @@ void count_accesses(int warp);    // at a point where a warp's lanes are togethe
 void start_counting_launch();
 void count(Space space, Kind kind, const void* address, int bytes, const void* site);
 bool may_have(const void* kernel, size_t shared);  // more than 48 KB must be asked for
-std::string place();                               // "block (0,0,0), thread (5,0,0)"
+void note_launch(const void* kernel, size_t shared);
+std::string place();  // "block (0,0,0), thread (5,0,0)"
 
 }  // namespace emulator
