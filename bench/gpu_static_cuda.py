@@ -23,7 +23,7 @@ BUILD = ROOT / "build/cuda"
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
 SUMS = {"add_partials_kernel"}  # adds sums already made, a float each thread: no matrix product, few bytes
-# In a kernel's template arguments: for operands of any strides, read element by element. A Fill, or the product's kAsync.
+# In a kernel's template arguments: operands of any strides, read element by element. A Fill, or the product's kAsync.
 ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 

@@ -155,8 +155,8 @@ def test_traffic_is_that_of_one_pass(op):
 
 @pytest.mark.parametrize("op,M", [("lora_da", 1024), ("lora_ds_db", 1024), ("lora_shrink", 64)])
 def test_the_parts_of_a_small_layer_stay_few(op, M):
-    """132 multiprocessors have too little to do on these. A sum of `length` is cut into sqrt(length / 2r) parts at most,
-    which are then sqrt(2r / length) of X's bytes; parts of dS, one in 512 columns, come on top."""
+    """132 multiprocessors have too little to do on these. A sum of `length` has sqrt(length / 2r) parts at most, which
+    are then sqrt(2r / length) of X's bytes; parts of dS, one in 512 columns, come on top."""
     r, length = 8, 1024
     c, given, returned = counted(op, Case(M, 1024, 1024, r, 0.1, BF16), multiprocessors=132)
     most = (2 * r / length) ** 0.5 + (2 * r / 512 if op == "lora_ds_db" else 0)
