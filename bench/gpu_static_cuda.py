@@ -116,5 +116,5 @@ def rows(targets, path: Path | None = None):
                 kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
                 stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
                 None if kernel in SUMS else next(iter(tensor_core), "HMMA"),
-                not (kernel in SUMS or ANY_STRIDES.search(arguments)),
+                wants_wide_loads=not (kernel in SUMS or ANY_STRIDES.search(arguments)),
             )  # fmt: skip

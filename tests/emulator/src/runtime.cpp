@@ -81,7 +81,6 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
   settings.counting = counting;
   settings.multiprocessors = multiprocessors;
 }
-EXPORT void emulator_capture(bool capturing) { settings.capturing = capturing; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
 // Calls report(the kernel's place in this library, most_shared of it) for every kernel launched so far.
@@ -97,3 +96,4 @@ EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool
   emulator::know_tensor(data, &elements, &one, 1, size, writable);
 }
 EXPORT void emulator_forget() { emulator::forget_tensors(); }
+EXPORT void emulator_capture(bool capturing) { settings.capturing = capturing; }
