@@ -68,3 +68,4 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
 
 
 ia3_linear.native_cpu(_check.no_float64)
+ia3_linear.native_cuda(_check.no_float64)

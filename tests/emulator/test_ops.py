@@ -92,6 +92,8 @@ TRAFFIC = {
     "lora_ds_db": (Case(1024, 8, 1024, 8, 0.1, BF16), 0.19),
     "lora_dx": (Case(256, 256, 256, 16, 0.1, BF16), 0.0),
     "lora_da": (Case(1024, 1024, 8, 8, 0.1, BF16), 0.12),
+    "ia3_linear": (Case(256, 256, 256, dtype=BF16), 0.0),
+    "ia3_dx_dl": (Case(256, 256, 256, dtype=BF16), 0.02),
 }
 
 

@@ -50,6 +50,7 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
   settings.counting = counting;
   settings.multiprocessors = multiprocessors;
 }
+EXPORT void emulator_set_capability(int capability) { settings.capability = capability; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
 EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool writable) {
