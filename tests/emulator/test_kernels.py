@@ -136,6 +136,7 @@ def test_empty_dimensions(op, options, M, K, N, poisoned):
 @pytest.mark.parametrize("op,options", VARIANTS)
 def test_a_gpu_older_than_the_oldest_target_is_refused(op, options):
     args = sample(op, Case(options=options))
+    assert emulator.library().pypeft_fast_oldest_target() == 80
     emulator.library().emulator_set_capability(75)
     try:
         with pf.using("cuda"), pytest.raises(RuntimeError, match="need a GPU of sm_80 or later; cuda:0 is sm_75"):
