@@ -1,5 +1,7 @@
-// What becomes of a block's sums after the last step along K. Of the fragments of gemm.cuh's shape S, sums[m][n][2 h +
-// i] of a lane lies at row + 16 m + 8 h, col + 8 n + i of the tile, where (row, col) is that of its first one.
+// What becomes of a block's sums after the last step along K.
+//
+// A lane's fragments, of gemm.cuh's shape S: sums[m][n][2 h + i] lies at row + 16 m + 8 h, col + 8 n + i of the tile,
+// (row, col) being where its first one lies.
 #pragma once
 #include "cuda/tile.cuh"
 
@@ -12,8 +14,8 @@ struct Epilogue {
   using Sums = float[S::kWarpM / 16][S::kWarpN / 8][4];
   static constexpr int kThreads = S::kThreads, kWarpsDown = S::kM / S::kWarpM;
 
-  int m0, n0, rows, cols;  // where the tile begins, and the output's size
-  int row, col;
+  int m0, n0, rows, cols;  // where the tile begins in the output, and the output's size
+  int row, col;            // of sums[0][0][0] in the tile
 
   // f(sum, value) for every sum; load(n) gives the value of column n of the output.
   template <class Load, class F>

@@ -19,10 +19,10 @@ struct Ia3Args {
   Scale on;
   Matrix l;      // [1, columns of X or of out]
   void* z;       // outputs: [M, N], laid out as out, or null
-  Matrix saved;  // what dl is summed over, z [M, columns of X] or x [M, columns of out], or rows 0
-  float* parts;  // of dl, [splits or rows of tiles, columns], or null
-  int span;      // inputs: rows of X that one part sums
-  int blocks;    // inputs: that make parts of dl, after those that make out
+  Matrix saved;  // that dl is summed with: z [M, columns of X] or x [M, columns of out]
+  float* parts;  // of dl, [cut_rows or rows of tiles, columns], or null
+  int span;      // inputs: rows of X in a part
+  int blocks;    // inputs: of the launch, the last so many make the parts
 };
 
 struct GemmArgs {
@@ -40,10 +40,10 @@ struct GemmArgs {
 
 void gemm(const OnDevice& on, const GemmArgs& args, bool allow_tf32);
 
-// Rows of the tiles of out that gemm will take.
+// Scale::outputs: the rows of a tile of out, and so of a part of dl.
 int tile_rows(const OnDevice& on, const GemmArgs& args);
 
-// Scale::inputs: cuts the rows of X into those of the parts of dl; the number of parts.
+// Scale::inputs: cuts the rows of X into parts of dl: fills in span and blocks, and returns how many parts.
 int cut_rows(const OnDevice& on, GemmArgs& args);
 
 }  // namespace pypeft
