@@ -142,6 +142,8 @@ TRAFFIC = {
     "lora_ds_db": Case(2048, 8, 1024, 8, 0.1, BF16),
     "lora_dx": Case(256, 256, 256, 16, 0.1, BF16),
     "lora_da": Case(2048, 1024, 8, 8, 0.1, BF16),
+    "ia3_linear": Case(256, 256, 256, dtype=BF16),
+    "ia3_dx_dl": Case(256, 256, 256, dtype=BF16),
 }
 
 

@@ -81,6 +81,7 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
   settings.counting = counting;
   settings.multiprocessors = multiprocessors;
 }
+EXPORT void emulator_set_capability(int capability) { settings.capability = capability; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
 // Calls report(the kernel's place in this library, most_shared of it) for every kernel launched so far.
