@@ -1,8 +1,9 @@
 // The kernel of gemm.h.
 //
-// These are sm_80's instructions, mma.sync and cp.async, on every GPU. Hopper's and Blackwell's own (wgmma, tcgen05, TMA)
-// are faster for large products and are left to Triton, which compiles to them, and to the vendor's library: an op times
-// its kernels on the first call of a shape (pypeft_fast/_tuning.py). Decoding is bound by the read of W: decode.cu.
+// These are sm_80's instructions, mma.sync and cp.async, on every GPU. Those of Hopper and Blackwell (wgmma, tcgen05,
+// TMA) are faster for large products, which are left to Triton, that compiles to them, and to the vendor's library: an
+// op times its kernels on the first call of a shape (pypeft_fast/_tuning.py). Decoding is bound by the read of W:
+// decode.cu.
 //
 // Plan. Tiles of kM x kN of the output; K in steps of 32 through 3 stages of cp.async. The stages' first tiles are
 // requested, and while they fly the low-rank product is computed in the last stage's memory, its inputs cast to the

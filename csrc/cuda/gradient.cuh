@@ -3,12 +3,10 @@
 // Plan. Bound by the read of X. A block takes columns of X and a range of rows, through 3 stages of cp.async; eight
 // warps, each 16 rows of a stage and kWarpCols of its columns, whose part of X^T S stays in 32 registers a thread until
 // the end. Two shapes, for kRank 16 and 16-bit X:
-//   wide   16 x 512 a stage, the warps side by side: X B, 16 x kRank, is added over them in shared memory at every
-//   step.
-//          3 x 16 KiB of X, 16 KiB of B, 8 KiB of sums: two blocks a multiprocessor that has 164 KiB
-//   tall   64 x 128 a stage, two warps side by side and four below each other: without X B a narrow block is better,
-//   for
-//          its part of X^T S is small. They add theirs in shared memory at the end. 3 x 18 KiB
+//   wide   16 x 512 a stage, the warps side by side. X B, 16 x kRank, is added over them in shared memory at each step.
+//          3 x 16 KiB of X, 16 KiB of B, 8 KiB of sums: two blocks a multiprocessor that has 164 KiB.
+//   tall   64 x 128 a stage, two warps side by side and four below each other, who add theirs in shared memory at the
+//          end: without X B a narrow block is better, for its part of X^T S is small. 3 x 18 KiB.
 // Traffic: X once for every kRank columns of S. Parts of X B: 4 r bytes a row and block of columns, 2 r / kCols of X's
 // bytes in 16 bits; parts of X^T S: 2 r / span of them. Stored once and read back by the last block, out of L2.
 #pragma once
