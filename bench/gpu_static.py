@@ -46,6 +46,7 @@ class Row:
     loads: dict[str, int]  # widths of the loads from global memory in bytes, "TMA" for bulk copies
     wants_tensor_core: str | None = None  # the instruction planned for, if any
     specialized: int | None = None  # instructions that move registers between warps; None: no specialisation is planned
+    wants_wide_loads: bool = True  # it is for tensors whose rows lie on 16 bytes, and bound by reading them
 
     @property
     def occupancy(self) -> float | None:
@@ -66,7 +67,7 @@ class Row:
             found.append(f"no {self.wants_tensor_core}, but {self.tensor_core or 'no tensor-core instruction'}")
         if self.specialized == 0:
             found.append("no setmaxnreg: the warps are not specialised")
-        if not (self.loads.get("16") or self.loads.get("TMA")):
+        if self.wants_wide_loads and not (self.loads.get("16") or self.loads.get("TMA")):
             found.append(f"no load of 16 bytes, but {self.loads}")
         if self.occupancy == 0:
             found.append(f"{self.shared} bytes of shared memory and {self.registers} registers: no block fits")
@@ -80,7 +81,13 @@ def triton_rows(targets) -> Iterable[Row]:
     return rows(targets)
 
 
-PROVIDERS: dict[str, Callable[[tuple[str, ...]], Iterable[Row]]] = {"triton": triton_rows}
+def cuda_rows(targets) -> Iterable[Row]:
+    from .gpu_static_cuda import rows
+
+    return rows(targets)
+
+
+PROVIDERS: dict[str, Callable[[tuple[str, ...]], Iterable[Row]]] = {"triton": triton_rows, "cuda": cuda_rows}
 
 
 def table(rows: list[Row]) -> str:

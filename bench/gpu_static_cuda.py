@@ -1,11 +1,13 @@
 """CUDA C++'s rows of the static report: what nvcc made of csrc/cuda, read from the library built for every target.
 
-Threads are those of the kernel's __launch_bounds__; shared memory is asked for at launch and not in the binary, so that
-occupancy here is that by registers and blocks.
+Threads are those of the kernel's __launch_bounds__. Shared memory is asked for at launch and not in the binary: the
+emulator in tests/emulator runs every kernel and tells the most that each asked for; one that it does not
+reach is an error.
 """
 
 import collections
 import functools
+import json
 import os
 import re
 import shutil
@@ -20,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build/cuda"
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
-SUMS = {"add_partials_kernel"}  # the one kernel without a matrix product
+SUMS = {"add_partials_kernel"}  # adds sums already made, a float each thread: no matrix product, few bytes
+# In a kernel's template arguments: operands of any strides, read element by element. A Fill, or the product's kAsync.
+ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 
 
@@ -32,6 +36,17 @@ def library() -> Path:
     if done.returncode != 0:
         raise SystemExit(f"csrc/cuda does not build:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return BUILD / "pypeft_fast/_C_cuda.abi3.so"
+
+
+@functools.cache
+def shared_bytes() -> dict[str, int]:
+    """{name as _demangled gives it: bytes of shared memory of a block}, from a run of every kernel on the emulator."""
+    command = [sys.executable, "-m", "tests.emulator.launches"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"csrc/cuda does not run on the emulator:\n{done.stderr[-4000:]}")
+    found = json.loads(done.stdout)
+    return {name: found[mangled] for mangled, name in _demangled(found).items()}
 
 
 @functools.cache
@@ -91,7 +106,9 @@ def rows(targets, path: Path | None = None):
         for mangled, name in sorted(_demangled(usage).items(), key=lambda pair: pair[1]):
             kernel, _, arguments = name.partition("<")
             registers, stack = (int(re.search(rf"{what}:(\d+)", usage[mangled])[1]) for what in ("REG", "STACK"))
-            shared = int(re.search(r"SHARED:(\d+)", usage[mangled])[1])
+            if name not in shared_bytes():
+                raise SystemExit(f"{name}: tests/emulator/launches.py has no case that runs it")
+            shared = int(re.search(r"SHARED:(\d+)", usage[mangled])[1]) + shared_bytes()[name]
             local = len(re.findall(r"\b(?:LDL|STL)\b", sass[mangled]))
             tensor_core = dict(collections.Counter(re.findall(TENSOR_CORES, sass[mangled])))
             dtypes = next((short for long, short in TYPES.items() if long in arguments), "any")
@@ -99,4 +116,5 @@ def rows(targets, path: Path | None = None):
                 kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
                 stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
                 None if kernel in SUMS else next(iter(tensor_core), "HMMA"),
+                wants_wide_loads=not (kernel in SUMS or ANY_STRIDES.search(arguments)),
             )  # fmt: skip

@@ -115,7 +115,7 @@ try:
         pf.lora_linear(x, w, a, b)
 except RuntimeError as error:
     print(error)
-print(pf.kernels()["lora_shrink"].get("cuda"))
+print(*{kernels["cuda"] for kernels in pf.kernels().values() if "cuda" in kernels}, sep="; ")
 print(collect()["build"]["cuda_library"])
 """
 

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import pypeft_fast as pf
+from pypeft_fast import _native
 from pypeft_fast._op import KERNELS, OPS
+from pypeft_fast.cli.info import collect
 from tests.ops.checks import Case, sample
 
 ARGS = sample("lora_shrink", Case(p=0.3))
@@ -70,3 +74,20 @@ def test_the_environment_forces_a_whole_process(value, words):
     environment = os.environ | {"PYPEFT_FAST_KERNEL": value}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert words in result.stdout + result.stderr and (result.returncode == 0) == (value == "reference")
+
+
+@pytest.mark.parametrize("capability,accepted", [((7, 5), False), ((8, 0), True), ((12, 1), True)])
+def test_a_gpu_older_than_the_cuda_kernels_is_told_so(capability, accepted, monkeypatch):
+    monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", Path("_C_cuda.abi3.so"))
+    monkeypatch.setattr(_native, "_oldest_target", lambda: 80)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    told = _native.too_old(torch.device("cuda:0"))
+    assert told == (None if accepted else "cuda:0 is sm_75 and _C_cuda.abi3.so was compiled for sm_80 and later")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+def test_the_cuda_library_under_a_pytorch_without_cuda_says_why_it_is_not_used(monkeypatch):
+    monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", Path("_C_cuda.abi3.so"))
+    reason = f"_C_cuda.abi3.so needs a PyTorch with CUDA; this one, {torch.__version__}, has none"
+    assert {kernels["cuda"] for kernels in pf.kernels().values() if "cuda" in kernels} == {reason}
+    assert collect()["build"]["cuda_library"] == reason

@@ -109,7 +109,7 @@ def test_rows_share_a_decision_up_to_a_power_of_two():
     assert [_tuning.bucket(rows) for rows in (0, 1, 2, 3, 512, 513)] == [1, 1, 2, 4, 512, 1024]
 
 
-@pytest.mark.parametrize("name", ["lora_linear", "lora_dx"])
+@pytest.mark.parametrize("name", ["lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"])
 @pytest.mark.parametrize("winner", ["cpu", "blas"])
 def test_an_op_runs_its_fastest_kernel(clock, monkeypatch, name, winner):
     op = OPS[name]

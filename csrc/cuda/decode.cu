@@ -2,10 +2,12 @@
 // of them. W goes straight into registers, 16 bytes a load, four loads of a thread under way at once; so does X, from
 // L1 and L2. The tensor cores take W as their 16-row operand and X as the 8-column one, twice where X has more than 8
 // rows. A lane's 16 bytes are neighbours along K, not the columns that a fragment asks for; since the same permutation
-// of K is applied to X, the product is the same. The warps' sums meet in 8.5 KiB of shared memory, where the low-rank
-// term, in float, and the bias join them. Traffic: W, lora_B and out once; X and s come from L2.
+// of K is applied to X, the product is the same. IA3's l on the inputs multiplies X in those registers. The warps' sums
+// meet in 8.5 KiB of shared memory, where the low-rank term, in float, the bias, and l on the outputs join them.
+// Traffic: W, lora_B or l, and out once; X and s come from L2.
 #include "cuda/decode.h"
 
+#include "cuda/columns.cuh"
 #include "cuda/fragments.cuh"
 
 namespace pypeft {
@@ -36,7 +38,7 @@ struct Words {
   }
 };
 
-template <class T, bool kTf32, int kEights>  // of X's rows
+template <class T, bool kTf32, int kEights, bool kScaled>  // eights of X's rows; scaled: its columns
 __global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
   using M = Math<T, kTf32>;
   using W = Words<T, kTf32>;
@@ -50,10 +52,24 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
     return streamed ? load_global_streaming(from) : load_global<uint4>(from);
   };
 
+  auto load_factors = [&](float (&f)[kPerLoad], int k) {
+    if (k >= p.X.cols) return;
+    const Matrix& l = p.ia3.l;
+    if (!l.vectors) {
+#pragma unroll
+      for (int j = 0; j < kPerLoad; ++j) f[j] = load_element(l, (k + j) * l.col);
+    } else {
+      const bool narrow = l.dtype != Dtype::f32;
+      unpack_factors<T>(f, static_cast<const char*>(l.data) + int64_t(k) * (narrow ? 2 : 4), narrow,
+                        [](const char* from) { return load_global<uint4>(from); });
+    }
+  };
+
   float c[kEights][4] = {};
 #pragma unroll 2
   for (int k0 = warp * kParts * kPart; k0 < p.X.cols; k0 += kStep) {
     uint4 w[kParts][2], x[kParts][kEights];
+    [[maybe_unused]] float factors[kParts][kPerLoad] = {};
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int k = k0 + part * kPart + t * kPerLoad;
@@ -61,9 +77,14 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
       for (int h = 0; h < 2; ++h) w[part][h] = load(p.W, n0 + g + 8 * h, k, true);
 #pragma unroll
       for (int e = 0; e < kEights; ++e) x[part][e] = load(p.X, g + 8 * e, k, false);
+      if constexpr (kScaled) load_factors(factors[part], k);
     }
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
+      if constexpr (kScaled) {
+#pragma unroll
+        for (int e = 0; e < kEights; ++e) x[part][e] = scale_chunk<T>(x[part][e], factors[part]);
+      }
 #pragma unroll
       for (int step = 0; step < W::kSteps; ++step) {
         typename M::A a;
@@ -97,14 +118,22 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
   for (int w = 0; w < kWarps; ++w) total += load_shared<float>(sums + (w * kCols + col) * kSumsRow + m);
   total += p.factor * low_rank;
   if (p.bias) total += to_float(load_global<T>(static_cast<const T*>(p.bias) + n * p.bias_stride));
-  store_global(static_cast<T*>(p.out) + int64_t(m) * p.W.rows + n, from_float<T>(total));
+  const int64_t at = int64_t(m) * p.W.rows + n;
+  if (p.ia3.z) store_global(static_cast<T*>(p.ia3.z) + at, from_float<T>(total));
+  if (p.ia3.on == Scale::outputs) total *= load_element(p.ia3.l, n * p.ia3.l.col);
+  store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
+}
+
+template <class T, bool kTf32, bool kScaled>
+void run_scaled(const OnDevice& on, const GemmArgs& p) {
+  const auto kernel = p.X.rows <= 8 ? decode_kernel<T, kTf32, 1, kScaled> : decode_kernel<T, kTf32, 2, kScaled>;
+  launch(on, kernel, dim3(static_cast<unsigned>(ceil_div(p.W.rows, kCols))), dim3(kThreads),
+         kWarps * kCols * kSumsRow * sizeof(float), p);
 }
 
 template <class T, bool kTf32>
 void run(const OnDevice& on, const GemmArgs& p) {
-  const auto kernel = p.X.rows <= 8 ? decode_kernel<T, kTf32, 1> : decode_kernel<T, kTf32, 2>;
-  launch(on, kernel, dim3(static_cast<unsigned>(ceil_div(p.W.rows, kCols))), dim3(kThreads),
-         kWarps * kCols * kSumsRow * sizeof(float), p);
+  p.ia3.on == Scale::inputs ? run_scaled<T, kTf32, true>(on, p) : run_scaled<T, kTf32, false>(on, p);
 }
 }  // namespace
 

@@ -37,7 +37,8 @@ template <class Tile>
 PYPEFT_DEVICE void keep_group(char* tile, int row, int group, uint32_t byte) {
   constexpr int kChunks = 8 / Tile::kPerChunk;  // 1 of 16-bit values, 2 of floats
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
+  for (int turn = 0; turn < kChunks; ++turn) {
+    const int i = kChunks == 1 ? 0 : turn ^ odd_first(group);
     char* at = Tile::chunk(tile, row, group * kChunks + i);
     uint4 v = load_shared<uint4>(at);
     uint32_t* words[4] = {&v.x, &v.y, &v.z, &v.w};

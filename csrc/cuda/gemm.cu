@@ -1,44 +1,25 @@
-// The choice among the kernels of gemm.cuh.
-#include "cuda/gemm.cuh"
+// The choice among the kernels of gemm.cuh, and those of LoRA; IA3's are compiled beside them.
+#include "cuda/gemm_run.cuh"
 
 namespace pypeft {
-namespace gemm_detail {
-namespace {
-template <class S, class M, bool kColumns, bool kAsync>
-void run(const OnDevice& on, const GemmArgs& p) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.X.rows, S::kM) * ceil_div(p.W.rows, S::kN)));
-  launch(on, kernel<S, M, kColumns, kAsync>, grid, dim3(S::kThreads), S::kBytes, p);
-}
-
-// W as it lies, by rows or by columns, if 16-byte copies can read it and X; else element by element.
-template <class S, class M>
-void run(const OnDevice& on, const GemmArgs& p) {
-  if (p.X.vectors && p.W.vectors) {
-    run<S, M, false, true>(on, p);
-  } else if (p.X.vectors && transposed(p.W).vectors) {
-    run<S, M, true, true>(on, p);
-  } else {
-    run<S, M, false, false>(on, p);
-  }
-}
-
-template <class T>
-void run_16_bit(const OnDevice& on, const GemmArgs& p) {
-  if (ceil_div(p.X.rows, 128) * ceil_div(p.W.rows, 128) >= on.info().multiprocessors) {
-    run<Shape<T, 128, 128, 64, 32>, Math<T>>(on, p);
-  } else {
-    run<Shape<T, 64, 64, 32, 32>, Math<T>>(on, p);
-  }
-}
-}  // namespace
-}  // namespace gemm_detail
 
 void gemm(const OnDevice& on, const GemmArgs& p, bool allow_tf32) {
   using namespace gemm_detail;
-  using Float = Shape<float, 64, 64, 32, 32>;
-  if (p.X.dtype == Dtype::bf16) return run_16_bit<__nv_bfloat16>(on, p);
-  if (p.X.dtype == Dtype::f16) return run_16_bit<__half>(on, p);
-  allow_tf32 ? run<Float, Math<float, true>>(on, p) : run<Float, Math<float, false>>(on, p);
+  if (p.ia3.on == Scale::inputs) return run<Scale::inputs>(on, p, allow_tf32);
+  if (p.ia3.on == Scale::outputs) return run<Scale::outputs>(on, p, allow_tf32);
+  run<Scale::none>(on, p, allow_tf32);
+}
+
+int tile_rows(const OnDevice& on, const GemmArgs& p) { return gemm_detail::takes_large_tiles(on, p) ? 128 : 64; }
+
+// Two blocks a multiprocessor, but none with fewer than 64 rows: the parts would weigh more than they save.
+int cut_rows(const OnDevice& on, GemmArgs& p) {
+  const int64_t across = ceil_div(p.X.cols * bytes_of(p.X.dtype), kSumBytes), M = p.X.rows;
+  const int64_t wanted = ceil_div(2 * on.info().multiprocessors, std::max<int64_t>(1, across));
+  p.ia3.span = size_of(ceil_div(M, std::max<int64_t>(1, std::min(wanted, M / 64))));
+  const int64_t parts = M > 0 ? ceil_div(M, p.ia3.span) : 0;
+  p.ia3.blocks = size_of(across * parts);
+  return size_of(parts);
 }
 
 }  // namespace pypeft

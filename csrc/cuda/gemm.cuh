@@ -1,15 +1,28 @@
 // The kernel of gemm.h.
 //
+// These are sm_80's instructions, mma.sync and cp.async, on every GPU. Those of Hopper and Blackwell (wgmma, tcgen05,
+// TMA) are faster for large products, which are left to Triton, that compiles to them, and to the vendor's library: an
+// op times its kernels on the first call of a shape (pypeft_fast/_tuning.py). Decoding is bound by the read of W:
+// decode.cu.
+//
 // Plan. Tiles of kM x kN of the output; K in steps of 32 through 3 stages of cp.async. The stages' first tiles are
 // requested, and while they fly the low-rank product is computed in the last stage's memory, its inputs cast to the
 // type of X and padded with zeros, 32 ranks a step; it is scaled and masked in the accumulators, in float, and the
 // frozen product is added on top. The result leaves through shared memory, a row's 16 bytes a thread.
-//   16-bit, large: 128 x 128, 8 warps of 64 x 32, 48 KiB, two blocks a multiprocessor even where it has 100 KiB
+//   16-bit, large: 128 x 128, 8 warps of 64 x 32, 48 KiB; without a mask two blocks a multiprocessor that has 100 KiB
 //   16-bit, small:  64 x  64, 4 warps of 32 x 32, 24 KiB, for outputs of fewer large tiles than multiprocessors
 //   float:          64 x  64, 4 warps of 32 x 32, 48 KiB
 // Blocks are numbered so that those that run together share rows of X and of W in L2: 8 tiles down, then across.
 // Traffic: X once for every kN columns, W once for every kM rows, beyond L2's help; out, mask once.
+//
+// IA3. Where l lies on the inputs, the thread that copied 16 bytes of X multiplies them in place before the others see
+// them; the 32 factors of a step travel one step ahead of it, since all threads need them. The dl of that side is none
+// of the product's business: blocks of their own, after the others, read X and z for it, X a second time and from L2
+// where it fits. Where l lies on the outputs, the sums leave twice, as z and scaled, or meet the tile of x for dl
+// before they are scaled. Parts of dl: 4 bytes a column for every tile's rows, or for every block's.
 #pragma once
+#include "cuda/columns.cuh"
+#include "cuda/epilogue.cuh"
 #include "cuda/fragments.cuh"
 #include "cuda/gemm.h"
 
@@ -23,8 +36,10 @@ struct Shape {
   static constexpr int kThreads = 32 * (kM / kWarpM) * (kN / kWarpN);
   static constexpr int kStageBytes = (kM + kN) * kBlockK * sizeof(T);
   static constexpr int kMaskBytes = kM * kN / 8;
-  static constexpr int kBytes = kStages * kStageBytes + kMaskBytes;
-  static_assert(kStages * kStageBytes >= Tile<T, kM, kN>::kBytes, "the output leaves through the stages' memory");
+  static constexpr int kFactorsBytes = kBlockK * 4;
+  static constexpr int kBytes = kStages * kStageBytes;  // and kMaskBytes, or kFactorsBytes a stage, where needed
+  static_assert(kBytes >= Tile<T, kM, kN>::kBytes, "the output leaves through the stages' memory");
+  static_assert(kBytes >= kThreads / 32 * kSumBytes / int(sizeof(T)) * 4, "warps' sums meet in the stages' memory");
 };
 
 template <class S, class M, bool kColumns, bool kAsync>
@@ -32,8 +47,7 @@ struct Block {
   using T = typename S::T;
   using TileX = Tile<T, S::kM, kBlockK>;
   using TileW = std::conditional_t<kColumns, Tile<T, kBlockK, S::kN>, Tile<T, S::kN, kBlockK>>;
-  using Out = Tile<T, S::kM, S::kN>;
-  using Sums = float[S::kWarpM / 16][S::kWarpN / 8][4];
+  using Sums = typename Epilogue<S>::Sums;
   static constexpr int kUnroll = M::K == 16 ? 2 : 1;  // steps along K at once; floats in three parts fill the registers
   static constexpr Fill kFill = kAsync ? Fill::async : Fill::any;
 
@@ -70,7 +84,7 @@ struct Block {
   }
 };
 
-template <class S, class M, bool kColumns, bool kAsync>
+template <class S, class M, bool kColumns, bool kAsync, Scale kScale>
 __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
   using B = Block<S, M, kColumns, kAsync>;
   using T = typename S::T;
@@ -78,7 +92,12 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
   using TileW = typename B::TileW;
   constexpr int kThreads = S::kThreads;
   char* shared = shared_memory();
-  char* tile_mask = shared + kStages * S::kStageBytes;
+  char* tile_mask = shared + S::kBytes;
+  char* factors = shared + S::kBytes;
+  if constexpr (kScale == Scale::inputs) {
+    const int block = blockIdx.x - (gridDim.x - p.ia3.blocks);
+    if (block >= 0) return sum_products<T, kThreads>(shared, p.X, p.ia3.saved, p.ia3.parts, block, p.ia3.span);
+  }
   // Tile number -> a band of kBand tiles down, then across.
   const int down = (p.X.rows + S::kM - 1) / S::kM, across = (p.W.rows + S::kN - 1) / S::kN;
   const int band = blockIdx.x / (kBand * across), height = min(down - band * kBand, kBand);
@@ -89,6 +108,11 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
   const int steps = (p.X.cols + kBlockK - 1) / kBlockK;
   const Matrix W = B::as_tiled(p.W), L = B::as_tiled(p.L);
 
+  auto copy_factors = [&](int step) {
+    if (step < steps) {
+      fill_factors<kBlockK, kThreads, kAsync>(factors + step % kStages * S::kFactorsBytes, p.ia3.l, step * kBlockK);
+    }
+  };
   auto copy = [&](int step) {
     if (step < steps) {
       char* stage = shared + step % kStages * S::kStageBytes;
@@ -96,89 +120,86 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
       fill<B::kFill, TileW, kThreads>(stage + TileX::kBytes, W, kColumns ? step * kBlockK : n0,
                                       kColumns ? n0 : step * kBlockK);
     }
+    if constexpr (kScale == Scale::inputs) copy_factors(step + 1);
     cp_async_commit();
   };
 
+  if constexpr (kScale == Scale::inputs) copy_factors(0);  // with the first stage
   for (int step = 0; step < kStages - 1; ++step) copy(step);
-  if (p.mask) {
-    for (int i = threadIdx.x; i < S::kMaskBytes; i += kThreads) {
-      const int row = m0 + i / (S::kN / 8), byte = n0 / 8 + i % (S::kN / 8);
-      const bool exists = row < p.X.rows && byte * 8 < p.W.rows;
-      store_shared(tile_mask + i, exists ? load_global<uint8_t>(p.mask + row * p.mask_row + byte) : uint8_t(0));
-    }
-  }
   typename B::Sums sums = {};
-  char* spare = shared + (kStages - 1) * S::kStageBytes;
-#pragma unroll 1
-  for (int r = 0; r < p.S.cols; r += kBlockK) {
-    if (r > 0) __syncthreads();
-    fill_any<TileX, kThreads>(spare, p.S, m0, r);
-    fill_any<TileW, kThreads>(spare + TileX::kBytes, L, kColumns ? r : n0, kColumns ? n0 : r);
-    __syncthreads();
-    B::multiply(sums, spare, warp_m, warp_n);
-  }
-#pragma unroll
-  for (int m = 0; m < S::kWarpM / 16; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      static_assert(S::kWarpN == 32, "a row's bits are one word");
-      const int row = warp_m + m * 16 + lane / 4 + h * 8;
-      const uint32_t keep = p.mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
-#pragma unroll
-      for (int n = 0; n < S::kWarpN / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& sum = sums[m][n][2 * h + i];
-          sum = keep >> (8 * n + lane % 4 * 2 + i) & 1 ? sum * p.factor : 0.0f;
-        }
+  if constexpr (kScale == Scale::none) {
+    if (p.mask) {
+      for (int i = threadIdx.x; i < S::kMaskBytes; i += kThreads) {
+        const int row = m0 + i / (S::kN / 8), byte = n0 / 8 + i % (S::kN / 8);
+        const bool exists = row < p.X.rows && byte * 8 < p.W.rows;
+        store_shared(tile_mask + i, exists ? load_global<uint8_t>(p.mask + row * p.mask_row + byte) : uint8_t(0));
       }
     }
-  }
-
+    char* spare = shared + (kStages - 1) * S::kStageBytes;
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<kStages - 2>();
-    __syncthreads();
-    copy(step + kStages - 1);  // into the stage that all threads left before this barrier
-    B::multiply(sums, shared + step % kStages * S::kStageBytes, warp_m, warp_n);
-  }
-
-  __syncthreads();
-  using Out = typename B::Out;
-#pragma unroll
-  for (int n = 0; n < S::kWarpN / 8; ++n) {
-    const int col = warp_n + n * 8 + lane % 4 * 2;
-    float bias[2] = {};
-    if (p.bias) {
-      for (int i = 0; i < 2; ++i) {
-        const T* at = static_cast<const T*>(p.bias) + (n0 + col + i) * p.bias_stride;
-        if (n0 + col + i < p.W.rows) bias[i] = to_float(load_global<T>(at));
-      }
+    for (int r = 0; r < p.S.cols; r += kBlockK) {
+      if (r > 0) __syncthreads();
+      fill_any<TileX, kThreads>(spare, p.S, m0, r);
+      fill_any<TileW, kThreads>(spare + TileX::kBytes, L, kColumns ? r : n0, kColumns ? n0 : r);
+      __syncthreads();
+      B::multiply(sums, spare, warp_m, warp_n);
     }
 #pragma unroll
     for (int m = 0; m < S::kWarpM / 16; ++m) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        T* at = Out::at(shared, warp_m + m * 16 + lane / 4 + h * 8, col);
-        const float low = sums[m][n][2 * h] + bias[0], high = sums[m][n][2 * h + 1] + bias[1];
-        if constexpr (sizeof(T) == 2) store_shared(at, pack2<T>(low, high));
-        if constexpr (sizeof(T) == 4) store_shared(at, make_float2(low, high));
+        static_assert(S::kWarpN == 32, "a row's bits are one word");
+        const int row = warp_m + m * 16 + lane / 4 + h * 8;
+        const uint32_t keep = p.mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
+#pragma unroll
+        for (int n = 0; n < S::kWarpN / 8; ++n) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& sum = sums[m][n][2 * h + i];
+            sum = keep >> (8 * n + lane % 4 * 2 + i) & 1 ? sum * p.factor : 0.0f;
+          }
+        }
       }
     }
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < S::kM * Out::kChunks; i += kThreads) {
-    const int row = i / Out::kChunks, chunk = i % Out::kChunks, col = n0 + chunk * Out::kPerChunk;
-    if (m0 + row >= p.X.rows || col >= p.W.rows) continue;
-    char* from = Out::chunk(shared, row, chunk);
-    T* to = static_cast<T*>(p.out) + int64_t(m0 + row) * p.W.rows + col;
-    if (p.out_vectors) {
-      store_global(to, load_shared<uint4>(from));
-    } else {
-      const int count = min(p.W.rows - col, Out::kPerChunk);
-      for (int j = 0; j < count; ++j) store_global(to + j, load_shared<T>(reinterpret_cast<T*>(from) + j));
-    }
+  if constexpr (kScale == Scale::inputs) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();  // the first step's factors
   }
+
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    char* stage = shared + step % kStages * S::kStageBytes;
+    cp_async_wait<kStages - 2>();
+    if constexpr (kScale == Scale::inputs) {
+      if constexpr (!kAsync) __syncthreads();  // other threads wrote what this one multiplies
+      scale_columns<TileX, kThreads, kAsync>(stage, factors + step % kStages * S::kFactorsBytes, p.ia3.l.dtype);
+    }
+    __syncthreads();
+    copy(step + kStages - 1);  // into the stage that all threads left before this barrier
+    B::multiply(sums, stage, warp_m, warp_n);
+  }
+
+  __syncthreads();
+  const Epilogue<S> end{m0, n0, p.X.rows, p.W.rows, warp_m + lane / 4, warp_n + lane % 4 * 2};
+  if (p.bias) {
+    auto bias = [&](int n) { return to_float(load_global<T>(static_cast<const T*>(p.bias) + n * p.bias_stride)); };
+    end.by_column(sums, bias, [](float& sum, float value) { sum += value; });
+  }
+  if constexpr (kScale == Scale::outputs) {
+    if (p.ia3.parts) {
+      end.sum_rows(shared, sums, p.ia3.saved, p.ia3.parts + int64_t(m0 / S::kM) * p.W.rows);
+      __syncthreads();
+    }
+    if (p.ia3.z) {
+      end.store(shared, sums, p.ia3.z, p.out_vectors);
+      __syncthreads();
+    }
+    if (!p.out) return;
+    auto l = [&](int n) { return load_element(p.ia3.l, n * p.ia3.l.col); };
+    end.by_column(sums, l, [](float& sum, float value) { sum *= value; });
+  }
+  end.store(shared, sums, p.out, p.out_vectors);
 }
 
 }  // namespace pypeft::gemm_detail

@@ -1,17 +1,48 @@
-// The kernels of gradient.cuh, compiled once for both ops.
+// The choice among the kernels of gradient.cuh, and how the work is cut.
 #include "cuda/gradient.cuh"
 
-namespace pypeft::gradient {
+#include "cuda/dispatch.h"
+#include "cuda/splits.h"
+#include "cuda/tickets.h"
 
-void run(const OnDevice& on, const Cut& c, const GradientArgs& p, bool wide, bool tf32) {
-  const dim3 grid(c.blocks, c.splits, ceil_div(p.rank, c.rank));
+namespace pypeft::gradient {
+namespace {
+template <class T, Fill kFill, bool kTf32, int kRank, bool kTall>
+void run_shape(const OnDevice& on, GradientArgs p, const Tensor& like) {
+  using S = Shape<T, kRank, kTall>;
+  const int64_t blocks = std::max<int64_t>(1, ceil_div(p.X.cols, S::kCols)), tiles = ceil_div(p.rank, kRank);
+  // Wide blocks have large parts, and 32 KiB of X under way at a time: one a multiprocessor is enough.
+  const int64_t wanted = splits_for(on, kTall ? 2 : 1, blocks * tiles, p.X.rows, std::min(p.rank, kRank));
+  p.span = std::max(1, size_of(ceil_div(ceil_div(p.X.rows, wanted), S::kRows))) * S::kRows;
+  const int64_t splits = std::max<int64_t>(1, ceil_div(p.X.rows, p.span));
+  std::optional<Tensor> outer, inner;
+  if (p.outer.out && splits > 1) {
+    outer = torch::stable::new_empty(like, {blocks, tiles, splits, S::kCols * kRank}, ScalarType::Float);
+    p.outer.parts = write<float>(*outer);
+  }
+  if (p.inner.out && blocks > 1) {
+    const int64_t part = int64_t(p.span) * inner_width(p.rank, kRank);
+    inner = torch::stable::new_empty(like, {splits, tiles, blocks, part}, ScalarType::Float);
+    p.inner.parts = write<float>(*inner);
+  }
+  std::optional<Tickets> tickets;
+  if (outer || inner) {
+    tickets = take_tickets(on, like, (blocks + splits) * tiles);
+    p.outer.tickets = tickets->first, p.inner.tickets = tickets->first + blocks * tiles;
+  }
+  const dim3 grid(size_of(blocks), size_of(splits), size_of(tiles));
+  launch(on, kernel<T, kFill, kTf32, kRank, kTall>, grid, dim3(kThreads), S::bytes(p.inner.out != nullptr), p);
+}
+}  // namespace
+
+void run(const OnDevice& on, GradientArgs p, const Tensor& like, bool wide, bool tf32) {
   dispatch(p.X, wide, tf32, [&]<class T, Fill kFill, bool kTf32>() {
-    const bool inner = p.inner != nullptr;
-    if (c.rank == 16) {
-      launch(on, kernel<T, kFill, kTf32, 16>, grid, dim3(kThreads), Shape<T, 16>::bytes(inner), p);
+    if (p.rank > 16) {
+      run_shape<T, kFill, kTf32, sizeof(T) == 4 ? 32 : 64, false>(on, p, like);
+    } else if (p.inner.out) {
+      run_shape<T, kFill, kTf32, 16, false>(on, p, like);
     } else {
-      constexpr int kRank = tile_rank(sizeof(T) == 4, 64);
-      launch(on, kernel<T, kFill, kTf32, kRank>, grid, dim3(kThreads), Shape<T, kRank>::bytes(inner), p);
+      run_shape<T, kFill, kTf32, 16, true>(on, p, like);
     }
   });
 }

@@ -1,7 +1,8 @@
 // dA = dS^T drop(x), one pass over x; gradient.cuh has the kernel and its plan.
 //
 //   dS [M, r], x [M, K], mask uint8 [M, ceil(K/8)] -> dA [r, K] in `dtype`
-#include "cuda/gradient.cuh"
+#include "cuda/dropout.cuh"
+#include "cuda/gradient.h"
 
 namespace pypeft {
 namespace {
@@ -12,14 +13,12 @@ Tensor lora_da(const Tensor& dS, const Tensor& x, const Tensor& given_mask, doub
   Tensor dA = torch::stable::new_empty(x, {r, K}, dtype);
   const Tensor mask = p > 0 ? torch::stable::contiguous(given_mask) : given_mask;
   const bool wide = dS.scalar_type() == ScalarType::Float;
-  GradientArgs args{view(x), view(dS), {}, size_of(r), 0, nullptr, 0, nullptr, 1, K, nullptr};
+  GradientArgs args{};
+  args.X = view(x), args.S = view(dS), args.rank = size_of(r);
+  args.factor = p > 0 ? dropout_scale(p) : 1.0f;
   if (p > 0) args.mask = read<uint8_t>(mask), args.mask_row = mask.size(1);
-  const gradient::Cut cut = gradient::cut(on, args.X, args.rank, wide);
-  args.span = cut.span;
-  const Tensor outer = new_partials(x, cut.splits, r, K);
-  args.outer = write<float>(outer);
-  gradient::run(on, cut, args, wide, allow_tf32);
-  add_partials(on, sum_of(outer, p > 0 ? dropout_scale(p) : 1.0f, dA));
+  args.outer = {write(dA), 1, K, dtype_of(dA)};
+  gradient::run(on, args, x, wide, allow_tf32);
   return dA;
 }
 }  // namespace

@@ -3,7 +3,7 @@
 //   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's; [0, r] where not needed
 #include <tuple>
 
-#include "cuda/gradient.cuh"
+#include "cuda/gradient.h"
 
 namespace pypeft {
 namespace {
@@ -15,17 +15,12 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& dY, const Tensor& lora_B, co
   Tensor dB = torch::stable::new_empty(lora_B, {need_dB ? N : 0, r});
   if (!need_dS && !need_dB) return {dS, dB};
   const bool wide = s.scalar_type() == ScalarType::Float || lora_B.scalar_type() == ScalarType::Float;
-  GradientArgs args{view(dY), view(s), view(lora_B), size_of(r), 0, nullptr, 0, nullptr, r, 1, nullptr};
-  const gradient::Cut cut = gradient::cut(on, args.X, args.rank, wide);
-  args.span = cut.span;
-  const Tensor outer = new_partials(dY, need_dB ? cut.splits : 0, N, r);
-  const Tensor inner = new_partials(dY, need_dS ? cut.blocks : 0, M, r);
-  if (need_dB) args.outer = write<float>(outer);
-  if (need_dS) args.inner = write<float>(inner);
-  gradient::run(on, cut, args, wide, allow_tf32);
-  const float factor = static_cast<float>(scaling);
-  const Sum sum_dS = sum_of(inner, factor, dS), sum_dB = sum_of(outer, factor, dB);
-  need_dS ? add_partials(on, sum_dS, sum_dB) : add_partials(on, sum_dB);
+  GradientArgs args{};
+  args.X = view(dY), args.S = view(s), args.B = view(lora_B), args.rank = size_of(r);
+  args.factor = static_cast<float>(scaling);
+  if (need_dB) args.outer = {write(dB), r, 1, dtype_of(dB)};
+  if (need_dS) args.inner = {write(dS), r, 1, dtype_of(dS)};
+  gradient::run(on, args, dY, wide, allow_tf32);
   return {dS, dB};
 }
 }  // namespace

@@ -9,7 +9,7 @@
 // 64 columns through 3 stages of cp.async; four warps, 16 rows of x each. Where x and A have 16 bits a stage is 8 KiB
 // of x and 2 KiB (kRank 16) or 8 KiB (64) of A, so 30 or 48 KiB a block; of floats twice that. The thread that copied 8
 // elements of x draws their byte of the mask, stores it and clears the dropped elements in place. Few rows: K is split
-// over blocks, whose sums meet in a second launch. Adapters of float over 16-bit x are multiplied as floats.
+// over blocks, and the last of them adds their sums. Adapters of float over 16-bit x are multiplied as floats.
 // Traffic: x once for every kRank rows of A (and group with dropout), A from L2, s, one bit an element of mask.
 #include <optional>
 #include <tuple>
@@ -17,7 +17,9 @@
 #include "cuda/dispatch.h"
 #include "cuda/dropout.cuh"
 #include "cuda/fragments.cuh"
-#include "cuda/partials.h"
+#include "cuda/last_block.cuh"
+#include "cuda/splits.h"
+#include "cuda/tickets.h"
 
 namespace pypeft {
 namespace {
@@ -30,9 +32,10 @@ struct ShrinkArgs {
   const int64_t* seed;  // [G], or null
   uint8_t* mask;
   uint32_t threshold;
-  float* parts;  // [splits, M, G rank], or null: one block has the whole of K and writes s
-  float factor;  // of s
-  void* s;       // [M, G rank]
+  float* parts;       // [blocks of rows and ranks][of K][kRank / 8][kThreads] float4, where K is split
+  unsigned* tickets;  // one for each block of rows and ranks
+  float factor;       // of s
+  void* s;            // [M, G rank]
   Dtype s_dtype;
 };
 
@@ -99,18 +102,37 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
     }
   }
 
+  const bool rows = m0 + warp * 16 < p.x.rows;
+  if (gridDim.z > 1) {
+    constexpr int kPart = kRank / 8 * kThreads * 4;
+    const unsigned number = blockIdx.x * gridDim.y + blockIdx.y;
+    float* parts = p.parts + int64_t(number) * gridDim.z * kPart + threadIdx.x * 4;
+#pragma unroll
+    for (int n = 0; n < kRank; n += 8) {
+      float* to = parts + int64_t(blockIdx.z) * kPart + n / 8 * kThreads * 4;
+      if (rows && r0 + n < p.rank) store_part(to, sums[n / 8]);
+    }
+    if (!last_of(p.tickets + number, gridDim.z)) return;
+#pragma unroll
+    for (int n = 0; n < kRank; n += 8) {
+      sums[n / 8][0] = sums[n / 8][1] = sums[n / 8][2] = sums[n / 8][3] = 0;
+      const float* from = parts + n / 8 * kThreads * 4;
+      if (!rows || r0 + n >= p.rank) continue;
+#pragma unroll 4
+      for (unsigned part = 0; part < gridDim.z; ++part) {
+        add_part(sums[n / 8], load_global<float4>(from + int64_t(part) * kPart));
+      }
+    }
+  }
 #pragma unroll
   for (int n = 0; n < kRank; n += 8) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int m = m0 + warp * 16 + lane / 4 + i / 2 * 8, r = r0 + n + lane % 4 * 2 + i % 2;
-      if (m >= p.x.rows || r >= p.rank) continue;
+    for (int i = 0; i < 4; ++i) sums[n / 8][i] *= p.factor;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int m = m0 + warp * 16 + lane / 4 + h * 8, r = r0 + n + lane % 4 * 2;
       const int64_t at = int64_t(m) * p.A.rows + group * p.rank + r;
-      if (p.parts) {
-        store_global(p.parts + int64_t(blockIdx.z) * p.x.rows * p.A.rows + at, sums[n / 8][i]);
-      } else {
-        store_element(p.s, p.s_dtype, at, sums[n / 8][i] * p.factor);
-      }
+      if (m < p.x.rows) store_run<2>(p.s, p.s_dtype, at, sums[n / 8] + 2 * h, p.rank - r);
     }
   }
 }
@@ -139,15 +161,18 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
     args.seed = read<int64_t>(*seeds), args.mask = write<uint8_t>(mask);
     args.threshold = dropout_threshold(p);
   }
-  const int64_t blocks = ceil_div(M, kBlockM) * groups * ceil_div(args.rank, args.rank > 16 ? 64 : 16);
-  const int64_t most = std::max<int64_t>(1, K / (4 * kBlockK));
-  args.span = size_of(ceil_div(ceil_div(K, splits_for(on, blocks, most)), kBlockK) * kBlockK);
-  const int splits = args.span > 0 ? static_cast<int>(ceil_div(K, args.span)) : 1;
-  std::optional<Tensor> parts;
   args.factor = p > 0 ? dropout_scale(p) : 1.0f, args.s = write(s), args.s_dtype = dtype_of(s);
+  const int64_t tile = args.rank > 16 ? 64 : 16;
+  const int64_t blocks = ceil_div(M, kBlockM) * groups * ceil_div(args.rank, tile);
+  const int64_t wanted = splits_for(on, 2, blocks, K, std::min<int64_t>(args.rank, tile));
+  args.span = std::max(1, size_of(ceil_div(ceil_div(K, wanted), kBlockK))) * kBlockK;
+  const int splits = std::max(1, size_of(ceil_div(K, args.span)));
+  std::optional<Tensor> parts;
+  std::optional<Tickets> tickets;
   if (splits > 1) {
-    parts = new_partials(x, splits, M, R);
-    args.parts = write<float>(*parts);
+    parts = torch::stable::new_empty(x, {blocks, splits, kBlockM * tile}, ScalarType::Float);
+    tickets = take_tickets(on, x, blocks);
+    args.parts = write<float>(*parts), args.tickets = tickets->first;
   }
   dispatch(args.x, wide, allow_tf32, [&]<class T, Fill kFill, bool kTf32>() {
     if (args.rank > 16) {
@@ -156,7 +181,6 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
       run<T, kFill, kTf32, 16>(on, args, static_cast<int>(groups), splits);
     }
   });
-  if (parts) add_partials(on, sum_of(*parts, args.factor, s));
   return {s, mask};
 }
 }  // namespace

@@ -41,6 +41,13 @@ inline Matrix view(const Tensor& t) {
   return m;
 }
 
+// A vector, as the only row of a matrix.
+inline Matrix as_row(const Tensor& v) {
+  Matrix m{read(v), 0, v.stride(0), 1, size_of(v.size(0)), dtype_of(v), false};
+  m.vectors = has_vectors(m.data, m.row, m.col, m.rows, m.cols, m.dtype);
+  return m;
+}
+
 inline Matrix transposed(const Matrix& m) {
   Matrix t{m.data, m.col, m.row, m.cols, m.rows, m.dtype, false};
   t.vectors = has_vectors(t.data, t.row, t.col, t.rows, t.cols, t.dtype);

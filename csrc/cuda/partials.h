@@ -20,10 +20,4 @@ Sum sum_of(const Tensor& parts, float factor, const Tensor& out);
 // One launch for both; a Sum of size 0 is nothing to do.
 void add_partials(const OnDevice& on, const Sum& first, const Sum& second = {});
 
-// How many blocks should share one output's sum, so that every multiprocessor has two blocks: at most `most`.
-inline int splits_for(const OnDevice& on, int64_t blocks, int64_t most) {
-  const int64_t wanted = ceil_div(2 * on.info().multiprocessors, std::max<int64_t>(1, blocks));
-  return static_cast<int>(std::max<int64_t>(1, std::min(wanted, most)));
-}
-
 }  // namespace pypeft

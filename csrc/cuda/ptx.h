@@ -61,6 +61,21 @@ PYPEFT_DEVICE void cp_async_wait() {
 #endif
 }
 
+// ----------------------------------------------------------------------------------------------- between blocks
+// Draws a number: *ticket as it was; it becomes one more, or 0 after `last`. Whoever draws later sees what this thread
+// stored before, and what the threads stored that it met at a barrier before.
+PYPEFT_DEVICE unsigned take_ticket(unsigned* ticket, unsigned last) {
+#ifdef __CUDA_ARCH__
+  unsigned drawn;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(drawn) : "l"(ticket), "r"(last) : "memory");
+  return drawn;
+#elif defined(CUDA_EMULATOR)
+  return emulator::take_ticket(ticket, last);
+#else
+  return 0;
+#endif
+}
+
 // ------------------------------------------------------------------------------------------- shared memory, by matrix
 // `row` is the address, a multiple of 16, of this lane's row; drawn above.
 PYPEFT_DEVICE void ldmatrix_x4(uint32_t (&d)[4], const void* row) {

@@ -47,6 +47,31 @@ PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value)
   if (dtype == Dtype::bf16) store_global(static_cast<__nv_bfloat16*>(out) + i, from_float<__nv_bfloat16>(value));
 }
 
+// out[i + j] = v[j] for j < kCount (2 or 4) and j < count: in one store if all are there and i is a multiple of kCount.
+// out is the first element of a tensor of ours, on a boundary of 16 bytes.
+template <int kCount>
+PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, int count) {
+  if (count < kCount || i % kCount != 0) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (j < count) store_element(out, dtype, i + j, v[j]);
+    }
+  } else if (dtype == Dtype::f32) {
+    float* to = static_cast<float*>(out) + i;
+    if constexpr (kCount == 2) store_global(to, make_float2(v[0], v[1]));
+    if constexpr (kCount == 4) store_global(to, make_float4(v[0], v[1], v[2], v[3]));
+  } else {
+    uint32_t pairs[kCount / 2];
+#pragma unroll
+    for (int j = 0; j < kCount; j += 2) {
+      pairs[j / 2] = dtype == Dtype::bf16 ? pack2<__nv_bfloat16>(v[j], v[j + 1]) : pack2<__half>(v[j], v[j + 1]);
+    }
+    uint16_t* to = static_cast<uint16_t*>(out) + i;
+    if constexpr (kCount == 2) store_global(to, pairs[0]);
+    if constexpr (kCount == 4) store_global(to, make_uint2(pairs[0], pairs[1]));
+  }
+}
+
 // tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
 // m.vectors. A thread copies the chunks of number thread, thread + kThreads, ...
 template <class Tile, int kThreads>
@@ -60,6 +85,10 @@ PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
     cp_async_16(Tile::chunk(tile, row, chunk), from, inside * int(sizeof(T)));
   }
 }
+
+// Eight floats of a row are two chunks. Of eight neighbouring threads with eight such groups, all at their even chunks,
+// two and two would meet in the same banks: four begin with the odd one.
+PYPEFT_DEVICE bool odd_first(int group) { return group >> 2 & 1; }
 
 // The same for a tile of floats and an m of 16-bit values with m.vectors: 16 bytes are read, 32 are written. A thread
 // takes the groups of 8 elements of number thread, thread + kThreads, ...
@@ -83,8 +112,10 @@ PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0)
 #pragma unroll
       for (int j = 0; j < 8; ++j) v[j] = col + j < m.cols ? load_element(m, offset + j) : 0.0f;
     }
-    store_shared(Tile::chunk(tile, row, 2 * group), make_float4(v[0], v[1], v[2], v[3]));
-    store_shared(Tile::chunk(tile, row, 2 * group + 1), make_float4(v[4], v[5], v[6], v[7]));
+    const float4 halves[2] = {make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])};
+    const bool odd = odd_first(group);
+    store_shared(Tile::chunk(tile, row, 2 * group + odd), odd ? halves[1] : halves[0]);
+    store_shared(Tile::chunk(tile, row, 2 * group + !odd), odd ? halves[0] : halves[1]);
   }
 }
 

@@ -9,6 +9,7 @@ in float32. A gradient that is not needed comes back empty, [0, K] and [0]; with
 
 import torch
 
+from .. import _tuning
 from .._op import Op
 from . import _check, _triton
 from ._scale import scaled
@@ -81,3 +82,18 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
 
 
 ia3_dx_dl.native_cpu(_check.no_float64)
+ia3_dx_dl.native_cuda(_check.no_float64)
+
+
+@ia3_dx_dl.timed
+def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
+    return (
+        _tuning.bucket(dY.shape[0]),
+        *weight.shape,
+        dY.dtype,
+        ia3_l.dtype,
+        weight.stride(1) == 1,
+        feedforward,
+        need_dX,
+        need_dl,
+    )

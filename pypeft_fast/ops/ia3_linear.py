@@ -9,6 +9,7 @@ feedforward, where x itself serves. Source of IA3: Liu et al., arXiv:2205.05638.
 import torch
 import torch.nn.functional as F
 
+from .. import _tuning
 from .._op import Op
 from . import _check, _triton
 from ._scale import scaled
@@ -68,3 +69,18 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
 
 
 ia3_linear.native_cpu(_check.no_float64, checks=True)
+ia3_linear.native_cuda(_check.no_float64)
+
+
+@ia3_linear.timed
+def _(x, weight, bias, ia3_l, feedforward, need_z):
+    return (
+        _tuning.bucket(x.shape[0]),
+        *weight.shape,
+        x.dtype,
+        ia3_l.dtype,
+        weight.stride(1) == 1,
+        bias is None,
+        feedforward,
+        need_z,
+    )

@@ -82,7 +82,17 @@ def configure(seed: int = 0, counting: bool = False, multiprocessors: int = 4) -
 
 
 @contextlib.contextmanager
-def counting(seed: int = 0):
+def capturing():
+    """The stream says that a graph is being captured; launches run all the same."""
+    library().emulator_capture(True)
+    try:
+        yield
+    finally:
+        library().emulator_capture(False)
+
+
+@contextlib.contextmanager
+def counting(seed: int = 0, multiprocessors: int = 4):
     """Yields a function that returns the Counters of the launches since."""
     lib = library()
 
@@ -92,7 +102,7 @@ def counting(seed: int = 0):
         return counters
 
     lib.emulator_reset_counters()
-    configure(seed, counting=True)
+    configure(seed, True, multiprocessors)
     try:
         yield counted
     finally:

@@ -13,6 +13,12 @@ from tests import emulator
 from tests.ops.checks import Case, assert_agrees, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+VARIANTS = [  # of every op
+    *((op, {}) for op, has in sorted(OPS.items()) if any(k.name == "cuda" for k in has.kernels)),
+    *((op, {"feedforward": True}) for op in ("ia3_dx_dl", "ia3_linear")),
+]
+PRODUCTS = [v for v in VARIANTS if v[0] in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")]
+DECODING = [v for v in VARIANTS if v[0] in ("lora_linear", "ia3_linear")]
 DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
 
 
@@ -23,20 +29,21 @@ def _loaded():
     emulator.configure()
 
 
+@pytest.mark.parametrize("op,options", DECODING)
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
 @pytest.mark.parametrize("M,K,N", [(1, 8, 1), (8, 136, 40), (9, 600, 33), (16, 1032, 17)])
-def test_decoding(M, K, N, dtype, adapter, poisoned):
+def test_decoding(op, options, M, K, N, dtype, adapter, poisoned):
     """At most 16 rows, 16-byte rows of x and W: decode.cu, one and two eights of rows, tails along K and N."""
-    assert_agrees("lora_linear", "cuda", Case(M, K, N, 5, 0.0, dtype, adapter))
+    assert_agrees(op, "cuda", Case(M, K, N, 5, 0.0, dtype, adapter, options=options))
 
 
-@pytest.mark.parametrize("op", ["lora_linear", "lora_dx"])
+@pytest.mark.parametrize("op,options", PRODUCTS)
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
 @pytest.mark.parametrize("multiprocessors", [1, 100])
-def test_large_and_small_tiles_of_the_product(op, dtype, adapter, multiprocessors, poisoned):
+def test_large_and_small_tiles_of_the_product(op, options, dtype, adapter, multiprocessors, poisoned):
     """One multiprocessor has enough with four 128 x 128 tiles, a hundred ask for smaller ones: gemm.cu."""
     emulator.configure(multiprocessors=multiprocessors)
-    assert_agrees(op, "cuda", Case(136, 136, 144, 40, 0.3, dtype, adapter))
+    assert_agrees(op, "cuda", Case(136, 136, 144, 40, 0.3, dtype, adapter, options=options))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
@@ -47,11 +54,11 @@ def test_many_bands_of_tiles_cover_the_output_once(dtype, poisoned):
 
 @pytest.mark.parametrize("op", ["lora_shrink", "lora_ds_db", "lora_da"])
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
-@pytest.mark.parametrize("r", [16, 17, pytest.param(130, marks=pytest.mark.slow)])
-def test_sums_over_many_blocks(op, dtype, adapter, r, poisoned):
-    """As many splits as a large GPU asks for, and every tile of ranks."""
+@pytest.mark.parametrize("M,r", [(300, 3), (300, 16), (300, 17), pytest.param(520, 130, marks=pytest.mark.slow)])
+def test_sums_over_many_blocks(op, dtype, adapter, M, r, poisoned):
+    """As many parts as a large GPU asks for, and every tile of ranks."""
     emulator.configure(multiprocessors=132)
-    assert_agrees(op, "cuda", Case(300, 520, 528, r, 0.3, dtype, adapter))
+    assert_agrees(op, "cuda", Case(M, 520, 528, r, 0.3, dtype, adapter))
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 132])
@@ -67,10 +74,10 @@ def test_stacked_projections_have_masks_of_their_own(M, K, r, multiprocessors, p
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("op", ["lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da"])
-def test_tf32_only_where_pytorch_allows_it(op):
+@pytest.mark.parametrize("op,options", VARIANTS)
+def test_tf32_only_where_pytorch_allows_it(op, options):
     """Its 11 bits are seen in the result, and 24 bits are not lost without it."""
-    args = sample(op, Case(24, 64, 48, 8, 0.0))
+    args = sample(op, Case(24, 64, 48, 8, 0.0, options=options))
     reference = next(k.function for k in OPS[op].kernels if k.name == "reference")
     errors, settings = {}, torch.backends.cuda.matmul
     before = settings.fp32_precision
@@ -85,10 +92,10 @@ def test_tf32_only_where_pytorch_allows_it(op):
     assert errors["ieee"] < 1e-6 and 1e-5 < errors["tf32"] < 2e-3
 
 
-@pytest.mark.parametrize("op", ["lora_linear", "lora_dx", "lora_shrink", "lora_ds_db", "lora_da"])
-def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op):
+@pytest.mark.parametrize("op,options", VARIANTS)
+def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
     """16-byte copies are right only if every row starts at a multiple of 16 bytes; others go element by element."""
-    args = sample(op, Case(40, 48, 56, 8, 0.3, BF16))
+    args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))
     with pf.using("cuda"):
         aligned = OPS[op](*args)
         for padding in (1, 8):
@@ -102,11 +109,13 @@ def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op):
             torch.testing.assert_close(OPS[op](*moved), aligned, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("op", ["lora_ds_db", "lora_da", "lora_dx"])
-def test_expanded_gradients(op):
+@pytest.mark.parametrize(
+    "op,options", [v for v in VARIANTS if v[0] in ("lora_ds_db", "lora_da", "lora_dx", "ia3_dx_dl")]
+)
+def test_expanded_gradients(op, options):
     """Autograd's stride 0, as of y.sum().backward()."""
     for dtype in (F32, BF16):
-        args = sample(op, Case(20, 24, 16, 4, 0.3, dtype))
+        args = sample(op, Case(20, 24, 16, 4, 0.3, dtype, options=options))
         args = (args[0][:1, :1].expand(args[0].shape), *args[1:])
         with pf.using("cuda"):
             got = OPS[op](*args)
@@ -114,11 +123,24 @@ def test_expanded_gradients(op):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("op", ["lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da"])
+@pytest.mark.parametrize("op,options", VARIANTS)
 @pytest.mark.parametrize("M,K,N", [(0, 16, 16), (4, 0, 16), (4, 16, 0)])
-def test_empty_dimensions(op, M, K, N, poisoned):
-    args = sample(op, Case(M, K, N, 4, 0.0))
+def test_empty_dimensions(op, options, M, K, N, poisoned):
+    args = sample(op, Case(M, K, N, 4, 0.0, options=options))
     with pf.using("cuda"):
         got = OPS[op](*args)
     with pf.using("reference"):
         torch.testing.assert_close(got, OPS[op](*args), check_stride=False)
+
+
+@pytest.mark.parametrize("op,options", VARIANTS)
+def test_a_gpu_older_than_the_oldest_target_is_refused(op, options):
+    args = sample(op, Case(options=options))
+    assert emulator.library().pypeft_fast_oldest_target() == 80
+    emulator.library().emulator_set_capability(75)
+    try:
+        with pf.using("cuda"), pytest.raises(RuntimeError, match="need a GPU of sm_80 or later; cuda:0 is sm_75"):
+            OPS[op](*args)
+    finally:
+        emulator.library().emulator_set_capability(80)
+    assert_agrees(op, "cuda", Case(options=options))

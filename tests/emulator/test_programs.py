@@ -45,6 +45,19 @@ def test_a_wrong_lane_in_a_shuffle_gives_a_wrong_sum():
     assert not torch.allclose(sums.double(), truth, rtol=1e-5, atol=1e-5)
 
 
+def test_the_last_block_adds_what_all_have_stored():
+    x, ticket = torch.randn(5, 256), torch.zeros(1, dtype=torch.int32)
+    for seed in SEEDS:
+        sums = torch.full((256,), torch.nan)
+        run("last_block", const(x), torch.full((5, 256), torch.nan), ticket, sums, 5, 0, seed=seed)
+        assert torch.equal(sums, x[0] + x[1] + x[2] + x[3] + x[4]) and ticket.item() == 0
+        for bug, words in ((1, "a ticket is drawn with no barrier after|no barrier after the block's ticket"),
+                           (2, "race: a store to global memory with no barrier after the block's ticket|"
+                               "a ticket is drawn with no barrier after")):  # fmt: skip
+            with pytest.raises(RuntimeError, match=words):
+                run("last_block", const(x), torch.zeros(5, 256), torch.zeros_like(ticket), sums, 5, bug, seed=seed)
+
+
 def test_transpose():
     x, y = torch.randn(32, 32), torch.empty(32, 32)
     for seed in SEEDS:

@@ -40,6 +40,19 @@ def test_opcheck(op, kernel):
             torch.library.opcheck(getattr(torch.ops.pypeft_fast, op).default, sample(op, case))
 
 
+@pytest.mark.parametrize("op,kernel", KERNELS)
+def test_a_tensor_on_another_device_is_an_error_that_names_both(op, kernel):
+    args = sample(op, TWO)
+    words = r"\w+: \w+ is on (meta but \w+ is on cpu|cpu but \w+ is on meta); move one of them"
+    for i, moved in enumerate(args[1:], 1):
+        if isinstance(moved, torch.Tensor):
+            apart = (*args[:i], moved.to("meta"), *args[i + 1 :])
+            with pf.using(kernel), pytest.raises(ValueError, match=words):
+                OPS[op](*apart)
+            with pytest.raises(ValueError, match=words):  # the same without PyTorch's dispatch on the other device
+                OPS[op].check_arguments(*apart)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_float64_is_exact_on_the_reference_and_refused_by_compiled_kernels(op):
     args = sample(op, Case(dtype=torch.float64, p=0.25))

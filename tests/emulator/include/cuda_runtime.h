@@ -37,9 +37,8 @@ constexpr int warpSize = 32;
 
 // ------------------------------------------------------------------------------------------------- barriers and votes
 #define __syncthreads() emulator::barrier(__FILE__, __LINE__)
+#define __syncthreads_or(predicate) emulator::barrier_or(predicate, __FILE__, __LINE__)
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF) { emulator::sync_warp(mask); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return emulator::exchange<int, unsigned>(
@@ -92,8 +91,7 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   return shuffle(mask, value, source > (lane | (width - 1)) ? lane : source, "__shfl_xor_sync");
 }
 
-// -----------------------------------------------------------------------------------------------------------
-// arithmetic
+// ---------------------------------------------------------------------------------------------------------- arithmetic
 template <class A, class B>
 constexpr auto min(A a, B b) {
   using C = std::common_type_t<A, B>;
@@ -130,11 +128,15 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   return result;
 }
 
-// ----------------------------------------------------------------------------------------------------------- the
-// runtime
+// --------------------------------------------------------------------------------------------------------- the runtime
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaMalloc(void** memory, size_t bytes);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A&&... arguments) {

@@ -12,6 +12,7 @@ namespace emulator {
 // ------------------------------------------------------------------------------------------------------------- threads
 int lane_index();
 void barrier(const char* file, int line);
+int barrier_or(int predicate, const char* file, int line);
 void sync_warp(unsigned mask);
 
 // Waits until every lane of `mask` has come, which one runs `action` on what all of them brought (null for lanes
@@ -45,6 +46,7 @@ enum Kind { LOAD, STORE, MATRIX, COPY };  // the last two: ldmatrix and cp.async
 void global_access(const void* address, int bytes, Kind kind);
 void shared_access(const void* address, int bytes, Kind kind);
 char* shared_memory();
+unsigned take_ticket(unsigned* ticket, unsigned last);
 
 void copy_async(void* shared, const void* global, int bytes, int kept);
 void commit_copies();

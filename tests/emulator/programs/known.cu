@@ -1,4 +1,5 @@
 // Programs whose result is known, and what they do when something is left out of them.
+#include "cuda/last_block.cuh"
 #include "program.h"
 
 enum Bug { NONE, NO_BARRIER, OVER_THE_END, WRONG_LANE, EARLY_RETURN, HALF_A_WARP, WRONG_BARRIER };
@@ -81,3 +82,27 @@ __global__ static void raw_kernel(const float* x, float* y, int n) { y[0] = x[n]
 PROGRAM raw(const float* x, float* y, int n) { return run_program(raw_kernel, 1, 1, 0, x, y, n); }
 __global__ static void raw_shared_kernel(float* y, int n) { y[0] = reinterpret_cast<float*>(shared_memory())[n]; }
 PROGRAM raw_shared(float* y, int n) { return run_program(raw_shared_kernel, 1, 1, 1024, y, n); }
+
+// sums[i] = the sum of x[b * 256 + i] over the blocks b, added by the last block. Bugs: no barrier before the ticket,
+// or none after it.
+__global__ static void last_block_kernel(const float* x, float* parts, unsigned* ticket, float* sums, int bug) {
+  const int i = threadIdx.x, at = blockIdx.x * 256 + i;
+  store_global(&parts[at], load_global<float>(&x[at]));
+  bool last;
+  if (bug == NONE) {
+    last = last_of(ticket, gridDim.x);
+  } else if (bug == NO_BARRIER) {
+    last = __syncthreads_or(i == 0 && take_ticket(ticket, gridDim.x - 1) == gridDim.x - 1);
+  } else {
+    __syncthreads();
+    last = i == 0 && take_ticket(ticket, gridDim.x - 1) == gridDim.x - 1;
+    store_global(&sums[i], 0.0f);
+  }
+  if (!last) return;
+  float sum = 0;
+  for (unsigned b = 0; b < gridDim.x; ++b) sum += load_global<float>(&parts[b * 256 + i]);
+  store_global(&sums[i], sum);
+}
+PROGRAM last_block(const float* x, float* parts, unsigned* ticket, float* sums, int blocks, int bug) {
+  return run_program(last_block_kernel, blocks, 256, 0, x, parts, ticket, sums, bug);
+}

@@ -38,7 +38,7 @@ void count_global(const Request& r) {
   c.bytes += distinct;
   c.sectors += sectors.size();
   c.needed += (distinct + 31) / 32;
-  for (uint64_t s : sectors) c.first += seen.insert(s).second;
+  for (uint64_t s : sectors) c.first += seen.insert(s).second && (r.kind == STORE || !sectors_stored.count(s));
 }
 
 void count_shared(const Request& r) {

@@ -48,6 +48,18 @@ void must_be_known(const char* what, const char* p, int bytes, Kind kind) {
        p - near->begin, near->end - near->begin);
 }
 
+void note_store() {
+  const int who = block.current->number;
+  if (block.drawn_epoch == block.epoch && block.drawn_by != who) {
+    fail("race: a store to global memory with no barrier after the block's ticket");
+  }
+  if (block.stored_epoch == block.epoch && block.stored_by != who) {
+    block.stored_by = -1;  // several threads
+  } else {
+    block.stored_epoch = block.epoch, block.stored_by = who;
+  }
+}
+
 // ------------------------------------------------------------------------------------------------------ shared memory
 // Who touched a byte last, and when. Two accesses of different threads, one of them a store, are ordered if a barrier
 // came between, or a __syncwarp for lanes of one warp; otherwise they race.
@@ -142,6 +154,7 @@ void global_access(const void* address, int bytes, Kind kind) {
   snprintf(what, sizeof(what), "%s", word(kind));
   must_align(what, address, bytes);
   must_be_known(what, static_cast<const char*>(address), bytes, kind);
+  if (kind == STORE) note_store();
   if (settings.counting) count(GLOBAL, kind, address, bytes, __builtin_return_address(0));
 }
 
@@ -156,6 +169,20 @@ void matrix_access(const void* row, const void* site) {
   must_align("ldmatrix", row, 16);
   touch("ldmatrix", row, 16, LOAD);
   if (settings.counting) count(SHARED, MATRIX, row, 16, site);
+}
+
+// Whoever draws the last number sees what the others stored, because blocks run one after the other. On a device it
+// sees what a block's threads stored before the barrier that came before its ticket: other stores are races.
+unsigned take_ticket(unsigned* ticket, unsigned last) {
+  if (block.stored_epoch == block.epoch && block.stored_by != block.current->number) {
+    fail("race: a ticket is drawn with no barrier after what another thread stored in global memory");
+  }
+  global_access(ticket, sizeof(*ticket), LOAD);
+  global_access(ticket, sizeof(*ticket), STORE);
+  block.drawn_epoch = block.epoch, block.drawn_by = block.current->number;
+  const unsigned drawn = *ticket;
+  *ticket = drawn >= last ? 0 : drawn + 1;
+  return drawn;
 }
 
 char* shared_memory() { return block.shared; }

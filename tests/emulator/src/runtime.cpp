@@ -1,4 +1,7 @@
 // The part of CUDA's runtime that csrc/cuda calls, for one imaginary device, and the emulator's settings.
+#include <dlfcn.h>
+
+#include <map>
 #include <set>
 
 #include "control.h"
@@ -27,9 +30,37 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
 
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  *memory = ::operator new(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  std::memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* id) {
+  *id = settings.failures;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = settings.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+
 namespace emulator {
 namespace {
-std::set<const void*> may_have_more;  // kernels that asked for more than 48 KB
+std::set<const void*> may_have_more;        // kernels that asked for more than 48 KB
+std::map<const void*, size_t> most_shared;  // bytes that a launch of each kernel had, at most
+}  // namespace
+
+void note_launch(const void* kernel, size_t shared) {
+  size_t& most = most_shared[kernel];
+  most = std::max(most, shared);
 }
 
 bool may_have(const void* kernel, size_t shared) { return shared <= 48 * 1024 || may_have_more.count(kernel); }
@@ -50,10 +81,20 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
   settings.counting = counting;
   settings.multiprocessors = multiprocessors;
 }
+EXPORT void emulator_set_capability(int capability) { settings.capability = capability; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
+// Calls report(the kernel's place in this library, most_shared of it) for every kernel launched so far.
+EXPORT void emulator_launched(void (*report)(uint64_t, uint64_t)) {
+  for (const auto& [kernel, shared] : emulator::most_shared) {
+    Dl_info library{};
+    dladdr(kernel, &library);
+    report(static_cast<const char*>(kernel) - static_cast<const char*>(library.dli_fbase), shared);
+  }
+}
 EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool writable) {
   const int64_t one = 1;
   emulator::know_tensor(data, &elements, &one, 1, size, writable);
 }
 EXPORT void emulator_forget() { emulator::forget_tensors(); }
+EXPORT void emulator_capture(bool capturing) { settings.capturing = capturing; }

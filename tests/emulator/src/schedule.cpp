@@ -88,6 +88,7 @@ void release_barrier_if_full() {
     block.warps[w].runnable = block.warps[w].alive;
   }
   block.at_barrier = 0;
+  block.verdict = block.votes, block.votes = 0;
   ++block.epoch;
 }
 
@@ -114,7 +115,7 @@ void start_block(const Launch& launch, unsigned number) {
   block.threads.assign(threads, Thread{});
   block.warps.assign((threads + 31) / 32, Warp{});
   block.alive = threads;
-  block.at_barrier = 0;
+  block.at_barrier = block.votes = 0;
   block.started = ++block.epoch;
   start_shared(launch.shared);
   for (int i = 0; i < threads; ++i) {
@@ -148,6 +149,7 @@ void fail(const char* format, ...) {
   vsnprintf(text, sizeof(text), format, arguments);
   va_end(arguments);
   failure = std::string("emulator: ") + text + "; " + place();
+  ++settings.failures;
   if (!block.current) throw std::runtime_error(failure);
   Fiber abandoned;  // a failed thread never goes on
   hand_over(abandoned, host);
@@ -168,6 +170,12 @@ void barrier(const char* file, int line) {
   ++block.at_barrier;
   release_barrier_if_full();
   next();
+}
+
+int barrier_or(int predicate, const char* file, int line) {
+  block.votes |= predicate != 0;
+  barrier(file, line);
+  return block.verdict;  // the next verdict needs this thread at the next barrier
 }
 
 void together(unsigned mask, Action action, void* mine, const char* name) {
@@ -217,6 +225,7 @@ void run(const Launch& launch, const void* kernel, const std::function<void()>& 
     fail("%zu bytes of shared memory; the device has %d", launch.shared, settings.shared_per_block);
   }
   if (!may_have(kernel, launch.shared)) fail("%zu bytes of shared memory without cudaFuncSetAttribute", launch.shared);
+  note_launch(kernel, launch.shared);
   gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
   blockDim = {launch.block[0], launch.block[1], launch.block[2]};
   random_bits.seed(settings.seed);

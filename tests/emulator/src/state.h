@@ -46,11 +46,14 @@ struct Block {
   std::vector<Warp> warps;
   Thread* current = nullptr;
   const std::function<void()>* body = nullptr;
-  int alive = 0, at_barrier = 0;
+  int alive = 0, at_barrier = 0, votes = 0, verdict = 0;
   const char* barrier_file = nullptr;
   int barrier_line = 0;
   uint32_t epoch = 0;    // goes up with every barrier, and is never reused: every block starts with one of its own
   uint32_t started = 0;  // the epoch at the block's start
+  // Who stored in global memory and who drew a ticket since the epoch's barrier.
+  uint32_t stored_epoch = 0, drawn_epoch = 0;
+  int stored_by = 0, drawn_by = 0;
   char* shared = nullptr;
   size_t shared_bytes = 0;
 };
@@ -62,7 +65,8 @@ extern std::mt19937 random_bits;
 struct Settings {
   uint32_t seed = 0;
   int capability = 80, multiprocessors = 4, shared_per_block = 99 * 1024;
-  bool counting = false;
+  bool counting = false, capturing = false;
+  unsigned failures = 0;  // kernels that failed: on a device each would have ended its context, with all its streams
 };
 extern Settings settings;
 
@@ -72,6 +76,7 @@ void count_accesses(int warp);    // at a point where a warp's lanes are togethe
 void start_counting_launch();
 void count(Space space, Kind kind, const void* address, int bytes, const void* site);
 bool may_have(const void* kernel, size_t shared);  // more than 48 KB must be asked for
-std::string place();                               // "block (0,0,0), thread (5,0,0)"
+void note_launch(const void* kernel, size_t shared);
+std::string place();  // "block (0,0,0), thread (5,0,0)"
 
 }  // namespace emulator

@@ -1,0 +1,4 @@
+// gemm.cuh's kernels with IA3's factors on the columns of the outputs.
+#include "cuda/gemm_run.cuh"
+
+template void pypeft::gemm_detail::run<pypeft::Scale::outputs>(const OnDevice&, const GemmArgs&, bool);

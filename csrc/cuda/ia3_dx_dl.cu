@@ -1,0 +1,40 @@
+// dX = (dY o l) W and dl = the sum over rows of dY o z; with feedforward dX = (dY W) o l and dl = that of (dY W) o x.
+// One launch, and one that adds the parts of dl; gemm.cuh has the kernel and its plan.
+//
+//   dY [M, N], weight [N, K] (any strides), ia3_l [N] or [K], saved: z [M, N] or x [M, K]
+//   -> dX [M, K] in dY's dtype, dl in ia3_l's; [0, K] and [0] where not needed
+#include <optional>
+#include <tuple>
+
+#include "cuda/gemm.h"
+#include "cuda/partials.h"
+
+namespace pypeft {
+namespace {
+std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& dY, const Tensor& weight, const Tensor& ia3_l, const Tensor& saved,
+                                     bool feedforward, bool need_dX, bool need_dl, bool allow_tf32) {
+  const OnDevice on(dY);
+  const int64_t M = dY.size(0), K = weight.size(1);
+  Tensor dX = torch::stable::new_empty(dY, {need_dX ? M : 0, K});
+  Tensor dl = torch::stable::new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
+  if (!need_dX && !need_dl) return {dX, dl};
+  GemmArgs args{};
+  args.X = view(dY), args.W = transposed(view(weight));
+  if (need_dX) args.out = write(dX), args.out_vectors = K * bytes_of(args.X.dtype) % 16 == 0;
+  Ia3Args& ia3 = args.ia3;
+  ia3.on = feedforward ? Scale::outputs : Scale::inputs, ia3.l = as_row(ia3_l);
+  std::optional<Tensor> parts;
+  if (need_dl) {
+    ia3.saved = view(saved);
+    const int64_t count = feedforward ? ceil_div(M, tile_rows(on, args)) : cut_rows(on, args);
+    parts = new_partials(dY, count, 1, dl.size(0));
+    ia3.parts = write<float>(*parts);
+  }
+  gemm(on, args, allow_tf32);
+  if (parts) add_partials(on, sum_of(*parts, 1, dl));
+  return {dX, dl};
+}
+}  // namespace
+}  // namespace pypeft
+
+PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("ia3_dx_dl_cuda", TORCH_BOX(&pypeft::ia3_dx_dl)); }

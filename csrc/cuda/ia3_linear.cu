@@ -1,0 +1,33 @@
+// y = (x W^T + b) o l and z = x W^T + b, or with feedforward y = (x o l) W^T + b, one launch; gemm.cuh and decode.cu
+// have the kernels and their plans.
+//
+//   x [M, K], weight [N, K] (any strides), bias [N] or none, ia3_l [N] or with feedforward [K]
+//   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed and with feedforward
+#include <optional>
+#include <tuple>
+
+#include "cuda/decode.h"
+#include "cuda/gemm.h"
+
+namespace pypeft {
+namespace {
+std::tuple<Tensor, Tensor> ia3_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                      const Tensor& ia3_l, bool feedforward, bool need_z, bool allow_tf32) {
+  const OnDevice on(x);
+  const int64_t M = x.size(0), N = weight.size(0);
+  Tensor y = torch::stable::new_empty(x, {M, N});
+  Tensor z = torch::stable::new_empty(x, {need_z && !feedforward ? M : 0, N});
+  if (M == 0 || N == 0) return {y, z};
+  GemmArgs args{};
+  args.X = view(x), args.W = view(weight);
+  if (bias) args.bias = read(*bias), args.bias_stride = bias->stride(0);
+  args.out = write(y), args.out_vectors = N * bytes_of(args.X.dtype) % 16 == 0;
+  args.ia3.on = feedforward ? Scale::inputs : Scale::outputs, args.ia3.l = as_row(ia3_l);
+  if (z.size(0) > 0) args.ia3.z = write(z);
+  decodes(args) ? decode(on, args, allow_tf32) : gemm(on, args, allow_tf32);
+  return {y, z};
+}
+}  // namespace
+}  // namespace pypeft
+
+PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("ia3_linear_cuda", TORCH_BOX(&pypeft::ia3_linear)); }

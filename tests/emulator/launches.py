@@ -1,0 +1,72 @@
+"""python -m tests.emulator.launches: runs every kernel of csrc/cuda and prints, as JSON, what no binary tells of it:
+{mangled name: the most bytes of shared memory that a launch asked for}."""
+
+import ctypes
+import itertools
+import json
+import subprocess
+
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from tests import emulator
+from tests.ops.checks import Case, sample
+
+from .build import build
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
+OPTIONS = {"ia3_linear": [{}, {"feedforward": True}], "ia3_dx_dl": [{}, {"feedforward": True}]}
+# M, rank, multiprocessors: decoding with 8 and with 16 rows; small and large tiles, of ranks and of rows.
+SIZES = [(8, 5, 4), (16, 5, 4), (136, 5, 1), (72, 40, 132)]
+LAYOUTS = ("contiguous", "transposed", "strided")  # the second of the weight alone: read by 16 bytes down its columns
+
+
+def arguments(op, layout, case):
+    args = sample(op, case)
+    if layout != "transposed":
+        return args
+    return tuple(
+        a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.shape == (case.N, case.K) else a for a in args
+    )
+
+
+def run_every_kernel():
+    """Every op in every dtype, layout and size, float32 with and without tf32; nothing is compared."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    cuda = [name for name, op in OPS.items() if any(k.name == "cuda" for k in op.kernels)]
+    try:
+        for op, layout, (M, r, multiprocessors), (dtype, adapter) in itertools.product(cuda, LAYOUTS, SIZES, DTYPES):
+            emulator.configure(multiprocessors=multiprocessors)
+            for options, precision in itertools.product(OPTIONS.get(op, [{}]), ("ieee", "tf32")):
+                if precision == "tf32" and F32 not in (dtype, adapter):
+                    continue
+                matmul.fp32_precision = precision
+                strided = "strided" if layout == "strided" else "contiguous"
+                for need in ((True, True), (False, True)) if op in ("lora_ds_db", "ia3_dx_dl") else (None,):
+                    more = options if need is None else options | {"need": need}
+                    case = Case(M, 72, 136, r, 0.3, dtype, adapter, strided, options=more)
+                    OPS[op](*arguments(op, layout, case))
+    finally:
+        matmul.fp32_precision = before
+
+
+def shared_bytes() -> dict[str, int]:
+    """{mangled name: bytes} of the kernels launched in this process."""
+    listed = subprocess.run(["nm", build("kernels")], capture_output=True, text=True, check=True).stdout
+    names = {int(line.split()[0], 16): line.split()[2] for line in listed.splitlines() if len(line.split()) == 3}
+    found = {}
+
+    def report(place, shared):
+        found[names[place]] = shared
+
+    emulator.library().emulator_launched(ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_uint64)(report))
+    return found
+
+
+if __name__ == "__main__":
+    with emulator.loaded(), pf.using("cuda"):
+        run_every_kernel()
+    print(json.dumps(shared_bytes()))
