@@ -29,6 +29,7 @@ BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8",
          torch.int32: "i32", torch.int64: "i64"}  # fmt: skip
 M, K, N, RANK = 4096, 4096, 4096, 16
+ELEMENTWISE = ("swiglu", "swiglu_backward")  # no matrix product, no tensor cores
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 
 
@@ -54,6 +55,8 @@ def calls(x=BF16, adapter=BF16):
         "ia3_linear, feedforward": ("ia3_linear", (X, W, bias, matrix(K), True, False)),
         "ia3_dx_dl": ("ia3_dx_dl", (dY, W, matrix(N), dY, False, True, True)),
         "ia3_dx_dl, feedforward": ("ia3_dx_dl", (dY, W, matrix(K), X, True, True, True)),
+        "swiglu": ("swiglu", (dY, matrix(M, N))),
+        "swiglu_backward": ("swiglu_backward", (dY, matrix(M, N), matrix(M, N), True)),
     }
 
 
@@ -134,6 +137,8 @@ def _amd(binary):
 
 
 def _planned(op, target):
+    if op in ELEMENTWISE:
+        return None
     if target == "gfx942":
         return "MFMA"
     if op in _tiles.GEMMS and target in ("sm_90", "sm_100"):
@@ -146,7 +151,7 @@ def row(name, op, launch, target, config, dtypes):
     binary = compiled(kernel, values, options, target)
     registers, spills, local, tensor_core, loads = (_amd if target == "gfx942" else _nvidia)(binary)
     planned = _planned(op, target)
-    if planned is None:  # the bandwidth-bound kernels: any tensor-core instruction
+    if planned is None and op not in ELEMENTWISE:  # the bandwidth-bound kernels: any tensor-core instruction
         planned = next(iter(tensor_core), "HMMA")
     return Row(
         name, "triton", target, str(config), dtypes, binary.metadata.num_warps, registers, spills, local,
@@ -162,7 +167,7 @@ def rows(targets, names=None, mixed=True):
         arch = int(target[3:]) if target.startswith("sm_") else target
         for adapter in (BF16, F32) if mixed else (BF16,):
             for name, (op, arguments) in calls(BF16, adapter).items():
-                if (names is not None and name not in names) or (adapter == F32 and op.startswith("ia3")):
+                if (names is not None and name not in names) or (adapter == F32 and op.startswith(("ia3", "swiglu"))):
                     continue
                 config = _tiles.default(op, arch, 32 if adapter == F32 and op not in _tiles.GEMMS else 16)
                 (launch,) = captured(op, arguments, arch, config)

@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from . import gated_mlp
+
 
 @dataclass
 class FuseReport:
     """What fuse() did, by the names of the layers, and what has run since.
 
     fused: names of the layers that now run on the ops. left: {name: why it stays PEFT's}, among all of PEFT's adapter
-    layers in the model.
+    layers in the model. gated: names of the feedforward modules whose activation now runs together with their
+    down_proj, which keeps fewer tensors for the backward pass.
     """
 
     fused: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    gated: list[str] = field(default_factory=list)
     _layers: list[nn.Module] = field(default_factory=list, repr=False)
 
     def calls(self) -> Counter:
@@ -32,6 +36,8 @@ class FuseReport:
 
     def __str__(self):
         lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
+        if self.gated:
+            lines.append(f"  {len(self.gated)} gated activations fused with their down_proj")
         for reason, count in Counter(self.left.values()).most_common():
             lines.append(f"  {count} left: {reason}, such as {next(n for n, r in self.left.items() if r == reason)}")
         return "\n".join(lines)
@@ -74,6 +80,7 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
         if type(layer) is not kind.FusedLinear:
             kind.attach(layer)
         report._layers.append(layer)
+    report.gated = gated_mlp.refresh(model)
     return report
 
 
@@ -83,6 +90,7 @@ def unfuse(model) -> int:
     fused = [(kind, layer) for kind, layer in layers if kind is not None and type(layer) is kind.FusedLinear]
     for kind, layer in fused:
         kind.detach(layer)
+    gated_mlp.release(model)
     return len(fused)
 
 

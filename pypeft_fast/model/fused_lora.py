@@ -36,6 +36,20 @@ class FusedLinear(LoraLinear):
             return super().forward(x, *args, **kwargs)
         return run(self, x, active)
 
+    def as_lora(self, x):
+        """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
+
+        A call counted as fused: whoever asks makes it.
+        """
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
+            return None
+        if why_not_call(self, x, active) is not None:
+            return None
+        if not torch.compiler.is_compiling():
+            self._fused_calls[can_fuse.FUSED] += 1
+        return lora_arguments(self, active)
+
     def merge(self, *args, **kwargs):
         self._fused_norms.clear()  # PEFT adds to the base weight through .data, which no version counter shows
         return super().merge(*args, **kwargs)
@@ -134,22 +148,31 @@ def _dropout_p(layer, name) -> float:
 
 
 def run(layer, x, active):
+    name = active[0]
+    arguments = lora_arguments(layer, active)
+    if name not in layer.lora_variant:
+        return lora_linear(x, **arguments)
+    if not layer.training:
+        arguments["dropout_p"] = 0.0
+    if name not in layer._fused_norms:
+        layer._fused_norms[name] = NormCache(keep_norm=False)
+    magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
+    return dora_linear(x, magnitude=magnitude, norm_cache=cache, **arguments)
+
+
+def lora_arguments(layer, active):
+    """What lora_linear takes besides x."""
     base, name = layer.base_layer, active[0]
     weight = base.weight.t() if is_conv1d(base) else base.weight
     A, B, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    if name in layer.lora_variant:
-        p = _dropout_p(layer, name) if layer.training else 0.0
-        if name not in layer._fused_norms:
-            layer._fused_norms[name] = NormCache(keep_norm=False)
-        magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
-        return dora_linear(x, weight, A, B, magnitude, base.bias, scaling=scaling, dropout_p=p, norm_cache=cache)
     if len(active) > 1:  # their updates add up: one adapter of all their ranks
         A = torch.cat([layer.lora_A[n].weight for n in active])
         B = torch.cat([_scaled(layer.lora_B[n].weight, layer.scaling[n]) for n in active], dim=1)
         scaling = 1.0
     elif isinstance(scaling, torch.Tensor):  # after prepare_model_for_compiled_hotswap
         B, scaling = _scaled(B, scaling), 1.0
-    return lora_linear(x, weight, A, B, base.bias, scaling=scaling, dropout_p=_dropout_p(layer, name))
+    p = _dropout_p(layer, name)
+    return dict(weight=weight, lora_A=A, lora_B=B, bias=base.bias, scaling=scaling, dropout_p=p)
 
 
 def _scaled(lora_B, scaling):
