@@ -1,14 +1,15 @@
 // The logistic function, for swiglu and swiglu_backward on every instruction set (for_each.h).
 
-// 1 / (1 + exp(-x)), and exp(-x) with it. The first is 0 from x = -88 down, where the second stays at exp(88); the second
-// is 0 from x = 87 up. Both are NaN for NaN.
+// 1 / (1 + exp(-x)), and exp(-x) with it. The first is 0 from x = -88 down, where the second stays at exp(88); the
+// second is 0 from x = 87 up. Both are NaN for NaN.
 struct Sigmoid {
   F value, exp_minus;
 };
 
 PYPEFT_INLINE Sigmoid sigmoid(F x) {
-  // exp(t) = 2^n exp(r) with n = round(t / ln 2) and |r| <= ln(2) / 2, and exp(r) its Taylor series to r^7, which is off
-  // by less than 6e-9. Adding 1.5 * 2^23 leaves n in the low bits of the sum. ln 2 in two parts, so that r is exact.
+  // exp(t) = 2^n exp(r) with n = round(t / ln 2) and |r| <= ln(2) / 2, and exp(r) its Taylor series to r^7, which is
+  // off by less than 6e-9. Adding 1.5 * 2^23 leaves n in the low bits of the sum. ln 2 in two parts, so that r is
+  // exact.
   constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f, SHIFT = 12582912.0f;
   constexpr float LEAST = -87.0f, MOST = 88.0f;  // between them exp is a normal float
   F t = -x;

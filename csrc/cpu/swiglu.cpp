@@ -1,9 +1,9 @@
 // h = silu(gate) * up, one pass, in float and rounded once; silu(t) = t / (1 + exp(-t)).
 //
 //   gate, up [.., N], of one dtype -> h [.., N]
+#include "cpu/swiglu.h"
 #include "cpu/fits.h"
 #include "cpu/scratch.h"
-#include "cpu/swiglu.h"
 
 namespace pypeft {
 namespace {

@@ -44,6 +44,4 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_backward(const Tensor& given_dh, const
 }  // namespace
 }  // namespace pypeft
 
-STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) {
-  m.impl("swiglu_backward_cpu", TORCH_BOX(&pypeft::swiglu_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("swiglu_backward_cpu", TORCH_BOX(&pypeft::swiglu_backward)); }

@@ -77,7 +77,10 @@ def test_the_mask_and_the_generator_are_those_of_lora_linear(p):
     gate, up, *rest = tensors()
     h = F.silu(gate) * up
     options, outcomes = dict(scaling=0.7, dropout_p=p), []
-    for function in (lambda: pf.lora_linear(h, *rest, **options), lambda: pf.lora_gated_linear(gate, up, *rest, **options)):
+    for function in (
+        lambda: pf.lora_linear(h, *rest, **options),
+        lambda: pf.lora_gated_linear(gate, up, *rest, **options),
+    ):
         torch.manual_seed(3)
         y = function()
         outcomes.append((y, *torch.autograd.grad(y.square().sum(), (gate, up, *rest), retain_graph=True)))
