@@ -29,7 +29,6 @@ BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8",
          torch.int32: "i32", torch.int64: "i64"}  # fmt: skip
 M, K, N, RANK = 4096, 4096, 4096, 16
-ELEMENTWISE = ("swiglu", "swiglu_backward")  # no matrix product, no tensor cores
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 
 
@@ -137,7 +136,7 @@ def _amd(binary):
 
 
 def _planned(op, target):
-    if op in ELEMENTWISE:
+    if op in _tiles.ELEMENTWISE:
         return None
     if target == "gfx942":
         return "MFMA"
@@ -151,7 +150,7 @@ def row(name, op, launch, target, config, dtypes):
     binary = compiled(kernel, values, options, target)
     registers, spills, local, tensor_core, loads = (_amd if target == "gfx942" else _nvidia)(binary)
     planned = _planned(op, target)
-    if planned is None and op not in ELEMENTWISE:  # the bandwidth-bound kernels: any tensor-core instruction
+    if planned is None and op not in _tiles.ELEMENTWISE:  # the bandwidth-bound kernels: any tensor-core instruction
         planned = next(iter(tensor_core), "HMMA")
     return Row(
         name, "triton", target, str(config), dtypes, binary.metadata.num_warps, registers, spills, local,

@@ -41,6 +41,7 @@ class Config:
 # What the interpreter runs: small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
 GEMMS = ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")
+ELEMENTWISE = ("swiglu", "swiglu_backward")  # no product: of a Config they take the tile alone
 
 
 def architecture(device):
@@ -74,7 +75,7 @@ def default(op, arch, bits):
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
         if wide:
             return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
-        return Config(64 if arch == 90 else 32, 64, BR=64, warps=4, stages=stages)
+        return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=4, stages=stages)
     if wide:
         return Config(64, 64, 32, 16, warps=8, stages=stages)
     if arch in (90, 100):
