@@ -51,6 +51,9 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
     sharded weight, a variant of LoRA) is left as it is. A fused layer runs PEFT's own forward when a call is one that
     the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later need another call.
 
+    Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
+    becomes a subclass of its own, in which the activation and down_proj are one function.
+
     Args:
         model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
         strict: raise ValueError, before anything is changed, unless every adapter layer can be fused.
@@ -98,7 +101,8 @@ def register(config):
     """Makes `peft.get_peft_model` and `add_adapter` build fused layers from this peft.LoraConfig; returns the config.
 
     For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
-    not saved with the adapter. IA3 has no such hook in PEFT: call fuse() on the finished model.
+    not saved with the adapter. IA3 has no such hook in PEFT: call fuse() on the finished model, which also joins the
+    activation of gated feedforward modules to their down_proj.
 
     Raises TypeError for anything but a peft.LoraConfig.
     """

@@ -16,7 +16,7 @@ from .can_fuse import computing_dtype, hooked, why_not_now
 
 
 class _Formula:
-    """The two ways in which transformers writes it."""
+    """The two ways in which transformers writes it; what the argument is called does not matter."""
 
     def assigned(self, x):
         down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -39,21 +39,20 @@ _MEANINGS = tuple(map(_meaning, (_Formula.assigned, _Formula.returned)))
 
 
 class GatedMLP(nn.Module):
-    """Before the module's class in the bases of the generated one; `_unfused` there is that class."""
+    """What the generated class puts before the module's own, which is its `_unfused`."""
 
-    def forward(self, x):
+    def forward(self, *args, **kwargs):
         down, act = self.down_proj, self.act_fn
-        as_lora = getattr(down, "as_lora", None)
-        if as_lora is None or not _is_silu(act) or hooked(act) or hooked(down) or why_not_now() is not None:
-            return super().forward(x)
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        layer = None
+        plain = hasattr(down, "as_lora") and _is_silu(act) and not hooked(act) and not hooked(down)
+        if not plain or len(args) != 1 or kwargs or why_not_now() is not None:
+            return super().forward(*args, **kwargs)
+        gate, up, layer = self.gate_proj(*args), self.up_proj(*args), None
         if gate.shape == up.shape and gate.dtype == up.dtype == computing_dtype(gate) and type(gate) is type(up):
-            layer = as_lora(gate)  # the product's dtype and shape are gate's
+            layer = down.as_lora(gate)  # the product's dtype and shape are gate's
         return down(act(gate) * up) if layer is None else lora_gated_linear(gate, up, **layer)
 
     def __setattr__(self, name, value):
-        """Whoever takes the adapters off again puts a plain layer in the place of down_proj: that ends the fusion."""
+        """Taking the adapters off puts a plain layer in the place of down_proj, in either library: the fusion ends."""
         super().__setattr__(name, value)
         if name == "down_proj" and not hasattr(value, "as_lora"):
             _detach(self)

@@ -298,6 +298,22 @@ def test_relatives_of_llama_are_known_by_their_forward(kind):
     assert_same(zoo.logits(model), expected)
 
 
+class Returned(LlamaMLP):
+    """The other way in which transformers writes the formula."""
+
+    def forward(self, hidden_state):
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_state)) * self.up_proj(hidden_state))
+
+
+def test_the_formula_in_other_words():
+    torch.manual_seed(0)
+    model = pf.get_peft_model(with_mlp(Returned), pf.LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    assert gated_calls(model) == 2
+    mlp, x = mlps(model)[0], torch.randn(2, 5, 32)
+    assert isinstance(mlp, Returned)
+    torch.testing.assert_close(mlp(hidden_state=x), mlp(x))
+
+
 def other_activation():
     return tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES, hidden_act="gelu"))
 
