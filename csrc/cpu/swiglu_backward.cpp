@@ -38,7 +38,10 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_backward(const Tensor& given_dh, const
   args.dgate = dgate.mutable_data_ptr(), args.dup = dup.mutable_data_ptr();
   args.h = need_h ? h.mutable_data_ptr() : nullptr, args.dtype = dtype_of(dh);
   const auto run = PYPEFT_SELECT(swiglu_backward_rows);
-  torch::stable::parallel_for(0, M, swiglu_grain(N), [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  torch::stable::parallel_for(0, M, swiglu_grain(N), [&](int64_t begin, int64_t end) {
+    const Floats room(6 * PAD);
+    run(args, room.get(), begin, end);
+  });
   return {in_shape_of(given_dh, dgate), in_shape_of(given_dh, dup), need_h ? in_shape_of(given_dh, h) : h};
 }
 }  // namespace

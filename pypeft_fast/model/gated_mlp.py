@@ -81,11 +81,13 @@ def _is_silu(act) -> bool:
     return of_transformers or kind is nn.SiLU and not act.inplace
 
 
+def _has_lora(down) -> bool:
+    return hasattr(down, "as_lora") and len(down.lora_A) > 0
+
+
 def _can_be_fused(module) -> bool:
-    down = module._modules.get("down_proj")
     return (
-        hasattr(down, "as_lora")
-        and bool(down.lora_A)
+        _has_lora(module._modules.get("down_proj"))
         and _meaning(type(module).forward) in _MEANINGS
         and "forward" not in vars(module)
         and all(isinstance(module._modules.get(name), nn.Module) for name in ("gate_proj", "up_proj", "act_fn"))
@@ -101,15 +103,12 @@ def refresh(model) -> list[str]:
     """Fuses every gated module whose down_proj has a LoRA adapter, ends it for the others; the names of the fused."""
     fused = []
     for name, module in model.named_modules():
-        if isinstance(module, GatedMLP):
-            if not hasattr(module.down_proj, "as_lora") or not module.down_proj.lora_A:
-                _detach(module)
-                continue
-        elif _can_be_fused(module):
+        if isinstance(module, GatedMLP) and not _has_lora(module._modules.get("down_proj")):
+            _detach(module)
+        elif not isinstance(module, GatedMLP) and _can_be_fused(module):
             module.__class__ = _fused(type(module))
-        else:
-            continue
-        fused.append(name)
+        if isinstance(module, GatedMLP):
+            fused.append(name)
     return fused
 
 
