@@ -21,7 +21,7 @@ RANKS = (64, 128)
 NAMES = (
     "lora_shrink", "lora_shrink, dropout", "lora_shrink, dropout, 3 groups", "lora_shrink, dropout, split K",
     "lora_linear", "lora_ds_db", "lora_dx", "lora_dx, dropout", "lora_da", "lora_da, dropout",
-    "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl", "ia3_dx_dl, feedforward",
+    "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl", "ia3_dx_dl, feedforward", "swiglu", "swiglu_backward",
 )  # fmt: skip
 # The launches that hold most in registers: of the ops that the rank matters to, and of those with tiles of their own
 # (lora_da has those of lora_shrink, ia3_linear those of lora_linear).
@@ -100,6 +100,8 @@ def arguments(job: Job) -> tuple:
         "ia3_linear, feedforward": lambda: (X, W, bias, small(K), True, False),
         "ia3_dx_dl": lambda: (dY, W, small(N), dY, False, True, True),
         "ia3_dx_dl, feedforward": lambda: (dY, W, small(K), X, True, True, True),
+        "swiglu": lambda: (dY, matrix(M, N)),
+        "swiglu_backward": lambda: (dY, matrix(M, N), matrix(M, N), True),
     }[job.name]()
 
 
@@ -113,7 +115,8 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
                 yield Job(target, name, BF16, F32)
             if target in FAMILIES:
                 yield Job(target, name, F16, F16)
-                yield Job(target, name, F32, F32, tf32=True)
+                if name not in _tiles.ELEMENTWISE:
+                    yield Job(target, name, F32, F32, tf32=True)
         if target in FAMILIES:
             yield from (Job(target, name, rank=r) for name in FULL for r in RANKS)
             for name in TILED:

@@ -126,7 +126,7 @@ def _amd(binary):
 
 def _planned(job, found):
     """The tensor-core instruction that the job must have: of these, the one that was found first, or none."""
-    if job.exact():
+    if job.exact() or job.op in _tiles.ELEMENTWISE:
         return None
     if job.target == "gfx942":
         return "MFMA"

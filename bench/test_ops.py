@@ -1,16 +1,20 @@
 """`make bench-ops`: pytest-benchmark over the ops of one layer, each by every kernel that this machine has."""
 
 import pytest
+import torch
 
 import pypeft_fast as pf
 from bench.cases import Case, Operands
 from pypeft_fast._op import OPS
 
 CASE = Case(512, 576, 1536)
-SHRINKING = [k.name for k in OPS["lora_shrink"].kernels if k.missing() is None and "cpu" in (k.devices or ("cpu",))]
 
 
-@pytest.mark.parametrize("kernel", SHRINKING)
+def kernels(op):
+    return [k.name for k in OPS[op].kernels if k.missing() is None and "cpu" in (k.devices or ("cpu",))]
+
+
+@pytest.mark.parametrize("kernel", kernels("lora_shrink"))
 @pytest.mark.parametrize("p", [0.0, 0.05])
 def test_lora_shrink(benchmark, kernel, p):
     operands = Operands(CASE)
@@ -38,3 +42,16 @@ def test_lora_backward(benchmark, p):
     arguments = operands.dY, x, operands.weight, A, B, s, mask if p else None, 2.0, p, True, True, True, A.dtype
     dX, *_ = benchmark(OPS["lora_backward"], *arguments)
     assert dX.shape == x.shape and dX.abs().max() > 0
+
+
+@pytest.mark.parametrize("kernel", kernels("swiglu"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_swiglu(benchmark, direction, dtype, kernel):
+    dh, gate, up = (torch.randn(CASE.M, CASE.N).to(dtype) for _ in range(3))
+    with pf.using(kernel):
+        if direction == "forward":
+            h = benchmark(OPS["swiglu"], gate, up)
+        else:
+            *_, h = benchmark(OPS["swiglu_backward"], dh, gate, up, True)
+    assert h.shape == gate.shape and h.abs().max() > 0

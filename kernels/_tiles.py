@@ -42,6 +42,7 @@ class Config:
 # What the interpreter runs: small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
 GEMMS = ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")
+ELEMENTWISE = ("swiglu", "swiglu_backward")  # no product: of a Config they take the tile alone
 
 
 def architecture(device):
@@ -76,7 +77,7 @@ def default(op, arch, bits):
         if wide:
             return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
         warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 ptxas keeps it to 32 registers, and spills
-        return Config(64 if arch == 90 else 32, 64, BR=64, warps=warps, stages=stages)
+        return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=warps, stages=stages)
     if wide:  # as ptxas spills nothing: on sm_100 it keeps 8 warps to 128 registers, and on sm_80 3 stages to 80
         warps = 4 if op == "ia3_dx_dl" and arch in (80, 100) else 8
         return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 else stages)

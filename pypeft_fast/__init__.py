@@ -9,6 +9,7 @@ from ._op import kernels, recording, using
 from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
+from .autograd.lora_mlp import lora_gated_linear
 from .model import (
     BitFitConfig,
     BottleneckConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "get_peft_model",
     "ia3_linear",
     "kernels",
+    "lora_gated_linear",
     "lora_linear",
     "nn",
     "recording",

@@ -30,6 +30,12 @@ inline bool is_adapter(const Tensor& t, const Tensor& x) {
 
 inline bool is_probability(double p) { return p >= 0 && p < 1 && std::nearbyint(p * 65536) <= 65535; }
 
+inline bool same_shape(const Tensor& t, const Tensor& other) {
+  bool same = t.dim() == other.dim();
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == other.size(d);
+  return same;
+}
+
 // M of [.., K].
 inline int64_t rows_of(const Tensor& t) {
   int64_t rows = 1;

@@ -19,7 +19,7 @@ from ._autocast import autocast_as_linear
 class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed):
-        y, s, mask = _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+        y, s, mask = run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
         need_dS = need_x or need_A
         ctx.save_for_backward(
@@ -51,7 +51,7 @@ class LoRALinearFunction(torch.autograd.Function):
         return dX, dW, db, dA, dB, None, None, None
 
 
-def _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+def run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     """y, s, mask: in one call on a CPU, in two launches elsewhere."""
     if x.is_cpu and lora_forward.has_forced():
         return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
@@ -74,6 +74,11 @@ def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A
     if need_A:
         dA = lora_da(dS, _check.rows("lora_linear", "x", x), mask, p, dtype_A)
     return dX, dA, dB
+
+
+def autocast_lora(dtype, *parameters):
+    """An adapter's parameters as autocast gives them to a layer of this dtype: float32 ones stay."""
+    return tuple(t.to(dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in parameters)
 
 
 def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None):
@@ -109,7 +114,7 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
         )
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
-        lora_A, lora_B = (t.to(x.dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in (lora_A, lora_B))
+        lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
     return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, float(scaling), p if training else 0.0, generator)
 
 
@@ -118,4 +123,4 @@ def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
         return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed)
-    return _forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]
+    return run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from . import gated_mlp
+
 
 @dataclass
 class FuseReport:
     """What fuse() did, by the names of the layers, and what has run since.
 
     fused: names of the layers that now run on the ops. left: {name: why it stays PEFT's}, among all of PEFT's adapter
-    layers in the model.
+    layers in the model. gated: names of the feedforward modules whose activation now runs together with their
+    down_proj, which keeps fewer tensors for the backward pass.
     """
 
     fused: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    gated: list[str] = field(default_factory=list)
     _layers: list[nn.Module] = field(default_factory=list, repr=False)
 
     def calls(self) -> Counter:
@@ -33,6 +37,8 @@ class FuseReport:
 
     def __str__(self):
         lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
+        if self.gated:
+            lines.append(f"  {len(self.gated)} gated activations fused with their down_proj")
         for reason, count in Counter(self.left.values()).most_common():
             lines.append(f"  {count} left: {reason}, such as {next(n for n, r in self.left.items() if r == reason)}")
         return "\n".join(lines)
@@ -45,6 +51,9 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
     merging and adding of adapters. A layer that a fused op cannot stand for (another kind of layer, a quantised or
     sharded weight, a variant of LoRA) is left as it is. A fused layer runs PEFT's own forward when a call is one that
     the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later need another call.
+
+    Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
+    becomes a subclass of its own, in which the activation and down_proj are one function.
 
     Args:
         model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
@@ -75,6 +84,7 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
         if type(layer) is not kind.FusedLinear:
             kind.attach(layer)
         report._layers.append(layer)
+    report.gated = gated_mlp.refresh(model)
     return report
 
 
@@ -84,6 +94,7 @@ def unfuse(model) -> int:
     fused = [(kind, layer) for kind, layer in layers if kind is not None and type(layer) is kind.FusedLinear]
     for kind, layer in fused:
         kind.detach(layer)
+    gated_mlp.release(model)
     return len(fused)
 
 
@@ -92,6 +103,7 @@ def register(config):
 
     For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
     not saved with the adapter. IA3 has no such hook in PEFT: fuse the finished model, or give a Trainer FuseCallback.
+    fuse() on the finished model also joins the activation of gated feedforward modules to their down_proj.
 
     Raises TypeError for anything but a peft.LoraConfig.
     """

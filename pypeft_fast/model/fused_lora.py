@@ -59,6 +59,20 @@ class FusedLinear(LoraLinear):
         adapters = [(rows[name], *_weights(self, name), self.scaling[name]) for name in active]
         return mixed_rows_linear(x, *_base(self), adapters)
 
+    def as_lora(self, x):
+        """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
+
+        A call counted as fused: whoever asks makes it.
+        """
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
+            return None
+        if why_not_call(self, x, active) is not None:
+            return None
+        if not torch.compiler.is_compiling():
+            self._fused_calls[can_fuse.FUSED] += 1
+        return lora_arguments(self, active)
+
     def merge(self, *args, **kwargs):
         self._fused_norms.clear()  # PEFT adds to the base weight through .data, which no version counter shows
         return super().merge(*args, **kwargs)
@@ -182,21 +196,29 @@ def _dropout_p(layer, name) -> float:
 
 def run(layer, x, active):
     name = active[0]
-    weight, bias = _base(layer)
+    arguments = lora_arguments(layer, active)
+    if name not in layer.lora_variant:
+        return lora_linear(x, **arguments)
+    if not layer.training:
+        arguments["dropout_p"] = 0.0
+    if name not in layer._fused_norms:
+        layer._fused_norms[name] = NormCache(keep_norm=False)
+    magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
+    return dora_linear(x, magnitude=magnitude, norm_cache=cache, **arguments)
+
+
+def lora_arguments(layer, active):
+    """What lora_linear takes besides x."""
+    (weight, bias), name = _base(layer), active[0]
     A, B = _weights(layer, name)
     scaling = layer.scaling[name]
-    if name in layer.lora_variant:
-        p = _dropout_p(layer, name) if layer.training else 0.0
-        if name not in layer._fused_norms:
-            layer._fused_norms[name] = NormCache(keep_norm=False)
-        magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
-        return dora_linear(x, weight, A, B, magnitude, bias, scaling=scaling, dropout_p=p, norm_cache=cache)
     if len(active) > 1:  # their updates add up: one adapter of all their ranks
         A, B = stacked([(*_weights(layer, n), layer.scaling[n]) for n in active])
         scaling = 1.0
     elif isinstance(scaling, torch.Tensor):  # after prepare_model_for_compiled_hotswap
         B, scaling = scaled(B, scaling), 1.0
-    return lora_linear(x, weight, A, B, bias, scaling=scaling, dropout_p=_dropout_p(layer, name))
+    p = _dropout_p(layer, name)
+    return dict(weight=weight, lora_A=A, lora_B=B, bias=bias, scaling=scaling, dropout_p=p)
 
 
 def _build(target, adapter_name, config, parameter_name=None, **kwargs):

@@ -105,6 +105,20 @@ class AdaptedLayer(AdapterLayer):
             return by_rows(x, self.rows, lambda part, name: self._apply_adapters(part, [name]))
         return self._apply_adapters(x, [] if self.merged else self.active)
 
+    def as_lora(self, x):
+        """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None."""
+        if self.rows is not None or self.merged or any(name in self.tapped for name in self.active):
+            return None
+        here = [(holder, name) for holder in self.holders for name in self.active if name in getattr(self, holder)]
+        if [holder for holder, _ in here] != ["lora_A", "lora_B"]:
+            return None
+        return self._lora_arguments(here[0][1], self.bias if self.bias is None else self.bias.to(x.dtype))
+
+    def _lora_arguments(self, name, bias):
+        A, B = self.lora_A[name].weight, self.lora_B[name].weight
+        options = dict(scaling=self.scaling[name], dropout_p=self.dropout[name], training=self.training)
+        return dict(weight=self.frozen_weight(), lora_A=A, lora_B=B, bias=bias, **options)
+
     def _apply_adapters(self, x, names):
         for name in names:
             if name in self.tapped:
@@ -156,16 +170,15 @@ class AdaptedLayer(AdapterLayer):
 
     def _with_updates(self, x, names, bias):
         """The layer with one adapter of LoRA or DoRA, or with several of LoRA that drop nothing, in one fused call."""
-        W, name = self.frozen_weight(), names[0]
+        name = names[0]
         if len(names) > 1:
             A, B = stacked([(self.lora_A[n].weight, self.lora_B[n].weight, self.scaling[n]) for n in names])
-            return lora_linear(x, W, A, B, bias)
-        A, B = self.lora_A[name].weight, self.lora_B[name].weight
-        options = dict(scaling=self.scaling[name], dropout_p=self.dropout[name], training=self.training)
+            return lora_linear(x, self.frozen_weight(), A, B, bias)
+        arguments = self._lora_arguments(name, bias)
         if name not in self.lora_magnitude_vector:
-            return lora_linear(x, W, A, B, bias, **options)
+            return lora_linear(x, **arguments)
         lengths = self.lora_magnitude_vector[name].weight
-        return dora_linear(x, W, A, B, lengths, bias, norm_cache=self.norms[name], **options)
+        return dora_linear(x, magnitude=lengths, norm_cache=self.norms[name], **arguments)
 
     def merge(self, adapters, safe=False):
         """Folds adapters into a weight and a bias of its own, in float32; the originals are kept for unmerge.

@@ -5,7 +5,7 @@ import warnings
 
 from torch import nn
 
-from . import lora
+from . import gated_mlp, lora
 from .config import PeftConfig
 from .layer import BASE, AdapterLayer
 from .linear_layer import AdaptedLayer
@@ -78,6 +78,7 @@ class Tuner(nn.Module):
         targets, saved = self.plan(config)
         method.complete(self, config, targets)
         method.add(self, adapter, config, targets, autocast_adapter_dtype, fresh)
+        gated_mlp.refresh(self.model)
         if not self.peft_config:
             self.model.requires_grad_(False)
         for name in saved:
@@ -197,6 +198,7 @@ class Tuner(nn.Module):
                 layer.unmerge()
                 layer.merge(others)
             layer.remove(adapter)
+        gated_mlp.refresh(self.model)
         del self.peft_config[adapter]
         self.active_adapters = [name for name in self.active_adapters if name != adapter]
 

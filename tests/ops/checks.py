@@ -70,6 +70,7 @@ def sample(op_name, case, draw=0):
     needed = mask if p > 0 else None
     feedforward = case.options.get("feedforward", False)
     ia3_l, saved = _randn(case, K if feedforward else N, dtype=P), _randn(case, M, K if feedforward else N)
+    gate, up = _randn(case, M, N), _randn(case, M, N)
     return {
         "lora_forward": (x, weight, bias, A / K**0.5, B, SCALING, p, seed),
         "lora_backward": (
@@ -92,6 +93,8 @@ def sample(op_name, case, draw=0):
         "lora_da": (dS, x, mask, p, P),
         "ia3_linear": (x, weight, bias, ia3_l, feedforward, case.options.get("need_z", True)),
         "ia3_dx_dl": (dY, weight, ia3_l, saved, feedforward, *case.options.get("need", (True, True))),
+        "swiglu": (gate, up),
+        "swiglu_backward": (dY, gate, up, case.options.get("need_h", True)),
     }[op_name]
 
 
@@ -134,6 +137,12 @@ def _ia3_dx_dl(dY, W, ia3_l, saved, feedforward, need_dX, need_dl):
     return dX if need_dX else dX[:0], dl if need_dl else dl[:0]
 
 
+def _swiglu_backward(dh, gate, up, need_h):
+    silu = F.silu(gate)
+    dgate = torch.ops.aten.silu_backward(dh * up, gate)
+    return dgate.contiguous(), dh * silu, silu * up if need_h else dh.new_empty(0)
+
+
 # Eager PyTorch as PEFT would write it: separate matmuls, rounded to a dtype after each.
 EAGER = {
     "lora_forward": _forward,
@@ -145,6 +154,8 @@ EAGER = {
     "lora_da": lambda dS, x, mask, p, dtype: (dS.t() @ philox.dropped(x.to(dS.dtype), mask, p)).to(dtype),
     "ia3_linear": _ia3,
     "ia3_dx_dl": _ia3_dx_dl,
+    "swiglu": lambda gate, up: F.silu(gate) * up,
+    "swiglu_backward": _swiglu_backward,
 }
 
 

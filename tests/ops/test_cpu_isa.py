@@ -121,6 +121,9 @@ class Case:
             ("ia3_dx_dl", (dY, weight, l_N, z, False, False, True)),
             ("ia3_dx_dl", (dY, weight, l_K, whole, True, True, True)),
             ("ia3_dx_dl", (dY, weight, l_K, whole, True, True, False)),
+            ("swiglu", (whole, x)),
+            ("swiglu_backward", (dY, z, 30 * z, True)),
+            ("swiglu_backward", (dY, 30 * z, z, False)),
         ]
 
 
@@ -141,6 +144,13 @@ def truth(op, args, keep):
         x, W, b, scale, feedforward, need_z = d
         z = (x * scale if feedforward else x) @ W.t() + (0 if b is None else b)
         return (z, z[:0]) if feedforward else (z * scale, z if need_z else z[:0])
+    if op == "swiglu":
+        return (d[0] * torch.sigmoid(d[0]) * d[1],)
+    if op == "swiglu_backward":
+        dh, gate, up, need_h = d
+        s = torch.sigmoid(gate)
+        dgate, h = dh * up * s * (1 + gate * torch.sigmoid(-gate)), gate * s * up
+        return dgate, dh * gate * s, h if need_h else h.new_empty(0)
     dY, W, scale, saved, feedforward, need_dX, need_dl = d
     dX = (dY @ W) * scale if feedforward else (dY * scale) @ W
     dl = ((dY @ W if feedforward else dY) * saved).sum(0)
@@ -198,6 +208,8 @@ def agrees(op, args, outputs, keep):
         # The frozen part is rounded to the activations' dtype before the low-rank part is added or a factor multiplies.
         if op in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"):
             bound = bound + torch.finfo(args[0].dtype).eps * most
+        if op in ("swiglu", "swiglu_backward"):  # no sum lifts its results above the smallest numbers of the dtype
+            bound = bound + torch.finfo(output.dtype).smallest_normal
         if not bool(((output.double() - expected).abs() <= bound).all()):
             return False
     return True

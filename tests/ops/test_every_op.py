@@ -167,6 +167,19 @@ SPOILED = {
         "no scaling": _unscaled(2),
         "a row lost in dl": lambda f, *a: (f(*a)[0], f(a[0][1:], *a[1:3], a[3][1:], *a[4:])[1]),
     },
+    "swiglu": {
+        "zeros": _zeros,
+        "no up": _unscaled(1),
+        "no sigmoid": lambda f, gate, up: gate * up,
+        "operands exchanged": lambda f, gate, up: f(up, gate),
+    },
+    "swiglu_backward": {
+        "zero dgate": _without_output(0),
+        "zero dup": _without_output(1),
+        "zero h": _without_output(2),
+        "no dh": _unscaled(0),
+        "no second term": lambda f, dh, gate, up, need: (dh * up * torch.sigmoid(gate), *f(dh, gate, up, need)[1:]),
+    },
 }
 
 

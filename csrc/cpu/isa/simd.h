@@ -30,8 +30,7 @@ PYPEFT_INLINE F widen(const F16* p) { return widen_f16(&p->bits); }
 PYPEFT_INLINE void narrow(float* p, F v) { store(p, v); }
 PYPEFT_INLINE void narrow(BF16* p, F v) {
   const U bits = (U)v, rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16;
-  const U is_number = (U)(v == v);
-  const H out = __builtin_convertvector((rounded & is_number) | (0x7FC0 & ~is_number), H);
+  const H out = __builtin_convertvector(v == v ? rounded : U{} + 0x7FC0, H);
   __builtin_memcpy(p, &out, sizeof out);
 }
 PYPEFT_INLINE void narrow(F16* p, F v) { narrow_f16(&p->bits, v); }
