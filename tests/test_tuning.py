@@ -129,7 +129,8 @@ def test_an_op_runs_its_fastest_kernel(clock, monkeypatch, name, winner):
         op(*args)
         op(*sample(name, Case(M=7, p=0.3)))  # the same bucket: no more timing
     assert ran == [(name, winner)] * 2 and order == ["cpu", "blas"]
-    op(*sample(name, Case(M=9, p=0.3)))
+    with pf.recording():  # which no call goes around
+        op(*sample(name, Case(M=9, p=0.3)))
     assert order == ["cpu", "blas"] * 2
     with pf.using("reference"):
         assert op.choose(*args).name == "reference"

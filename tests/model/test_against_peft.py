@@ -202,7 +202,8 @@ def test_generate_agrees_with_peft(kind, name):
     tokens, scores = generated(ours)
     for other in (generated(theirs), generated(ours, use_cache=False)):
         assert torch.equal(tokens, other[0])
-        torch.testing.assert_close(scores, other[1], rtol=1e-5, atol=1e-5)
+        # Six tokens one after the other, each of sums in another order than the other's.
+        torch.testing.assert_close(scores, other[1], rtol=1e-5, atol=3e-5)
     assert (scores[0] - generated(build(kind))[1][0]).abs().max() > 1e-3
 
 
