@@ -2,7 +2,7 @@
 //
 //   dS [M, r], x [M, K], mask uint8 [M, ceil(K/8)] -> dA [r, K] in `dtype`
 //
-// A task owns DA_COLUMNS columns of dA and walks down the rows of x: nothing is summed across tasks, so the result does
+// A task owns some columns of dA and walks down the rows of x: nothing is summed across tasks, so the result does
 // not depend on how many threads there are.
 #include "cpu/lora.h"
 
@@ -10,14 +10,15 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t DA_COLUMNS = 128;
-constexpr int64_t DA_ROWS = 64;  // of x that a tile holds, DA_COLUMNS wide: it stays in the L1 or L2 cache
+constexpr int64_t DA_COLUMNS = 128;  // of a task at most
+constexpr int64_t DA_ROWS = 64;      // of x that a tile holds, DA_COLUMNS wide: it stays in the L1 or L2 cache
 
 struct DaArgs {
   const float* dS;  // [M, r], any strides
   int64_t dS_row, dS_column;
   const void* x;  // [M, K], rows ldx apart
   int64_t ldx, M, K, r;
+  int64_t task;         // columns of a task
   const uint8_t* mask;  // [M, ..], rows mask_row apart, or null
   int64_t mask_row;
   float scale;
@@ -39,12 +40,13 @@ Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& give
   args.x = x.const_data_ptr(), args.ldx = x.stride(0), args.x_dtype = dtype_of(x);
   args.M = x.size(0), args.K = x.size(1), args.r = dS.size(1);
   if (p > 0) args.mask = static_cast<const uint8_t*>(mask.const_data_ptr()), args.mask_row = mask.stride(0);
+  args.task = even_columns(args.K, DA_COLUMNS);
   args.scale = static_cast<float>(dropout_scale(p));
   Tensor dA = new_empty(x, {args.r, args.K}, dtype);
   args.dA = dA.mutable_data_ptr(), args.dA_dtype = dtype_of(dA);
   const auto run = PYPEFT_SELECT(da_tasks);
   const int64_t grain = 1 + 256 / (args.M + 1);
-  torch::stable::parallel_for(0, ceil_div(args.K, DA_COLUMNS), grain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, ceil_div(args.K, args.task), grain, [&](int64_t begin, int64_t end) {
     const Floats sums(args.r * DA_COLUMNS);
     run(args, sums.get(), begin, end);
   });

@@ -2,8 +2,8 @@
 template <class T, class P>
 inline void da_tasks_of(const DaArgs& a, float* sums, int64_t begin, int64_t end) {
   alignas(64) float tile[DA_ROWS * DA_COLUMNS];
-  for (int64_t k = begin * DA_COLUMNS; k < at_most(end * DA_COLUMNS, a.K); k += DA_COLUMNS) {
-    const int64_t columns = at_most(DA_COLUMNS, a.K - k);
+  for (int64_t k = begin * a.task; k < at_most(end * a.task, a.K); k += a.task) {
+    const int64_t columns = at_most(a.task, a.K - k);
     if (a.M == 0) multiply({}, tile, 0, a.r, columns, 0, sums, DA_COLUMNS, false);
     for (int64_t m = 0; m < a.M; m += DA_ROWS) {
       const int64_t rows = at_most(DA_ROWS, a.M - m);
@@ -16,7 +16,7 @@ inline void da_tasks_of(const DaArgs& a, float* sums, int64_t begin, int64_t end
   }
 }
 
-// Tasks of DA_COLUMNS columns; sums is room for one, [r, DA_COLUMNS].
+// Tasks of a.task columns; sums is room for one, [r, DA_COLUMNS].
 inline void da_tasks(const DaArgs& a, float* sums, int64_t begin, int64_t end) {
   if (a.x_dtype == Dtype::f32) return da_tasks_of<float, float>(a, sums, begin, end);
   if (a.x_dtype == Dtype::bf16) {

@@ -21,7 +21,7 @@ struct GradArgs {
   const float* s;  // [M, r], any strides
   int64_t s_row, s_column;
   int64_t ld;     // padded(r)
-  int64_t task;   // columns of a task, a multiple of GRAD_COLUMNS
+  int64_t task;   // columns of a task, a multiple of 32
   int64_t tasks;  // ceil(N / task)
   float* parts;   // [tasks, M, ld], the tasks' parts of dS
   float scaling;
@@ -34,7 +34,7 @@ struct GradArgs {
 int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
   constexpr int64_t MOST_TASKS = 32, MOST_FLOATS = int64_t{1} << 24;
   const int64_t affordable = std::max<int64_t>(1, MOST_FLOATS / std::max<int64_t>(1, M * ld));
-  return round_up(ceil_div(std::max<int64_t>(1, N), std::min(MOST_TASKS, affordable)), GRAD_COLUMNS);
+  return even_columns(N, round_up(ceil_div(std::max<int64_t>(1, N), std::min(MOST_TASKS, affordable)), GRAD_COLUMNS));
 }
 }  // namespace
 }  // namespace pypeft

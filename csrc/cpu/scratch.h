@@ -35,6 +35,13 @@ inline uint16_t dropout_threshold(double p) { return static_cast<uint16_t>(std::
 // What a kept element is multiplied by: exactly 1 / (the probability of being kept).
 inline double dropout_scale(double p) { return 65536.0 / (65536 - dropout_threshold(p)); }
 
+// Columns of a task when `columns` are shared out in tasks of at most `most`, a multiple of 32: an even number of tasks
+// as wide as each other, since two threads have no use for a fifth one.
+constexpr int64_t even_columns(int64_t columns, int64_t most) {
+  const int64_t tasks = round_up(ceil_div(columns > 0 ? columns : 1, most), 2);
+  return round_up(ceil_div(columns > 0 ? columns : 1, tasks), 32);
+}
+
 // float32, bfloat16 or float16; what else there is, the ops' checks keep away.
 Dtype dtype_of(const Tensor& t);
 

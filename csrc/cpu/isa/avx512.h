@@ -18,6 +18,9 @@ PYPEFT_INLINE void narrow_f16(uint16_t* p, F v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xFFFF, (__m512)v, NEAREST));
 }
 
+// The first n < W floats; the other lanes are 0.
+PYPEFT_INLINE F widen(const float* p, int64_t n) { return (F)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+
 // v where the lane's bit is set, else 0.
 PYPEFT_INLINE F keep(F v, uint32_t bits) { return (F)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)v); }
 
