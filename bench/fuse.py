@@ -31,7 +31,9 @@ CASES = [  # method, dropout
     ("DoRA", 0.05),
     ("IA3", 0.0),
 ]
-TOLERANCE = {"bfloat16": 0.05, "float32": 1e-4}  # of logits and gradients, through all layers, relative to their norm
+# Of logits and of gradients, through all layers, relative to their norm. PEFT's own in bfloat16 are 0.013 and 0.061 off
+# those of the same model in float32.
+TOLERANCE = {"bfloat16": {"logits": 0.05, "gradients": 0.1}, "float32": {"logits": 1e-4, "gradients": 1e-4}}
 HEADER = ("case", "step ms: PEFT", "fused", "faster", "saved MB: PEFT", "fused", "token ms: PEFT", "fused", "faster")
 ROWS_HEADER = ("adapters in the batch", "token ms: PEFT", "fused", "faster")
 ROWS = 64
@@ -94,7 +96,7 @@ def agree(made, tokens):
         model.zero_grad()
         model.train()
     for what, got, want in zip(("logits", "gradients"), found["fused"], found["PEFT"], strict=True):
-        if not off(got, want) <= tolerance(made):
+        if not off(got, want) <= tolerance(made, what):
             sys.exit(f"fused, the {what} are {off(got, want):.2g} off PEFT's: no speed is reported")
     with torch.no_grad(), made["PEFT"].disable_adapter():
         without = made["PEFT"](input_ids=tokens, use_cache=False).logits.double()
@@ -102,8 +104,8 @@ def agree(made, tokens):
         sys.exit("the adapter changes nothing, so that a wrong one would not show: no speed is reported")
 
 
-def tolerance(made):
-    return TOLERANCE[str(made["PEFT"].dtype).removeprefix("torch.")]
+def tolerance(made, what="logits"):
+    return TOLERANCE[str(made["PEFT"].dtype).removeprefix("torch.")][what]
 
 
 def token_steps(made, rows, **options):
