@@ -5,8 +5,12 @@ TORCH_CUDA_ARCH_LIST if it is set; auto is cuda where PyTorch has CUDA and nvcc 
 else cpu. Kernels for CPUs and for CUDA are separate libraries, so that the first loads under any PyTorch.
 """
 
+import hashlib
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -32,6 +36,25 @@ def cuda_home():
     return next((str(home) for home in homes if home and (Path(home) / "bin/nvcc").is_file()), None)
 
 
+def headers():
+    """A flag that changes with csrc/cuda's headers: without PyTorch's CUDA ninja does not learn what nvcc includes."""
+    digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths("*.h", "cuda/*.h", "cuda/*.cuh")))
+    return f"-DPYPEFT_FAST_HEADERS={digest.hexdigest()[:16]}"
+
+
+def why_not(home):
+    """Why auto leaves csrc/cuda out on this machine, or None: it must never break an install that works without."""
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "PyTorch sees no NVIDIA GPU"
+    said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.", said)
+    wanted = max(13, int(torch.version.cuda.partition(".")[0]))
+    if release is None or int(release[1]) != wanted:
+        return f"{home} has CUDA {release and release[1]}, and PyTorch for CUDA {torch.version.cuda} asks for {wanted}"
+    old = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < (8, 0)]
+    return f"cuda:{old[0]} is older than sm_80" if old else None
+
+
 def extension(name, sources, flags, **options):
     return CppExtension(
         f"pypeft_fast.{name}",
@@ -50,7 +73,7 @@ def cuda_extension(home):
     return extension(
         "_C_cuda",
         paths("cuda/*.cu"),
-        {"cxx": FLAGS, "nvcc": NVCC_FLAGS},
+        {"cxx": FLAGS, "nvcc": [*NVCC_FLAGS, headers()]},
         include_dirs=[f"{home}/include"],
         library_dirs=[f"{home}/lib64"],
         libraries=["cudart_static", "rt", "dl", "pthread"],
@@ -70,7 +93,10 @@ def extensions():
     found = [extension("_C", paths("*.cpp", "cpu/**/*.cpp"), FLAGS)]
     if build == "cuda":
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", Path("csrc/cuda/targets.txt").read_text().strip())
-    if build == "cuda" or (build == "auto" and home is not None and torch.cuda.is_available()):
+    reason = why_not(home) if build == "auto" and home is not None else None
+    if reason is not None:
+        print(f"pypeft_fast: without CUDA C++ kernels: {reason}", file=sys.stderr)
+    if build == "cuda" or (build == "auto" and home is not None and reason is None):
         found.append(cuda_extension(home))
     return found
 

@@ -5,11 +5,13 @@ partials, first to last: which program it is varies, the sum does not. The ticke
 atomically. Without this, each sum would cost a launch of its own.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 import triton
 import triton.language as tl
 
-_tickets: dict[tuple[int, int], torch.Tensor] = {}
+_tickets: dict[tuple[int, int, int], torch.Tensor] = {}
 
 
 @triton.jit
@@ -39,7 +41,18 @@ def tickets(count, device):
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=device)
-    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
-    if key not in _tickets or _tickets[key].numel() < count:
-        _tickets[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
+    stream = torch.cuda.current_stream(device)
+    size = max(4096, triton.next_power_of_2(count))  # a larger one replaces none: queued launches may still want it
+    key = (device.index, stream.cuda_stream, size)
+    if key not in _tickets:
+        _tickets[key] = _kept(size, device, stream)
     return _tickets[key]
+
+
+def _kept(size, device, stream):
+    """Zeros that stay, allocated in a thread of its own: where this one warms up for torch.compile's CUDA graphs, all
+    that it allocates lies in the graph's pool, and whatever stays there is an error or is overwritten."""
+    with ThreadPoolExecutor(1) as other:
+        buffer = other.submit(torch.zeros, size, dtype=torch.int32, device=device).result()
+    stream.wait_stream(torch.cuda.default_stream(device))  # where the other thread's zeros are written
+    return buffer

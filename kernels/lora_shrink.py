@@ -84,6 +84,7 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
     if M == 0 or K == 0:
         return s.zero_(), mask
     r = R // groups
+    seed = None if seed is None else seed.contiguous()
 
     def launch(config):
         # An accumulator for each group; those of float32, off the tensor cores, spill if they are as long as others.

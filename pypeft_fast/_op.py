@@ -207,12 +207,20 @@ class Op:
         raise RuntimeError(f"{self.name}: kernel {_forced!r} cannot run: {reasons[0]}. This op has: {have}")
 
     def _fastest(self, able, args):
+        able.sort(key=lambda k: k.name == "cuda" and _tuning.leaves_mma_sync_behind(args[0]))
         runs = {k.name: functools.partial(k.function, *args) for k in able}
         name = _tuning.fastest((self.name, "kernel", *self._depends(*args)), runs, args[0].device)
         return next(k for k in able if k.name == name)
 
     def _run(self, *args):
         self._check(*args)
+        device = args[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):  # Triton launches on the current device, whatever its tensors'
+                return self._run_chosen(args)
+        return self._run_chosen(args)
+
+    def _run_chosen(self, args):
         kernel = self.choose(*args)
         if _record is not None:
             _record.append((self.name, kernel.name))

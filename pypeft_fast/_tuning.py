@@ -36,6 +36,15 @@ def bucket(rows):
     return 1 << max(rows - 1, 0).bit_length()
 
 
+def leaves_mma_sync_behind(x):
+    """Whether x has more rows than decoding, of half precision, on a GPU with wgmma or tcgen05.
+
+    Before anything is timed such products go to Triton and the vendor's library: csrc/cuda has sm_80's instructions.
+    """
+    many = x.shape[0] > 16 and x.element_size() == 2
+    return many and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+
+
 def milliseconds(function, device):
     """Median of 11 runs on the device, after two to warm up, each with a cold L2."""
     flush = torch.empty(1 << 28, dtype=torch.int8, device=device)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,6 +135,29 @@ def test_an_op_runs_its_fastest_kernel(clock, monkeypatch, name, winner):
     assert order == ["cpu", "blas"] * 2
     with pf.using("reference"):
         assert op.choose(*args).name == "reference"
+
+
+@pytest.mark.parametrize(
+    "rows,dtype,capability,first",
+    [
+        (16, torch.bfloat16, (9, 0), "cuda"),
+        (17, torch.bfloat16, (9, 0), "triton"),
+        (17, torch.float16, (10, 3), "triton"),
+        (17, torch.float32, (9, 0), "cuda"),
+        (17, torch.bfloat16, (8, 0), "cuda"),
+        (17, torch.bfloat16, (12, 0), "cuda"),
+    ],
+)
+def test_before_anything_is_timed_the_newer_instructions_go_first(monkeypatch, rows, dtype, capability, first):
+    monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    x = SimpleNamespace(
+        shape=(rows, 64), device=torch.device("cuda:0"), dtype=dtype, element_size=lambda: dtype.itemsize
+    )
+    op = OPS["lora_linear"]
+    monkeypatch.setattr(op, "_depends", lambda *args: ())
+    able = [k for k in op.kernels if k.name in ("cuda", "triton", "blas")]
+    assert op._fastest(able, (x,)).name == first
 
 
 def test_tiles_are_timed_among_those_that_fit():

@@ -30,23 +30,31 @@ PYPEFT_INLINE F add_dot(F sum, const BF16* x, const BF16* w, int64_t n) {
 }
 #endif
 
-// sum[i][j] += x[i] . w[j], vectors of K elements, ldx and ldw apart.
+// sum[i][j] += x[i] . w[j], vectors of K elements, ldx and ldw apart. STEPS products at a time are summed by
+// themselves, and the low-rank part, which may be large from the start, is added last: see gemm_body.h.
 template <class X, class T, int I, int J>
 PYPEFT_INLINE void add_dots(F (&sum)[I][J], const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t K) {
-  constexpr int64_t STEP = FEW_STEP<X, T>;
+  constexpr int64_t STEP = FEW_STEP<X, T>, STEPS = 64 * STEP;
   int64_t k = 0;
-  for (; k + STEP <= K; k += STEP) {
+  while (k < K) {
+    F part[I][J] = {};
+    const int64_t end = at_most(k + STEPS, K);
+    for (; k + STEP <= end; k += STEP) {
+#pragma GCC unroll 4
+      for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+        for (int j = 0; j < J; ++j) part[i][j] = add_dot<X, T>(part[i][j], x + i * ldx + k, w + j * ldw + k, STEP);
+      }
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < I; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) sum[i][j] = add_dot<X, T>(sum[i][j], x + i * ldx + k, w + j * ldw + k, STEP);
+      for (int j = 0; j < J; ++j) {
+        if (k < end) part[i][j] = add_dot<X, T>(part[i][j], x + i * ldx + k, w + j * ldw + k, end - k);
+        sum[i][j] += part[i][j];
+      }
     }
-  }
-  if (k == K) return;
-#pragma GCC unroll 4
-  for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) sum[i][j] = add_dot<X, T>(sum[i][j], x + i * ldx + k, w + j * ldw + k, K - k);
+    k = end;
   }
 }
 
@@ -58,19 +66,12 @@ PYPEFT_INLINE float as_float(const T* p) {
 // Rows [m, m + I) of y at columns [n, n + J).
 template <class X, class T, class P, int I, int J>
 inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
-  F sum[I][J] = {};
-  if (a.r > 0) {
-    add_dots<float, P, I, J>(sum, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
-#pragma GCC unroll 4
-    for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) sum[i][j] *= a.factor;
-    }
-  }
+  F low[I][J] = {}, sum[I][J] = {};
+  if (a.r > 0) add_dots<float, P, I, J>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
   add_dots<X, T, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const T*)a.b + n * a.ldb, a.ldb, a.K);
   for (int i = 0; i < I; ++i) {
     for (int j = 0; j < J; ++j) {
-      float total = sum_lanes(sum[i][j]);
+      float total = sum_lanes(sum[i][j] + low[i][j] * a.factor);
       if (a.addend) total += as_float((const T*)a.addend + (m + i) * a.addend_row + (n + j) * a.addend_column);
       narrow((T*)a.y + (m + i) * a.N + n + j, F{} + total, 1);
     }

@@ -53,20 +53,21 @@ struct Panel {
   float bias[GEMM_COLUMNS];
 };
 
-// STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum.
+// STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum. The
+// low-rank part, which may be large from the start, is added last.
 template <class T, int I, int J>
 inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
   constexpr int64_t STEP = PER_UNIT<T> == 1 ? 128 : 512;  // a sum in float32 ends no rounder than the vendor's
-  F sum[I][J] = {};
-  add_products<T>(sum, (const T*)g.left + m * g.left_ld, g.left_ld, p.right, p.right_units);
+  F low[I][J] = {}, sum[I][J] = {};
+  add_products<T>(low, (const T*)g.left + m * g.left_ld, g.left_ld, p.right, p.right_units);
 #pragma GCC unroll 8
   for (int i = 0; i < I; ++i) {
     const uint8_t* mask = g.mask ? g.mask + (m + i) * g.mask_row + p.n / 8 : nullptr;
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       const int64_t columns = at_most(W, p.columns - j * W);
-      if (mask) sum[i][j] = keep(sum[i][j], mask_bits(mask, j * W, columns));
-      sum[i][j] += load(p.bias + j * W);
+      if (mask) low[i][j] = keep(low[i][j], mask_bits(mask, j * W, columns));
+      low[i][j] += load(p.bias + j * W);
     }
   }
   const T* a = (const T*)g.a + m * g.lda;
@@ -85,10 +86,11 @@ inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       const int64_t columns = at_most(W, p.columns - j * W);
+      const F total = sum[i][j] + low[i][j];
       if (columns == W)
-        narrow(c + i * g.N + j * W, sum[i][j]);
+        narrow(c + i * g.N + j * W, total);
       else
-        narrow(c + i * g.N + j * W, sum[i][j], columns);
+        narrow(c + i * g.N + j * W, total, columns);
     }
   }
 }

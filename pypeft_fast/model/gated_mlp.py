@@ -12,6 +12,7 @@ import functools
 from torch import nn
 
 from ..autograd.lora_mlp import lora_gated_linear
+from ..ops.swiglu import swiglu
 from .can_fuse import computing_dtype, hooked, why_not_now
 
 
@@ -43,7 +44,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, *args, **kwargs):
         down, act = self.down_proj, self.act_fn
-        plain = hasattr(down, "as_lora") and _is_silu(act) and not hooked(act) and not hooked(down)
+        plain = (
+            swiglu.has_forced() and hasattr(down, "as_lora") and _is_silu(act) and not hooked(act) and not hooked(down)
+        )
         if not plain or len(args) != 1 or kwargs or why_not_now() is not None:
             return super().forward(*args, **kwargs)
         gate, up, layer = self.gate_proj(*args), self.up_proj(*args), None

@@ -6,9 +6,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
+from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
-from tests.autograd.test_lora import KERNELS, eager
+from tests.autograd.test_lora import KERNELS as OF_LORA
+from tests.autograd.test_lora import eager
+from tests.device import DEVICE, ON_GPU
+from tests.ops.checks import available
 
+KERNELS = [k for k in OF_LORA if k in available(OPS["swiglu"])]
 NAMES = ("gate", "up", "weight", "lora_A", "lora_B", "bias")
 
 
@@ -23,7 +28,7 @@ def unfused(gate, up, W, A, B, b, scaling, p, seed):
 
 
 def seeded():
-    return torch.Generator().manual_seed(5)
+    return torch.Generator(DEVICE).manual_seed(5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -31,7 +36,7 @@ def seeded():
 @pytest.mark.parametrize("shape", [(24,), (7, 24), (4, 5, 24), (0, 24), (2, 0, 24)], ids=str)
 def test_values_and_every_gradient(kernel, p, shape):
     args = tensors(shape=shape)
-    expected = unfused(*args, 0.7, p, philox.draw_seed("cpu", seeded()))
+    expected = unfused(*args, 0.7, p, philox.draw_seed(DEVICE, seeded()))
     with pf.using(kernel):
         actual = pf.lora_gated_linear(*args, scaling=0.7, dropout_p=p, generator=seeded())
         grad = torch.randn_like(actual)
@@ -60,7 +65,7 @@ def test_gradcheck(kernel, p):
 def test_half_precision(kernel, dtype, adapter):
     args = tensors(dtype, adapter)
     wide = [t.detach().double().requires_grad_() for t in args]
-    seed, results = philox.draw_seed("cpu", seeded()), []
+    seed, results = philox.draw_seed(DEVICE, seeded()), []
     for inputs in (wide, args):
         values = unfused(*inputs, 0.7, 0.2, seed)
         results.append([values, *torch.autograd.grad(values.float().square().sum(), inputs)])
@@ -111,7 +116,8 @@ def saved(frozen, p=0.1, grad=True):
     names = {args[n].data_ptr(): n for n in args}
     for name, tensor in args.items():
         assert (tensor.grad is not None) == (tensor.requires_grad and y.requires_grad), name
-    assert [op for op, _ in ran[:forward]] == ["swiglu", "lora_forward"]
+    layer = ["lora_shrink", "lora_linear"] if ON_GPU else ["lora_forward"]
+    assert [op for op, _ in ran[:forward]] == ["swiglu", *layer]
     return sorted(names.get(t.data_ptr(), f"{tuple(t.shape)} {t.dtype}") for t in kept), [op for op, _ in ran[forward:]]
 
 
@@ -142,7 +148,7 @@ def test_activation_checkpointing_draws_the_same_mask_again():
 
 def test_autocast_is_that_of_linear():
     args = tensors()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y = pf.lora_gated_linear(*args)
     grads = torch.autograd.grad(y.float().sum(), args)
     assert y.dtype == torch.bfloat16 and all(g.dtype == torch.float32 for g in grads)

@@ -43,7 +43,8 @@ def test_opcheck(op, kernel):
 @pytest.mark.parametrize("op,kernel", KERNELS)
 def test_a_tensor_on_another_device_is_an_error_that_names_both(op, kernel):
     args = sample(op, TWO)
-    words = r"\w+: \w+ is on (meta but \w+ is on cpu|cpu but \w+ is on meta); move one of them"
+    here = args[0].device
+    words = rf"\w+: \w+ is on (meta but \w+ is on {here}|{here} but \w+ is on meta); move one of them"
     for i, moved in enumerate(args[1:], 1):
         if isinstance(moved, torch.Tensor):
             apart = (*args[:i], moved.to("meta"), *args[i + 1 :])

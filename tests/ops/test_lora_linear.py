@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from pypeft_fast.ops.lora_linear import lora_linear
+from tests.ops.checks import Case, assert_agrees
 from tests.ops.rejections import assert_rejects
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("M", [1, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_sums_in_cpp_are_no_rougher_than_eager(M, dtype):
+    assert_agrees("lora_linear", "cpu", Case(M, 11008, 264, 5, 0.0, dtype))
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,12 @@ def test_stacked_groups_are_the_groups_side_by_side(kernel, dtype, poisoned):
     torch.testing.assert_close(s, torch.cat([one for one, _ in alone], dim=1))
     assert torch.equal(mask, torch.cat([one for _, one in alone]))
     assert torch.equal(mask[37:74], philox.packed_mask(37, 83, 0.3, seeds[1:2]))
+
+
+@pytest.mark.parametrize("kernel", available(OPS["lora_shrink"]))
+def test_seeds_may_have_any_stride(kernel):
+    x, A = torch.randn(5, 24), torch.randn(6, 24)
+    with using(kernel):
+        for seeds in (torch.tensor([5, 1, 7, 1, 11, 1])[::2], torch.tensor([5]).expand(3)):
+            _, mask = lora_shrink(x, A, 0.3, seeds)
+            assert torch.equal(mask, torch.cat([philox.packed_mask(5, 24, 0.3, seed) for seed in seeds.split(1)]))

@@ -1,0 +1,50 @@
+"""The tickets of Triton's sums: whose memory they are."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.device import ON_GPU
+
+pytest.importorskip("triton", reason="Triton is not installed")
+if ON_GPU:
+    pytest.skip("tests/gpu/test_compile.py has the real thing", allow_module_level=True)
+
+from pypeft_fast.kernels import _reduce  # noqa: E402
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The threads that allocated, on a GPU that is not there."""
+    threads, zeros = [], torch.zeros
+    monkeypatch.setattr(_reduce, "_tickets", {})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.capturing)
+
+    def allocate(size, dtype, device):
+        threads.append(threading.get_ident())
+        return zeros(size, dtype=dtype)
+
+    stream = SimpleNamespace(cuda_stream=7, waited=[], capturing=False)
+    stream.wait_stream = stream.waited.append
+    monkeypatch.setattr(torch, "zeros", allocate)
+    return stream, threads
+
+
+def test_what_stays_is_allocated_by_no_thread_that_may_warm_up_a_graph(made):
+    stream, threads = made
+    gpu = torch.device("cuda:0")
+    few, many = _reduce.tickets(10, gpu), _reduce.tickets(5000, gpu)
+    assert len(threads) == 2 and threading.get_ident() not in threads and stream.waited == ["default"] * 2
+    assert few.numel() >= 10 and many.numel() >= 5000
+    assert _reduce.tickets(20, gpu) is few and _reduce.tickets(4097, gpu) is many and len(threads) == 2
+
+
+def test_a_captured_graph_has_its_own(made):
+    stream, threads = made
+    stream.capturing = True
+    first, second = (_reduce.tickets(10, torch.device("cuda:0")) for _ in range(2))
+    assert first is not second and set(threads) == {threading.get_ident()}
