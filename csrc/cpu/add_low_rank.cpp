@@ -66,7 +66,7 @@ Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional
 #if defined(__x86_64__)
   if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask);
 #endif
-  if (mask == nullptr && a.size(0) <= FEW_ROWS) {
+  if (mask == nullptr && few_rows_win(a.scalar_type(), a.size(0))) {
     if (has_dense_columns(b)) return few_rows(a, b, bias, &left, &right, factor);
     const Tensor no_a = new_empty(a, {a.size(0), 0}), no_b = new_empty(b, {0, b.size(1)});
     return few_rows(no_a, no_b, vendor_matmul(a, b, bias), &left, &right, factor);

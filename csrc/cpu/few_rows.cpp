@@ -22,6 +22,11 @@ struct FewArgs {
 
 namespace pypeft {
 
+bool few_rows_win(ScalarType dtype, int64_t rows) {
+  if (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16) return rows <= 3;
+  return rows <= (dtype == ScalarType::Half ? 16 : 8);
+}
+
 Tensor few_rows(const Tensor& given_a, const Tensor& b, const std::optional<Tensor>& addend, const Tensor* given_left,
                 const Tensor* given_right, double factor) {
   const Tensor a = with_dense_rows(given_a);

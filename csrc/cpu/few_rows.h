@@ -1,16 +1,16 @@
-// Products of a few rows, as when decoding: the weight is read once, at the speed of the memory.
+// Products of a few rows, as when decoding: the weight is read once.
 #pragma once
 #include "cpu/scratch.h"
 
 namespace pypeft {
 
-// Up to so many rows. They share what is read of the weight; packing it or a small matrix would cost more than it
-// gives.
-constexpr int64_t FEW_ROWS = 8;
+// Whether few_rows() is the fastest way to a product of so many rows. They share what is read of the weight, and
+// nothing is packed; where the vendor has instructions for bfloat16, its product is soon the faster one.
+bool few_rows_win(ScalarType dtype, int64_t rows);
 
 // a b + addend + factor * left right: [M, N] in b's dtype, summed in float and rounded once.
 //
-//   a [M, K], M <= FEW_ROWS; b [K, N] of dense columns, as a transposed weight has, of a's dtype or float32
+//   a [M, K]; b [K, N] of dense columns, as a transposed weight has, of a's dtype or float32
 //   addend [N] or [M, N] of b's dtype, or none
 //   left [M, r], right [r, N], together or none: the low-rank part, float32 or a's dtype, any strides
 Tensor few_rows(const Tensor& a, const Tensor& b, const std::optional<Tensor>& addend, const Tensor* left,

@@ -50,11 +50,18 @@ inline Tensor as_rows(const Tensor& t) {
 
 // The rows of `result` [M, n] as [.., n], in the shape that `like` [.., k] has.
 inline Tensor in_shape_of(const Tensor& like, const Tensor& result) {
-  if (like.dim() == 2) return result;
-  std::vector<int64_t> shape(like.dim());
-  for (int64_t d = 0; d + 1 < like.dim(); ++d) shape[d] = like.size(d);
-  shape.back() = result.size(1);
-  return torch::stable::view(result, {shape.data(), shape.size()});
+  const int64_t dims = like.dim();
+  if (dims == 2) return result;
+  std::vector<int64_t> sizes(dims, result.size(1)), strides(dims, result.stride(1));
+  int64_t step = result.stride(0);
+  for (int64_t d = dims - 2; d >= 0; --d) {
+    sizes[d] = like.size(d), strides[d] = step;
+    step *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  AtenTensorHandle shaped;  // no view to autograd
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(result.get(), dims, sizes.data(), strides.data(), 0, &shaped));
+  return Tensor(shaped);
 }
 
 }  // namespace pypeft

@@ -14,7 +14,8 @@ Tensor frozen_product(const Tensor& a, const Tensor& b, const std::optional<Tens
     return gemm(a, b, bias, left, right, 1.0f, nullptr);
   }
 #endif
-  if (a.size(0) <= FEW_ROWS && has_dense_columns(b)) return few_rows(a, b, bias, nullptr, nullptr, 1);
+  if (few_rows_win(a.scalar_type(), a.size(0)) && has_dense_columns(b))
+    return few_rows(a, b, bias, nullptr, nullptr, 1);
   return vendor_matmul(a, b, bias);
 }
 

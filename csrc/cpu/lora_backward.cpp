@@ -34,6 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
     if (need_dA) fits(mask->size(1) == (x->size(-1) + 7) / 8);
   }
 
+  if (mask && (need_dX || need_dA)) fits(mask->is_cpu() && mask->scalar_type() == ScalarType::Byte);
   const auto [dS, dB] = lora_ds_db(grad, lora_B, s, scaling, need_dX || need_dA, need_dB);
   const Tensor kept = p > 0 && mask ? *mask : new_empty(dY, {0, 0}, ScalarType::Byte);
   Tensor dX = need_dX ? in_shape_of(dY, lora_dx(grad, *weight, dS, *lora_A, kept, p)) : nothing(dY, dY.scalar_type());

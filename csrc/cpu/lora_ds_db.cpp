@@ -34,6 +34,7 @@ struct GradArgs {
 int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
   constexpr int64_t MOST_TASKS = 32, MOST_FLOATS = int64_t{1} << 24;
   const int64_t affordable = std::max<int64_t>(1, MOST_FLOATS / std::max<int64_t>(1, M * ld));
+  if (affordable == 1) return round_up(std::max<int64_t>(1, N), GRAD_COLUMNS);
   return even_columns(N, round_up(ceil_div(std::max<int64_t>(1, N), std::min(MOST_TASKS, affordable)), GRAD_COLUMNS));
 }
 }  // namespace

@@ -4,7 +4,8 @@
 //   = 0)
 //
 // Rows are taken sixteen at a time: their mask is drawn, a tile of them is staged as float with the dropped elements 0,
-// and multiplied with A^T, which was packed as float once. The factor 65536 / (65536 - T) is applied to the sums.
+// and multiplied with A^T, which was packed as float once. Few rows without dropout are few_rows()' work. The factor
+// 65536 / (65536 - T) is applied to the sums.
 #include "cpu/lora.h"
 
 #include "cpu/few_rows.h"
@@ -42,7 +43,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const ScalarType dtype = widens ? ScalarType::Float : x.scalar_type();
   const int64_t groups = p > 0 ? seed.value().numel() : 1;
   Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
-  if (p == 0 && M <= FEW_ROWS) {
+  if (p == 0 && few_rows_win(x.scalar_type(), M)) {
     return {few_rows(x, transposed(with_dense_rows(lora_A)), std::nullopt, nullptr, nullptr, 1), mask};
   }
   Tensor s = new_empty(x, {M, r}, dtype);

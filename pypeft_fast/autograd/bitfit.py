@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from ..ops import _check
 from ._autocast import autocast_as_linear
+from ._first_order import first_order
 
 
 class BitFitLinearFunction(torch.autograd.Function):
@@ -13,10 +14,10 @@ class BitFitLinearFunction(torch.autograd.Function):
         need_x = ctx.needs_input_grad[0]
         ctx.save_for_backward(weight if need_x else None)
         ctx.dtype = bias.dtype
-        return F.linear(x, weight, bias.to(x.dtype))
+        return F.linear(x, weight, bias.to(x.dtype)).detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, dY):
         (weight,) = ctx.saved_tensors
         dX = dY @ weight if weight is not None else None

@@ -12,6 +12,7 @@ from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
+from ._first_order import first_order
 
 _aten = torch.ops.aten
 # name: (the function of z, its gradient from (the gradient of its result, z))
@@ -42,10 +43,10 @@ class BottleneckFunction(torch.autograd.Function):
         ctx.save_for_backward(x, z, mask, mean, deviation, down, up, norm_weight, norm_bias)
         ctx.activation, ctx.scaling, ctx.p, ctx.own_residual = activation, scaling, p, residual is None
         ctx.dtypes = down_bias.dtype, up_bias.dtype
-        return y.view(*x.shape[:-1], up.shape[0])
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], up.shape[0]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad):
         x, z, mask, mean, deviation, down, up, norm_weight, norm_bias = ctx.saved_tensors
         need_x, need_residual = ctx.needs_input_grad[:2]

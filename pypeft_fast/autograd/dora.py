@@ -17,6 +17,7 @@ from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
+from ._first_order import first_order
 from .dora_norm import dora_norm
 
 
@@ -29,7 +30,7 @@ def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed):
         y = torch.addcmul(F.linear(rows - kept, weight, bias).to(g.dtype), z, g)
     else:
         y = scaled(z, g) if bias is None else torch.addcmul(bias.to(g.dtype), z, g)
-    return y.to(x.dtype).view(*x.shape[:-1], weight.shape[0]), s, mask, z
+    return torch.ops.aten._unsafe_view(y.to(x.dtype), (*x.shape[:-1], weight.shape[0])), s, mask, z
 
 
 class DoRALinearFunction(torch.autograd.Function):
@@ -56,7 +57,7 @@ class DoRALinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad):
         x, weight, lora_A, lora_B, s, mask, z, g, norm = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]

@@ -11,11 +11,12 @@ from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
 from ._autocast import autocast_as_linear
+from ._first_order import first_order
 
 
 def _forward(x, weight, bias, ia3_l, feedforward, need_z):
     y, z = ia3_linear_op(_check.rows("ia3_linear", "x", x), weight, bias, ia3_l, feedforward, need_z)
-    return y.view(*x.shape[:-1], weight.shape[0]), z
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), z
 
 
 class IA3LinearFunction(torch.autograd.Function):
@@ -34,7 +35,7 @@ class IA3LinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, grad):
         x, weight, ia3_l, z = ctx.saved_tensors
         need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]

@@ -14,6 +14,7 @@ from ..ops.lora_forward import lora_forward
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
+from ._first_order import first_order
 
 
 class LoRALinearFunction(torch.autograd.Function):
@@ -34,7 +35,7 @@ class LoRALinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, dY):
         x, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
@@ -58,7 +59,7 @@ def run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     rows = _check.rows("lora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
     y = lora_linear_op(rows, weight, bias, s, lora_B, scaling)
-    return y.view(*x.shape[:-1], weight.shape[0]), s, mask
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask
 
 
 def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A):

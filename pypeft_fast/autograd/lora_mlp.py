@@ -13,6 +13,7 @@ from ..ops.lora_dx import lora_dx
 from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
 from ._autocast import autocast_as_linear
+from ._first_order import first_order
 from .lora import autocast_lora, run_forward
 
 
@@ -36,7 +37,7 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, dY):
         gate, up, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
         need_gate, need_up, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:6]

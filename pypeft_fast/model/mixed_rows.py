@@ -31,7 +31,7 @@ def mixed_rows_linear(x, weight, bias, adapters):
         first, end = rows[0], rows[-1] + 1
         if end - first == len(rows):
             update = F.linear(F.linear(cast[A.dtype][first:end], A), B) * scaling
-            y[first:end].add_(update)
+            y[first:end].add_(update.to(y.dtype))
         else:
             index = torch.tensor(rows, device=x.device)
             update = F.linear(F.linear(cast[A.dtype].index_select(0, index), A), B) * scaling

@@ -5,6 +5,8 @@ y [.., N] in x's dtype, s [M, r] and mask as of lora_shrink, M the rows of x. On
 arithmetic. Source of LoRA: Hu et al., arXiv:2106.09685.
 """
 
+import torch
+
 from .._op import Op
 from . import _check
 from .lora_linear import lora_linear
@@ -38,7 +40,8 @@ def _of(kernel):
     def forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
         rows = _check.rows("lora_forward", "x", x)
         s, mask = shrink(rows, lora_A, p, seed)
-        return linear(rows, weight, bias, s, lora_B, scaling).view(*x.shape[:-1], weight.shape[0]), s, mask
+        y = linear(rows, weight, bias, s, lora_B, scaling)
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask
 
     return forward
 

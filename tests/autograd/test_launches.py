@@ -25,7 +25,7 @@ from pypeft_fast.kernels import _tiles  # noqa: E402
 
 ARCHITECTURES = ("interpreter", 80, 90, 100, "gfx942")
 # Allocations and views cost the GPU nothing. `zeros` are the tickets of _reduce: once a stream, or a node of a graph.
-FREE = {"empty", "new_empty", "empty_like", "zeros", "promote_types"}
+FREE = {"empty", "new_empty", "empty_like", "zeros", "promote_types", "_unsafe_view"}
 
 
 class Watch(TorchDispatchMode):

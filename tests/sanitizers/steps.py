@@ -14,8 +14,15 @@ import pypeft_fast as pf
 from pypeft_fast import _native
 
 F32, BF16 = torch.float32, torch.bfloat16
-# Below 32 rows and in float16 the products are the vendor's, above the package's own.
-CASES = [(300, 520, 401, 16, F32), (70, 1100, 300, 8, BF16), (9, 130, 67, 3, F32), (40, 300, 257, 5, torch.float16)]
+# From the package's own products of many rows to the vendor's, and to its own of few, on several threads.
+CASES = [
+    (3, 4100, 600, 16, F32),
+    (2, 4100, 600, 16, BF16),
+    (300, 520, 401, 16, F32),
+    (70, 1100, 300, 8, BF16),
+    (9, 130, 67, 3, F32),
+    (40, 300, 257, 5, torch.float16),
+]
 
 
 def problem(M, K, N, r, dtype):

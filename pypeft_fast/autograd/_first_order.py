@@ -1,0 +1,39 @@
+"""Backward passes that have no derivative of their own, and say so whichever way one is asked for.
+
+torch's once_differentiable cuts the graph instead: autograd.grad with allow_unused, autograd.functional.hessian and a
+penalty on gradients beside another loss then get zeros without an error.
+"""
+
+import functools
+
+import torch
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(t.detach() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("pypeft_fast has no second derivatives: its functions are once_differentiable")
+
+
+def first_order(backward):
+    @functools.wraps(backward)
+    def wrapped(ctx, *grads):
+        with torch.no_grad():
+            outputs = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # no create_graph
+            return outputs
+        depends = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        found = [i for i, t in enumerate(outputs) if t is not None]
+        if not depends or not found:
+            return outputs
+        outputs = list(outputs)
+        refused = _Refused.apply(len(found), *(outputs[i] for i in found), *depends)
+        for i, t in zip(found, refused, strict=True):
+            outputs[i] = t
+        return tuple(outputs)
+
+    return wrapped

@@ -1,0 +1,64 @@
+"""Every function: its output may be changed in place, and a second derivative is refused, never silently zero."""
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast.autograd.bitfit import bitfit_linear
+
+K, N, R = 6, 5, 2
+
+
+def leaves():
+    torch.manual_seed(0)
+    A, B, weight, bias = torch.randn(R, K), torch.randn(N, R), torch.randn(N, K), torch.randn(N)
+    return A.requires_grad_(), B.requires_grad_(), weight, bias
+
+
+def functions():
+    """{name: a function of x [.., K]}, every one with parameters that are trained."""
+    A, B, weight, bias = leaves()
+    l, magnitude = torch.rand(N).requires_grad_(), torch.rand(N).requires_grad_()  # noqa: E741
+    trained = bias.clone().requires_grad_()
+    return {
+        "lora": lambda x: pf.lora_linear(x, weight, A, B, bias),
+        "dora": lambda x: pf.dora_linear(x, weight, A, B, magnitude, bias),
+        "ia3": lambda x: pf.ia3_linear(x, weight, l, bias),
+        "gated": lambda x: pf.lora_gated_linear(x, x + 1, weight, A, B, bias),
+        "bitfit": lambda x: bitfit_linear(x, weight, trained),
+    }
+
+
+NAMES = list(functions())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", [None, "blas"])
+@pytest.mark.parametrize("shape", [(K,), (4, K), (2, 3, K)], ids=str)
+def test_an_output_may_be_changed_in_place(name, kernel, shape, monkeypatch):
+    if kernel:
+        monkeypatch.setattr("pypeft_fast._op._forced", kernel)
+    function, grads = functions()[name], []
+    for act in (torch.relu_, torch.relu):
+        x = torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape).requires_grad_()
+        act(function(x)).sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads) and grads[0].any()
+    with torch.no_grad():
+        y = function(torch.ones(shape))
+    y += torch.ones(N, requires_grad=True)
+    assert y.requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_way_of_asking_gets_a_second_derivative(name):
+    function, x = functions()[name], torch.randn(3, K, requires_grad=True)
+    (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    refusal = pytest.raises(RuntimeError, match="second derivatives")
+    with refusal:
+        torch.autograd.grad(first.square().sum(), x, allow_unused=True)
+    (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    with refusal:  # beside another loss
+        (function(x).square().mean() + first.square().sum()).backward()
+    with refusal:
+        torch.autograd.functional.hessian(lambda x: function(x).square().sum(), x.detach())
