@@ -109,20 +109,21 @@ def tolerance(made, what="logits"):
 
 
 def token_steps(made, rows, **options):
-    """({name: a function that decodes one token for each row}, {name: logits of the prompt}), a cache kept for each."""
+    """({name: a function that decodes one token for each row}, {name: its logits}), a cache kept for each."""
     from transformers import DynamicCache
 
     prompt = torch.arange(100, 100 + PROMPT).repeat(rows, 1)
     steps, logits = {}, {}
     for name, model in made.items():
         cache = DynamicCache()
-        logits[name] = model.eval()(input_ids=prompt, past_key_values=cache, use_cache=True, **options).logits
+        model.eval()(input_ids=prompt, past_key_values=cache, use_cache=True, **options)
 
         def step(model=model, cache=cache):
-            model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True, **options)
+            token = model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True, **options).logits
             cache.crop(-1)
+            return token
 
-        steps[name] = step
+        steps[name], logits[name] = step, step()
     return steps, logits
 
 

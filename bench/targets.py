@@ -1,5 +1,6 @@
 """What the kernels aim at, row by row, and whether one run's numbers reach it."""
 
+import itertools
 import math
 
 
@@ -19,6 +20,14 @@ def ratios(results, over, under, **wanted):
     """time of `over` / time of `under` for each result whose case has the wanted fields."""
     chosen = [r["seconds"] for r in results if all(r["case"][k] == v for k, v in wanted.items())]
     return [t[over] / t[under] for t in chosen if over in t and under in t]
+
+
+def cliff(results, wanted):
+    """The most by which a rank's time for each FLOP exceeds that of the next smaller rank."""
+    chosen = [r for r in results if all(r["case"][k] == v for k, v in wanted.items())]
+    chosen.sort(key=lambda r: r["case"]["r"])
+    costs = [r["seconds"]["ours"] / r["flops"] for r in chosen]
+    return max(b / a for a, b in itertools.pairwise(costs))
 
 
 def layer_rows(results):
@@ -43,6 +52,7 @@ def layer_rows(results):
     sweep = ratios(results, "PEFT", "ours", **ranked)
     if len(sweep) > 1:
         rows.append(at_least("speed-up over PEFT, ranks 4 to 256, worst", min(sweep), 1.0))
+        rows.append(at_most("seconds a FLOP, a rank against the next smaller one, worst", cliff(results, ranked), 1.1))
     return rows
 
 

@@ -14,6 +14,37 @@ def kernels(op):
     return [k.name for k in OPS[op].kernels if k.missing() is None and "cpu" in (k.devices or ("cpu",))]
 
 
+def arguments(op):
+    """Of one launch of the op for CASE, with dropout where it takes part."""
+    operands = Operands(CASE)
+    x, dY, weight = operands.x.detach(), operands.dY, operands.weight
+    A, B = (t.detach() for t in operands.adapters)
+    _, mask = OPS["lora_shrink"](x, A, CASE.p, pf.ops.philox.draw_seed(x.device, None))
+    s, scale, factors = torch.randn(CASE.M, CASE.r), torch.rand(CASE.N), torch.rand(CASE.K)
+    return {
+        "lora_linear": (x, weight, None, s, B, 2.0),
+        "lora_ds_db": (dY, B, s, 2.0, True, True),
+        "lora_dx": (dY, weight, s, A, mask, CASE.p),
+        "lora_da": (s, x, mask, CASE.p, A.dtype),
+        "ia3_linear": (x, weight, None, scale, False, True),
+        "ia3_linear, feedforward": (x, weight, None, factors, True, False),
+        "ia3_dx_dl": (dY, weight, scale, torch.randn(CASE.M, CASE.N), False, True, True),
+        "ia3_dx_dl, feedforward": (dY, weight, factors, x, True, True, True),
+    }[op]
+
+
+ONE_PASS = ("lora_linear", "lora_ds_db", "lora_dx", "lora_da", "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl",
+            "ia3_dx_dl, feedforward")  # fmt: skip
+
+
+@pytest.mark.parametrize("what,kernel", [(what, k) for what in ONE_PASS for k in kernels(what.partition(",")[0])])
+def test_op(benchmark, what, kernel):
+    args = arguments(what)
+    with pf.using(kernel):
+        out = benchmark(OPS[what.partition(",")[0]], *args)
+    assert (out[0] if isinstance(out, tuple) else out).abs().max() > 0
+
+
 @pytest.mark.parametrize("kernel", kernels("lora_shrink"))
 @pytest.mark.parametrize("p", [0.0, 0.05])
 def test_lora_shrink(benchmark, kernel, p):

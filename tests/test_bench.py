@@ -76,7 +76,7 @@ def test_targets_pass_or_fall_short():
         "from bench.targets import layer_rows\n"
         "def result(p, threads, ours, r=16):\n"
         "    case = dict(kind='lora', r=r, p=p, threads=threads, dtypes='float32', M=512, K=576, N=1536)\n"
-        "    return dict(case=case, seconds={'frozen': 1.0, 'PEFT': 1.3, 'ours': ours, 'ours p=0': 1.2})\n"
+        "    return dict(case=case, flops=r, seconds={'frozen': 1.0, 'PEFT': 1.3, 'ours': ours, 'ours p=0': 1.2})\n"
         "rows = layer_rows([result(.05, 1, 1.1), result(0., 1, 1.2), result(.05, 2, 1.0), result(.05, 1, 1.4, r=64)])\n"
         "for what, *rest in rows: print(*rest)"
     )
@@ -87,4 +87,5 @@ def test_targets_pass_or_fall_short():
         "1.08 >= 1 pass",
         "1.30 >= 1.25 pass",
         "0.93 >= 1 falls short",
+        "0.32 <= 1.1 pass",
     ], done.stderr

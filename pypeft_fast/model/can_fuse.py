@@ -36,6 +36,14 @@ def _is_own(module, forward) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
 
 
+def why_not_forward(layer) -> str | None:
+    """Why calls of the layer do not reach the forward of its class, if they do not: accelerate's hooks stand there."""
+    state = vars(layer)
+    if "forward" in state and not _is_own(layer, state["forward"]):
+        return "the layer has a forward of its own"
+    return None
+
+
 def tensor_of(module, name):
     """module.weight or module.bias: a parameter, or the plain tensor that FSDP and pruning put in its place."""
     parameters = module._parameters
@@ -105,6 +113,8 @@ def why_not_input(x, base, K) -> str | None:
     """The input and the transforms around the call; x and the weight meet in one dtype, as nn.Linear demands."""
     if type(x) is not torch.Tensor and type(x) is not nn.Parameter:
         return f"the input is a {type(x).__name__}"
+    if x.is_nested:
+        return "the input is nested"
     weight = tensor_of(base, "weight")
     if x.dim() < 1 or x.size(-1) != K or x.device != weight.device or x.layout is not STRIDED:
         return "the input does not fit the layer"

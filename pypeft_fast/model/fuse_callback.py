@@ -1,5 +1,7 @@
 """FuseCallback: fuse() for scripts that build the PEFT model themselves and hand out a Trainer, or take callbacks."""
 
+import warnings
+
 from transformers import TrainerCallback
 
 from .fuse import FuseReport, fuse
@@ -9,7 +11,8 @@ class FuseCallback(TrainerCallback):
     """Fuses a Trainer's model in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
 
     For any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters by then; TRL's trainers give
-    them to it in their constructor. The model stays fused. `report` is what fuse returned, None before training.
+    them to it in their constructor. The model stays fused. A model that Trainer shards by FSDP is sharded by then: fuse it
+    yourself before, or nothing is fused, which is warned of. `report` is what fuse returned, None before training.
 
     Args:
         strict: raise ValueError as training begins unless every adapter layer can be fused.
@@ -21,3 +24,5 @@ class FuseCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.report = fuse(model, strict=self.strict)
+        if not self.report.fused:
+            warnings.warn(f"FuseCallback fused nothing: {self.report}", stacklevel=2)

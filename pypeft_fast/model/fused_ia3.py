@@ -52,7 +52,7 @@ def detach(layer):
 
 def why_not_layer(layer) -> str | None:
     """Why none of the layer's adapters can be fused, whatever the input; None if one can."""
-    reason = can_fuse.why_not_base(layer.base_layer)
+    reason = can_fuse.why_not_forward(layer) or can_fuse.why_not_base(layer.base_layer)
     if reason is not None or not layer.ia3_l:
         return reason
     reasons = [can_fuse.why_not_parameter(vector, "ia3_l") for vector in layer.ia3_l.values()]

@@ -107,7 +107,7 @@ def detach(layer):
 
 def why_not_layer(layer) -> str | None:
     """Why none of the layer's adapters can be fused, whatever the input; None if one can."""
-    reason = can_fuse.why_not_base(layer.base_layer)
+    reason = can_fuse.why_not_forward(layer) or can_fuse.why_not_base(layer.base_layer)
     if reason is not None or not layer.lora_A:
         return reason
     reasons = [why_not_adapter(layer, name) for name in layer.lora_A]

@@ -44,7 +44,7 @@ def ordinary_call(layer, x):
         return None
 
     dtype, device = x.dtype, x.device
-    if weight.dtype is not dtype or dtype not in ACTIVATIONS or weight.device != device or x.is_meta:
+    if weight.dtype is not dtype or dtype not in ACTIVATIONS or weight.device != device or x.is_meta or x.is_nested:
         return None
     if bias is not None and (
         type(bias) is not Parameter or bias.dtype is not dtype or bias.device != device or bias.dim() != 1

@@ -42,6 +42,27 @@ def test_offloading_after_fusing_is_seen():
     assert report.calls()["fused"] == 7
 
 
+def test_a_layer_with_a_forward_of_its_own_is_left():
+    model = zoo.adapted(peft, "llama")
+    layer = next(m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear))
+    accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.ModelHook())
+    assert list(pf.fuse(model).left.values()) == ["the layer has a forward of its own"]
+    with pytest.raises(ValueError, match="a forward of its own"):
+        pf.fuse(model, strict=True)
+
+
+@pytest.mark.parametrize("end", [pf.unfuse, lambda model: model.merge_and_unload()])
+def test_a_wrapper_outlives_the_fusion(end):
+    model = zoo.adapted(peft, "llama")
+    pf.fuse(model)
+    for module in list(model.modules()):
+        if type(module).__module__.startswith("pypeft_fast") or "Fused" in type(module).__name__:
+            accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
+    expected = zoo.logits(model)
+    ended = end(model)
+    torch.testing.assert_close(zoo.logits(ended if isinstance(ended, nn.Module) else model), expected)
+
+
 def test_saved_modules_train_and_are_saved_beside_fused_layers(tmp_path):
     results = []
     for fused in (False, True):
