@@ -64,7 +64,7 @@ def bytes_of(tensor):
     return math.prod(sizes) * tensor.element_size() if tensor.numel() else 0
 
 
-NOT_KERNELS = ("empty", "new_empty", "empty_like", "device", "detach")
+NOT_KERNELS = ("empty", "new_empty", "empty_like", "device", "detach", "_unsafe_view")
 FILLS = ("copy_", "zero_", "fill_", "randint")  # written without being read
 
 

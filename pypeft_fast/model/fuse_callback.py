@@ -11,8 +11,8 @@ class FuseCallback(TrainerCallback):
     """Fuses a Trainer's model in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
 
     For any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters by then; TRL's trainers give
-    them to it in their constructor. The model stays fused. A model that Trainer shards by FSDP is sharded by then: fuse it
-    yourself before, or nothing is fused, which is warned of. `report` is what fuse returned, None before training.
+    them to it in their constructor. The model stays fused. A model that Trainer shards by FSDP is sharded by then: fuse
+    it yourself before, or nothing is fused, which is warned of. `report` is what fuse returned, None before training.
 
     Args:
         strict: raise ValueError as training begins unless every adapter layer can be fused.
