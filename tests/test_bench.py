@@ -83,7 +83,7 @@ def test_targets_pass_or_fall_short():
     assert done.stdout.splitlines() == [
         "1.10 <= 1.08 falls short",
         "1.10 <= 1.14 pass",
-        "1.09 <= 1.02 falls short",
+        "1.09 <= 1 falls short",
         "1.08 >= 1 pass",
         "1.30 >= 1.25 pass",
         "0.93 >= 1 falls short",
