@@ -31,9 +31,12 @@ CASES = [  # method, dropout
     ("DoRA", 0.05),
     ("IA3", 0.0),
 ]
-# Of logits and of gradients, through all layers, relative to their norm. PEFT's own in bfloat16 are 0.013 and 0.061 off
-# those of the same model in float32.
-TOLERANCE = {"bfloat16": {"logits": 0.05, "gradients": 0.1}, "float32": {"logits": 1e-4, "gradients": 1e-4}}
+# Of logits, gradients and one decoded token's logits, through all layers, relative to their norm. PEFT in bfloat16 is
+# about half as far from the same model in float32, and a token decoded without the adapter is further away.
+TOLERANCE = {
+    "bfloat16": {"logits": 0.05, "gradients": 0.1, "token": 0.02},
+    "float32": {"logits": 1e-4, "gradients": 1e-4, "token": 1e-4},
+}
 HEADER = ("case", "step ms: PEFT", "fused", "faster", "saved MB: PEFT", "fused", "token ms: PEFT", "fused", "faster")
 ROWS_HEADER = ("adapters in the batch", "token ms: PEFT", "fused", "faster")
 ROWS = 64
@@ -132,7 +135,7 @@ def decoding(made, seconds, rows=1, **options):
     """{name: seconds of one token of each row}; SystemExit if the logits are not PEFT's."""
     steps, logits = token_steps(made, rows, **options)
     wrong = off(logits["fused"].double(), logits["PEFT"].double())
-    if not wrong <= tolerance(made):
+    if not wrong <= tolerance(made, "token"):
         sys.exit(f"fused, the logits are {wrong:.2g} off PEFT's: no speed is reported")
     return interleaved(steps, time.perf_counter, seconds)
 

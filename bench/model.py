@@ -86,10 +86,10 @@ def decoding(made, seconds):
 
             steps[name], logits[name] = step, step().double()
         size, off = logits["PEFT"].norm(), (logits["ours"] - logits["PEFT"]).norm()
-        limit = 0.05 if made["ours"].dtype == torch.bfloat16 else 1e-4
+        limit = 0.02 if made["ours"].dtype == torch.bfloat16 else 1e-4
         if not off <= limit * size:
             sys.exit(f"ours: a token's logits are {off / size:.3g} off PEFT's: no speed is reported")
-        if not (logits["PEFT"] - logits["frozen"]).norm() > 2 * limit * size:
+        if not (logits["PEFT"] - logits["frozen"]).norm() > limit * size:
             sys.exit("the adapter changes nothing, so that a wrong one would not show: no speed is reported")
         return interleaved_wall(steps, seconds)
 
