@@ -126,4 +126,4 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
 
 def other_tiles(job: Job) -> Iterator[Job]:
     """The job with each configuration that tuning may choose besides the default."""
-    return (replace(job, config=config) for config in _tiles.candidates(job.op, job.arch, job.bits)[1:])
+    return (replace(job, config=config) for config in list(_tiles.candidates(job.op, job.arch, job.bits).values())[1:])

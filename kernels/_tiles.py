@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _tuning
@@ -45,6 +44,7 @@ GEMMS = ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")
 ELEMENTWISE = ("swiglu", "swiglu_backward")  # no product: of a Config they take the tile alone
 
 
+@functools.cache
 def architecture(device):
     """80, 86, .. 120, "gfx942", or "interpreter"."""
     if device.type != "cuda":
@@ -106,10 +106,10 @@ def fits(op, config, arch, bits):
 
 @functools.cache
 def candidates(op, arch, bits):
-    """The configurations worth timing, the default first."""
+    """{its name: a configuration worth timing}, the default first."""
     base = default(op, arch, bits)
     if arch == "interpreter":
-        return (base,)
+        return {str(base): base}
     arch = known(arch)
     tma = arch in (90, 100)
     if op in GEMMS:
@@ -132,7 +132,7 @@ def candidates(op, arch, bits):
             for BM, BO in ((16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64))
             for warps in (4, 8)
         ]
-    return (base, *(c for c in space if c != base and fits(op, c, arch, bits)))
+    return {str(c): c for c in (base, *space) if c == base or fits(op, c, arch, bits)}
 
 
 def launch(op, run, operands, sizes):
@@ -142,11 +142,9 @@ def launch(op, run, operands, sizes):
     if arch == "interpreter":
         run(default(op, arch, bits))
         return
-    key = (op, "tiles", arch, *(str(t.dtype) for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
-    options = {str(c): c for c in candidates(op, arch, bits)}
-    runs = {name: functools.partial(run, c) for name, c in options.items()}
-    chosen = _tuning.fastest(key, runs, first.device, unfit=(OutOfResources,))
-    run(options[chosen])
+    key = (op, "tiles", arch, *(t.dtype for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
+    options = candidates(op, arch, bits)
+    run(options[_tuning.fastest(key, options, run, first.device)])
 
 
 def shrunk(tile, size):

@@ -6,7 +6,6 @@ no import order, no rebinding of names.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -208,9 +207,9 @@ class Op:
 
     def _fastest(self, able, args):
         able.sort(key=lambda k: k.name == "cuda" and _tuning.leaves_mma_sync_behind(args[0]))
-        runs = {k.name: functools.partial(k.function, *args) for k in able}
-        name = _tuning.fastest((self.name, "kernel", *self._depends(*args)), runs, args[0].device)
-        return next(k for k in able if k.name == name)
+        named = {k.name: k for k in able}
+        key = (self.name, "kernel", *self._depends(*args))
+        return named[_tuning.fastest(key, named, lambda kernel: kernel.function(*args), args[0].device)]
 
     def _run(self, *args):
         self._check(*args)

@@ -1,30 +1,45 @@
 """What is fastest on the user's own GPU: timed once per shape bucket, kept in memory and on disk.
 
 One small file a decision, under $PYPEFT_FAST_CACHE, or $XDG_CACHE_HOME/pypeft_fast, or ~/.cache/pypeft_fast; written
-whole or not at all, so processes share it without a lock. PYPEFT_FAST_TUNE=0: nothing is timed and nothing is read,
-the first candidate is taken. Nothing is timed while a CUDA graph is captured either.
+whole or not at all, so processes share it without a lock. It holds for one architecture, one PyTorch, one Triton and
+these very kernels: after an upgrade it is measured anew. PYPEFT_FAST_TUNE=0: nothing is timed and nothing is read, the
+first candidate is taken. Nothing is timed while a CUDA graph is captured either.
 """
 
 import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import statistics
+import sys
 import tempfile
 import warnings
 from pathlib import Path
 
 import torch
 
-_VERSION = 1  # of the meaning of a file; a file of another is measured anew
+from . import _native
+
+_VERSION = 2  # of the meaning of a file; a file of another is measured anew
 _known: dict[tuple, str] = {}
+_warned = False
+# How an error tells of too little memory that is no torch.OutOfMemoryError: the stable ABI (all that csrc/cuda asks of
+# PyTorch is memory), csrc/cuda itself, cuBLAS.
+NO_MEMORY = (" API call failed at ", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def folder():
-    """Where decisions are kept."""
+    """Where decisions are kept; FileNotFoundError where nothing says, and the user has no home."""
     if own := os.environ.get("PYPEFT_FAST_CACHE"):
         return Path(own) / "tuning"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pypeft_fast" / "tuning"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "pypeft_fast" / "tuning"
+    try:
+        return Path.home() / ".cache" / "pypeft_fast" / "tuning"
+    except RuntimeError as error:  # a container whose user is a number
+        raise FileNotFoundError("no home folder and no PYPEFT_FAST_CACHE") from error
 
 
 def enabled():
@@ -65,55 +80,115 @@ def _path(key):
 
 
 def _read(key, names):
-    """The winner on disk, or None: no file that can be read, a torn one, or one about other candidates."""
+    """The winner on disk, or None: no file that can be read, a damaged one, or one about other candidates."""
     try:
         entry = json.loads(_path(key).read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError):  # if the folder cannot be, writing says so
+        return None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        _warn(f"a decision of an earlier run cannot be read and is measured anew: {error}")
         return None
     ours = isinstance(entry, dict) and entry.get("key") == repr(key) and entry.get("candidates") == names
     return entry["winner"] if ours and entry.get("winner") in names else None
 
 
 def _write(key, names, winner, times):
-    path = _path(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
     entry = {"key": repr(key), "candidates": names, "winner": winner, "milliseconds": times}
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(entry, file, indent=1)
-    os.replace(file.name, path)
+    try:
+        path = _path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            try:
+                json.dump(entry, file, indent=1)
+                file.close()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        _warn(f"what is measured here is not kept for the next run: {error}")
 
 
-def fastest(key, candidates, device, unfit=()):
-    """The name of the fastest of {name: function of no arguments}; the first one where nothing may be timed.
+def _warn(text):
+    """Once a process: a folder that fails for one decision fails for all."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(f"pypeft_fast: {text}", stacklevel=2)
 
-    key: what the decision depends on, besides the GPU and the versions, which are added here.
-    unfit: errors by which a candidate says that it does not fit this GPU; it is out, unless it is the first one.
+
+def fastest(key, candidates, run, device):
+    """The name of the fastest of {name: candidate}, by run(candidate); the first one where nothing may be timed.
+
+    key: what the decision depends on, besides the GPU and the versions, which are added here. A candidate that asks for
+    more than the GPU has, or has left at the moment, is out. If they all are, the first one is the answer: whoever runs
+    it sees why, unless what was lacking is what timing takes.
     """
-    names = list(candidates)
-    if len(names) == 1 or not enabled():
-        return names[0]
+    if len(candidates) == 1 or not enabled():
+        return next(iter(candidates))
     key = (*key, _machine(device))
-    if key in _known and _known[key] in candidates:
-        return _known[key]
-    winner = _read(key, names)
-    if winner is None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return names[0]
-        times = {names[0]: milliseconds(candidates[names[0]], device)}
-        for name in names[1:]:
-            with contextlib.suppress(*unfit):
-                times[name] = milliseconds(candidates[name], device)
-        winner = min(times, key=times.get)
-        try:
-            _write(key, names, winner, times)
-        except OSError as error:
-            warnings.warn(f"pypeft_fast: the tuning of {key[0]} is not kept: {error}", stacklevel=2)
-    _known[key] = winner
+    winner = _known.get(key)
+    if winner not in candidates:
+        names = list(candidates)
+        winner = _read(key, names)
+        if winner is None:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return names[0]
+            winner = _measured(key, candidates, run, device)
+        _known[key] = winner
     return winner
 
 
+def _measured(key, candidates, run, device):
+    names, times, short = list(candidates), {}, False
+    for name in names:
+        try:
+            times[name] = milliseconds(functools.partial(run, candidates[name]), device)
+        except _too_large():
+            continue
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)):
+                raise
+            short = True
+    winner = min(times, key=times.get, default=names[0])
+    if not short:  # else it holds for this process: the next one may have the memory
+        _write(key, names, winner, times)
+    return winner
+
+
+def _too_large():
+    """Triton's error of a kernel that no block of this GPU can hold. Whoever raised it has imported Triton."""
+    errors = sys.modules.get("triton.runtime.errors")
+    return () if errors is None else (errors.OutOfResources,)
+
+
+@functools.cache
 def _machine(device):
+    """What else a decision depends on: the architecture, its size, and every version that has a say."""
+    made_of = (torch.__version__, _triton_version(), _kernels_digest())
     if device.type != "cuda":
-        return (device.type, torch.__version__)
+        return (device.type, *made_of)
     properties = torch.cuda.get_device_properties(device)
-    return (properties.major, properties.minor, properties.multi_processor_count, torch.__version__)
+    if torch.version.hip is not None:
+        architecture = properties.gcnArchName.partition(":")[0]
+    else:
+        architecture = f"sm_{properties.major}{properties.minor}"
+    return (architecture, properties.multi_processor_count, *made_of)
+
+
+def _triton_version():
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("triton")
+    return None
+
+
+@functools.cache
+def _kernels_digest():
+    """Of Triton's sources and the CUDA library: a version would not tell a developer's kernel from the one before."""
+    files = sorted((Path(__file__).parent / "kernels").glob("*.py"))
+    if _native.CUDA_LIBRARY_PATH is not None:
+        files.append(_native.CUDA_LIBRARY_PATH)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

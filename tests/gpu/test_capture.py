@@ -113,7 +113,7 @@ def test_tuning_never_happens_inside_a_capture(monkeypatch, tmp_path):
     monkeypatch.setenv("PYPEFT_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(_tuning, "_known", {})
     candidates = _tiles.candidates
-    monkeypatch.setattr(_tiles, "candidates", lambda *args: candidates(*args)[:3])
+    monkeypatch.setattr(_tiles, "candidates", lambda *args: dict(list(candidates(*args).items())[:3]))
     timed = []
     milliseconds = _tuning.milliseconds
     monkeypatch.setattr(_tuning, "milliseconds", lambda *args: timed.append(args) or milliseconds(*args))

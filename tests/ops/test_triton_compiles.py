@@ -22,14 +22,15 @@ def made(jobs):
     return [[r.target, r.kernel, r.faults(), r.tensor_core, r.loads, r.specialized] for r in rows((), jobs)]
 """
 SAMPLE = """
-(specialized,) = (c for c in _tiles.candidates("lora_linear", 100, 16) if c.specialize and (c.BO, c.BI) == (128, 64))
+on_blackwell = _tiles.candidates("lora_linear", 100, 16).values()
+(specialized,) = (c for c in on_blackwell if c.specialize and (c.BO, c.BI) == (128, 64))
 jobs = [Job("sm_80", "lora_dx, dropout"), Job("sm_90", "lora_linear"), Job("gfx942", "lora_ds_db"),
         Job("sm_100", "lora_linear", config=specialized)]
 planned = {(job.target, job.op, str(job.tiles)) for job in plan(FAMILIES)}
 tiled = "lora_shrink", "lora_ds_db", "lora_linear", "lora_dx", "ia3_dx_dl"
 wanted = {(target, op, str(config)) for target in FAMILIES for op in tiled
           for bits in (16, 32) if bits == 16 or op == "lora_linear"
-          for config in _tiles.candidates(op, architecture(target), bits)}
+          for config in _tiles.candidates(op, architecture(target), bits).values()}
 print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"], sorted(wanted - planned), len(wanted)]))
 """
 EVERY = "print(json.dumps(made([Job(sys.argv[1], name) for name in NAMES])))"
