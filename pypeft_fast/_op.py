@@ -165,6 +165,10 @@ class Op:
         self._depends = depends
         return depends
 
+    def is_timed(self, device: str) -> bool:
+        """Whether the choice among this op's fast kernels is measured on tensors of this type of device."""
+        return self._depends is not None and device in TIMED
+
     def native_cpu(self, rejects=lambda *_: None, checks=False):
         """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema.
 
@@ -197,7 +201,7 @@ class Op:
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""
         able = (k for k in self.kernels if _forced in (None, k.name) and k.why_not(args) is None)
-        if self._depends is not None and _forced is None and args[0].device.type in TIMED:
+        if _forced is None and self.is_timed(args[0].device.type):
             return self._fastest([k for k in able if k.name != "reference"], args)
         for kernel in able:
             return kernel

@@ -10,7 +10,7 @@ import torch
 
 import pypeft_fast
 
-from .. import _native, _op
+from .. import _native, _op, _tuning
 from .errors import as_user_error
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "peft")
@@ -60,7 +60,8 @@ def collect() -> dict:
 
 
 def _kernels(device: str) -> dict[str, dict]:
-    """{op: its kernels, best first, with "available" or why not, and which of them runs on this device's tensors}."""
+    """{op: its kernels, best first, with "available" or why not, and which of them runs on this device's tensors, or how
+    that is found out}."""
     forced = os.environ.get("PYPEFT_FAST_KERNEL")
     found = {}
     for op in _op.OPS.values():
@@ -71,8 +72,20 @@ def _kernels(device: str) -> dict[str, dict]:
             states[kernel.name] = (
                 kernel.missing() or (elsewhere and f"runs on {', '.join(kernel.devices)}") or "available"
             )
-        found[op.name] = {"choice": _choice(states, forced), "kernels": states}
+        timed = forced is None and op.is_timed(device)
+        found[op.name] = {"choice": _timed(states) if timed else _choice(states, forced), "kernels": states}
     return found
+
+
+def _timed(states: dict[str, str]) -> str:
+    """No single kernel: each shape of a call has its own fastest, which its first call finds out."""
+    fast = [name for name, state in states.items() if state == "available" and name != "reference"]
+    if len(fast) == 1:
+        return fast[0]
+    if _tuning.enabled():
+        return f"the fastest of {', '.join(fast)}, timed per shape"
+    # Untimed, the first; but on some GPUs the sums of many rows leave csrc/cuda's older instructions behind.
+    return f"{fast[0]} or {fast[1]}, by the shape, untimed" if fast[0] == "cuda" else f"{fast[0]}, untimed"
 
 
 def _choice(states: dict[str, str], forced: str | None) -> str:

@@ -1,5 +1,6 @@
 """`pypeft-fast info` tells what really runs."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast import _native
+from pypeft_fast import _native, _op
 
 
 def test_the_choice_it_tells_is_the_kernel_that_runs(command):
@@ -25,6 +26,26 @@ def test_the_choice_it_tells_is_the_kernel_that_runs(command):
     with pf.recording() as ran:
         pf.lora_linear(x, W, A, B, dropout_p=0.1).sum().backward()
     assert len(ran) == 2 and dict(ran).items() <= told.items()
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_where_kernels_are_timed_none_is_told_as_the_one_that_runs(command, monkeypatch, cuda):
+    """As on a GPU; with csrc/cuda's kernel, whose place depends on the rows and the GPU, and without."""
+    monkeypatch.setattr(_op, "TIMED", ("cpu",))
+    monkeypatch.setenv("PYPEFT_FAST_TUNE", "1")
+    op = _op.OPS["lora_dx"]
+    names = ["cuda", "blas"] if cuda else ["cpu", "blas"]
+    some = [dataclasses.replace(k, name=name) for k in op.kernels if k.name == "blas" for name in names]
+    monkeypatch.setattr(op, "kernels", some + [k for k in op.kernels if k.name == "reference"])
+    _, text, _ = command("info")
+    assert f"lora_dx on cpu tensors: the fastest of {', '.join(names)}, timed per shape\n" in text
+    assert "lora_da on cpu tensors: " in text and text.count("timed per shape") <= 4  # this one has no such choice
+    monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
+    _, text, _ = command("info")
+    assert f"lora_dx on cpu tensors: {'cuda or blas, by the shape' if cuda else 'cpu'}, untimed\n" in text
+    monkeypatch.setattr(op, "kernels", some[1:])
+    _, text, _ = command("info")
+    assert "lora_dx on cpu tensors: blas\n" in text
 
 
 def test_it_says_why_a_kernel_is_not_there(command):
