@@ -8,7 +8,6 @@ import functools
 from dataclasses import dataclass
 
 import torch
-import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _tuning
@@ -149,7 +148,12 @@ def launch(op, run, operands, sizes):
 
 def shrunk(tile, size):
     """A tile no longer than the axis needs: a power of two, at least 16 for the tensor cores."""
-    return min(tile, max(16, triton.next_power_of_2(size)))
+    return tile if size >= tile else max(16, _tuning.bucket(size))
+
+
+def cdiv(size, tile):
+    """triton.cdiv for the host: that one also serves compiled code, for which a launch would pay 2 us at each."""
+    return -(-size // tile)
 
 
 @functools.cache
@@ -160,10 +164,10 @@ def processors(device):
 
 def split(rows, BM, others, device):
     """(rows of a stripe, stripes): as many stripes as give every multiprocessor two programs, each whole tiles."""
-    tiles = triton.cdiv(rows, BM)
+    tiles = cdiv(rows, BM)
     stripes = min(tiles, max(1, 2 * processors(device) // others))
-    stripe_tiles = triton.cdiv(tiles, stripes)
-    return stripe_tiles * BM, triton.cdiv(tiles, stripe_tiles)
+    stripe_tiles = cdiv(tiles, stripes)
+    return stripe_tiles * BM, cdiv(tiles, stripe_tiles)
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ class Gemm:
             out = TensorDescriptor.from_tensor(out, [BM, BO])
             x = TensorDescriptor.from_tensor(x, [BM, BI])
             w = TensorDescriptor.from_tensor(by_rows, [BI, BO] if w_by_rows else [BO, BI])
-        tiles = triton.cdiv(M, BM) * triton.cdiv(O, BO)
+        tiles = cdiv(M, BM) * cdiv(O, BO)
         return cls(
             x, w, out, BM, BO, BI, shrunk(config.BR, rank), config.group, tma, w_by_rows,
             tma and config.specialize, min(max(tiles, 1), processors(out.base.device if tma else out.device)),

@@ -74,7 +74,7 @@ def ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
 
     def launch(config):
         tile = _tiles.Gemm.fit(config, dY, weight, dX if need_dX else dY.new_empty(1, K).expand(M, K))
-        row_tiles, columns = triton.cdiv(M, tile.BM), dl.numel()
+        row_tiles, columns = _tiles.cdiv(M, tile.BM), dl.numel()
         parts = torch.empty(row_tiles if need_dl else 0, columns, dtype=torch.float32, device=dY.device)
         _ia3_dx_dl[(tile.programs,)](
             tile.x, tile.w, ia3_l, dY, saved, tile.out, dl, parts, tickets(columns, dY.device),

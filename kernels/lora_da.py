@@ -53,7 +53,7 @@ def lora_da(dS, x, mask, scale, dtype):
 
     def launch(config):
         BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, K), (config.BR, r)))
-        blocks, rank_blocks = triton.cdiv(K, BK), triton.cdiv(r, BR)
+        blocks, rank_blocks = _tiles.cdiv(K, BK), _tiles.cdiv(r, BR)
         stripe_rows, stripes = _tiles.split(M, BM, blocks * rank_blocks, x.device)
         parts = torch.empty(stripes if stripes > 1 else 0, r, K, dtype=torch.float32, device=x.device)
         _lora_da[(blocks, stripes, rank_blocks)](

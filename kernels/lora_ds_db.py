@@ -73,7 +73,7 @@ def lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB):
 
     def launch(config):
         BM, BN, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, N), (config.BR, r)))
-        blocks, rank_blocks = triton.cdiv(N, BN), triton.cdiv(r, BR)
+        blocks, rank_blocks = _tiles.cdiv(N, BN), _tiles.cdiv(r, BR)
         stripe_rows, stripes = _tiles.split(M, BM, blocks * rank_blocks, dY.device)
         parts = dict(dtype=torch.float32, device=dY.device)
         dS_parts = torch.empty(blocks if need_dS and blocks > 1 else 0, M, r, **parts)

@@ -80,7 +80,7 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
     (M, K), R = x.shape, lora_A.shape[0]
     groups = 1 if seed is None else seed.numel()
     s = x.new_empty(M, R, dtype=torch.promote_types(x.dtype, lora_A.dtype))
-    mask = x.new_empty(groups * M if seed is not None else 0, triton.cdiv(K, 8), dtype=torch.uint8)
+    mask = x.new_empty(groups * M if seed is not None else 0, _tiles.cdiv(K, 8), dtype=torch.uint8)
     if M == 0 or K == 0:
         return s.zero_(), mask
     r = R // groups
@@ -90,7 +90,7 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
         # An accumulator for each group; those of float32, off the tensor cores, spill if they are as long as others.
         rows = max(16, config.BM // 2) if groups > 1 and x.dtype == torch.float32 else config.BM
         BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((rows, M), (config.BO, K), (config.BR, r)))
-        row_blocks, rank_blocks = triton.cdiv(M, BM), triton.cdiv(r, BR)
+        row_blocks, rank_blocks = _tiles.cdiv(M, BM), _tiles.cdiv(r, BR)
         part_k, count = _tiles.split(K, BK, row_blocks * rank_blocks, x.device)
         parts = torch.empty(count if count > 1 else 0, M, R, dtype=torch.float32, device=x.device)
         _lora_shrink[(row_blocks, rank_blocks, count)](

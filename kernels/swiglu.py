@@ -36,7 +36,7 @@ def swiglu(gate, up):
 
     def launch(config):
         BM, BN = _tiles.shrunk(config.BM, M), _tiles.shrunk(config.BO, N)
-        _swiglu[(triton.cdiv(M, BM) * triton.cdiv(N, BN),)](
+        _swiglu[(_tiles.cdiv(M, BM) * _tiles.cdiv(N, BN),)](
             gate, up, out, M, N, *gate.stride(), *up.stride(), BM=BM, BN=BN,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

@@ -39,7 +39,7 @@ def swiglu_backward(dh, gate, up, need_h):
 
     def launch(config):
         BM, BN = _tiles.shrunk(config.BM, M), _tiles.shrunk(config.BO, N)
-        _swiglu_backward[(triton.cdiv(M, BM) * triton.cdiv(N, BN),)](
+        _swiglu_backward[(_tiles.cdiv(M, BM) * _tiles.cdiv(N, BN),)](
             dh, gate, up, dgate, dup, h if need_h else None, M, N, *dh.stride(), *gate.stride(), *up.stride(),
             BM=BM, BN=BN, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

@@ -314,6 +314,8 @@ def test_tiles_are_timed_among_those_that_fit():
                 assert next(iter(options.values())) == _tiles.default(op, arch, bits) and len(options) >= 4
                 assert all(_tiles.fits(op, c, arch, bits) and name == str(c) for name, c in options.items())
                 assert len({dataclasses.replace(c, BR=0, group=0) for c in options.values()}) == len(options)
+    assert [_tiles.shrunk(128, size) for size in (0, 1, 17, 100, 128, 999)] == [16, 16, 32, 128, 128, 128]
+    assert [_tiles.cdiv(size, 64) for size in (0, 1, 64, 65)] == [0, 1, 1, 2]
     assert _tiles.known(87) == 86 and _tiles.known(103) == 100 and _tiles.known(121) == 120
     assert _tiles.split(1000, 64, 1, CPU) == (192, 6) and _tiles.split(10, 16, 50, CPU) == (16, 1)
 
