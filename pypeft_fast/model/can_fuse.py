@@ -126,14 +126,14 @@ def why_not_input(x, base, K) -> str | None:
 
 
 def why_not_now() -> str | None:
+    if nn_module._has_any_global_hook():
+        return "a global module hook is registered"
     if torch.compiler.is_compiling():
         return None
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit traces the call"
-    if nn_module._has_any_global_hook():
-        return "a global module hook is registered"
     return None
 
 

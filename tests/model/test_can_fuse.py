@@ -179,14 +179,49 @@ def test_kinds_of_calls():
     }
 
 
-def test_a_global_hook_is_called():
-    calls = []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: calls.append(type(module)))
+def of_linears(change):
+    return lambda module, *args: change(args) if type(module) is nn.Linear else None
+
+
+def doubled_grads(args):
+    return tuple(None if grad is None else 2 * grad for grad in args[0])
+
+
+hooks = nn.modules.module
+GLOBAL_HOOKS = {
+    "forward": lambda: hooks.register_module_forward_hook(of_linears(lambda args: 2 * args[1])),
+    "forward pre": lambda: hooks.register_module_forward_pre_hook(of_linears(lambda args: 2 * args[0][0])),
+    "backward": lambda: hooks.register_module_full_backward_hook(of_linears(doubled_grads)),
+    "backward pre": lambda: hooks.register_module_full_backward_pre_hook(of_linears(doubled_grads)),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", GLOBAL_HOOKS)
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_hooks_on_every_module_are_called(kind, method, compiled):
+    """On base_layer, lora_A and lora_B, which a fused layer does not call; those there before compiling, as PyTorch."""
+    model, x = layer(), torch.randn(5, 12, requires_grad=True)
+    if method == "ia3":
+        config = peft.IA3Config(target_modules=["0"], feedforward_modules=[], init_ia3_weights=False)
+        model = peft.get_peft_model(nn.Sequential(nn.Linear(12, 9)), config)
+
+    def outcome(function):
+        y = function(x)
+        return y, *torch.autograd.grad(y.square().sum(), [x, *(p for p in model.parameters() if p.requires_grad)])
+
+    without, handle = outcome(model), GLOBAL_HOOKS[kind]()
     try:
-        counted = called(lambda m: None, lambda m: m(torch.randn(5, 12)))
+        expected = outcome(model)
+        report = pf.fuse(model, strict=True)
+        got = outcome(torch.compile(model, backend="aot_eager") if compiled else model)
     finally:
         handle.remove()
-    assert counted == {"a global module hook is registered": 1} and calls.count(nn.Linear) == 3
+    torch.testing.assert_close(got, expected)
+    assert not torch.allclose(without[1], expected[1])
+    assert report.calls() == ({} if compiled else {"a global module hook is registered": 1})
+    torch._dynamo.reset()
 
 
 def test_hooks_on_the_adapted_layer_itself_do_not_stand_in_the_way():

@@ -367,11 +367,23 @@ def test_what_computes_otherwise_is_left_alone(make):
     assert len(kinds) == 2 and gated_calls(model) == 0
 
 
-def test_hooks_on_every_module_are_called():
-    model, seen = ours(), []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(type(module)))
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_hooks_on_every_module_are_called(compiled):
+    model, x = ours(), torch.randn(2, 5, 32)
+    mlp = mlps(model)[0]
+    function = torch.compile(mlp, backend="aot_eager") if compiled else mlp
+
+    def halved(module, args, output):
+        return output / 2 if type(module).__name__ == "SiLUActivation" else None
+
+    handle = nn.modules.module.register_module_forward_hook(halved)
     try:
-        assert gated_calls(model) == 0
+        with pf.recording() as ran:
+            hooked = function(x)
     finally:
         handle.remove()
-    assert sum(kind.__name__ == "SiLUActivation" for kind in seen) == 2 and gated_calls(model) == 2
+    assert not any(op == "swiglu" for op, _ in ran)
+    with pf.recording() as ran:
+        assert_same(mlp(x), 2 * hooked)
+    assert any(op == "swiglu" for op, _ in ran) and hooked.abs().max() > 1e-2
