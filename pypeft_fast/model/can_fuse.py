@@ -36,6 +36,13 @@ def _is_own(module, forward) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
 
 
+def drop_own_forward(module) -> None:
+    """Before the class changes: what accelerate leaves would go on standing before the forward of the class."""
+    state = vars(module)
+    if "forward" in state and _is_own(module, state["forward"]):
+        del module.forward
+
+
 def why_not_forward(layer) -> str | None:
     """Why calls of the layer do not reach the forward of its class, if they do not: accelerate's hooks stand there."""
     state = vars(layer)

@@ -81,7 +81,7 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
         listed = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
         raise ValueError(f"fuse(strict=True): {len(report.left)} of the adapter layers cannot be fused: {listed}")
     for kind, layer in plan:
-        if type(layer) is not kind.FusedLinear:
+        if not isinstance(layer, kind.FusedLinear):
             kind.attach(layer)
         report._layers.append(layer)
     report.gated = gated_mlp.refresh(model)
@@ -89,10 +89,23 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
 
 
 def unfuse(model) -> int:
-    """Gives every fused layer of the model its PEFT class again; the number of them. Raises as fuse does."""
-    layers = [(_kind(layer), layer) for layer in _adapter_layers(model, "unfuse").values()]
-    fused = [(kind, layer) for kind, layer in layers if kind is not None and type(layer) is kind.FusedLinear]
-    for kind, layer in fused:
+    """Gives every fused layer of the model its PEFT class again; the number of them.
+
+    Raises:
+        TypeError: model is not a torch.nn.Module. ValueError: it has no PEFT adapter layer; or something has derived
+            the class of a fused layer or gated module, as fully_shard of FSDP2 does for a module that is a unit of its
+            own: then nothing is changed. Sharding units around whole blocks leaves the classes within them alone.
+    """
+    layers = {name: (_kind(layer), layer) for name, layer in _adapter_layers(model, "unfuse").items()}
+    fused = {n: (kind, m) for n, (kind, m) in layers.items() if kind is not None and isinstance(m, kind.FusedLinear)}
+    derived = {n: m for n, (kind, m) in fused.items() if type(m) is not kind.FusedLinear} | gated_mlp.derived(model)
+    if derived:
+        listed = "; ".join(f"{name} is a {type(module).__name__}" for name, module in derived.items())
+        raise ValueError(
+            f"unfuse: the class of {len(derived)} fused modules has been derived since, as by FSDP2's fully_shard, and "
+            f"cannot be taken back: {listed}. Unfuse before that, or load the saved adapter into a model of its own"
+        )
+    for kind, layer in fused.values():
         kind.detach(layer)
     gated_mlp.release(model)
     return len(fused)
@@ -131,10 +144,10 @@ def _adapter_layers(model, what) -> dict[str, nn.Module]:
 
 
 def _kind(layer):
-    """The module of this package that fuses layers of exactly this class, or None."""
+    """The module of this package that fuses layers of exactly this class, or has fused this one; or None."""
     from . import fused_ia3, fused_lora
 
     for kind in (fused_lora, fused_ia3):
-        if type(layer) in (kind.FusedLinear, kind.FusedLinear.__base__):
+        if isinstance(layer, kind.FusedLinear) or type(layer) is kind.FusedLinear.__base__:
             return kind
     return None

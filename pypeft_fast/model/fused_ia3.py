@@ -41,11 +41,13 @@ class FusedLinear(IA3Linear):
 
 
 def attach(layer):
+    can_fuse.drop_own_forward(layer)
     layer.__class__ = FusedLinear
     layer._fused_calls = Counter()
 
 
 def detach(layer):
+    can_fuse.drop_own_forward(layer)
     layer.__class__ = IA3Linear
     del layer._fused_calls
 

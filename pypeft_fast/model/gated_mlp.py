@@ -13,7 +13,7 @@ from torch import nn
 
 from ..autograd.lora_mlp import lora_gated_linear
 from ..ops.swiglu import swiglu
-from .can_fuse import computing_dtype, hooked, why_not_now
+from .can_fuse import computing_dtype, drop_own_forward, hooked, why_not_forward, why_not_now
 
 
 class _Formula:
@@ -67,6 +67,8 @@ class GatedMLP(nn.Module):
 
     def __reduce_ex__(self, protocol):
         """Copies and pickles: the generated class has no name to be found by."""
+        if not _is_ours(self):
+            return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(2)
         return _empty, (self._unfused,), *state
 
@@ -97,27 +99,48 @@ def _can_be_fused(module) -> bool:
     return (
         _has_lora(module._modules.get("down_proj"))
         and _meaning(type(module).forward) in _MEANINGS
-        and "forward" not in vars(module)
+        and why_not_forward(module) is None
         and all(isinstance(module._modules.get(name), nn.Module) for name in ("gate_proj", "up_proj", "act_fn"))
         and _is_silu(module.act_fn)
     )
 
 
+def _set_class(module, kind):
+    drop_own_forward(module)
+    module.__class__ = kind
+
+
+def _is_ours(module) -> bool:
+    """Whether its class is the generated one. FSDP2 derives another from it, whose end is not ours to make."""
+    return type(module) is _fused(module._unfused)
+
+
 def _detach(module):
-    module.__class__ = module._unfused
+    """Elsewhere the class stays and its forward is the module's own: there is no adapter, or it does not stand alone."""
+    if _is_ours(module):
+        _set_class(module, module._unfused)
 
 
 def refresh(model) -> list[str]:
     """Fuses every gated module whose down_proj has a LoRA adapter, ends it for the others; the names of the fused."""
     fused = []
     for name, module in model.named_modules():
-        if isinstance(module, GatedMLP) and not _has_lora(module._modules.get("down_proj")):
-            _detach(module)
-        elif not isinstance(module, GatedMLP) and _can_be_fused(module):
-            module.__class__ = _fused(type(module))
         if isinstance(module, GatedMLP):
+            keeps = _has_lora(module._modules.get("down_proj"))
+            if not keeps:
+                _detach(module)
+        else:
+            keeps = _can_be_fused(module)
+            if keeps:
+                _set_class(module, _fused(type(module)))
+        if keeps:
             fused.append(name)
     return fused
+
+
+def derived(model) -> dict[str, nn.Module]:
+    """The fused modules whose class something else has been derived from since: `release` leaves them."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, GatedMLP) and not _is_ours(m)}
 
 
 def release(model) -> None:

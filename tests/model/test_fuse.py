@@ -236,15 +236,6 @@ def test_a_half_precision_base_saves_no_wide_copy_of_x():
     assert y.dtype == torch.bfloat16 and x.grad is not None
 
 
-def test_copies_and_pickles_stay_fused():
-    model = zoo.adapted(peft, "llama", use_dora=True)
-    report = pf.fuse(model)
-    expected, twin = zoo.logits(model), copy.deepcopy(model)
-    assert torch.equal(zoo.logits(twin), expected)
-    twin.get_submodule(report.fused[0]).lora_B["default"].weight.data.zero_()
-    assert torch.equal(zoo.logits(model), expected) and not torch.equal(zoo.logits(twin), expected)
-
-
 def test_merging_with_dora_is_seen():
     """PEFT merges through .data, where no version counter moves."""
     model = zoo.adapted(peft, "llama", use_dora=True)

@@ -1,0 +1,207 @@
+"""What happens to the classes of fused modules: derived from by FSDP2, shadowed by accelerate, pickled by name."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import accelerate
+import peft
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+import pypeft_fast as pf
+from tests.model import zoo
+
+ATTENTION, MLP = (f"base_model.model.model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp"))
+
+
+def ran(model):
+    """The logits, and by how many calls each op had a part in them."""
+    with pf.recording() as seen:
+        logits = zoo.logits(model)
+    ops = [op for op, _ in seen]
+    return logits, {op: ops.count(op) for op in sorted({*ops})}
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def lora():
+    return zoo.adapted(peft, "llama")
+
+
+def ia3():
+    config = peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])
+    model = peft.get_peft_model(zoo.build("llama"), config)
+    zoo.liven(model)
+    return model.eval()
+
+
+def kinds(model):
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.device_mesh.DeviceMesh("cpu", [0])
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [ATTENTION, MLP])
+def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
+    model = lora()
+    before = zoo.logits(model)
+    pf.fuse(model)
+    unit = fully_shard(model.get_submodule(name), mesh=mesh)
+    was = kinds(model)
+    with pytest.raises(ValueError, match=rf"1 fused modules has been derived .*: {name} is a FSDPFused\w+. Unfuse be"):
+        pf.unfuse(model)
+    assert kinds(model) == was and isinstance(unit, FSDPModule)
+    assert pf.fuse(model).gated == [MLP, MLP.replace("0", "1")] and kinds(model) == was
+    logits, ops = ran(model)
+    assert_same(logits, before)
+    assert ops["swiglu"] == 2
+
+
+def test_an_ia3_layer_that_fsdp2_has_derived_is_not_taken_back(mesh):
+    model = ia3()
+    pf.fuse(model)
+    fully_shard(model.get_submodule(ATTENTION), mesh=mesh)
+    with pytest.raises(ValueError, match=f"{ATTENTION} is a FSDPFusedLinear"):
+        pf.unfuse(model)
+
+
+def test_units_of_whole_blocks_leave_the_classes_within_alone(mesh):
+    model = lora()
+    was, before = kinds(model), zoo.logits(model)
+    pf.fuse(model)
+    for block in model.base_model.model.model.layers:
+        fully_shard(block, mesh=mesh)
+    assert pf.unfuse(model) == 4
+    assert {n: k for n, k in kinds(model).items() if not issubclass(k, FSDPModule)}.items() <= was.items()
+    assert_same(zoo.logits(model), before)
+
+
+def test_a_derived_gated_module_goes_on_without_adapters(mesh):
+    """unload() puts plain layers into it; it stays FSDP's unit, and its forward is the module's own."""
+    model = lora()
+    pf.fuse(model)
+    fully_shard(model.get_submodule(MLP), mesh=mesh)
+    bare = model.unload()
+    logits, ops = ran(bare)
+    assert isinstance(bare.model.layers[0].mlp, FSDPModule) and type(bare.model.layers[1].mlp) is LlamaMLP
+    assert_same(logits, zoo.logits(zoo.build("llama")))
+    assert ops == {}
+
+
+def hook_and_remove(model):
+    for name in (ATTENTION, MLP, f"{MLP}.down_proj", f"{MLP}.act_fn"):
+        module = model.get_submodule(name)
+        accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
+        accelerate.hooks.remove_hook_from_module(module)
+        assert "forward" in vars(module)
+
+
+@pytest.mark.parametrize("make", [lora, ia3])
+@pytest.mark.parametrize("when", ["before", "while fused", "before and while fused"])
+def test_what_accelerate_leaves_behind_slows_nothing(make, when):
+    """After its hook is gone `module.forward` is still an attribute of the module, its class's own method."""
+    model, twin = make(), make()
+    pf.fuse(twin)
+    _, fast = ran(twin)
+    if "before" in when:
+        hook_and_remove(model)
+    expected, report = zoo.logits(model), pf.fuse(model, strict=True)
+    if "while fused" in when:
+        hook_and_remove(model)
+    logits, ops = ran(model)
+    assert_same(logits, expected)
+    assert ops == fast and report.calls() == {"fused": 4}
+    assert report.gated == ([] if make is ia3 else [MLP, MLP.replace("0", "1")])
+    assert pf.unfuse(model) == 4
+    assert torch.equal(zoo.logits(model), expected)
+    again = pf.fuse(model, strict=True)
+    assert ran(model)[1] == fast and again.gated == report.gated
+
+
+def test_a_hook_that_is_there_is_reported_and_called():
+    model, calls = lora(), []
+
+    class Counts(accelerate.hooks.ModelHook):
+        def post_forward(self, module, output):
+            calls.append(type(module))
+            return output
+
+    accelerate.hooks.add_hook_to_module(model.get_submodule(MLP), Counts())
+    report = pf.fuse(model)
+    assert report.gated == [MLP.replace("0", "1")]
+    assert ran(model)[1]["swiglu"] == 1 and calls == [LlamaMLP]
+
+
+# The classes of ours in a model that each makes.
+METHODS = {
+    "lora": "FusedLinear FusedLlamaMLP",
+    "dora": "FusedLinear FusedLlamaMLP",
+    "ia3": "FusedLinear",
+    "ours": "FusedLlamaMLP",
+}
+
+
+def make_fused(method):
+    if method == "ours":
+        return zoo.adapted(pf, "llama")
+    model = ia3() if method == "ia3" else zoo.adapted(peft, "llama", use_dora=method == "dora")
+    pf.fuse(model, strict=True)
+    return model
+
+
+READ = """
+import sys, torch, pickle, pypeft_fast
+foreign = lambda name: name.partition(".")[0] in ("peft", "transformers", "tests")
+assert not any(map(foreign, sys.modules))
+for path in sys.argv[1:]:
+    for read in (lambda file: torch.load(file, weights_only=False), pickle.load):
+        with open(path + "." + ("pickle" if read is pickle.load else "torch"), "rb") as file:
+            model, ids, expected, ops = read(file)
+        with pypeft_fast.recording() as seen:
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        assert [op for op, _ in seen] == ops and len(ops) >= 4, seen
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
+        print(*sorted({type(m).__name__ for m in model.modules() if "Fused" in type(m).__name__}))
+"""
+
+
+def test_a_process_that_imports_this_package_alone_reads_fused_models(tmp_path):
+    """Before it has imported PEFT or transformers: the classes made for gated modules have no names to be found by."""
+    for method in METHODS:
+        model = make_fused(method)
+        with pf.recording() as seen:
+            expected = zoo.logits(model).detach()
+        stored = (model, zoo.IDS, expected, [op for op, _ in seen])
+        torch.save(stored, tmp_path / f"{method}.torch")
+        (tmp_path / f"{method}.pickle").write_bytes(pickle.dumps(stored))
+    run = [sys.executable, "-W", "ignore", "-c", READ, *(str(tmp_path / method) for method in METHODS)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [names for names in METHODS.values() for _ in range(2)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_and_pickles_are_models_of_their_own(method):
+    model = make_fused(method)
+    expected, ops = ran(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert kinds(twin) == kinds(model)
+        logits, theirs = ran(twin)
+        assert torch.equal(logits, expected) and theirs == ops
+        for parameter in twin.parameters():
+            nn.init.zeros_(parameter)
+        assert not torch.equal(zoo.logits(twin), expected)
+    assert torch.equal(zoo.logits(model), expected)
