@@ -60,8 +60,7 @@ def collect() -> dict:
 
 
 def _kernels(device: str) -> dict[str, dict]:
-    """{op: its kernels, best first, with "available" or why not, and which of them runs on this device's tensors, or how
-    that is found out}."""
+    """{op: its kernels, best first, with "available" or why not, and which of them runs on this device's tensors}."""
     forced = os.environ.get("PYPEFT_FAST_KERNEL")
     found = {}
     for op in _op.OPS.values():

@@ -116,7 +116,7 @@ def _is_ours(module) -> bool:
 
 
 def _detach(module):
-    """Elsewhere the class stays and its forward is the module's own: there is no adapter, or it does not stand alone."""
+    """A derived class stays, and in it the module's own forward runs: down_proj has no LoRA adapter any more."""
     if _is_ours(module):
         _set_class(module, module._unfused)
 
