@@ -22,15 +22,8 @@ class LoRALinearFunction(torch.autograd.Function):
     def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed):
         y, s, mask = run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
-        need_dS = need_x or need_A
-        ctx.save_for_backward(
-            x if need_A or need_weight else None,
-            weight if need_x else None,
-            lora_A if need_x else None,
-            lora_B if need_dS or need_B else None,
-            s if need_dS or need_B else None,
-            mask if need_dS and p > 0 else None,
-        )
+        needed = needed_backward(weight, lora_A, lora_B, s, mask if p > 0 else None, need_x, need_A, need_B)
+        ctx.save_for_backward(x if need_A or need_weight else None, *needed)
         ctx.scaling, ctx.p, ctx.dtype_A = scaling, p, lora_A.dtype
         return y
 
@@ -50,6 +43,18 @@ class LoRALinearFunction(torch.autograd.Function):
         if need_bias:
             db = _check.rows("lora_linear", "dY", dY).sum(0)
         return dX, dW, db, dA, dB, None, None, None
+
+
+def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
+    """Of weight, lora_A, lora_B, s and mask what these gradients are made of, None for the rest."""
+    need_dS = need_x or need_A
+    return (
+        weight if need_x else None,
+        lora_A if need_x else None,
+        lora_B if need_dS or need_B else None,
+        s if need_dS or need_B else None,
+        mask if need_dS else None,
+    )
 
 
 def run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):

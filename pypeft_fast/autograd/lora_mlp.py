@@ -14,7 +14,7 @@ from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
-from .lora import autocast_lora, run_forward
+from .lora import autocast_lora, needed_backward, run_forward
 
 
 class LoRAGatedLinearFunction(torch.autograd.Function):
@@ -23,15 +23,11 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
         y, s, mask = run_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)
         need_gate, need_up, need_weight, _, need_A, need_B = ctx.needs_input_grad[:6]
         need_h = need_gate or need_up  # the gradient of h
-        need_dS = need_h or need_A
+        need_inputs = need_h or need_A or need_weight
         ctx.save_for_backward(
-            gate if need_dS or need_weight else None,
-            up if need_dS or need_weight else None,
-            weight if need_h else None,
-            lora_A if need_h else None,
-            lora_B if need_dS or need_B else None,
-            s if need_dS or need_B else None,
-            mask if need_dS and p > 0 else None,
+            gate if need_inputs else None,
+            up if need_inputs else None,
+            *needed_backward(weight, lora_A, lora_B, s, mask if p > 0 else None, need_h, need_A, need_B),
         )
         ctx.scaling, ctx.p, ctx.dtype_A = scaling, p, lora_A.dtype
         return y

@@ -36,11 +36,12 @@ def _is_own(module, forward) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
 
 
-def drop_own_forward(module) -> None:
-    """Before the class changes: what accelerate leaves would go on standing before the forward of the class."""
+def set_class(module, kind) -> None:
+    """What accelerate leaves as the module's own forward would go on standing before that of its class: it goes too."""
     state = vars(module)
     if "forward" in state and _is_own(module, state["forward"]):
         del module.forward
+    module.__class__ = kind
 
 
 def why_not_forward(layer) -> str | None:

@@ -41,14 +41,12 @@ class FusedLinear(IA3Linear):
 
 
 def attach(layer):
-    can_fuse.drop_own_forward(layer)
-    layer.__class__ = FusedLinear
+    can_fuse.set_class(layer, FusedLinear)
     layer._fused_calls = Counter()
 
 
 def detach(layer):
-    can_fuse.drop_own_forward(layer)
-    layer.__class__ = IA3Linear
+    can_fuse.set_class(layer, IA3Linear)
     del layer._fused_calls
 
 

@@ -95,15 +95,13 @@ class FusedLinear(LoraLinear):
 
 
 def attach(layer):
-    can_fuse.drop_own_forward(layer)
-    layer.__class__ = FusedLinear
+    can_fuse.set_class(layer, FusedLinear)
     layer._fused_calls = Counter()
     layer._fused_norms: dict[str, NormCache] = {}
 
 
 def detach(layer):
-    can_fuse.drop_own_forward(layer)
-    layer.__class__ = LoraLinear
+    can_fuse.set_class(layer, LoraLinear)
     del layer._fused_calls, layer._fused_norms
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..autograd.lora_mlp import lora_gated_linear
 from ..ops.swiglu import swiglu
-from .can_fuse import computing_dtype, drop_own_forward, hooked, why_not_forward, why_not_now
+from .can_fuse import computing_dtype, hooked, set_class, why_not_forward, why_not_now
 
 
 class _Formula:
@@ -105,11 +105,6 @@ def _can_be_fused(module) -> bool:
     )
 
 
-def _set_class(module, kind):
-    drop_own_forward(module)
-    module.__class__ = kind
-
-
 def _is_ours(module) -> bool:
     """Whether its class is the generated one. FSDP2 derives another from it, whose end is not ours to make."""
     return type(module) is _fused(module._unfused)
@@ -118,7 +113,7 @@ def _is_ours(module) -> bool:
 def _detach(module):
     """A derived class stays, and in it the module's own forward runs: down_proj has no LoRA adapter any more."""
     if _is_ours(module):
-        _set_class(module, module._unfused)
+        set_class(module, module._unfused)
 
 
 def refresh(model) -> list[str]:
@@ -132,7 +127,7 @@ def refresh(model) -> list[str]:
         else:
             keeps = _can_be_fused(module)
             if keeps:
-                _set_class(module, _fused(type(module)))
+                set_class(module, _fused(type(module)))
         if keeps:
             fused.append(name)
     return fused

@@ -1,6 +1,7 @@
 """pf.ia3_linear: gradients, what is saved, autocast, checkpointing, compile, bad input."""
 
 import contextlib
+import functools
 from itertools import combinations
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from tests.autograd.halves import HALVES, assert_as_close_as_eager
 from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
 from tests.ops.checks import available
@@ -63,23 +65,14 @@ def test_gradcheck(kernel, feedforward):
 
 @BOTH
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(
-    "dtype,adapter", [(torch.bfloat16, None), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
-)
+@pytest.mark.parametrize("dtype,adapter", HALVES)
 def test_half_precision(kernel, dtype, adapter, feedforward):
-    args = tensors(feedforward, dtype, adapter)
-    wide = [t.detach().double().requires_grad_() for t in args]
-    results = []
-    for inputs in (wide, args):
-        y = eager(*inputs, feedforward)
-        results.append([y, *torch.autograd.grad(y.float().square().sum(), inputs)])
     with pf.using(kernel):
-        y = pf.ia3_linear(*args, feedforward=feedforward)
-        ours = [y, *torch.autograd.grad(y.float().square().sum(), args)]
-    for truth, own, got in zip(*results, ours, strict=True):
-        error, eager_error = (got.double() - truth).abs().max(), (own.double() - truth).abs().max()
-        # dY is itself a rounded value, so an ulp here is one of the half-precision type.
-        assert got.dtype == own.dtype and error <= 2 * eager_error + torch.finfo(dtype).eps * truth.abs().max()
+        assert_as_close_as_eager(
+            functools.partial(pf.ia3_linear, feedforward=feedforward),
+            functools.partial(eager, feedforward=feedforward),
+            tensors(feedforward, dtype, adapter),
+        )
 
 
 @BOTH

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from tests.autograd.halves import HALVES, assert_as_close_as_eager
 from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
 from tests.ops.checks import available
@@ -69,25 +70,14 @@ def test_gradcheck(kernel, p):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(
-    "dtype,adapter", [(torch.bfloat16, None), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
-)
+@pytest.mark.parametrize("dtype,adapter", HALVES)
 def test_half_precision(kernel, dtype, adapter):
-    args = tensors(dtype, adapter)
-    wide = [t.detach().double().requires_grad_() for t in args]
+    def function(*args):
+        return pf.lora_linear(*args, scaling=0.7, dropout_p=0.2, generator=torch.Generator(DEVICE).manual_seed(5))
+
     seed = philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
-    results = []
-    for values in (eager(*wide, 0.7, 0.2, seed), eager(*args, 0.7, 0.2, seed)):
-        inputs = wide if values.dtype == torch.float64 else args
-        results.append([values, *torch.autograd.grad(values.float().square().sum(), inputs)])
     with pf.using(kernel):
-        x, W, A, B, b = args
-        y = pf.lora_linear(x, W, A, B, b, scaling=0.7, dropout_p=0.2, generator=torch.Generator(DEVICE).manual_seed(5))
-        ours = [y, *torch.autograd.grad(y.float().square().sum(), args)]
-    for truth, own, got in zip(*results, ours, strict=True):
-        error, eager_error = (got.double() - truth).abs().max(), (own.double() - truth).abs().max()
-        # dY is itself a rounded value, so an ulp here is one of the half-precision type.
-        assert got.dtype == own.dtype and error <= 2 * eager_error + torch.finfo(dtype).eps * truth.abs().max()
+        assert_as_close_as_eager(function, lambda *args: eager(*args, 0.7, 0.2, seed), tensors(dtype, adapter))
 
 
 @pytest.fixture

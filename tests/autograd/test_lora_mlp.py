@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from tests.autograd.halves import HALVES, assert_as_close_as_eager
 from tests.autograd.test_lora import KERNELS as OF_LORA
 from tests.autograd.test_lora import eager
 from tests.device import DEVICE, ON_GPU
@@ -59,22 +60,14 @@ def test_gradcheck(kernel, p):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(
-    "dtype,adapter", [(torch.bfloat16, None), (torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
-)
+@pytest.mark.parametrize("dtype,adapter", HALVES)
 def test_half_precision(kernel, dtype, adapter):
-    args = tensors(dtype, adapter)
-    wide = [t.detach().double().requires_grad_() for t in args]
-    seed, results = philox.draw_seed(DEVICE, seeded()), []
-    for inputs in (wide, args):
-        values = unfused(*inputs, 0.7, 0.2, seed)
-        results.append([values, *torch.autograd.grad(values.float().square().sum(), inputs)])
+    def function(*args):
+        return pf.lora_gated_linear(*args, scaling=0.7, dropout_p=0.2, generator=seeded())
+
+    seed = philox.draw_seed(DEVICE, seeded())
     with pf.using(kernel):
-        y = pf.lora_gated_linear(*args, scaling=0.7, dropout_p=0.2, generator=seeded())
-        ours = [y, *torch.autograd.grad(y.float().square().sum(), args)]
-    for truth, own, got in zip(*results, ours, strict=True):
-        error, eager_error = (got.double() - truth).abs().max(), (own.double() - truth).abs().max()
-        assert got.dtype == own.dtype and error <= 2 * eager_error + torch.finfo(dtype).eps * truth.abs().max()
+        assert_as_close_as_eager(function, lambda *args: unfused(*args, 0.7, 0.2, seed), tensors(dtype, adapter))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
