@@ -6,12 +6,10 @@ medians. Both share every parameter, and are timed only after they agree in the 
 Writes fuse.json, .md and .png.
 """
 
-import argparse
 import copy
 import gc
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -20,7 +18,7 @@ from pypeft_fast.cli.errors import UserError
 from pypeft_fast.cli.measure import counting_saved_bytes
 from pypeft_fast.cli.models import load_base
 
-from . import report
+from . import parsers, report
 from .targets import at_least, at_most
 from .timing import interleaved, machine
 
@@ -211,13 +209,8 @@ def plot(path, measured, rows):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.fuse", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="of timing for each case (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="the targets are for two (default: %(default)s)")
-    parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), help="rows and tokens of a batch (4 128)")
+    parser = parsers.of_model("fuse", __doc__, seconds=10, each="case")
     parser.add_argument("--adapters", type=int, nargs="*", default=(1, 8, 64), help="in a batch of 64 rows (1 8 64)")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}

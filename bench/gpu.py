@@ -4,18 +4,16 @@ Times are the GPU's own, with a cold L2, interleaved, medians; ratios are within
 its results agree with float64. Writes gpu.json, gpu.md and gpu.png. The first run also tunes, which takes minutes.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 import pypeft_fast as pf
 
-from . import gpu_timing, report
+from . import gpu_timing, parsers, report
 from .cases import PROVIDERS, SCALING, Case, Operands, gradients, ours, provider
 from .check import WrongResult, check
 from .targets import at_least, at_most, geometric_mean, ratios
@@ -118,16 +116,11 @@ def prepare():
 
 
 def main(arguments=None, timer=gpu_timing.interleaved, describe=gpu_timing.machine):
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each case (default: %(default)s)")
-    parser.add_argument("--only", default="", help="cases whose name contains this, as 4096x2048x2048 or bfloat16")
+    parser = parsers.of_layer("gpu", __doc__, seconds=2.0, example="4096x2048x2048")
     parser.add_argument("--no-compiled", action="store_true", help="leave out torch.compile of PEFT's layer")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
     options = parser.parse_args(arguments)
     prepare()
-    cases = [case for case in all_cases() if options.only in str(case)]
-    if not cases:
-        parser.error(f"--only {options.only}: no case has that in its name")
+    cases = parsers.chosen(parser, all_cases(), options.only)
     about, results, wrong = describe(), [], []
     passes = [(case, providers_of(case, not options.no_compiled)) for case in cases]
     if find_spec("unsloth") is not None:  # last: to import it changes PEFT and transformers

@@ -4,11 +4,9 @@ The step: B=4, T=128, LoRA r=16 with dropout 0.05 on every linear layer, two thr
 medians. The frozen model's step is forward and backward down to its embeddings. Writes model.json, .md and .png.
 """
 
-import argparse
 import gc
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -17,7 +15,7 @@ from pypeft_fast.cli.errors import UserError
 from pypeft_fast.cli.measure import counting_saved_bytes
 from pypeft_fast.cli.models import load_base
 
-from . import report
+from . import parsers, report
 from .fuse import liven
 from .targets import at_least, at_most
 from .timing import interleaved, machine
@@ -137,12 +135,7 @@ def table(measured):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.model", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="of timing for each table (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="the targets are for two (default: %(default)s)")
-    parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), help="rows and tokens of a batch (4 128)")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    parser = parsers.of_model("model", __doc__, seconds=60, each="table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}

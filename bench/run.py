@@ -4,14 +4,12 @@ One thread: CPU time of the process. Two threads: wall time. Rounds are interlea
 within one run. A provider is timed only after its results agree with float64. Writes layer.json, layer.md, layer.png.
 """
 
-import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 import torch
 
-from . import report
+from . import parsers, report
 from .cases import PROVIDERS, Operands, all_cases, providers_of
 from .check import WrongResult, check
 from .targets import layer_rows
@@ -60,15 +58,10 @@ def plot(results, path):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=1.5, help="of timing for each case (default: %(default)s)")
-    parser.add_argument("--only", default="", help="cases whose name contains this, as 512x576x576 or bfloat16")
+    parser = parsers.of_layer("run", __doc__, seconds=1.5, example="512x576x576")
     parser.add_argument("--compiled", action="store_true", help="time torch.compile of PEFT's layer too: minutes more")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
     options = parser.parse_args(arguments)
-    cases = [case for case in all_cases() if options.only in str(case)]
-    if not cases:
-        parser.error(f"--only {options.only}: no case has that in its name")
+    cases = parsers.chosen(parser, all_cases(), options.only)
     results, about = [], machine()
     print(report.headline(about), "  ".join(HEADER), sep="\n")
     for case in cases:

@@ -1,0 +1,37 @@
+"""The command lines of benchmarks of one layer (bench.run, bench.gpu) and of a model (bench.model, bench.fuse)."""
+
+import argparse
+from pathlib import Path
+
+from . import report
+
+
+def of_layer(name, about, seconds, example):
+    """--seconds, --only, --output; `chosen` applies the second."""
+    parser = _parser(name, about, seconds, "of timing for each case")
+    parser.add_argument("--only", default="", help=f"cases whose name contains this, as {example} or bfloat16")
+    return parser
+
+
+def chosen(parser, cases, only):
+    """Those whose name contains `only`; SystemExit if none does."""
+    found = [case for case in cases if only in str(case)]
+    if not found:
+        parser.error(f"--only {only}: no case has that in its name")
+    return found
+
+
+def of_model(name, about, seconds, each):
+    """--seconds, --model, --threads, --shape, --output."""
+    parser = _parser(name, about, seconds, f"of timing for each {each}")
+    parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="the targets are for two (default: %(default)s)")
+    parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), help="rows and tokens of a batch (4 128)")
+    return parser
+
+
+def _parser(name, about, seconds, meaning):
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    return parser
