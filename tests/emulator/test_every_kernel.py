@@ -1,0 +1,177 @@
+"""Every kernel of csrc/cuda: the same bits in 20 schedules, no bank conflicts, whole sectors, each byte moved once.
+
+Which kernel runs follows from the sizes, the rank and the number of multiprocessors: PATHS has a way to each.
+"""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from tests import emulator
+from tests.emulator.launches import DTYPES, LAYOUTS, arguments
+from tests.emulator.test_ops import counted
+from tests.ops.checks import Case, sample
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@dataclass(frozen=True)
+class Path:
+    op: str
+    odd: Case  # several tiles each way, none of them whole
+    even: Case  # whole tiles alone
+    multiprocessors: int  # of a GPU that takes this way
+    sectors: float = 1.02  # touched by its requests, over the fewest that could hold their bytes, in `even`
+    moved: float = 1.05  # bytes that must come from or go to memory, over those of its arguments and results
+
+
+def products(op, **options):
+    """gemm.cu: tiles of 128 x 128 where they are enough for every multiprocessor, else smaller ones."""
+    large, small = Case(136, 136, 136, 5, 0.3, options=options), Case(70, 72, 136, 5, 0.3, options=options)
+    wide, narrow = Case(256, 256, 256, 16, 0.3, options=options), Case(128, 128, 192, 16, 0.3, options=options)
+    return {"large tiles": Path(op, large, wide, 1), "small tiles": Path(op, small, narrow, 132)}
+
+
+def decoding(op, sectors=(1.1, 1.1), **options):
+    """decode.cu: one eight of rows, or two. Where there is a lora_B, each lane walks a row of its own at the end."""
+    return {
+        f"decoding {M} rows": Path(
+            op, Case(M - 3, 136, 40, 5, options=options), Case(M, 512, 256, 16, options=options), 4, allowed
+        )
+        for M, allowed in zip((8, 16), sectors, strict=True)
+    }
+
+
+def sums(op, K, N, *sectors):
+    """Ranks in tiles of 16 or 64.
+
+    K, N: with which no sum of `even` has several parts where there is one multiprocessor, but for the s of few rows; in
+    `odd` all have. Sectors: 64 columns of the mask are 8 bytes, and a gradient in half precision leaves in pieces of
+    16 bytes, which meet in L2; one of few rows is as large as what is read.
+    """
+    return {
+        "16 ranks": Path(op, Case(70, 328, 520, 3, 0.3), Case(128, K, N, 16, 0.3), 132, sectors[0]),
+        "64 ranks": Path(op, Case(70, 328, 520, 20, 0.3), Case(128, K, N, 64, 0.3), 132, sectors[1]),
+        "few rows": Path(op, Case(5, 328, 520, 3), Case(8, 512, 256, 16), 4, sectors[2], moved=1.1),
+    }
+
+
+FEEDFORWARD = {"feedforward": True}
+BY_OP = {
+    "lora_shrink": sums("lora_shrink", 128, 192, 1.15, 1.25, 1.05),
+    "lora_linear": products("lora_linear") | decoding("lora_linear", (2.2, 2.6)),
+    "lora_ds_db": sums("lora_ds_db", 128, 128, 1.1, 1.2, 1.4),
+    "lora_dx": products("lora_dx"),
+    "lora_da": sums("lora_da", 512, 192, 1.15, 1.3, 1.65),
+    "ia3_linear": products("ia3_linear") | decoding("ia3_linear"),
+    "ia3_linear, feedforward": products("ia3_linear", **FEEDFORWARD) | decoding("ia3_linear", **FEEDFORWARD),
+    "ia3_dx_dl": products("ia3_dx_dl"),
+    "ia3_dx_dl, feedforward": products("ia3_dx_dl", **FEEDFORWARD),
+}
+PATHS = {f"{name}: {way}": path for name, ways in BY_OP.items() for way, path in ways.items()}
+EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+
+
+@pytest.fixture(autouse=True)
+def _loaded():
+    with emulator.loaded():
+        yield
+    emulator.configure()
+
+
+def assert_every_schedule_gives_the_same_bits(op, args, multiprocessors):
+    """20 orders of blocks, of warps and of lanes."""
+    outputs = []
+    with pf.using("cuda"):
+        for seed in range(20):
+            emulator.configure(seed, multiprocessors=multiprocessors)
+            outputs.append(OPS[op](*args))
+    for other in outputs[1:]:
+        torch.testing.assert_close(other, outputs[0], rtol=0, atol=0)
+
+
+OTHERS = [p for p in itertools.product(DTYPES, LAYOUTS) if p != ((BF16, None), "contiguous")]
+
+
+@EVERY_PATH
+@pytest.mark.parametrize(
+    "dtypes,layout",
+    [((BF16, None), "contiguous"), *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)],
+)
+def test_every_schedule_gives_the_same_bits(path, dtypes, layout):
+    strided = "strided" if layout == "strided" else "contiguous"
+    case = dataclasses.replace(path.odd, dtype=dtypes[0], adapter=dtypes[1], layout=strided)
+    assert_every_schedule_gives_the_same_bits(path.op, arguments(path.op, layout, case), path.multiprocessors)
+
+
+# Sums that 132 multiprocessors share, in blocks wide and tall.
+SHARED = [
+    Case(301, 533, 1031, 16, 0.3, BF16),
+    Case(600, 1040, 520, 16, 0.3, F16),
+    Case(300, 264, 272, 40, 0.3, F32),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted({path.op for path in PATHS.values()}))
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_every_schedule_of_a_large_gpu_gives_the_same_bits(op, case):
+    assert_every_schedule_gives_the_same_bits(op, sample(op, case), 132)
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("dtype,adapter", [(BF16, None), (F32, None), (BF16, F32)])
+def test_accesses_are_coalesced_free_of_conflicts_and_made_once(path, dtype, adapter):
+    case = dataclasses.replace(path.even, dtype=dtype, adapter=adapter)
+    split = path.op in ("lora_shrink", "lora_ds_db", "lora_da")  # for as many multiprocessors as there are
+    c, given, returned = counted(path.op, case, 1 if split else path.multiprocessors)
+    assert c.launches == (2 if path.op == "ia3_dx_dl" else 1)
+    assert c.load.sectors + c.store.sectors <= path.sectors * (c.load.needed + c.store.needed)
+    assert (
+        c.ldmatrix.conflicts
+        == c.copies.conflicts
+        == c.shared_load.conflicts
+        == 0
+        < c.shared_load.requests + c.ldmatrix.requests
+    )
+    # Decoding's loop needs no shared memory; at its end, once, each of its warps' four stores, eight rows each, takes
+    # two turns.
+    decodes = path.op.endswith("_linear") and path.even.M <= 16
+    assert c.shared_store.conflicts <= (8 * 4 * 256 // 16 * path.even.M // 8 if decodes else 0)
+    # Every tensor is read once from memory, and stored once; what a launch stores and loads again lies in L2.
+    moved = 32 * (c.load.first + c.store.first)
+    assert given + returned <= moved + 64 and moved <= path.moved * (given + returned)
+
+
+REACHED = """
+from tests.emulator.launches import *
+from tests.emulator.test_every_kernel import PATHS, dataclasses
+with emulator.loaded(), pf.using("cuda"):
+    matmul = torch.backends.cuda.matmul
+    for path, (dtype, adapter), layout in itertools.product(PATHS.values(), DTYPES, LAYOUTS):
+        emulator.configure(multiprocessors=path.multiprocessors)
+        strided = "strided" if layout == "strided" else "contiguous"
+        args = arguments(path.op, layout, dataclasses.replace(path.odd, dtype=dtype, adapter=adapter, layout=strided))
+        for matmul.fp32_precision in ("ieee", "tf32"):
+            OPS[path.op](*args)
+    ways = set(shared_bytes())
+    matmul.fp32_precision = "ieee"
+    run_every_kernel()
+print(len(ways), sorted(set(shared_bytes()) - ways))
+"""
+
+
+@pytest.mark.slow
+def test_there_is_a_way_to_every_kernel():
+    """To those that tests.emulator.launches reaches, of which `make gpu-static` knows that none is missing."""
+    done = subprocess.run([sys.executable, "-c", REACHED], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, _, missing = done.stdout.strip().partition(" ")
+    assert int(count) > 60 and missing == "[]"
