@@ -32,8 +32,14 @@ def hooked(module) -> bool:
 
 
 def _is_own(module, forward) -> bool:
-    """Whether it is the method of the module's class after all: accelerate leaves it so when its hooks are removed."""
-    return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
+    """Whether it is the method of the module's class after all: accelerate leaves it so when its hooks are removed.
+
+    So it is with that of a fused class which the module has no longer: it calls the one of the class.
+    """
+    function = getattr(forward, "__func__", None)
+    if function is None or forward.__self__ is not module:
+        return False
+    return function is type(module).forward or function.__module__.startswith(__package__ + ".")
 
 
 def set_class(module, kind) -> None:

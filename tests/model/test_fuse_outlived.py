@@ -131,6 +131,25 @@ def test_what_accelerate_leaves_behind_slows_nothing(make, when):
     assert ran(model)[1] == fast and again.gated == report.gated
 
 
+@pytest.mark.parametrize("make", [lora, ia3])
+def test_a_hook_that_outlives_the_fusion_does_not_hinder_another(make):
+    """What accelerate then puts back is the forward of a class that the module no longer has."""
+    model = make()
+    before, report = zoo.logits(model), pf.fuse(model, strict=True)
+    _, fast = ran(model)
+    modules = [model.get_submodule(name) for name in (ATTENTION, MLP)]
+    for module in modules:
+        accelerate.hooks.add_hook_to_module(module, accelerate.hooks.ModelHook())
+    pf.unfuse(model)
+    for module in modules:
+        accelerate.hooks.remove_hook_from_module(module)
+    assert torch.equal(zoo.logits(model), before)
+    again = pf.fuse(model, strict=True)
+    logits, ops = ran(model)
+    assert_same(logits, before)
+    assert ops == fast and again.gated == report.gated
+
+
 def test_a_hook_that_is_there_is_reported_and_called():
     model, calls = lora(), []
 
