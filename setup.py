@@ -68,7 +68,11 @@ def extension(name, sources, flags, **options):
 
 
 def cuda_extension(home):
-    """csrc/cuda with the static CUDA runtime: no library of CUDA's, and none of PyTorch's for CUDA, to link with."""
+    """csrc/cuda with the static CUDA runtime: no library of CUDA's, and none of PyTorch's for CUDA, to link with.
+
+    The current stream is asked of libtorch_cuda.so, which comes with libtorch.so. That one defines nothing itself, and
+    linkers that are called with --as-needed, as Debian's and Ubuntu's compilers do, leave it out unless told not to.
+    """
     cpp_extension.CUDA_HOME = home
     return extension(
         "_C_cuda",
@@ -77,6 +81,7 @@ def cuda_extension(home):
         include_dirs=[f"{home}/include"],
         library_dirs=[f"{home}/lib64"],
         libraries=["cudart_static", "rt", "dl", "pthread"],
+        extra_link_args=["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"],
     )
 
 

@@ -76,6 +76,7 @@ def traced():
             launches[-1].once[argument.name] = seen * argument.size
 
     def note(kind, pointers, mask):
+        pointers, mask = np.asarray(pointers), np.asarray(mask)  # Triton 3.7's descriptors pass views of their memory
         pointers = np.unique(np.broadcast_to(pointers, mask.shape)[mask.astype(bool)].astype(np.int64))
         line = _line(launch)
         for argument in arguments:

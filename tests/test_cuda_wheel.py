@@ -108,10 +108,34 @@ def undefined(library):
 
 def test_it_links_to_the_stable_abi_only(library):
     needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
-    assert needed and [name for name in needed if not LIBRARIES.fullmatch(name)] == []
+    assert [name for name in needed if not LIBRARIES.fullmatch(name)] == []
+    assert "libtorch.so" in needed, "the linker left it out, and with it libtorch_cuda.so"
     names = undefined(library)
     assert "aoti_torch_get_current_cuda_stream" in names
     assert [name for name in names if not STABLE.fullmatch(name)] == []
+
+
+LOAD = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1])  # `import torch` finds it loaded, and as there its names are not for everyone
+import torch
+ops = torch.library.Library("pypeft_fast", "DEF")
+torch.ops.load_library(sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
+def test_it_loads_where_libtorch_brings_libtorch_cuda(library, tmp_path):
+    """As in a PyTorch for CUDA: libtorch.so is empty and needs libtorch_cuda.so, which nothing else mentions."""
+    stream, empty = tmp_path / "stream.c", tmp_path / "empty.c"
+    stream.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
+    empty.write_text("")
+    torch_lib = Path(torch.__file__).parent / "lib"
+    shared = ("gcc", "-shared", "-fPIC", f"-Wl,-rpath,{tmp_path}:{torch_lib},--no-as-needed", f"-L{tmp_path}")
+    run(*shared, stream, "-Wl,-soname,libtorch_cuda.so", "-o", tmp_path / "libtorch_cuda.so")
+    needs = (f"-L{torch_lib}", "-ltorch_cpu", "-ltorch_cuda")
+    run(*shared, empty, "-Wl,-soname,libtorch.so", *needs, "-o", tmp_path / "libtorch.so")
+    run(sys.executable, "-c", LOAD, tmp_path / "libtorch.so", library)
 
 
 USE = """

@@ -124,6 +124,7 @@ def test_gradient_checkpointing(reentrant):
         torch.testing.assert_close(grads[1][name], grad)
 
 
+@pytest.mark.cpu  # use_cpu moves the model away from the tensors that a GPU's run makes
 @pytest.mark.parametrize("kind,task", [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("t5", "SEQ_2_SEQ_LM")])
 def test_trainer_trains_the_adapter_only(kind, task, tmp_path):
     from transformers import Trainer, TrainingArguments
