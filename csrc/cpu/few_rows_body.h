@@ -73,7 +73,10 @@ inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
     for (int j = 0; j < J; ++j) {
       float total = sum_lanes(sum[i][j] + low[i][j] * a.factor);
       if (a.addend) total += as_float((const T*)a.addend + (m + i) * a.addend_row + (n + j) * a.addend_column);
-      narrow((T*)a.y + (m + i) * a.N + n + j, F{} + total, 1);
+      const int64_t at = (m + i) * a.N + n + j;
+      if (a.scale.z) narrow((T*)a.scale.z + at, F{} + total, 1);
+      if (a.scale.factors) total = total * a.scale.factors[n + j] + (a.scale.shift ? a.scale.shift[n + j] : 0.0f);
+      narrow((T*)a.y + at, F{} + total, 1);
     }
   }
 }
