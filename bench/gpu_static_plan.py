@@ -26,7 +26,8 @@ NAMES = (
 # The launches that hold most in registers: of the ops that the rank matters to, and of those with tiles of their own
 # (lora_da has those of lora_shrink, ia3_linear those of lora_linear).
 FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
-TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear, scale", "lora_dx, dropout", "ia3_dx_dl, feedforward")
+TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
+         "ia3_dx_dl, feedforward")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Job:
         return self.name.partition(",")[0]
 
     @property
+    def tuned(self) -> str:
+        """The name that _tiles knows the launch by."""
+        return self.name if self.name in _tiles.GEMMS else self.op
+
+    @property
     def arch(self):
         return architecture(self.target)
 
@@ -56,7 +62,7 @@ class Job:
 
     @property
     def tiles(self) -> _tiles.Config:
-        return self.config or _tiles.default(self.op, self.arch, self.bits)
+        return self.config or _tiles.default(self.tuned, self.arch, self.bits)
 
     @property
     def dtypes(self) -> str:
@@ -122,9 +128,10 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
             yield from (Job(target, name, rank=r) for name in FULL for r in RANKS)
             for name in TILED:
                 yield from other_tiles(Job(target, name))
-            yield from other_tiles(Job(target, "lora_linear, scale", F32, F32, tf32=True))
+            for name in ("lora_linear", "lora_linear, scale"):
+                yield from other_tiles(Job(target, name, F32, F32, tf32=True))
 
 
 def other_tiles(job: Job) -> Iterator[Job]:
     """The job with each configuration that tuning may choose besides the default."""
-    return (replace(job, config=config) for config in _tiles.candidates(job.op, job.arch, job.bits)[1:])
+    return (replace(job, config=config) for config in _tiles.candidates(job.tuned, job.arch, job.bits)[1:])

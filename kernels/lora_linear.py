@@ -62,5 +62,6 @@ def lora_linear(x, weight, bias, s, lora_B, scaling, scale, need_z):
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("lora_linear", launch, (x,), (M, N, K, r, scale is not None, need_z))
+    name = "lora_linear" if scale is None else "lora_linear, scale"
+    _tiles.launch(name, launch, (x,), (M, N, K, r, need_z))
     return y, z

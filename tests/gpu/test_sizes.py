@@ -19,9 +19,7 @@ VARIANTS = [
     *((name, options) for name in ("ia3_linear", "ia3_dx_dl") for options in ({}, FEEDFORWARD)),
     ("lora_linear", SCALE),
 ]
-RUNS = [
-    pytest.param(op, o, k, id="-".join((op, *o, k))) for op, o in VARIANTS for k in available(OPS[op])
-]
+RUNS = [pytest.param(op, o, k, id="-".join((op, *o, k))) for op, o in VARIANTS for k in available(OPS[op])]
 COMPILED = [name for name in ("cuda", "triton") if name in available(OPS["lora_linear"])]
 
 

@@ -25,10 +25,10 @@ SAMPLE = """
 (specialized,) = (c for c in _tiles.candidates("lora_linear", 100, 16) if c.specialize and (c.BO, c.BI) == (128, 64))
 jobs = [Job("sm_80", "lora_dx, dropout"), Job("sm_90", "lora_linear"), Job("gfx942", "lora_ds_db"),
         Job("sm_100", "lora_linear", config=specialized)]
-planned = {(job.target, job.op, str(job.tiles)) for job in plan(FAMILIES)}
-tiled = "lora_shrink", "lora_ds_db", "lora_linear", "lora_dx", "ia3_dx_dl"
+planned = {(job.target, job.tuned, str(job.tiles)) for job in plan(FAMILIES)}
+tiled = "lora_shrink", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx", "ia3_dx_dl"
 wanted = {(target, op, str(config)) for target in FAMILIES for op in tiled
-          for bits in (16, 32) if bits == 16 or op == "lora_linear"
+          for bits in (16, 32) if bits == 16 or op.startswith("lora_linear")
           for config in _tiles.candidates(op, architecture(target), bits)}
 print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"], sorted(wanted - planned), len(wanted)]))
 """
