@@ -20,13 +20,14 @@ FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 RANKS = (64, 128)
 NAMES = (
     "lora_shrink", "lora_shrink, dropout", "lora_shrink, dropout, 3 groups", "lora_shrink, dropout, split K",
-    "lora_linear", "lora_ds_db", "lora_dx", "lora_dx, dropout", "lora_da", "lora_da, dropout",
+    "lora_linear", "lora_linear, scale", "lora_ds_db", "lora_dx", "lora_dx, dropout", "lora_da", "lora_da, dropout",
     "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl", "ia3_dx_dl, feedforward", "swiglu", "swiglu_backward",
 )  # fmt: skip
 # The launches that hold most in registers: of the ops that the rank matters to, and of those with tiles of their own
 # (lora_da has those of lora_shrink, ia3_linear those of lora_linear).
-FULL = ("lora_shrink, dropout", "lora_linear", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
-TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_dx, dropout", "ia3_dx_dl, feedforward")
+FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
+TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
+         "ia3_dx_dl, feedforward")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Job:
         return self.name.partition(",")[0]
 
     @property
+    def tuned(self) -> str:
+        """The name that _tiles knows the launch by."""
+        return self.name if self.name in _tiles.GEMMS else self.op
+
+    @property
     def arch(self):
         return architecture(self.target)
 
@@ -56,7 +62,7 @@ class Job:
 
     @property
     def tiles(self) -> _tiles.Config:
-        return self.config or _tiles.default(self.op, self.arch, self.bits)
+        return self.config or _tiles.default(self.tuned, self.arch, self.bits)
 
     @property
     def dtypes(self) -> str:
@@ -90,7 +96,8 @@ def arguments(job: Job) -> tuple:
         "lora_shrink, dropout": lambda: (X, A, 3277, 1.05, seed),
         "lora_shrink, dropout, 3 groups": lambda: (X, small(3 * r, K), 3277, 1.05, seed.expand(3)),
         "lora_shrink, dropout, split K": lambda: (X[:64], A, 3277, 1.05, seed),
-        "lora_linear": lambda: (X, W, bias, s, B, 2.0),
+        "lora_linear": lambda: (X, W, bias, s, B, 2.0, None, False),
+        "lora_linear, scale": lambda: (X, W, bias, s, B, 2.0, small(N), True),
         "lora_ds_db": lambda: (dY, B, s, 2.0, True, True),
         "lora_dx": lambda: (dY, W, s, A, mask, None),
         "lora_dx, dropout": lambda: (dY, W, s, A, mask, 1.05),
@@ -121,9 +128,11 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
             yield from (Job(target, name, rank=r) for name in FULL for r in RANKS)
             for name in TILED:
                 yield from other_tiles(Job(target, name))
-            yield from other_tiles(Job(target, "lora_linear", F32, F32, tf32=True))
+            for name in ("lora_linear", "lora_linear, scale"):
+                yield from other_tiles(Job(target, name, F32, F32, tf32=True))
 
 
 def other_tiles(job: Job) -> Iterator[Job]:
     """The job with each configuration that tuning may choose besides the default."""
-    return (replace(job, config=config) for config in list(_tiles.candidates(job.op, job.arch, job.bits).values())[1:])
+    configs = list(_tiles.candidates(job.tuned, job.arch, job.bits).values())
+    return (replace(job, config=config) for config in configs[1:])

@@ -22,7 +22,8 @@ def arguments(op):
     _, mask = OPS["lora_shrink"](x, A, CASE.p, pf.ops.philox.draw_seed(x.device, None))
     s, scale, factors = torch.randn(CASE.M, CASE.r), torch.rand(CASE.N), torch.rand(CASE.K)
     return {
-        "lora_linear": (x, weight, None, s, B, 2.0),
+        "lora_linear": (x, weight, None, s, B, 2.0, None, False),
+        "lora_linear, scale": (x, weight, None, s, B, 2.0, scale, True),
         "lora_ds_db": (dY, B, s, 2.0, True, True),
         "lora_dx": (dY, weight, s, A, mask, CASE.p),
         "lora_da": (s, x, mask, CASE.p, A.dtype),
@@ -33,8 +34,8 @@ def arguments(op):
     }[op]
 
 
-ONE_PASS = ("lora_linear", "lora_ds_db", "lora_dx", "lora_da", "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl",
-            "ia3_dx_dl, feedforward")  # fmt: skip
+ONE_PASS = ("lora_linear", "lora_linear, scale", "lora_ds_db", "lora_dx", "lora_da", "ia3_linear",
+            "ia3_linear, feedforward", "ia3_dx_dl", "ia3_dx_dl, feedforward")  # fmt: skip
 
 
 @pytest.mark.parametrize("what,kernel", [(what, k) for what in ONE_PASS for k in kernels(what.partition(",")[0])])

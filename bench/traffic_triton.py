@@ -171,7 +171,7 @@ def _by_blas(op, shape, method) -> list[Kernel]:
         weight, s, A, B = make(N, K), make(M, r), make(r, K), make(N, r)
         mask = torch.empty(M if method.p else 0, K // 8, dtype=torch.uint8)
         arguments = {
-            "lora_linear": (make(M, K), weight, None, s, B, SCALING),
+            "lora_linear": (make(M, K), weight, None, s, B, SCALING, None, False),
             "lora_dx": (make(M, N), weight, s, A, mask, method.p),
         }
         with counting:

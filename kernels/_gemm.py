@@ -29,6 +29,13 @@ def load_2d(base, row, column, row_stride, column_stride, rows, columns):
 
 
 @triton.jit
+def load_row(base, column, stride, columns):
+    """A vector's elements at these column numbers, in float32 and as a row; 0 outside."""
+    values = tl.load(base + column.to(tl.int64) * stride, mask=column < columns, other=0.0)
+    return values.to(tl.float32)[None, :]
+
+
+@triton.jit
 def store_2d(base, value, row, column, row_stride, rows, columns):
     """Stores a tile of a row-major matrix, cast to its dtype."""
     inside = (row[:, None] < rows) & (column[None, :] < columns)

@@ -39,7 +39,7 @@ class Config:
 
 # What the interpreter runs: small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
-GEMMS = ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")
+GEMMS = ("lora_linear", "lora_linear, scale", "lora_dx", "ia3_linear", "ia3_dx_dl")
 ELEMENTWISE = ("swiglu", "swiglu_backward")  # no product: of a Config they take the tile alone
 
 
@@ -119,7 +119,9 @@ def candidates(op, arch, bits):
     if op in GEMMS:
         inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # without TMA its masked loads take registers
         shapes = [(16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
-        if op != "ia3_dx_dl":  # which holds a tile of x beside the accumulator: 128 registers of each would spill
+        # ia3_dx_dl holds a tile of x beside the accumulator: 128 registers of each would spill. So would the scale and
+        # the bias of a whole row, which is what a thread takes from tensor memory.
+        if op != "ia3_dx_dl" and (op, arch) != ("lora_linear, scale", 100):
             shapes.append((128, 256, 8))
             if arch != 100 and bits == 16:  # they spill on their way out of tensor memory, and beside fragments of tf32
                 shapes.append((128, 128, 4))

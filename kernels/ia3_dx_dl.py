@@ -10,7 +10,7 @@ import triton.language as tl
 
 from . import _tiles
 from ._dot import precision
-from ._gemm import accumulate, load_2d, store_tile, tile_origin
+from ._gemm import accumulate, load_2d, load_row, store_tile, tile_origin
 from ._reduce import add_partials, last_of, tickets
 
 
@@ -51,8 +51,7 @@ def _ia3_dx_dl(
                 _add_rows(product, m, k, M, K, dl_ptr, parts_ptr, ticket_ptr, BM, BK)
             if NEED_DX:
                 if FEEDFORWARD:
-                    scale = tl.load(l_ptr + column.to(tl.int64) * l_i, mask=column < K, other=0.0)
-                    acc *= scale.to(tl.float32)[None, :]
+                    acc *= load_row(l_ptr, column, l_i, K)
                 store_tile(dx, acc, m, k, M, K, BM, BK, TMA)
     if NEED_DL and not FEEDFORWARD:
         for tile in range(tl.program_id(0), tl.cdiv(M, BM) * tl.cdiv(N, BN), tl.num_programs(0)):

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from . import _tiles
 from ._dot import precision
-from ._gemm import accumulate, store_tile, tile_origin
+from ._gemm import accumulate, load_row, store_tile, tile_origin
 
 
 @triton.jit
@@ -20,8 +20,7 @@ def _ia3_linear(
         column = n + tl.arange(0, BN)
         acc = tl.zeros((BM, BN), tl.float32)
         if bias_ptr is not None:
-            bias = tl.load(bias_ptr + column.to(tl.int64) * bias_n, mask=column < N, other=0.0)
-            acc += bias.to(tl.float32)[None, :]
+            acc += load_row(bias_ptr, column, bias_n, N)
         acc = accumulate(
             acc, x, w, m, n, M, N, K, x_m, x_k, w_k, w_n, l_ptr if FEEDFORWARD else None, l_i,
             BM, BN, BK, TMA, W_BY_ROWS, SPECIALIZE, PRECISION,
@@ -29,7 +28,7 @@ def _ia3_linear(
         if NEED_Z:
             store_tile(z, acc, m, n, M, N, BM, BN, TMA)
         if not FEEDFORWARD:
-            acc *= tl.load(l_ptr + column.to(tl.int64) * l_i, mask=column < N, other=0.0).to(tl.float32)[None, :]
+            acc *= load_row(l_ptr, column, l_i, N)
         store_tile(y, acc, m, n, M, N, BM, BN, TMA)
 
 

@@ -308,7 +308,7 @@ def test_tiles_are_timed_among_those_that_fit():
 
     assert triton
     for arch in _tiles.SHARED:
-        for op in OPS:
+        for op in (*OPS, *_tiles.GEMMS):
             for bits in (16, 32):
                 options = _tiles.candidates(op, arch, bits)
                 assert next(iter(options.values())) == _tiles.default(op, arch, bits) and len(options) >= 4

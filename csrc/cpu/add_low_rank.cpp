@@ -19,6 +19,7 @@ struct AddArgs {
   int64_t ld;
   const uint8_t* mask;  // [M, ..], rows mask_row apart, or null
   int64_t mask_row;
+  ColumnScale scale;
   Dtype dtype;
 };
 }  // namespace
@@ -41,8 +42,10 @@ Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tenso
   return out;
 }
 
-// y [M, N] += keep * (left right), summed in float, then rounded once to y's dtype; any factor is in `right`.
-static void add_low_rank(const Tensor& y, const Tensor& given, const Packed& right, const Tensor* given_mask) {
+// y [M, N] += keep * (left right), summed in float, scaled if there is a scale (and then no mask), and rounded once to
+// y's dtype; any factor is in `right`.
+static void add_low_rank(const Tensor& y, const Tensor& given, const Packed& right, const Tensor* given_mask,
+                         const ColumnScale& scale) {
   const Tensor left = as_float(given);
   AddArgs args{};
   args.y = y.mutable_data_ptr(), args.dtype = dtype_of(y);
@@ -50,6 +53,7 @@ static void add_low_rank(const Tensor& y, const Tensor& given, const Packed& rig
   args.left = static_cast<const float*>(left.const_data_ptr());
   args.left_row = left.stride(0), args.left_column = left.stride(1);
   args.right = right.data.get(), args.ld = right.ld;
+  args.scale = scale;
   std::optional<Tensor> mask;
   if (given_mask) {
     mask = with_dense_rows(*given_mask);
@@ -62,19 +66,19 @@ static void add_low_rank(const Tensor& y, const Tensor& given, const Packed& rig
 }
 
 Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const Tensor& left,
-                           const Tensor& right, double factor, const Tensor* mask) {
+                           const Tensor& right, double factor, const Tensor* mask, const ColumnScale& scale) {
 #if defined(__x86_64__)
-  if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask);
+  if (gemm_wins(a.scalar_type(), a.size(0))) return gemm(a, b, bias, left, right, factor, mask, scale);
 #endif
   if (mask == nullptr && few_rows_win(a.scalar_type(), a.size(0))) {
-    if (has_dense_columns(b)) return few_rows(a, b, bias, &left, &right, factor);
+    if (has_dense_columns(b)) return few_rows(a, b, bias, &left, &right, factor, scale);
     const Tensor no_a = new_empty(a, {a.size(0), 0}), no_b = new_empty(b, {0, b.size(1)});
-    return few_rows(no_a, no_b, vendor_matmul(a, b, bias), &left, &right, factor);
+    return few_rows(no_a, no_b, vendor_matmul(a, b, bias), &left, &right, factor, scale);
   }
   const Tensor out = vendor_matmul(a, b, bias);
   const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of
   const Tensor stored = across ? transposed(right) : right;
-  add_low_rank(out, left, pack(stored, static_cast<float>(factor), across), mask);
+  add_low_rank(out, left, pack(stored, static_cast<float>(factor), across), mask, scale);
   return out;
 }
 

@@ -1,4 +1,4 @@
-// y += keep * (left right), for every instruction set (for_each.h).
+// y += keep * (left right), and its scaling, for every instruction set (for_each.h).
 constexpr int64_t ADD_STEP = 8;  // rows whose low-rank part is made at once
 
 template <class T>
@@ -15,6 +15,21 @@ inline void add_row(T* y, const float* sums, const uint8_t* mask, int64_t n) {
 }
 
 template <class T>
+inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const float* sums, int64_t n) {
+  int64_t k = 0;
+  for (; k + W <= n; k += W) {
+    const F sum = widen(y + k) + load(sums + k);
+    if (z) narrow(z + k, sum);
+    narrow(y + k, fma(sum, load(factors + k), shift ? load(shift + k) : F{}));
+  }
+  if (k < n) {
+    const F sum = widen(y + k, n - k) + load(sums + k);
+    if (z) narrow(z + k, sum, n - k);
+    narrow(y + k, fma(sum, widen(factors + k, n - k), shift ? widen(shift + k, n - k) : F{}), n - k);
+  }
+}
+
+template <class T>
 inline void add_tasks_of(const AddArgs& a, int64_t begin, int64_t end) {
   alignas(64) float sums[ADD_STEP * ADD_COLUMNS];
   const int64_t across = ceil_div(a.N, ADD_COLUMNS);
@@ -26,8 +41,14 @@ inline void add_tasks_of(const AddArgs& a, int64_t begin, int64_t end) {
       const Left left{a.left + m * a.left_row, a.left_row, a.left_column};
       multiply(left, a.right + n, a.ld, rows, columns, a.r, sums, ADD_COLUMNS, false);
       for (int64_t i = 0; i < rows; ++i) {
-        const uint8_t* mask = a.mask ? a.mask + (m + i) * a.mask_row + n / 8 : nullptr;
-        add_row((T*)a.y + (m + i) * a.N + n, sums + i * ADD_COLUMNS, mask, columns);
+        const int64_t at = (m + i) * a.N + n;
+        const float* row = sums + i * ADD_COLUMNS;
+        if (a.scale.factors) {
+          add_and_scale_row((T*)a.y + at, a.scale.z ? (T*)a.scale.z + at : nullptr, a.scale.factors + n,
+                            a.scale.shift ? a.scale.shift + n : nullptr, row, columns);
+        } else {
+          add_row((T*)a.y + at, row, a.mask ? a.mask + (m + i) * a.mask_row + n / 8 : nullptr, columns);
+        }
       }
     }
   }

@@ -11,6 +11,7 @@ struct FewArgs {
   const void* right;  // [r, N], columns ldr apart
   int64_t ldl, ldr;
   float factor;
+  ColumnScale scale;
   void* y;  // [M, N] of b's dtype
   Dtype a_dtype, b_dtype, right_dtype;
 };
@@ -28,10 +29,11 @@ bool few_rows_win(ScalarType dtype, int64_t rows) {
 }
 
 Tensor few_rows(const Tensor& given_a, const Tensor& b, const std::optional<Tensor>& addend, const Tensor* given_left,
-                const Tensor* given_right, double factor) {
+                const Tensor* given_right, double factor, const ColumnScale& scale) {
   const Tensor a = with_dense_rows(given_a);
   FewArgs args{};
   args.M = a.size(0), args.K = a.size(1), args.N = b.size(1), args.factor = static_cast<float>(factor);
+  args.scale = scale;
   args.a = a.const_data_ptr(), args.lda = a.stride(0), args.a_dtype = dtype_of(a);
   args.b = b.const_data_ptr(), args.ldb = b.stride(1), args.b_dtype = dtype_of(b);
   std::optional<Tensor> left, right;

@@ -63,18 +63,37 @@ PYPEFT_INLINE float as_float(const T* p) {
   return widen(p, 1)[0];
 }
 
+// What a scale makes of such a tile's sums; out of line, since decoding mostly has none.
+template <class T, int I, int J>
+__attribute__((noinline)) void scale_tile(const FewArgs& a, float (&total)[I][J], int64_t m, int64_t n) {
+  for (int i = 0; i < I; ++i) {
+    for (int j = 0; j < J; ++j) {
+      if (a.scale.z) narrow((T*)a.scale.z + (m + i) * a.N + n + j, F{} + total[i][j], 1);
+      total[i][j] = total[i][j] * a.scale.factors[n + j] + (a.scale.shift ? a.scale.shift[n + j] : 0.0f);
+    }
+  }
+}
+
 // Rows [m, m + I) of y at columns [n, n + J).
 template <class X, class T, class P, int I, int J>
 inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   F low[I][J] = {}, sum[I][J] = {};
   if (a.r > 0) add_dots<float, P, I, J>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
   add_dots<X, T, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const T*)a.b + n * a.ldb, a.ldb, a.K);
+  float total[I][J];
+#pragma GCC unroll 4
   for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
-      float total = sum_lanes(sum[i][j] + low[i][j] * a.factor);
-      if (a.addend) total += as_float((const T*)a.addend + (m + i) * a.addend_row + (n + j) * a.addend_column);
-      narrow((T*)a.y + (m + i) * a.N + n + j, F{} + total, 1);
+      total[i][j] = sum_lanes(sum[i][j] + low[i][j] * a.factor);
+      if (a.addend) total[i][j] += as_float((const T*)a.addend + (m + i) * a.addend_row + (n + j) * a.addend_column);
     }
+  }
+  if (a.scale.factors) scale_tile<T>(a, total, m, n);
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) narrow((T*)a.y + (m + i) * a.N + n + j, F{} + total[i][j], 1);
   }
 }
 

@@ -24,6 +24,7 @@ struct GemmArgs {
   const void* bias;     // [N], or null
   const uint8_t* mask;  // rows mask_row apart, or null
   int64_t mask_row;
+  ColumnScale scale;
   void* c;  // [M, N]
   Dtype dtype;
   int64_t panels, block;  // tasks are blocks of rows times panels of columns, counted along the panels
@@ -98,7 +99,8 @@ bool gemm_wins(ScalarType dtype, int64_t rows) {
 }
 
 Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Tensor>& given_bias,
-            const Tensor& given_left, const Tensor& given_right, float factor, const Tensor* given_mask) {
+            const Tensor& given_left, const Tensor& given_right, float factor, const Tensor* given_mask,
+            const ColumnScale& scale) {
   const ScalarType dtype = given_a.scalar_type();
   const bool pairs = dtype == ScalarType::BFloat16;
   GemmArgs args{};
@@ -129,6 +131,7 @@ Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Te
     mask = with_dense_rows(*given_mask);
     args.mask = static_cast<const uint8_t*>(mask->const_data_ptr()), args.mask_row = mask->stride(0);
   }
+  args.scale = scale;
   args.c = c.mutable_data_ptr();
   args.panels = ceil_div(args.N, GEMM_COLUMNS);
   args.block = rows_of_a_block(args.M, args.K * (pairs ? 2 : 4), args.panels);

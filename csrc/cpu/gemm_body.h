@@ -50,8 +50,16 @@ struct Panel {
   const uint32_t *b, *right;  // [units, J * W]
   int64_t units, right_units;
   int64_t n, columns;  // its first column, and how many of its J * W exist
-  float bias[GEMM_COLUMNS];
+  float bias[GEMM_COLUMNS], factors[GEMM_COLUMNS], shift[GEMM_COLUMNS];
 };
+
+template <class T>
+PYPEFT_INLINE void narrow_columns(T* p, F v, int64_t columns) {
+  if (columns == W)
+    narrow(p, v);
+  else
+    narrow(p, v, columns);
+}
 
 // STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum. The
 // low-rank part, which may be large from the start, is added last.
@@ -80,17 +88,15 @@ inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
       for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
     }
   }
-  T* c = (T*)g.c + m * g.N + p.n;
 #pragma GCC unroll 8
   for (int i = 0; i < I; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
-      const int64_t columns = at_most(W, p.columns - j * W);
-      const F total = sum[i][j] + low[i][j];
-      if (columns == W)
-        narrow(c + i * g.N + j * W, total);
-      else
-        narrow(c + i * g.N + j * W, total, columns);
+      const int64_t columns = at_most(W, p.columns - j * W), at = (m + i) * g.N + p.n + j * W;
+      F total = sum[i][j] + low[i][j];
+      if (g.scale.z) narrow_columns((T*)g.scale.z + at, total, columns);
+      if (g.scale.factors) total = fma(total, load(p.factors + j * W), load(p.shift + j * W));
+      narrow_columns((T*)g.c + at, total, columns);
     }
   }
 }
@@ -173,17 +179,24 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
   }
 }
 
+// The panel's part of a vector [N]; 0 where there is none.
+template <class T, int J>
+inline void panel_columns(const Panel& p, const T* from, float* to) {
+  for (int64_t k = 0; k < J * W; k += W) {
+    const int64_t columns = at_most(W, p.columns - k);
+    store(to + k, from && columns > 0 ? widen(from + p.n + k, columns) : F{});
+  }
+}
+
 template <class T, int J>
 inline void gemm_panel(const GemmArgs& g, uint32_t* room, Panel& p, int64_t m, int64_t last) {
   p.units = ceil_div(g.K, PER_UNIT<T>), p.right_units = ceil_div(g.r, PER_UNIT<T>);
   p.b = room, p.right = room + p.units * J * W;
   pack_panel<T, J>(g.b, g.K, p.n, p.columns, room);
   pack_panel<T, J>(g.right, g.r, p.n, p.columns, room + p.units * J * W);
-  for (int64_t k = 0; k < J * W; k += W) {
-    const int64_t columns = at_most(W, p.columns - k);
-    const bool there = g.bias && columns > 0;
-    store(p.bias + k, there ? widen((const T*)g.bias + p.n + k, columns) : F{});
-  }
+  panel_columns<T, J>(p, (const T*)g.bias, p.bias);
+  panel_columns<float, J>(p, g.scale.factors, p.factors);
+  panel_columns<float, J>(p, g.scale.shift, p.shift);
   gemm_rows<T, J>(g, p, m, last);
 }
 

@@ -1,19 +1,33 @@
-// y = x W^T + b + scaling * s B^T.
+// y = x W^T + b + scaling * s B^T, or with a scale z = x W^T + scaling * s B^T and y = scale * z + b.
 //
-//   x [M, K], weight [N, K] (any strides), bias [N] or none, s [M, r], lora_B [N, r] -> y [M, N] in x's dtype
+//   x [M, K], weight [N, K] (any strides), bias [N] or none, s [M, r], lora_B [N, r], scale [N] or none
+//   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed
 //
 // add_low_rank.h tells how.
-#include "cpu/lora.h"
+#include <tuple>
 
 #include "cpu/add_low_rank.h"
 
 namespace pypeft {
-Tensor lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& s,
-                   const Tensor& lora_B, double scaling) {
-  const Tensor across = transposed(weight), up = transposed(lora_B);
-  return frozen_and_low_rank(x, across, bias, s, up, scaling, nullptr);
-}
+namespace {
+Tensor as_floats(const Tensor& vector) { return torch::stable::contiguous(as_float(vector)); }
 
+std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                       const Tensor& s, const Tensor& lora_B, double scaling,
+                                       const std::optional<Tensor>& scale, bool need_z) {
+  const Tensor across = transposed(weight), up = transposed(lora_B);
+  const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, weight.size(0)});
+  if (!scale) return {frozen_and_low_rank(x, across, bias, s, up, scaling, nullptr), z};
+  const Tensor factors = as_floats(*scale);
+  std::optional<Tensor> shift;
+  if (bias) shift = as_floats(*bias);
+  ColumnScale columns;
+  columns.factors = static_cast<const float*>(factors.const_data_ptr());
+  if (shift) columns.shift = static_cast<const float*>(shift->const_data_ptr());
+  if (need_z) columns.z = z.mutable_data_ptr();
+  return {frozen_and_low_rank(x, across, std::nullopt, s, up, scaling, nullptr, columns), z};
+}
+}  // namespace
 }  // namespace pypeft
 
 STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_linear_cpu", TORCH_BOX(&pypeft::lora_linear)); }

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
 
   auto load_factors = [&](float (&f)[kPerLoad], int k) {
     if (k >= p.X.cols) return;
-    const Matrix& l = p.ia3.l;
+    const Matrix& l = p.scale.l;
     if (!l.vectors) {
 #pragma unroll
       for (int j = 0; j < kPerLoad; ++j) f[j] = load_element(l, (k + j) * l.col);
@@ -117,10 +117,12 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(GemmArgs p) {
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) total += load_shared<float>(sums + (w * kCols + col) * kSumsRow + m);
   total += p.factor * low_rank;
-  if (p.bias) total += to_float(load_global<T>(static_cast<const T*>(p.bias) + n * p.bias_stride));
+  auto bias = [&] { return to_float(load_global<T>(static_cast<const T*>(p.bias) + n * p.bias_stride)); };
+  if (p.bias && !p.scale.bias_last) total += bias();
   const int64_t at = int64_t(m) * p.W.rows + n;
-  if (p.ia3.z) store_global(static_cast<T*>(p.ia3.z) + at, from_float<T>(total));
-  if (p.ia3.on == Scale::outputs) total *= load_element(p.ia3.l, n * p.ia3.l.col);
+  if (p.scale.z) store_global(static_cast<T*>(p.scale.z) + at, from_float<T>(total));
+  if (p.scale.on == Scale::outputs) total *= load_element(p.scale.l, n * p.scale.l.col);
+  if (p.bias && p.scale.bias_last) total += bias();
   store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
 }
 
@@ -133,7 +135,7 @@ void run_scaled(const OnDevice& on, const GemmArgs& p) {
 
 template <class T, bool kTf32>
 void run(const OnDevice& on, const GemmArgs& p) {
-  p.ia3.on == Scale::inputs ? run_scaled<T, kTf32, true>(on, p) : run_scaled<T, kTf32, false>(on, p);
+  p.scale.on == Scale::inputs ? run_scaled<T, kTf32, true>(on, p) : run_scaled<T, kTf32, false>(on, p);
 }
 }  // namespace
 

@@ -19,7 +19,8 @@
 // them; the 32 factors of a step travel one step ahead of it, since all threads need them. The dl of that side is none
 // of the product's business: blocks of their own, after the others, read X and z for it, X a second time and from L2
 // where it fits. Where l lies on the outputs, the sums leave twice, as z and scaled, or meet the tile of x for dl
-// before they are scaled. Parts of dl: 4 bytes a column for every tile's rows, or for every block's.
+// before they are scaled. Parts of dl: 4 bytes a column for every tile's rows, or for every block's. DoRA's scale lies
+// on the outputs too, over the low-rank product and under the bias.
 #pragma once
 #include "cuda/columns.cuh"
 #include "cuda/epilogue.cuh"
@@ -95,8 +96,8 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
   char* tile_mask = shared + S::kBytes;
   char* factors = shared + S::kBytes;
   if constexpr (kScale == Scale::inputs) {
-    const int block = blockIdx.x - (gridDim.x - p.ia3.blocks);
-    if (block >= 0) return sum_products<T, kThreads>(shared, p.X, p.ia3.saved, p.ia3.parts, block, p.ia3.span);
+    const int block = blockIdx.x - (gridDim.x - p.scale.blocks);
+    if (block >= 0) return sum_products<T, kThreads>(shared, p.X, p.scale.saved, p.scale.parts, block, p.scale.span);
   }
   // Tile number -> a band of kBand tiles down, then across.
   const int down = (p.X.rows + S::kM - 1) / S::kM, across = (p.W.rows + S::kN - 1) / S::kN;
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
 
   auto copy_factors = [&](int step) {
     if (step < steps) {
-      fill_factors<kBlockK, kThreads, kAsync>(factors + step % kStages * S::kFactorsBytes, p.ia3.l, step * kBlockK);
+      fill_factors<kBlockK, kThreads, kAsync>(factors + step % kStages * S::kFactorsBytes, p.scale.l, step * kBlockK);
     }
   };
   auto copy = [&](int step) {
@@ -127,12 +128,13 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
   if constexpr (kScale == Scale::inputs) copy_factors(0);  // with the first stage
   for (int step = 0; step < kStages - 1; ++step) copy(step);
   typename B::Sums sums = {};
-  if constexpr (kScale == Scale::none) {
-    if (p.mask) {
+  if constexpr (kScale != Scale::inputs) {
+    const uint8_t* mask = kScale == Scale::none ? p.mask : nullptr;
+    if (mask) {
       for (int i = threadIdx.x; i < S::kMaskBytes; i += kThreads) {
         const int row = m0 + i / (S::kN / 8), byte = n0 / 8 + i % (S::kN / 8);
         const bool exists = row < p.X.rows && byte * 8 < p.W.rows;
-        store_shared(tile_mask + i, exists ? load_global<uint8_t>(p.mask + row * p.mask_row + byte) : uint8_t(0));
+        store_shared(tile_mask + i, exists ? load_global<uint8_t>(mask + row * p.mask_row + byte) : uint8_t(0));
       }
     }
     char* spare = shared + (kStages - 1) * S::kStageBytes;
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
       for (int h = 0; h < 2; ++h) {
         static_assert(S::kWarpN == 32, "a row's bits are one word");
         const int row = warp_m + m * 16 + lane / 4 + h * 8;
-        const uint32_t keep = p.mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
+        const uint32_t keep = mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
 #pragma unroll
         for (int n = 0; n < S::kWarpN / 8; ++n) {
 #pragma unroll
@@ -173,7 +175,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
     cp_async_wait<kStages - 2>();
     if constexpr (kScale == Scale::inputs) {
       if constexpr (!kAsync) __syncthreads();  // other threads wrote what this one multiplies
-      scale_columns<TileX, kThreads, kAsync>(stage, factors + step % kStages * S::kFactorsBytes, p.ia3.l.dtype);
+      scale_columns<TileX, kThreads, kAsync>(stage, factors + step % kStages * S::kFactorsBytes, p.scale.l.dtype);
     }
     __syncthreads();
     copy(step + kStages - 1);  // into the stage that all threads left before this barrier
@@ -182,22 +184,25 @@ __global__ void __launch_bounds__(S::kThreads, 2) kernel(GemmArgs p) {
 
   __syncthreads();
   const Epilogue<S> end{m0, n0, p.X.rows, p.W.rows, warp_m + lane / 4, warp_n + lane % 4 * 2};
-  if (p.bias) {
+  auto add_bias = [&] {
     auto bias = [&](int n) { return to_float(load_global<T>(static_cast<const T*>(p.bias) + n * p.bias_stride)); };
     end.by_column(sums, bias, [](float& sum, float value) { sum += value; });
-  }
+  };
+  const bool bias_last = kScale == Scale::outputs && p.scale.bias_last;
+  if (p.bias && !bias_last) add_bias();
   if constexpr (kScale == Scale::outputs) {
-    if (p.ia3.parts) {
-      end.sum_rows(shared, sums, p.ia3.saved, p.ia3.parts + int64_t(m0 / S::kM) * p.W.rows);
+    if (p.scale.parts) {
+      end.sum_rows(shared, sums, p.scale.saved, p.scale.parts + int64_t(m0 / S::kM) * p.W.rows);
       __syncthreads();
     }
-    if (p.ia3.z) {
-      end.store(shared, sums, p.ia3.z, p.out_vectors);
+    if (p.scale.z) {
+      end.store(shared, sums, p.scale.z, p.out_vectors);
       __syncthreads();
     }
     if (!p.out) return;
-    auto l = [&](int n) { return load_element(p.ia3.l, n * p.ia3.l.col); };
+    auto l = [&](int n) { return load_element(p.scale.l, n * p.scale.l.col); };
     end.by_column(sums, l, [](float& sum, float value) { sum *= value; });
+    if (p.bias && bias_last) add_bias();
   }
   end.store(shared, sums, p.out, p.out_vectors);
 }

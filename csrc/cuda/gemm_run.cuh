@@ -18,16 +18,16 @@ inline bool takes_large_tiles(const OnDevice& on, const GemmArgs& p) {
 template <Scale kScale, class S, class M, bool kColumns, bool kAsync>
 void run_kernel(const OnDevice& on, const GemmArgs& p) {
   const int64_t tiles = ceil_div(p.X.rows, S::kM) * ceil_div(p.W.rows, S::kN);
-  const int64_t wanted = p.out || p.ia3.on == Scale::outputs ? tiles : 0;
+  const int64_t wanted = p.out || p.scale.on == Scale::outputs ? tiles : 0;
   const int more = p.mask ? S::kMaskBytes : kScale == Scale::inputs ? kStages * S::kFactorsBytes : 0;
-  launch(on, kernel<S, M, kColumns, kAsync, kScale>, dim3(static_cast<unsigned>(wanted + p.ia3.blocks)),
+  launch(on, kernel<S, M, kColumns, kAsync, kScale>, dim3(static_cast<unsigned>(wanted + p.scale.blocks)),
          dim3(S::kThreads), S::kBytes + more, p);
 }
 
 // W as it lies, by rows or by columns, if 16-byte copies can read it, X and its factors; else element by element.
 template <Scale kScale, class S, class M>
 void run_layout(const OnDevice& on, const GemmArgs& p) {
-  const bool vectors = p.X.vectors && (kScale != Scale::inputs || p.ia3.l.vectors);
+  const bool vectors = p.X.vectors && (kScale != Scale::inputs || p.scale.l.vectors);
   if (vectors && p.W.vectors) {
     run_kernel<kScale, S, M, false, true>(on, p);
   } else if (vectors && transposed(p.W).vectors) {

@@ -21,14 +21,14 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& dY, const Tensor& weight, con
   GemmArgs args{};
   args.X = view(dY), args.W = transposed(view(weight));
   if (need_dX) args.out = write(dX), args.out_vectors = K * bytes_of(args.X.dtype) % 16 == 0;
-  Ia3Args& ia3 = args.ia3;
-  ia3.on = feedforward ? Scale::outputs : Scale::inputs, ia3.l = as_row(ia3_l);
+  ScaleArgs& scale = args.scale;
+  scale.on = feedforward ? Scale::outputs : Scale::inputs, scale.l = as_row(ia3_l);
   std::optional<Tensor> parts;
   if (need_dl) {
-    ia3.saved = view(saved);
+    scale.saved = view(saved);
     const int64_t count = feedforward ? ceil_div(M, tile_rows(on, args)) : cut_rows(on, args);
     parts = new_partials(dY, count, 1, dl.size(0));
-    ia3.parts = write<float>(*parts);
+    scale.parts = write<float>(*parts);
   }
   gemm(on, args, allow_tf32);
   if (parts) add_partials(on, sum_of(*parts, 1, dl));

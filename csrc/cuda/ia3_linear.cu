@@ -22,8 +22,8 @@ std::tuple<Tensor, Tensor> ia3_linear(const Tensor& x, const Tensor& weight, con
   args.X = view(x), args.W = view(weight);
   if (bias) args.bias = read(*bias), args.bias_stride = bias->stride(0);
   args.out = write(y), args.out_vectors = N * bytes_of(args.X.dtype) % 16 == 0;
-  args.ia3.on = feedforward ? Scale::inputs : Scale::outputs, args.ia3.l = as_row(ia3_l);
-  if (z.size(0) > 0) args.ia3.z = write(z);
+  args.scale.on = feedforward ? Scale::inputs : Scale::outputs, args.scale.l = as_row(ia3_l);
+  if (z.size(0) > 0) args.scale.z = write(z);
   decodes(args) ? decode(on, args, allow_tf32) : gemm(on, args, allow_tf32);
   return {y, z};
 }

@@ -1,12 +1,12 @@
 """DoRA over a frozen linear layer, differentiable: the direction of W + scaling * B A with a trained length per row.
 
 With g = magnitude / |W + scaling B A| (a constant of the graph, section 4.3 of Liu et al., arXiv:2402.09353) and x' =
-drop(x), the layer is y = (x - x') W^T + b + g * z, z = x' W^T + scaling (x' A^T) B^T; without dropout the first term
-vanishes. Saved for backward: x itself, s [M, r], the packed mask, z and g. Never the sum of the weights, nor x'.
+drop(x), the layer is y = g * z + b + (x - x') W^T, z = x' W^T + scaling (x' A^T) B^T; without dropout the last term
+vanishes, and the forward pass is lora_shrink and lora_linear. Saved for backward: x itself, s [M, r], the packed mask,
+z and g. Never the sum of the weights, nor x'.
 """
 
 import torch
-import torch.nn.functional as F
 
 from ..ops import _check, philox
 from ..ops._scale import scaled
@@ -21,24 +21,22 @@ from ._first_order import first_order
 from .dora_norm import dora_norm
 
 
-def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed):
+def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z):
     rows = _check.rows("dora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
     kept = philox.dropped(rows, mask, p)
-    z = lora_linear_op(kept, weight, None, s, lora_B, scaling)
+    y, z = lora_linear_op(kept, weight, bias, s, lora_B, scaling, g, need_z)
     if p > 0:
-        y = torch.addcmul(F.linear(rows - kept, weight, bias).to(g.dtype), z, g)
-    else:
-        y = scaled(z, g) if bias is None else torch.addcmul(bias.to(g.dtype), z, g)
-    return torch.ops.aten._unsafe_view(y.to(x.dtype), (*x.shape[:-1], weight.shape[0])), s, mask, z
+        y.addmm_(rows - kept, weight.t())
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask, z
 
 
 class DoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, cache):
         g = magnitude.to(norm.dtype) / norm
-        y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed)
         need_x, need_weight, _, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
+        y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_magnitude)
         need_dS = need_x or need_A
         ctx.save_for_backward(
             x if need_A or need_weight else None,
@@ -151,7 +149,7 @@ def dora_linear(
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
         return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, norm_cache)
-    return _forward(x, weight, bias, lora_A, lora_B, magnitude.to(norm.dtype) / norm, scaling, p, seed)[0]
+    return _forward(x, weight, bias, lora_A, lora_B, magnitude.to(norm.dtype) / norm, scaling, p, seed, False)[0]
 
 
 def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):

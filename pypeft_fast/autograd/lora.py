@@ -63,7 +63,7 @@ def run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
         return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
     rows = _check.rows("lora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
-    y = lora_linear_op(rows, weight, bias, s, lora_B, scaling)
+    y, _ = lora_linear_op(rows, weight, bias, s, lora_B, scaling, None, False)
     return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask
 
 

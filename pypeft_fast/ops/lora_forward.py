@@ -25,7 +25,7 @@ def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     if seed is not None and seed.numel() != 1:
         raise ValueError(f"lora_forward: seed has {seed.numel()} elements; it takes one projection, so give one")
     s, _ = lora_shrink.fake_outputs(rows, lora_A, 0.0, None)
-    lora_linear.check_arguments(rows, weight, bias, s, lora_B, scaling)
+    lora_linear.check_arguments(rows, weight, bias, s, lora_B, scaling, None, False)
 
 
 @lora_forward.fake
@@ -40,7 +40,7 @@ def _of(kernel):
     def forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
         rows = _check.rows("lora_forward", "x", x)
         s, mask = shrink(rows, lora_A, p, seed)
-        y = linear(rows, weight, bias, s, lora_B, scaling)
+        y, _ = linear(rows, weight, bias, s, lora_B, scaling, None, False)
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask
 
     return forward

@@ -2,6 +2,11 @@
 
 x [M, K], weight [N, K] (any strides), bias [N] or None, s [M, r] from lora_shrink, lora_B [N, r] -> y [M, N] in x's
 dtype. Source of LoRA: Hu et al., arXiv:2106.09685.
+
+With a scale [N], x's dtype or float32 over a half-precision x, the layer is DoRA's, z = x W^T + scaling * s B^T and
+y = scale * z + b: the bias is not scaled, and z is not rounded before it is. With need_z z itself, [M, N] in x's dtype,
+is returned too, for the gradient of the scale; otherwise, and without a scale, z is an empty [0, N]. Source of DoRA:
+Liu et al., arXiv:2402.09353.
 """
 
 import torch
@@ -11,11 +16,14 @@ from .. import _tuning
 from .._op import Op
 from . import _check, _triton
 
-lora_linear = Op("lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor s, Tensor lora_B, float scaling) -> Tensor")
+lora_linear = Op(
+    "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor s, Tensor lora_B, float scaling, Tensor? scale,"
+    " bool need_z) -> (Tensor y, Tensor z)"
+)
 
 
 @lora_linear.check
-def _(x, weight, bias, s, lora_B, scaling):
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     op = "lora_linear"
     _check.matrix(op, x=x, weight=weight, s=s, lora_B=lora_B)
     (M, K), N = x.shape, weight.shape[0]
@@ -30,26 +38,40 @@ def _(x, weight, bias, s, lora_B, scaling):
     _check.same_dtype(op, "x", x, weight=weight, bias=bias)
     _check.adapter_dtype(op, "x", x, "lora_B", lora_B)
     _check.adapter_dtype(op, "x", x, "s", s)
-    _check.same_device(op, "x", x, weight=weight, bias=bias, s=s, lora_B=lora_B)
+    if scale is not None:
+        _check.shape(op, "scale", scale, (N,), f"[N] for weight of shape {tuple(weight.shape)}")
+        _check.adapter_dtype(op, "x", x, "scale", scale)
+    elif need_z:
+        raise ValueError(f"{op}: need_z=True without a scale: z is what a scale multiplies; give one, or need_z=False")
+    _check.same_device(op, "x", x, weight=weight, bias=bias, s=s, lora_B=lora_B, scale=scale)
 
 
 @lora_linear.fake
-def _(x, weight, bias, s, lora_B, scaling):
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
+    M, N = x.shape[0], weight.shape[0]
+    return x.new_empty(M, N), x.new_empty(M if need_z else 0, N)
 
 
 @lora_linear.reference
-def reference(x, weight, bias, s, lora_B, scaling):
+def reference(x, weight, bias, s, lora_B, scaling, scale, need_z):
     wide = torch.promote_types(x.dtype, torch.float32)
-    y = x.to(wide) @ weight.to(wide).t() + scaling * (s.to(wide) @ lora_B.to(wide).t())
+    z = x.to(wide) @ weight.to(wide).t() + scaling * (s.to(wide) @ lora_B.to(wide).t())
+    y = z if scale is None else scale.to(wide) * z
     if bias is not None:
         y = y + bias.to(wide)
-    return y.to(x.dtype)
+    return y.to(x.dtype), z.to(x.dtype) if need_z else x.new_empty(0, weight.shape[0])
 
 
 @lora_linear.kernel("blas")
-def _(x, weight, bias, s, lora_B, scaling):
-    return F.linear(x, weight, bias).addmm_(s.to(x.dtype), lora_B.to(x.dtype).t(), alpha=scaling)
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
+    no_z = x.new_empty(0, weight.shape[0])
+    z = F.linear(x, weight, bias if scale is None else None)
+    z.addmm_(s.to(x.dtype), lora_B.to(x.dtype).t(), alpha=scaling)
+    if scale is None:
+        return z, no_z
+    y = torch.empty_like(z) if need_z else z  # written through out=, in one rounding whatever scale's dtype
+    y = torch.mul(z, scale, out=y) if bias is None else torch.addcmul(bias, z, scale, out=y)
+    return y, z if need_z else no_z
 
 
 lora_linear.native_cpu(_check.no_float64)
@@ -57,14 +79,14 @@ lora_linear.native_cuda(_check.no_float64)
 
 
 @lora_linear.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
-def _(x, weight, bias, s, lora_B, scaling):
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     from ..kernels.lora_linear import lora_linear
 
-    return lora_linear(x, weight, bias, s, lora_B, scaling)
+    return lora_linear(x, weight, bias, s, lora_B, scaling, scale, need_z)
 
 
 @lora_linear.timed
-def _(x, weight, bias, s, lora_B, scaling):
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     return (
         _tuning.bucket(x.shape[0]),
         *lora_B.shape,
@@ -73,4 +95,6 @@ def _(x, weight, bias, s, lora_B, scaling):
         lora_B.dtype,
         weight.stride(1) == 1,
         bias is None,
+        scale is None,
+        need_z,
     )

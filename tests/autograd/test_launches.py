@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.autograd.dora import DoRALinearFunction
 from pypeft_fast.ops import _triton
 from pypeft_fast.ops.lora_shrink import lora_shrink
 from tests.device import ON_GPU
@@ -102,6 +103,31 @@ def test_ia3_takes_one_launch_each_way(watch, feedforward):
     with watch:
         torch.autograd.grad(y, (x, ia3_l), dY)
     assert watch.seen == ["_ia3_dx_dl"]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_dora_takes_two_launches_forward(watch, bias, trained):
+    """Once the length of the rows is known; beside them one division of N numbers. Dropout adds a product."""
+    x, W, A, B = layer()
+    magnitude, norm = torch.ones(384, requires_grad=trained), torch.ones(384)
+    b = torch.zeros(384, dtype=x.dtype) if bias else None
+    with watch:
+        y = DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, 2.0, 0.0, None, None)
+    assert watch.seen == ["op:div", "_lora_shrink", "_lora_linear"]
+    watch.seen.clear()
+    with watch:
+        torch.autograd.grad(y, (x, A, B, *[magnitude] * trained), torch.empty_like(y))
+    of_magnitude = ["_ia3_dx_dl", "op:div"] * trained
+    assert watch.seen == ["op:clone", "op:mul_", "_lora_ds_db", "_lora_dx", "_lora_da", *of_magnitude]
+    watch.seen.clear()
+    with watch:
+        DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, 2.0, 0.1, torch.empty(1, dtype=torch.int64), None)
+    assert [seen for seen in watch.seen if seen.startswith("_") or "mm" in seen] == [
+        "_lora_shrink",
+        "_lora_linear",
+        "op:addmm_",
+    ]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])

@@ -16,6 +16,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 VARIANTS = [  # of every op
     *((op, {}) for op, has in sorted(OPS.items()) if any(k.name == "cuda" for k in has.kernels)),
     *((op, {"feedforward": True}) for op in ("ia3_dx_dl", "ia3_linear")),
+    ("lora_linear", {"scale": True}),
 ]
 PRODUCTS = [v for v in VARIANTS if v[0] in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")]
 DECODING = [v for v in VARIANTS if v[0] in ("lora_linear", "ia3_linear")]

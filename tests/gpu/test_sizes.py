@@ -13,14 +13,13 @@ if not ON_GPU:
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [(BF16, None), (F16, None), (BF16, F32), (F32, None)]
-FEEDFORWARD = {"feedforward": True}
+FEEDFORWARD, SCALE = {"feedforward": True}, {"scale": True}
 VARIANTS = [
     *((name, {}) for name in ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")),
     *((name, options) for name in ("ia3_linear", "ia3_dx_dl") for options in ({}, FEEDFORWARD)),
+    ("lora_linear", SCALE),
 ]
-RUNS = [
-    pytest.param(op, o, k, id=f"{op}{'-feedforward' * bool(o)}-{k}") for op, o in VARIANTS for k in available(OPS[op])
-]
+RUNS = [pytest.param(op, o, k, id="-".join((op, *o, k))) for op, o in VARIANTS for k in available(OPS[op])]
 COMPILED = [name for name in ("cuda", "triton") if name in available(OPS["lora_linear"])]
 
 
@@ -78,7 +77,7 @@ def test_offsets_past_two_to_the_31(kernel):
         close(dS[-last:], big[-last:], B)
         close(dB, big[-last:].t(), s[-last:])
         close(OPS["lora_da"](s, big, no_mask, 0.0, BF16), s[-last:].t(), big[-last:])
-        y = OPS["lora_linear"](small, W, None, torch.zeros_like(s), B, 1.0)
+        y, _ = OPS["lora_linear"](small, W, None, torch.zeros_like(s), B, 1.0, None, False)
         assert y.numel() > 2**31 and not y[:-last].any()
         close(y[-last:], small[-last:], W.t())
         del y

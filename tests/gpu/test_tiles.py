@@ -16,6 +16,7 @@ if not ON_GPU:
 from pypeft_fast.kernels import _tiles  # noqa: E402
 
 NAMES = [name for name, op in OPS.items() if "triton" in {k.name for k in op.kernels}]
+LAUNCHES = [*((name, name, {}) for name in NAMES), ("lora_linear, scale", "lora_linear", {"scale": True})]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 # Several tiles each way of the largest configuration, with edges; rows of whole 16 bytes, so that TMA is used.
 CASE = Case(400, 392, 536, 24, 0.3)
@@ -24,17 +25,18 @@ ARCH = _tiles.architecture(torch.device("cuda"))
 
 
 def configurations():
-    for name in NAMES:
+    for launch, name, options in LAUNCHES:
         for dtype, adapter in DTYPES:
-            widest = dtype if name in _tiles.GEMMS else torch.promote_types(dtype, adapter or dtype)
-            for config in _tiles.candidates(name, ARCH, 8 * widest.itemsize).values():
-                yield pytest.param(name, dtype, adapter, config, id=f"{name}-{dtype}-{adapter}-{config}")
+            widest = dtype if launch in _tiles.GEMMS else torch.promote_types(dtype, adapter or dtype)
+            case = dataclasses.replace(CASE, dtype=dtype, adapter=adapter, options=options)
+            for config in _tiles.candidates(launch, ARCH, 8 * widest.itemsize).values():
+                yield pytest.param(name, case, config, id=f"{launch}-{dtype}-{adapter}-{config}")
 
 
-@pytest.mark.parametrize("name,dtype,adapter,config", configurations())
-def test_every_candidate_agrees_with_float64(name, dtype, adapter, config, poisoned, monkeypatch):
+@pytest.mark.parametrize("name,case,config", configurations())
+def test_every_candidate_agrees_with_float64(name, case, config, poisoned, monkeypatch):
     monkeypatch.setattr(_tiles, "candidates", lambda op, arch, bits: {str(config): config})
-    assert_agrees(name, "triton", dataclasses.replace(CASE, dtype=dtype, adapter=adapter))
+    assert_agrees(name, "triton", case)
 
 
 @pytest.mark.parametrize("name", NAMES)

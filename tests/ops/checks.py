@@ -71,6 +71,7 @@ def sample(op_name, case, draw=0):
     feedforward = case.options.get("feedforward", False)
     ia3_l, saved = _randn(case, K if feedforward else N, dtype=P), _randn(case, M, K if feedforward else N)
     gate, up = _randn(case, M, N), _randn(case, M, N)
+    scale = _randn(case, N, dtype=P) if case.options.get("scale") else None
     return {
         "lora_forward": (x, weight, bias, A / K**0.5, B, SCALING, p, seed),
         "lora_backward": (
@@ -87,7 +88,16 @@ def sample(op_name, case, draw=0):
             P,
         ),
         "lora_shrink": (x, A, p, seed),
-        "lora_linear": (x, weight, bias, s * (K / r) ** 0.5, B, SCALING),
+        "lora_linear": (
+            x,
+            weight,
+            bias,
+            s * (K / r) ** 0.5,
+            B,
+            SCALING,
+            scale,
+            case.options.get("need_z", scale is not None),
+        ),
         "lora_ds_db": (dY, B, s, SCALING, *case.options.get("need", (True, True))),
         "lora_dx": (dY, weight, dS * (N / r) ** 0.5, A, mask, p),
         "lora_da": (dS, x, mask, p, P),
@@ -111,9 +121,18 @@ def _ds_db(dY, B, s, scaling, need_dS, need_dB):
     return dS if need_dS else dS[:0], dB if need_dB else dB[:0]
 
 
+def _linear(x, W, b, s, B, scaling, scale, need_z):
+    up = F.linear(s, B.to(s.dtype)) * scaling
+    if scale is None:
+        return (F.linear(x, W, b) + up).to(x.dtype), x.new_empty(0, W.shape[0])
+    z = (F.linear(x, W) + up).to(x.dtype)
+    y = (scale * z).to(x.dtype)
+    return y if b is None else y + b, z if need_z else z[:0]
+
+
 def _forward(x, W, b, A, B, scaling, p, seed):
     s, mask = EAGER["lora_shrink"](x, A, p, seed)
-    return EAGER["lora_linear"](x, W, b, s, B, scaling), s, mask
+    return EAGER["lora_linear"](x, W, b, s, B, scaling, None, False)[0], s, mask
 
 
 def _backward(dY, x, W, A, B, s, mask, scaling, p, need_dX, need_dA, need_dB, dtype):
@@ -148,7 +167,7 @@ EAGER = {
     "lora_forward": _forward,
     "lora_backward": _backward,
     "lora_shrink": _shrink,
-    "lora_linear": lambda x, W, b, s, B, c: (F.linear(x, W, b) + F.linear(s, B.to(s.dtype)) * c).to(x.dtype),
+    "lora_linear": _linear,
     "lora_ds_db": _ds_db,
     "lora_dx": lambda dY, W, dS, A, mask, p: dY @ W + philox.dropped((dS @ A.to(dS.dtype)).to(dY.dtype), mask, p),
     "lora_da": lambda dS, x, mask, p, dtype: (dS.t() @ philox.dropped(x.to(dS.dtype), mask, p)).to(dtype),

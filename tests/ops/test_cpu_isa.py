@@ -107,8 +107,10 @@ class Case:
         l_N, l_K = self.random(1, self.N, self.P)[0], self.random(1, self.K, self.P)[0]
         return [
             ("lora_shrink", (holes, A, self.p, seed)),
-            ("lora_linear", (x, weight, bias, s, B, SCALING)),
-            ("lora_linear", (x, weight, None, s, B, SCALING)),
+            ("lora_linear", (x, weight, bias, s, B, SCALING, None, False)),
+            ("lora_linear", (x, weight, None, s, B, SCALING, None, False)),
+            ("lora_linear", (x, weight, bias, s, B, SCALING, l_N, True)),
+            ("lora_linear", (x, weight, None, s, B, SCALING, l_N, False)),
             ("lora_ds_db", (dY, B, s, SCALING, True, True)),
             ("lora_ds_db", (dY, B, s, SCALING, True, False)),
             ("lora_ds_db", (dY, B, s, SCALING, False, True)),
@@ -133,7 +135,9 @@ def truth(op, args, keep):
     if op == "lora_shrink":
         return ((d[0] * keep) @ d[1].t(),)
     if op == "lora_linear":
-        return (d[0] @ d[1].t() + (0 if d[2] is None else d[2]) + d[5] * (d[3] @ d[4].t()),)
+        x, W, b, s, B, scaling, scale, need_z = d
+        z = x @ W.t() + scaling * (s @ B.t())
+        return (z if scale is None else scale * z) + (0 if b is None else b), z[: None if need_z else 0]
     if op == "lora_ds_db":
         return (d[3] * (d[0] @ d[1]))[: None if d[4] else 0], (d[3] * (d[0].t() @ d[2]))[: None if d[5] else 0]
     if op == "lora_dx":

@@ -142,7 +142,13 @@ SPOILED = {
         "no dropout": lambda f, *a: f(*a[:6], None, a[7], 0.0, *a[9:]),
     },
     "lora_shrink": {"zeros": _zeros, "no mask": _without_mask, "no scale": _without_scale},
-    "lora_linear": {"zeros": _zeros, "no low rank": _without(3), "no bias": _without(2), "no base": _without(1)},
+    "lora_linear": {  # and more with a scale: test_lora_linear.py
+        "zeros": _zeros,
+        "no low rank": _without(3),
+        "no bias": _without(2),
+        "no base": _without(1),
+        "no scaling": lambda f, *a: f(*a[:5], 1.0, *a[6:]),
+    },
     "lora_ds_db": {
         "zero dS": lambda f, *a: (torch.zeros_like(f(*a)[0]), f(*a)[1]),
         "zero dB": lambda f, *a: (f(*a)[0], torch.zeros_like(f(*a)[1])),

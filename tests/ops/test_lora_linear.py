@@ -1,16 +1,29 @@
+import dataclasses
+
 import pytest
 import torch
 
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_linear import lora_linear
-from tests.ops.checks import Case, assert_agrees
+from tests.ops.checks import Case, assert_agrees, available, sample
 from tests.ops.rejections import assert_rejects
+from tests.ops.test_every_op import CASES, SPOILED, TWO, assert_spoiling_fails
+
+KERNELS = available(OPS["lora_linear"])
+SCALE = {"scale": True}
+
+
+def scaled(case, **options):
+    return dataclasses.replace(case, options=SCALE | options)
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("options", [{}, SCALE], ids=str)
 @pytest.mark.parametrize("M", [1, 8, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_long_sums_in_cpp_are_no_rougher_than_eager(M, dtype):
-    assert_agrees("lora_linear", "cpu", Case(M, 11008, 264, 5, 0.0, dtype))
+def test_long_sums_in_cpp_are_no_rougher_than_eager(M, dtype, options):
+    assert_agrees("lora_linear", "cpu", Case(M, 11008, 264, 5, 0.0, dtype, options=options))
 
 
 @pytest.mark.parametrize(
@@ -25,6 +38,11 @@ def test_long_sums_in_cpp_are_no_rougher_than_eager(M, dtype):
         (4, lambda B: B[:, 1:], ValueError, r"lora_B has shape \(10, 2\), expected \(10, 3\)"),
         (4, lambda B: B.t(), ValueError, "lora_B has shape"),
         (4, lambda B: B.double(), TypeError, "lora_B is torch.float64"),
+        (6, torch.ones(9), ValueError, r"scale has shape \(9,\), expected \(10,\)"),
+        (6, torch.ones(10, 1), ValueError, r"scale has shape \(10, 1\), expected \(10,\)"),
+        (6, torch.ones(1), ValueError, "scale has shape"),
+        (6, torch.ones(10).bfloat16(), TypeError, "scale is torch.bfloat16 over a torch.float32 x"),
+        (7, True, ValueError, "need_z=True without a scale: z is what a scale multiplies"),
     ],
 )
 def test_rejects(index, value, error, words):
@@ -34,4 +52,81 @@ def test_rejects(index, value, error, words):
 def test_small_example():
     x, weight, bias = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), torch.tensor([10.0, 20.0])
     s, B = torch.tensor([[7.0]]), torch.tensor([[1.0], [-1.0]])
-    assert lora_linear(x, weight, bias, s, B, 2.0).tolist() == [[11 + 10 + 14, 17 + 20 - 14]]
+    y, z = lora_linear(x, weight, bias, s, B, 2.0, None, False)
+    assert y.tolist() == [[11 + 10 + 14, 17 + 20 - 14]] and z.shape == (0, 2)
+    scale = torch.tensor([100.0, -2.0])
+    y, z = lora_linear(x, weight, bias, s, B, 2.0, scale, True)
+    assert y.tolist() == [[100 * (11 + 14) + 10, -2 * (17 - 14) + 20]] and z.tolist() == [[11 + 14, 17 - 14]]
+    y, z = lora_linear(x, weight, None, s, B, 2.0, scale, False)
+    assert y.tolist() == [[100 * (11 + 14), -2 * (17 - 14)]] and z.shape == (0, 2)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", map(scaled, CASES), ids=str)
+def test_with_a_scale_agrees_with_float64(kernel, case, poisoned):
+    assert_agrees("lora_linear", kernel, case)
+
+
+@pytest.mark.parametrize("dtype,adapter", [(torch.float32, None), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize("M", [4, 70])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_z_is_empty_if_not_needed(kernel, M, dtype, adapter, poisoned):
+    assert_agrees("lora_linear", kernel, scaled(Case(M, 33, 45, dtype=dtype, adapter=adapter), need_z=False))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("M", [4, 40])
+def test_one_factor_for_all_columns_may_be_expanded(kernel, M):
+    args = list(sample("lora_linear", scaled(Case(M, 64, 48, 8))))
+    args[6] = torch.tensor([-1.5], device=args[0].device).expand(48)
+    with pf.using(kernel):
+        expanded = OPS["lora_linear"](*args)
+        args[6] = args[6].contiguous()
+        torch.testing.assert_close(expanded, OPS["lora_linear"](*args), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_scaled_sum_is_rounded_once_and_the_bias_after_it(kernel, dtype):
+    """z = 1 + eps/4 is 1 in this dtype; times 2**12, less 2**12, it is 2**10 eps if nothing was rounded on the way."""
+    if kernel == "blas":
+        pytest.skip("the vendor's product is rounded before it is scaled")
+    eps = torch.finfo(dtype).eps
+    ones = [torch.ones(20, 16).to(dtype) for _ in range(2)]
+    x, weight = ones[0] / 16, ones[1]
+    s, B = torch.full((20, 1), eps / 4).to(dtype), torch.ones(20, 1).to(dtype)
+    bias, scale = torch.full((20,), -(2.0**12)).to(dtype), torch.full((20,), 2.0**12)
+    with pf.using(kernel):
+        y, z = lora_linear(x, weight, bias, s, B, 1.0, scale, True)
+    assert (z == 1).all() and (y == 2**10 * eps).all()
+
+
+def unscaled(function, *args):
+    return function(*args[:6], torch.ones_like(args[6]), args[7])
+
+
+def scaled_bias(function, *args):
+    return function(*args[:2], args[2] * args[6], *args[3:])
+
+
+def z_of_zero(index):
+    """z as of a zero argument: one term of it is forgotten."""
+    return lambda f, *a: (f(*a)[0], f(*a[:index], torch.zeros_like(a[index]), *a[index + 1 :])[1])
+
+
+SPOILED_SCALE = SPOILED["lora_linear"] | {
+    "no scale": unscaled,
+    "bias scaled too": scaled_bias,
+    "zero z": lambda f, *a: (f(*a)[0], torch.zeros_like(f(*a)[1])),
+    "z is y": lambda f, *a: (f(*a)[0],) * 2,
+    "z scaled": lambda f, *a: (f(*a)[0], f(*a)[1] * a[6]),
+    "z with the bias": lambda f, *a: (f(*a)[0], f(*a)[1] + a[2]),
+    "z without the low rank": z_of_zero(3),
+    "z without the base": z_of_zero(1),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED_SCALE)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_spoiled_scaling_kernel_fails(kernel, how, monkeypatch):
+    assert_spoiling_fails("lora_linear", kernel, SPOILED_SCALE[how], scaled(TWO), monkeypatch)

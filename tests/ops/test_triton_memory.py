@@ -43,9 +43,9 @@ def run(name, args):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_touches_nothing_but_its_arguments_in_one_launch(name, case):
-    (launch,) = run(name, sample(name, case))
+@pytest.mark.parametrize("name,options", [*((name, {}) for name in NAMES), ("lora_linear", {"scale": True})])
+def test_touches_nothing_but_its_arguments_in_one_launch(name, options, case):
+    (launch,) = run(name, sample(name, dataclasses.replace(case, options=options)))
     assert launch.outside == [] and launch.loaded.total() > 0 and launch.stored.total() > 0
 
 
@@ -106,8 +106,10 @@ def test_offsets_past_31_bits(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("name", [name for name in NAMES if name in _tiles.GEMMS])
-def test_tensor_descriptors(name, transposed, monkeypatch):
+@pytest.mark.parametrize(
+    "name,options", [*((name, {}) for name in NAMES if name in _tiles.GEMMS), ("lora_linear", {"scale": True})]
+)
+def test_tensor_descriptors(name, options, transposed, monkeypatch):
     config = dataclasses.replace(_tiles.default(name, "interpreter", 32), tma=True)
     monkeypatch.setattr(_tiles, "default", lambda *_: config)
     described = []
@@ -115,14 +117,14 @@ def test_tensor_descriptors(name, transposed, monkeypatch):
     monkeypatch.setattr(
         _tiles.TensorDescriptor, "from_tensor", staticmethod(lambda t, b: described.append(t) or describe(t, b))
     )
-    case = Case(70, 84, 44, 5, 0.3)
+    case = Case(70, 84, 44, 5, 0.3, options=options)
     args = list(sample(name, case))
     args[1] = args[1].t().contiguous().t() if transposed else args[1]
     with pf.using("triton"):
         outputs = OPS[name](*args)
     with pf.using("reference"):
         torch.testing.assert_close(outputs, OPS[name](*args), rtol=1e-4, atol=1e-4)
-    assert len(described) >= 3
+    assert len(described) == 3 + (options != {} or name == "ia3_linear")  # x, weight, the output, z
     args[0] = torch.nn.functional.pad(args[0], (1, 0))[:, 1:]  # rows that TMA cannot describe: pointers, same result
     described.clear()
     with pf.using("triton"):

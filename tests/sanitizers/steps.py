@@ -32,14 +32,16 @@ def problem(M, K, N, r, dtype):
 
 
 def step(frozen, values):
-    """The results of one LoRA layer, one IA3 layer and one LoRA layer with an activation before it."""
+    """The results of one LoRA layer, one IA3 layer, one LoRA layer with an activation before it and one DoRA layer."""
     (weight, bias), dY = frozen, values[-1]
     x, A, B, scale = leaves = [value.clone().requires_grad_() for value in values[:-1]]
     generator = torch.Generator().manual_seed(7)
     y = pf.lora_linear(x, weight, A, B, bias, scaling=0.5, dropout_p=0.3, generator=generator)
     z = pf.ia3_linear(x, weight, scale, bias)
     u = pf.lora_gated_linear(x, x, weight, A, B, bias, scaling=0.5)
-    return [y.detach(), z.detach(), u.detach(), *torch.autograd.grad([y, z, u], leaves, [dY] * 3)]
+    d = pf.dora_linear(x, weight, A, B, scale, bias, scaling=0.5)
+    outputs = [y, z, u, d]
+    return [*(out.detach() for out in outputs), *torch.autograd.grad(outputs, leaves, [dY] * len(outputs))]
 
 
 def close(a, b):
