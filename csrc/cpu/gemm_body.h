@@ -61,6 +61,19 @@ PYPEFT_INLINE void narrow_columns(T* p, F v, int64_t columns) {
     narrow(p, v, columns);
 }
 
+// Rows [m, m + I) of a panel whose columns are scaled as they leave; out of line, for a tile without a scale to stay as
+// short as it is.
+template <class T, int I, int J>
+__attribute__((noinline)) void store_scaled(const GemmArgs& g, const Panel& p, const F (&total)[I][J], int64_t m) {
+  for (int i = 0; i < I; ++i) {
+    for (int j = 0; j < J; ++j) {
+      const int64_t columns = at_most(W, p.columns - j * W), at = (m + i) * g.N + p.n + j * W;
+      if (g.scale.z) narrow_columns((T*)g.scale.z + at, total[i][j], columns);
+      narrow_columns((T*)g.c + at, fma(total[i][j], load(p.factors + j * W), load(p.shift + j * W)), columns);
+    }
+  }
+}
+
 // STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum. The
 // low-rank part, which may be large from the start, is added last.
 template <class T, int I, int J>
@@ -88,15 +101,19 @@ inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
       for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
     }
   }
+  if (g.scale.factors) {
+    F total[I][J];
+    for (int i = 0; i < I; ++i) {
+      for (int j = 0; j < J; ++j) total[i][j] = sum[i][j] + low[i][j];
+    }
+    return store_scaled<T>(g, p, total, m);
+  }
+  T* c = (T*)g.c + m * g.N + p.n;
 #pragma GCC unroll 8
   for (int i = 0; i < I; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
-      const int64_t columns = at_most(W, p.columns - j * W), at = (m + i) * g.N + p.n + j * W;
-      F total = sum[i][j] + low[i][j];
-      if (g.scale.z) narrow_columns((T*)g.scale.z + at, total, columns);
-      if (g.scale.factors) total = fma(total, load(p.factors + j * W), load(p.shift + j * W));
-      narrow_columns((T*)g.c + at, total, columns);
+      narrow_columns(c + i * g.N + j * W, sum[i][j] + low[i][j], at_most(W, p.columns - j * W));
     }
   }
 }

@@ -62,7 +62,7 @@ def test_small_example():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", map(scaled, CASES), ids=str)
+@pytest.mark.parametrize("case", [scaled(case) for case in CASES], ids=str)
 def test_with_a_scale_agrees_with_float64(kernel, case, poisoned):
     assert_agrees("lora_linear", kernel, case)
 
