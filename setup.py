@@ -29,11 +29,16 @@ def paths(*patterns):
 
 
 def cuda_home():
-    """The toolkit's folder, or None. PyTorch looks for one only if it was itself built with CUDA."""
+    """The toolkit's folder, or None. PyTorch looks for one only if it was itself built with CUDA.
+
+    It takes the folder above the nvcc on PATH, which may be a script or a link far from the toolkit: a folder that has
+    the headers too comes first.
+    """
     nvcc = shutil.which("nvcc")
     homes = [cpp_extension.CUDA_HOME, os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     homes += [Path(nvcc).resolve().parents[1]] if nvcc else []
-    return next((str(home) for home in homes if home and (Path(home) / "bin/nvcc").is_file()), None)
+    found = [str(home) for home in homes if home and (Path(home) / "bin/nvcc").is_file()]
+    return next((home for home in found if (Path(home) / "include/cuda_runtime.h").is_file()), next(iter(found), None))
 
 
 def headers():

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+import setuptools
+from torch.utils import cpp_extension
 
 from pypeft_fast import __version__, _native
 
@@ -130,6 +133,20 @@ def test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone(buil
 
     (site / "kernels/__init__.py").write_text("")
     assert altered(site, "kernels") == ["kernels/__init__.py"]
+
+
+def test_an_nvcc_far_from_its_toolkit_does_not_hide_the_toolkit(tmp_path, monkeypatch):
+    """PyTorch takes the folder above the nvcc on PATH, here of a script that calls another."""
+    for nvcc in (tmp_path / "script/bin/nvcc", tmp_path / "toolkit/bin/nvcc"):
+        nvcc.parent.mkdir(parents=True)
+        nvcc.write_text("")
+    (tmp_path / "toolkit/include").mkdir()
+    (tmp_path / "toolkit/include/cuda_runtime.h").write_text("")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("PYPEFT_FAST_BUILD", "none")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path / "script"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    assert runpy.run_path(str(ROOT / "setup.py"))["cuda_home"]() == str(tmp_path / "toolkit")
 
 
 def test_the_development_install_has_one_library_for_every_python():
