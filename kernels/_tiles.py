@@ -71,7 +71,8 @@ def default(op, arch, bits):
     arch, wide = known(arch), bits == 32
     stages = 2 if arch == "gfx942" else 3
     if op == "lora_ds_db":  # wide, since the parts of dS that go through memory are as many as the blocks of columns
-        return Config(16 if wide else 32, 128 if wide else 256, BR=32, warps=8, stages=2)
+        narrow = wide or arch == "gfx942"  # with 256 columns it spills there past 32 ranks
+        return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=8, stages=2)
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
         if wide:
             return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
@@ -88,19 +89,23 @@ def default(op, arch, bits):
 
 
 def fits(op, config, arch, bits):
-    """Whether the tiles in flight fit into shared memory and the accumulator into the registers of its warps."""
+    """Whether the tiles in flight fit into shared memory, the accumulator into the registers of its warps, and every
+    thread has 16 bytes of a tile to load."""
     arch = known(arch)
     lanes = 64 if arch == "gfx942" else 32
     if op in GEMMS:
         accumulator = config.BM * config.BO
         stored = accumulator if config.tma else 0  # TMA writes the output from shared memory
         tiles = config.stages * (config.BM + config.BO) * config.BI + stored
+        largest = max(config.BM, config.BO) * config.BI
     else:
         tiles = config.stages * config.BM * (config.BO + config.BR)
         accumulator = max(config.BM, config.BO) * config.BR
+        largest = config.BM * config.BO
     # tcgen05 accumulates in tensor memory; elsewhere half of a thread's 255 registers are left for the rest.
     enough = arch == 100 or accumulator <= 128 * lanes * config.warps
-    return tiles * bits // 8 <= SHARED[arch] and enough
+    loaded = largest * bits // 8 >= 16 * lanes * config.warps
+    return tiles * bits // 8 <= SHARED[arch] and enough and loaded
 
 
 @functools.cache

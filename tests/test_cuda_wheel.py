@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GIVEN = os.environ.get("PYPEFT_FAST_CUDA_WHEEL")
 TARGETS = (ROOT / "csrc/cuda/targets.txt").read_text().split() if GIVEN else ["8.0"]
 OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(" in path.read_text()}
+KERNEL = re.compile(r"__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(")
+KERNELS = {name for path in (ROOT / "csrc/cuda").glob("*.cu*") for name in KERNEL.findall(path.read_text())}
 # Besides what glibc, libstdc++ and libgcc define: PyTorch's C functions, which stay from one release to the next.
 # CUDA's runtime is inside, and of its other libraries none is linked.
 STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KRO]*St7__cxx11\w+")
@@ -76,14 +79,25 @@ def cuobjdump():
 
 def test_every_kernel_is_there_for_every_target(library):
     """Machine code for each target, and PTX for the GPUs to come."""
+    numbers = {target.removesuffix("+PTX").replace(".", ""): target.endswith("+PTX") for target in TARGETS}
     listed = run(cuobjdump(), "--list-elf", library) + run(cuobjdump(), "--list-ptx", library)
-    inside = {tuple(name.split(".")) for name in re.findall(r": (\S+)", listed)}
     print(listed)
-    for op in OPS:
-        for target in TARGETS:
-            number = target.removesuffix("+PTX").replace(".", "")
-            assert (op, f"sm_{number}", "cubin") in inside
-            assert ((op, f"sm_{number}", "ptx") in inside) == target.endswith("+PTX")
+    inside = Counter(re.findall(r"\.sm_(\w+)\.(cubin|ptx)$", listed, re.MULTILINE))
+    kinds = {(n, kind) for n, ptx in numbers.items() for kind in ("cubin", "ptx") if ptx or kind == "cubin"}
+    assert set(inside) == kinds
+    assert len(set(inside.values())) == 1 and min(inside.values()) >= len(OPS)  # one for each source file
+    entries = {number: entry_points(library, number) for number in numbers}
+    first = next(iter(entries.values()))
+    assert all(found == first for found in entries.values())
+    for kernel in KERNELS:
+        assert any(f"{len(kernel)}{kernel}" in name for name in first), f"no {kernel} in {library.name}"
+
+
+def entry_points(library, number):
+    """Every kernel's mangled name, as often as it is there, without what tells files of one name apart."""
+    symbols = run(cuobjdump(), "-symbols", "-arch", f"sm_{number}", library)
+    names = re.findall(r"STO_ENTRY +(\w+)", symbols)
+    return sorted(re.sub(r"_GLOBAL__N__\w+?_cu_[0-9a-f]{8}", "", name) for name in names)
 
 
 def undefined(library):
