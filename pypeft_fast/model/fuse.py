@@ -24,7 +24,7 @@ class FuseReport:
     fused: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     gated: list[str] = field(default_factory=list)
-    _layers: list[nn.Module] = field(default_factory=list, repr=False)
+    _counters: list[Counter] = field(default_factory=list, repr=False)  # not the layers: they may go with their model
 
     def calls(self) -> Counter:
         """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
@@ -33,7 +33,7 @@ class FuseReport:
         nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
         has traced.
         """
-        return sum((getattr(layer, "_fused_calls", Counter()) for layer in self._layers), Counter())
+        return sum(self._counters, Counter())
 
     def __str__(self):
         lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
@@ -83,7 +83,7 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
     for kind, layer in plan:
         if not isinstance(layer, kind.FusedLinear):
             kind.attach(layer)
-        report._layers.append(layer)
+        report._counters.append(layer._fused_calls)
     report.gated = gated_mlp.refresh(model)
     return report
 

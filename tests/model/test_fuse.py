@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import gc
 import subprocess
 import sys
+import weakref
 
 import peft
 import pytest
@@ -68,6 +70,26 @@ def test_ia3(kind):
     assert report.calls() == {"fused": len(report.fused)}
     pf.unfuse(model)
     assert not hasattr(model.get_submodule(report.fused[0]), "_fused_calls")
+
+
+@pytest.mark.parametrize("end", [lambda model: None, lambda model: model.unload()])
+def test_a_report_keeps_no_weights_alive(end):
+    model = zoo.adapted(peft, "llama")
+    report = pf.fuse(model)
+    adapter = weakref.ref(model.get_submodule(report.fused[0]).lora_A["default"].weight)
+    zoo.logits(model)
+    model = end(model)
+    gc.collect()
+    assert adapter() is None and report.calls() == {"fused": 4}
+
+
+def test_a_report_outlives_the_fusion():
+    model = zoo.adapted(peft, "llama")
+    report = pf.fuse(model)
+    zoo.logits(model)
+    pf.unfuse(model)
+    zoo.logits(model)
+    assert report.calls() == {"fused": 4}
 
 
 def test_fusing_again_takes_what_has_come_since():
@@ -190,9 +212,11 @@ def test_compiles_in_one_graph(method):
     assert report.calls() == {"fused": 2}
 
 
-def test_adapters_written_through_data_are_seen():
-    """As PEFT's hotswapping writes them: no version counter moves."""
+def test_weights_written_through_data_are_seen():
+    """Adapters as PEFT's hotswapping writes them, frozen weights as its merging does: no version counter moves."""
     model, other = (zoo.adapted(peft, "llama", seed=seed, use_dora=True) for seed in (1, 7))
+    for parameter in other.parameters():
+        parameter.data.mul_(1.25)
     pf.fuse(model)
     assert not torch.allclose(zoo.logits(model), zoo.logits(other), atol=1e-2)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
