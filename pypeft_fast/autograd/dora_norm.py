@@ -58,13 +58,15 @@ class NormCache:
         frozen, identity = _identity(weight), _identity(lora_A, lora_B)
         if frozen is None or identity is None or weight.requires_grad:
             return dora_norm(weight, lora_A, lora_B, scaling)
-        if self._squares is None or self._squares[0] != frozen:
-            self._squares, self._norm = (frozen, row_squares(weight)), None
+        squares, norm = self._squares, self._norm  # once: another thread may call clear meanwhile
+        if squares is None or squares[0] != frozen:
+            squares, norm = (frozen, row_squares(weight)), None
+            self._squares, self._norm = squares, norm
         training = torch.is_grad_enabled() and (lora_A.requires_grad or lora_B.requires_grad)
         key = (identity, float(scaling), training)
-        if self._norm is None or self._norm[0] != key:
-            self._norm = key, dora_norm(weight, lora_A, lora_B, scaling, self._squares[1])
-        return self._norm[1]
+        if norm is None or norm[0] != key:
+            norm = self._norm = key, dora_norm(weight, lora_A, lora_B, scaling, squares[1])
+        return norm[1]
 
     def __reduce__(self):
         return NormCache, ()
