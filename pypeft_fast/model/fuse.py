@@ -39,9 +39,14 @@ class FuseReport:
         lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
         if self.gated:
             lines.append(f"  {len(self.gated)} gated activations fused with their down_proj")
-        for reason, count in Counter(self.left.values()).most_common():
-            lines.append(f"  {count} left: {reason}, such as {next(n for n, r in self.left.items() if r == reason)}")
+        for reason, names in self._left_by_reason():
+            lines.append(f"  {len(names)} left: {reason}, such as {names[0]}")
         return "\n".join(lines)
+
+    def _left_by_reason(self) -> list[tuple[str, list[str]]]:
+        """(reason, names of its layers), the most frequent first: a large model has hundreds of layers."""
+        counted = Counter(self.left.values()).most_common()
+        return [(reason, [name for name, its in self.left.items() if its == reason]) for reason, _ in counted]
 
 
 def fuse(model, *, strict: bool = False) -> FuseReport:
@@ -54,6 +59,10 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
 
     Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
     becomes a subclass of its own, in which the activation and down_proj are one function.
+
+    What differs: dropout draws one seed a call from torch's generator instead of one number an element, so masks are
+    others and the generator is left elsewhere; a layer's input may not be changed in place before its backward pass,
+    not even where PEFT keeps a dropped or cast copy of it; and second derivatives are refused.
 
     Args:
         model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
@@ -78,7 +87,10 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
             report.fused.append(name)
             plan.append((kind, layer))
     if strict and report.left:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
+        listed = "; ".join(
+            f"{names[0]}: {reason}" + (f" (and {len(names) - 1} more)" if names[1:] else "")
+            for reason, names in report._left_by_reason()
+        )
         raise ValueError(f"fuse(strict=True): {len(report.left)} of the adapter layers cannot be fused: {listed}")
     for kind, layer in plan:
         if not isinstance(layer, kind.FusedLinear):

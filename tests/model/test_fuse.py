@@ -117,6 +117,13 @@ def test_what_cannot_be_fused_is_left_and_listed():
     assert "2 layers fused, 1 left to PEFT\n  1 left: no fused op for peft.tuners.lora.layer.Embedding" in str(report)
 
 
+def test_a_refusal_names_each_reason_once():
+    model = zoo.adapted(peft, "llama", lora_bias=True)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    with pytest.raises(ValueError, match=rf"4 of the .* be fused: {name}: lora_bias=True \(and 3 more\)$"):
+        pf.fuse(model, strict=True)
+
+
 @pytest.mark.parametrize("what", ["fuse", "unfuse"])
 def test_bad_models(what):
     function = getattr(pf, what)
