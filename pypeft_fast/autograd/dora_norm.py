@@ -41,13 +41,11 @@ class NormCache:
 
     A change is seen by the tensors' version counters and storages. A write through `.data` moves neither, so a norm
     made for training lives until the next backward pass (checkpointing recomputes with it; an optimizer steps after
-    it), and `clear` drops everything: modules call it in train() and eval() and when they load. With
-    keep_norm=False only |W_n|^2 is kept: for layers whose owner writes adapters through `.data` at any time. A cache is
-    not copied or pickled with its layer, and a graph traced by torch.compile computes the norm instead.
+    it), and `clear` drops everything: modules call it in train() and eval() and when they load. A cache is not copied
+    or pickled with its layer, and a graph traced by torch.compile computes the norm instead.
     """
 
-    def __init__(self, keep_norm=True):
-        self.keep_norm = keep_norm
+    def __init__(self):
         self.clear()
 
     def clear(self):
@@ -60,18 +58,18 @@ class NormCache:
         frozen, identity = _identity(weight), _identity(lora_A, lora_B)
         if frozen is None or identity is None or weight.requires_grad:
             return dora_norm(weight, lora_A, lora_B, scaling)
-        if self._squares is None or self._squares[0] != frozen:
-            self._squares, self._norm = (frozen, row_squares(weight)), None
-        if not self.keep_norm:
-            return dora_norm(weight, lora_A, lora_B, scaling, self._squares[1])
+        squares, norm = self._squares, self._norm  # once: another thread may call clear meanwhile
+        if squares is None or squares[0] != frozen:
+            squares, norm = (frozen, row_squares(weight)), None
+            self._squares, self._norm = squares, norm
         training = torch.is_grad_enabled() and (lora_A.requires_grad or lora_B.requires_grad)
         key = (identity, float(scaling), training)
-        if self._norm is None or self._norm[0] != key:
-            self._norm = key, dora_norm(weight, lora_A, lora_B, scaling, self._squares[1])
-        return self._norm[1]
+        if norm is None or norm[0] != key:
+            norm = self._norm = key, dora_norm(weight, lora_A, lora_B, scaling, squares[1])
+        return norm[1]
 
     def __reduce__(self):
-        return NormCache, (self.keep_norm,)
+        return NormCache, ()
 
 
 def _identity(*tensors):

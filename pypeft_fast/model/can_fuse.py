@@ -15,6 +15,7 @@ from .targets import is_conv1d
 FUSED = "fused"  # in a layer's counter: calls that the ops ran; the other keys are reasons why PEFT's forward ran
 HALF = (torch.bfloat16, torch.float16)
 STRIDED = torch.strided
+_LINEAR = nn.Linear.forward
 
 
 # All of this runs at every call of every layer, and while decoding a token that is much of the time of a small layer.
@@ -142,6 +143,8 @@ def why_not_input(x, base, K) -> str | None:
 def why_not_now() -> str | None:
     if nn_module._has_any_global_hook():
         return "a global module hook is registered"
+    if nn.Linear.forward is not _LINEAR:
+        return "the forward of nn.Linear has been replaced"
     if torch.compiler.is_compiling():
         return None
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:

@@ -24,7 +24,7 @@ class FuseReport:
     fused: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
     gated: list[str] = field(default_factory=list)
-    _layers: list[nn.Module] = field(default_factory=list, repr=False)
+    _counters: list[Counter] = field(default_factory=list, repr=False)  # not the layers: they may go with their model
 
     def calls(self) -> Counter:
         """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
@@ -33,15 +33,20 @@ class FuseReport:
         nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
         has traced.
         """
-        return sum((getattr(layer, "_fused_calls", Counter()) for layer in self._layers), Counter())
+        return sum(self._counters, Counter())
 
     def __str__(self):
         lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
         if self.gated:
             lines.append(f"  {len(self.gated)} gated activations fused with their down_proj")
-        for reason, count in Counter(self.left.values()).most_common():
-            lines.append(f"  {count} left: {reason}, such as {next(n for n, r in self.left.items() if r == reason)}")
+        for reason, names in self._left_by_reason():
+            lines.append(f"  {len(names)} left: {reason}, such as {names[0]}")
         return "\n".join(lines)
+
+    def _left_by_reason(self) -> list[tuple[str, list[str]]]:
+        """(reason, names of its layers), the most frequent first: a large model has hundreds of layers."""
+        counted = Counter(self.left.values()).most_common()
+        return [(reason, [name for name, its in self.left.items() if its == reason]) for reason, _ in counted]
 
 
 def fuse(model, *, strict: bool = False) -> FuseReport:
@@ -54,6 +59,10 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
 
     Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
     becomes a subclass of its own, in which the activation and down_proj are one function.
+
+    What differs: dropout draws one seed a call from torch's generator instead of one number an element, so masks are
+    others and the generator is left elsewhere; a layer's input may not be changed in place before its backward pass,
+    not even where PEFT keeps a dropped or cast copy of it; and second derivatives are refused.
 
     Args:
         model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
@@ -78,12 +87,15 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
             report.fused.append(name)
             plan.append((kind, layer))
     if strict and report.left:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in report.left.items())
+        listed = "; ".join(
+            f"{names[0]}: {reason}" + (f" (and {len(names) - 1} more)" if names[1:] else "")
+            for reason, names in report._left_by_reason()
+        )
         raise ValueError(f"fuse(strict=True): {len(report.left)} of the adapter layers cannot be fused: {listed}")
     for kind, layer in plan:
         if not isinstance(layer, kind.FusedLinear):
             kind.attach(layer)
-        report._layers.append(layer)
+        report._counters.append(layer._fused_calls)
     report.gated = gated_mlp.refresh(model)
     return report
 

@@ -15,7 +15,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..autograd.dora import dora_linear
-from ..autograd.dora_norm import NormCache
 from ..autograd.lora import lora_linear, lora_linear_unchecked
 from . import can_fuse
 from .mixed_rows import mixed_rows_linear, positions
@@ -75,18 +74,6 @@ class FusedLinear(LoraLinear):
             self._fused_calls[can_fuse.FUSED] += 1
         return lora_arguments(self, active)
 
-    def merge(self, *args, **kwargs):
-        self._fused_norms.clear()  # PEFT adds to the base weight through .data, which no version counter shows
-        return super().merge(*args, **kwargs)
-
-    def unmerge(self):
-        self._fused_norms.clear()
-        return super().unmerge()
-
-    def train(self, mode=True):
-        self._fused_norms.clear()
-        return super().train(mode)
-
     def _get_name(self):
         return LoraLinear.__name__  # in repr, which names PEFT's class
 
@@ -97,12 +84,11 @@ class FusedLinear(LoraLinear):
 def attach(layer):
     can_fuse.set_class(layer, FusedLinear)
     layer._fused_calls = Counter()
-    layer._fused_norms: dict[str, NormCache] = {}
 
 
 def detach(layer):
     can_fuse.set_class(layer, LoraLinear)
-    del layer._fused_calls, layer._fused_norms
+    del layer._fused_calls
 
 
 def why_not_layer(layer) -> str | None:
@@ -203,10 +189,8 @@ def run(layer, x, active):
         return lora_linear(x, **arguments)
     if not layer.training:
         arguments["dropout_p"] = 0.0
-    if name not in layer._fused_norms:
-        layer._fused_norms[name] = NormCache(keep_norm=False)
-    magnitude, cache = layer.lora_magnitude_vector[name].weight, layer._fused_norms[name]
-    return dora_linear(x, magnitude=magnitude, norm_cache=cache, **arguments)
+    # Without a norm_cache: PEFT and its users write weights through .data, which no version counter shows.
+    return dora_linear(x, magnitude=layer.lora_magnitude_vector[name].weight, **arguments)
 
 
 def lora_arguments(layer, active):

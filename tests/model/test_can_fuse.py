@@ -224,6 +224,26 @@ def test_hooks_on_every_module_are_called(kind, method, compiled):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_forward_that_stands_for_every_linear_layer_is_called(method, compiled, monkeypatch):
+    """As libraries set it that quantise or count on the fly."""
+    model, x, inner = layer(), torch.randn(5, 12), nn.Linear.forward
+    if method == "ia3":
+        model = peft.get_peft_model(
+            nn.Sequential(nn.Linear(12, 9)), peft.IA3Config(target_modules=["0"], feedforward_modules=[])
+        )
+    report, before = pf.fuse(model, strict=True), model(x)
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: 2 * inner(self, x))
+    got = (torch.compile(model, backend="aot_eager") if compiled else model)(x)
+    assert report.calls() == {"fused": 1} | ({} if compiled else {"the forward of nn.Linear has been replaced": 1})
+    pf.unfuse(model)
+    torch.testing.assert_close(got, model(x))
+    assert not torch.allclose(got, before)
+    torch._dynamo.reset()
+
+
 def test_hooks_on_the_adapted_layer_itself_do_not_stand_in_the_way():
     model, seen = layer(), []
     model.base_model.model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))

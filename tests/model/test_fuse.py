@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import gc
 import subprocess
 import sys
+import weakref
 
 import peft
 import pytest
@@ -70,6 +72,26 @@ def test_ia3(kind):
     assert not hasattr(model.get_submodule(report.fused[0]), "_fused_calls")
 
 
+@pytest.mark.parametrize("end", [lambda model: None, lambda model: model.unload()])
+def test_a_report_keeps_no_weights_alive(end):
+    model = zoo.adapted(peft, "llama")
+    report = pf.fuse(model)
+    adapter = weakref.ref(model.get_submodule(report.fused[0]).lora_A["default"].weight)
+    zoo.logits(model)
+    model = end(model)
+    gc.collect()
+    assert adapter() is None and report.calls() == {"fused": 4}
+
+
+def test_a_report_outlives_the_fusion():
+    model = zoo.adapted(peft, "llama")
+    report = pf.fuse(model)
+    zoo.logits(model)
+    pf.unfuse(model)
+    zoo.logits(model)
+    assert report.calls() == {"fused": 4}
+
+
 def test_fusing_again_takes_what_has_come_since():
     model = zoo.adapted(peft, "llama")
     first = pf.fuse(model)
@@ -93,6 +115,13 @@ def test_what_cannot_be_fused_is_left_and_listed():
     (name,) = report.left
     assert name.endswith("embed_tokens") and len(report.fused) == 2
     assert "2 layers fused, 1 left to PEFT\n  1 left: no fused op for peft.tuners.lora.layer.Embedding" in str(report)
+
+
+def test_a_refusal_names_each_reason_once():
+    model = zoo.adapted(peft, "llama", lora_bias=True)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    with pytest.raises(ValueError, match=rf"4 of the .* be fused: {name}: lora_bias=True \(and 3 more\)$"):
+        pf.fuse(model, strict=True)
 
 
 @pytest.mark.parametrize("what", ["fuse", "unfuse"])
@@ -190,9 +219,11 @@ def test_compiles_in_one_graph(method):
     assert report.calls() == {"fused": 2}
 
 
-def test_adapters_written_through_data_are_seen():
-    """As PEFT's hotswapping writes them: no version counter moves."""
+def test_weights_written_through_data_are_seen():
+    """Adapters as PEFT's hotswapping writes them, frozen weights as its merging does: no version counter moves."""
     model, other = (zoo.adapted(peft, "llama", seed=seed, use_dora=True) for seed in (1, 7))
+    for parameter in other.parameters():
+        parameter.data.mul_(1.25)
     pf.fuse(model)
     assert not torch.allclose(zoo.logits(model), zoo.logits(other), atol=1e-2)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
