@@ -63,35 +63,37 @@ class DoRALinearFunction(torch.autograd.Function):
         if ctx.cache is not None:
             ctx.cache.after_backward()
         dY = _check.rows("dora_linear", "dY", grad)
-        dZ = scaled(dY, g)
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
         if need_x or need_A or need_B:
-            dS, dB = lora_ds_db(dZ, lora_B, s, ctx.scaling, need_x or need_A, need_B)
+            # (g * dY) B = dY (g * B), and (g * dY)^T s = g * (dY^T s): g * dY would be rounded to dY's dtype
+            dS, dB = lora_ds_db(dY, g[:, None] * lora_B, s, ctx.scaling, need_x or need_A, need_B)
+            dB = (g[:, None] * dB).to(lora_B.dtype) if need_B else None
         if need_x:
-            dX = _dx(dY, dZ, weight, dS, lora_A, mask, p, g).view(ctx.x_shape)
+            dX = _dx(dY, weight, dS, lora_A, mask, p, g).view(ctx.x_shape)
         if x is not None:
             rows = _check.rows("dora_linear", "x", x)
             dA = lora_da(dS, rows, mask, p, ctx.dtype_A) if need_A else None
-            dW = _dw(dY, dZ, rows, mask, p) if need_weight else None
+            dW = _dw(dY, rows, mask, p, g) if need_weight else None
         db = dY.sum(0) if need_bias else None
         dmagnitude = None
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
             dmagnitude = (dg / norm).to(ctx.dtype_magnitude)
-        return dX, dW, db, dA, dB if need_B else None, dmagnitude, None, None, None, None, None
+        return dX, dW, db, dA, dB, dmagnitude, None, None, None, None, None
 
 
-def _dx(dY, dZ, weight, dS, lora_A, mask, p, g):
+def _dx(dY, weight, dS, lora_A, mask, p, g):
     """From y = x W^T + x' ((g - 1) * W)^T + s (..): dX = dY W + drop'(((g - 1) * dY) W + dS A)."""
     unmasked = dY.new_empty(0, 0, dtype=torch.uint8)
     if p == 0:
-        return lora_dx(dZ, weight, dS, lora_A, unmasked, 0.0)
+        return lora_dx(scaled(dY, g), weight, dS, lora_A, unmasked, 0.0)
     through_kept = lora_dx(scaled(dY, g - 1), weight, dS, lora_A, unmasked, 0.0)
     return philox.dropped(through_kept, mask, p).addmm_(dY, weight)
 
 
-def _dw(dY, dZ, rows, mask, p):
+def _dw(dY, rows, mask, p, g):
+    dZ = scaled(dY, g)
     kept = philox.dropped(rows, mask, p)
     return dZ.t() @ kept if p == 0 else torch.addmm(dZ.t() @ kept, dY.t(), rows - kept)
 

@@ -204,6 +204,18 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_float32_adapters_are_not_rounded_to_the_layer_s_dtype(dtype, p):
+    """PEFT's default: over a half-precision layer it computes the whole low-rank branch in float32."""
+    args = tensors(dtype, torch.float32)
+    dY = torch.randn(4, 5, 17).to(dtype)
+    exact = our_results([t.detach().double().requires_grad_() for t in args], p, dY.double())
+    ours = our_results(args, p, dY)
+    for got, want in zip(ours[3:5], exact[3:5], strict=True):  # of lora_A and lora_B
+        assert (got - want).norm() < 1e-5 * want.norm()
+
+
 def test_the_norm_is_kept_until_something_changes(monkeypatch):
     calls = counted(monkeypatch)
     x, W, A, B, magnitude, bias = tensors()

@@ -64,9 +64,11 @@ def sums(op, K, N, *sectors):
 
 
 FEEDFORWARD = {"feedforward": True}
+SCALE = {"scale": True}  # DoRA's
 BY_OP = {
     "lora_shrink": sums("lora_shrink", 128, 192, 1.15, 1.25, 1.05),
     "lora_linear": products("lora_linear") | decoding("lora_linear", (2.2, 2.6)),
+    "lora_linear, scale": products("lora_linear", **SCALE) | decoding("lora_linear", (2.2, 2.6), **SCALE),
     "lora_ds_db": sums("lora_ds_db", 128, 128, 1.1, 1.2, 1.4),
     "lora_dx": products("lora_dx"),
     "lora_da": sums("lora_da", 512, 192, 1.15, 1.3, 1.65),
