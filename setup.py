@@ -51,11 +51,13 @@ def why_not(home):
     """Why auto leaves csrc/cuda out on this machine, or None: it must never break an install that works without."""
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return "PyTorch sees no NVIDIA GPU"
-    said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
     release = re.search(r"release (\d+)\.", said)
     wanted = max(13, int(torch.version.cuda.partition(".")[0]))
-    if release is None or int(release[1]) != wanted:
-        return f"{home} has CUDA {release and release[1]}, and PyTorch for CUDA {torch.version.cuda} asks for {wanted}"
+    if release is None:
+        return f"{home}/bin/nvcc --version names no release"
+    if int(release[1]) != wanted:
+        return f"{home} has CUDA {release[1]}, and PyTorch for CUDA {torch.version.cuda} asks for {wanted}"
     old = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < (8, 0)]
     return f"cuda:{old[0]} is older than sm_80" if old else None
 

@@ -35,7 +35,7 @@ def precision(device, *dtypes, rounded_to=torch.float32):
     if arch == "interpreter":
         return "ieee"
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
+        return "tf32" if isinstance(arch, int) or arch == "gfx942" else "ieee"  # no other of AMD's has it
     if len(set(dtypes)) == 1 or not isinstance(arch, int):
         return "ieee"
     return "tf32x3" if rounded_to == torch.float32 else "tf32"

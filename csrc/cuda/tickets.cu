@@ -4,7 +4,7 @@
 // a queued launch may still want the smaller one, and at exit the device may be gone.
 //
 // A captured graph is replayed on any stream, also at the same time as another graph: it gets tickets of its own,
-// zeroed by a node of the graph.
+// zeroed by a node of the graph. So does a launch for which the device has no memory left: PyTorch keeps some back.
 #include "cuda/tickets.h"
 
 #include <algorithm>
@@ -25,18 +25,6 @@ struct Buffer {
   int64_t count = 0;
 };
 
-Buffer new_buffer(const OnDevice& on, int64_t count) {
-  Buffer buffer{nullptr, std::max(count, kFewest)};
-  // An allocation would spoil a capture in another thread, unless this one says that it does not matter.
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating tickets");
-  const cudaError_t status = cudaMalloc(&buffer.memory, buffer.count * sizeof(unsigned));
-  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating tickets");
-  check(status, "allocating tickets");
-  zero(on, buffer.memory, buffer.count);
-  return buffer;
-}
-
 unsigned* write(void* tickets, [[maybe_unused]] int64_t count) {
 #ifdef CUDA_EMULATOR
   const int64_t one = 1;
@@ -44,23 +32,46 @@ unsigned* write(void* tickets, [[maybe_unused]] int64_t count) {
 #endif
   return static_cast<unsigned*>(tickets);
 }
+
+Tickets of_its_own(const OnDevice& on, const Tensor& like, int64_t count) {
+  Tensor memory = torch::stable::new_empty(like, {count}, ScalarType::Int);
+  zero(on, memory.mutable_data_ptr(), count);
+  return {write(memory.mutable_data_ptr(), count), memory};
+}
+
+// Without memory if the device has none left.
+Buffer new_buffer(const OnDevice& on, int64_t count) {
+  Buffer buffer{nullptr, std::max(count, kFewest)};
+  // An allocation would spoil a capture in another thread, unless this one says that it does not matter.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating tickets");
+  const cudaError_t status = cudaMalloc(&buffer.memory, buffer.count * sizeof(unsigned));
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating tickets");
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // or PyTorch would find it
+    return {};
+  }
+  check(status, "allocating tickets");
+  zero(on, buffer.memory, buffer.count);
+  return buffer;
+}
 }  // namespace
 
 Tickets take_tickets(const OnDevice& on, const Tensor& like, int64_t count) {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(on.stream(), &capture), "asking whether a graph is captured");
-  if (capture != cudaStreamCaptureStatusNone) {
-    Tensor memory = torch::stable::new_empty(like, {count}, ScalarType::Int);
-    zero(on, memory.mutable_data_ptr(), count);
-    return {write(memory.mutable_data_ptr(), count), memory};
-  }
+  if (capture != cudaStreamCaptureStatusNone) return of_its_own(on, like, count);
   static std::mutex mutex;
   static auto& buffers = *new std::map<std::pair<int, unsigned long long>, Buffer>;
   unsigned long long stream = 0;
   check(cudaStreamGetId(on.stream(), &stream), "asking for a stream's id");
   const std::lock_guard<std::mutex> lock(mutex);
   Buffer& buffer = buffers[{like.get_device_index(), stream}];
-  if (buffer.count < count) buffer = new_buffer(on, std::max(count, 2 * buffer.count));
+  if (buffer.count < count) {
+    const Buffer larger = new_buffer(on, std::max(count, 2 * buffer.count));
+    if (larger.memory == nullptr) return of_its_own(on, like, count);
+    buffer = larger;
+  }
   return {write(buffer.memory, buffer.count), {}};
 }
 

@@ -92,6 +92,16 @@ def capturing():
 
 
 @contextlib.contextmanager
+def full():
+    """cudaMalloc finds no memory; PyTorch's allocator goes on."""
+    library().emulator_fill(True)
+    try:
+        yield
+    finally:
+        library().emulator_fill(False)
+
+
+@contextlib.contextmanager
 def counting(seed: int = 0, multiprocessors: int = 4):
     """Yields a function that returns the Counters of the launches since."""
     lib = library()

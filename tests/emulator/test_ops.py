@@ -48,11 +48,15 @@ def test_agrees_with_float64(op, case, poisoned):
 
 
 def test_tickets_are_zero_for_every_launch():
-    """One buffer a stream, a larger one when asked for more, and for a captured graph one of its own."""
+    """One buffer a stream, a larger one when needed; for a captured graph, or on a full device, one of its own."""
     few, many = (sample("lora_shrink", Case(M, 128, 8, 1, 0.0, BF16)) for M in (5, 64 * 260))
     emulator.configure(multiprocessors=10**6)
     with pf.using("cuda"):
-        first, larger = OPS["lora_shrink"](*few), OPS["lora_shrink"](*many)
+        first = OPS["lora_shrink"](*few)
+        with emulator.full():
+            without_memory = OPS["lora_shrink"](*many)
+        larger = OPS["lora_shrink"](*many)
+        torch.testing.assert_close(without_memory, larger, rtol=0, atol=0)
         with emulator.capturing():
             torch.testing.assert_close(OPS["lora_shrink"](*few), first, rtol=0, atol=0)
         for args, before in ((many, larger), (few, first)):

@@ -30,7 +30,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
 
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  if (settings.full) return cudaErrorMemoryAllocation;
   *memory = ::operator new(bytes);
   return cudaSuccess;
 }
@@ -98,3 +101,4 @@ EXPORT void emulator_know(const void* data, int64_t elements, int64_t size, bool
 }
 EXPORT void emulator_forget() { emulator::forget_tensors(); }
 EXPORT void emulator_capture(bool capturing) { settings.capturing = capturing; }
+EXPORT void emulator_fill(bool full) { settings.full = full; }

@@ -65,7 +65,7 @@ extern std::mt19937 random_bits;
 struct Settings {
   uint32_t seed = 0;
   int capability = 80, multiprocessors = 4, shared_per_block = 99 * 1024;
-  bool counting = false, capturing = false;
+  bool counting = false, capturing = false, full = false;
   unsigned failures = 0;  // kernels that failed: on a device each would have ended its context, with all its streams
 };
 extern Settings settings;
