@@ -61,17 +61,15 @@ PYPEFT_INLINE void narrow_columns(T* p, F v, int64_t columns) {
     narrow(p, v, columns);
 }
 
-// Rows [m, m + I) of a panel whose columns are scaled as they leave, of totals [I, J * W]; out of line, for a tile
-// without a scale to stay as short as it is. Not of vectors, which gcc 12 misaligns where AddressSanitizer looks for
-// stack use after return.
+// Rows [m, m + I) of a panel whose columns are scaled as they leave; out of line, for a tile without a scale to stay as
+// short as it is.
 template <class T, int I, int J>
-__attribute__((noinline)) void store_scaled(const GemmArgs& g, const Panel& p, const float* totals, int64_t m) {
+__attribute__((noinline)) void store_scaled(const GemmArgs& g, const Panel& p, const F (&total)[I][J], int64_t m) {
   for (int i = 0; i < I; ++i) {
     for (int j = 0; j < J; ++j) {
       const int64_t columns = at_most(W, p.columns - j * W), at = (m + i) * g.N + p.n + j * W;
-      const F total = load(totals + (i * J + j) * W);
-      if (g.scale.z) narrow_columns((T*)g.scale.z + at, total, columns);
-      narrow_columns((T*)g.c + at, fma(total, load(p.factors + j * W), load(p.shift + j * W)), columns);
+      if (g.scale.z) narrow_columns((T*)g.scale.z + at, total[i][j], columns);
+      narrow_columns((T*)g.c + at, fma(total[i][j], load(p.factors + j * W), load(p.shift + j * W)), columns);
     }
   }
 }
@@ -104,11 +102,11 @@ inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
     }
   }
   if (g.scale.factors) {
-    float totals[I * J * W];
+    F total[I][J];
     for (int i = 0; i < I; ++i) {
-      for (int j = 0; j < J; ++j) store(totals + (i * J + j) * W, sum[i][j] + low[i][j]);
+      for (int j = 0; j < J; ++j) total[i][j] = sum[i][j] + low[i][j];
     }
-    return store_scaled<T, I, J>(g, p, totals, m);
+    return store_scaled<T>(g, p, total, m);
   }
   T* c = (T*)g.c + m * g.N + p.n;
 #pragma GCC unroll 8

@@ -53,7 +53,8 @@ def environment(isa):
         "PYPEFT_FAST_CPU": isa,
         # libstdc++ too, so that the runtime finds the __cxa_throw that it wraps.
         "LD_PRELOAD": build.runtime("libasan.so", "libstdc++.so"),
-        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=1",
+        # Looking for stack use after return, gcc 12 keeps local vectors of 64 bytes at multiples of 32, and faults.
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
 
