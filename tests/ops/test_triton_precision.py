@@ -1,0 +1,36 @@
+"""Which products of float32 the Triton kernels ask each architecture for: what no interpreter run would tell."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from pypeft_fast.kernels import _dot, _tiles  # noqa: E402
+
+F32, BF16 = torch.float32, torch.bfloat16
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def matmul():
+    """torch's settings of CUDA matrix products, given back."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("setting", ["ieee", "tf32"])
+@pytest.mark.parametrize("arch", [80, 90, 120, "gfx942", "gfx90a", "gfx1100", "interpreter"])
+def test_tf32_is_asked_for_where_it_is_wanted_and_exists(arch, setting, matmul, monkeypatch):
+    monkeypatch.setattr(_tiles, "architecture", lambda device: arch)
+    matmul.fp32_precision = setting
+    exists = arch in (80, 90, 120, "gfx942")
+    assert _dot.precision(CPU, F32, F32) == ("tf32" if exists and setting == "tf32" else "ieee")
+
+
+@pytest.mark.parametrize("rounded_to,expected", [(F32, "tf32x3"), (BF16, "tf32")])
+def test_two_dtypes_meet_on_tensor_cores_as_exactly_as_the_result_needs(rounded_to, expected, matmul, monkeypatch):
+    matmul.fp32_precision = "ieee"
+    for arch, asked in ((90, expected), ("gfx90a", "ieee"), ("gfx942", "ieee")):
+        monkeypatch.setattr(_tiles, "architecture", lambda device, arch=arch: arch)
+        assert _dot.precision(CPU, BF16, F32, rounded_to=rounded_to) == asked
