@@ -1,4 +1,4 @@
-"""pypeft_fast: LoRA fused with the frozen layer, forward and backward, and whole models around it."""
+"""pypeft_fast: LoRA fused with the frozen layer, forward and backward, and whole models through Hugging Face PEFT."""
 
 import importlib
 
@@ -10,59 +10,60 @@ from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .autograd.lora_mlp import lora_gated_linear
-from .model import (
-    BitFitConfig,
-    BottleneckConfig,
-    FuseReport,
-    IA3Config,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    PeftType,
-    PrefixTuningConfig,
-    PromptTuningConfig,
-    TaskType,
-    fuse,
-    get_peft_config,
-    get_peft_model,
-    register,
-    unfuse,
-)
 
 __version__ = "0.1.0"
+# Of the model layer, which imports peft and transformers: loaded when asked for.
+_LATE = {
+    "AutoPeftModel": "auto",
+    "AutoPeftModelForCausalLM": "auto",
+    "AutoPeftModelForFeatureExtraction": "auto",
+    "AutoPeftModelForQuestionAnswering": "auto",
+    "AutoPeftModelForSeq2SeqLM": "auto",
+    "AutoPeftModelForSequenceClassification": "auto",
+    "AutoPeftModelForTokenClassification": "auto",
+    "BitFitConfig": "tuners",
+    "BitFitModel": "tuners",
+    "BottleneckConfig": "tuners",
+    "BottleneckModel": "tuners",
+    "FuseCallback": "fuse_callback",
+    "FuseReport": "fuse_report",
+    "PeftMixedModel": "mixed_model",
+    "PeftModel": "peft_model",
+    "PeftModelForCausalLM": "peft_model",
+    "PeftModelForFeatureExtraction": "peft_model",
+    "PeftModelForQuestionAnswering": "peft_model",
+    "PeftModelForSeq2SeqLM": "peft_model",
+    "PeftModelForSequenceClassification": "peft_model",
+    "PeftModelForTokenClassification": "peft_model",
+    "fuse": "fuse",
+    "get_peft_model": "peft_model",
+    "register": "fuse",
+    "unfuse": "fuse",
+}
 __all__ = [
-    "BitFitConfig",
-    "BottleneckConfig",
-    "IA3Config",
-    "FuseReport",
-    "LoraConfig",
-    "PeftConfig",
-    "PeftModel",
-    "PeftType",
-    "PrefixTuningConfig",
-    "PromptTuningConfig",
-    "TaskType",
     "dora_linear",
-    "fuse",
-    "get_peft_config",
-    "get_peft_model",
     "ia3_linear",
     "kernels",
     "lora_gated_linear",
     "lora_linear",
     "nn",
     "recording",
-    "register",
-    "unfuse",
     "using",
+    *_LATE,
 ]
 
 
-# These derive from classes of transformers, whose import takes seconds: loaded when asked for.
-_LATE = {"AdapterTrainer": "trainer", "FuseCallback": "fuse_callback"}
-
-
 def __getattr__(name):
+    """Names of the model layer; every other public name is PEFT's own object."""
     if name in _LATE:
         return getattr(importlib.import_module(f".model.{_LATE[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not name.startswith("_"):
+        importlib.import_module(".model.tuners", __name__)  # our methods are among PEFT's
+        peft = importlib.import_module("peft")
+        if hasattr(peft, name):
+            return getattr(peft, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}, and neither has peft")
+
+
+def __dir__():
+    return [*globals(), *_LATE]

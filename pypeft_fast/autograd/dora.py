@@ -18,7 +18,8 @@ from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
-from .dora_norm import dora_norm
+from ._still_trains import still_trains
+from .dora_norm import dora_norm, row_scale
 
 
 def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z):
@@ -34,7 +35,7 @@ def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z):
 class DoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, cache):
-        g = magnitude.to(norm.dtype) / norm
+        g = row_scale(magnitude, norm)
         need_x, need_weight, _, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
         y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_magnitude)
         need_dS = need_x or need_A
@@ -59,6 +60,7 @@ class DoRALinearFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, lora_A, lora_B, s, mask, z, g, norm = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
+        still_trains("dora_linear", "lora_B", lora_B, need_B)
         p = ctx.p
         if ctx.cache is not None:
             ctx.cache.after_backward()
@@ -79,7 +81,7 @@ class DoRALinearFunction(torch.autograd.Function):
         dmagnitude = None
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
-            dmagnitude = (dg / norm).to(ctx.dtype_magnitude)
+            dmagnitude = torch.where(norm == 0, 0.0, dg / norm).to(ctx.dtype_magnitude)
         return dX, dW, db, dA, dB, dmagnitude, None, None, None, None, None
 
 
@@ -151,7 +153,7 @@ def dora_linear(
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
         return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, norm_cache)
-    return _forward(x, weight, bias, lora_A, lora_B, magnitude.to(norm.dtype) / norm, scaling, p, seed, False)[0]
+    return _forward(x, weight, bias, lora_A, lora_B, row_scale(magnitude, norm), scaling, p, seed, False)[0]
 
 
 def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):

@@ -36,6 +36,11 @@ def dora_norm(weight, lora_A, lora_B, scaling, squares=None):
         return (squares + (B * twice_cross).sum(1)).clamp_min(0).sqrt()
 
 
+def row_scale(magnitude, norm):
+    """g [N] = magnitude / norm, and 1 for a row of length 0, which has no direction: it stays zero plus its update."""
+    return torch.where(norm == 0, 1.0, magnitude.to(norm.dtype) / norm)
+
+
 class NormCache:
     """The norm of one layer and its |W_n|^2, kept while nothing that they depend on has changed.
 

@@ -12,6 +12,7 @@ from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
+from ._still_trains import still_trains
 
 
 def _forward(x, weight, bias, ia3_l, feedforward, need_z):
@@ -39,6 +40,7 @@ class IA3LinearFunction(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, ia3_l, z = ctx.saved_tensors
         need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
+        still_trains("ia3_linear", "ia3_l", ia3_l, need_l)
         feedforward, dY = ctx.feedforward, _check.rows("ia3_linear", "dY", grad)
         rows = None if x is None else _check.rows("ia3_linear", "x", x)
         dX = dW = db = dl = None

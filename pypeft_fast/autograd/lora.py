@@ -15,6 +15,7 @@ from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
+from ._still_trains import still_trains
 
 
 class LoRALinearFunction(torch.autograd.Function):
@@ -32,6 +33,7 @@ class LoRALinearFunction(torch.autograd.Function):
     def backward(ctx, dY):
         x, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
+        still_trains("lora_linear", "lora_B", lora_B, need_B)
         dX = dW = dA = dB = db = None
         if need_x or need_A or need_B:
             needs = need_x, need_A, need_B

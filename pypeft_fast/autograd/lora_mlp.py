@@ -14,6 +14,7 @@ from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
+from ._still_trains import still_trains
 from .lora import autocast_lora, needed_backward, run_forward
 
 
@@ -37,6 +38,7 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
     def backward(ctx, dY):
         gate, up, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
         need_gate, need_up, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:6]
+        still_trains("lora_gated_linear", "lora_B", lora_B, need_B)
         need_h = need_gate or need_up
         rows = _check.rows("lora_gated_linear", "dY", dY)
         h = dS = dgate = dup = dW = dA = dB = db = None

@@ -1,52 +1,13 @@
-"""fuse(): the layers of an existing Hugging Face PEFT model on this package's ops, in place, and back.
+"""fuse(): the layers of an existing Hugging Face PEFT model on this package's ops, in place, and back."""
 
-PEFT itself is never imported here: a model that has its layers has imported it.
-"""
-
-import sys
-from collections import Counter
-from dataclasses import dataclass, field
-
+import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from . import gated_mlp
-
-
-@dataclass
-class FuseReport:
-    """What fuse() did, by the names of the layers, and what has run since.
-
-    fused: names of the layers that now run on the ops. left: {name: why it stays PEFT's}, among all of PEFT's adapter
-    layers in the model. gated: names of the feedforward modules whose activation now runs together with their
-    down_proj, which keeps fewer tensors for the backward pass.
-    """
-
-    fused: list[str] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
-    gated: list[str] = field(default_factory=list)
-    _counters: list[Counter] = field(default_factory=list, repr=False)  # not the layers: they may go with their model
-
-    def calls(self) -> Counter:
-        """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
-
-        A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
-        nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
-        has traced.
-        """
-        return sum(self._counters, Counter())
-
-    def __str__(self):
-        lines = [f"{len(self.fused)} layers fused, {len(self.left)} left to PEFT"]
-        if self.gated:
-            lines.append(f"  {len(self.gated)} gated activations fused with their down_proj")
-        for reason, names in self._left_by_reason():
-            lines.append(f"  {len(names)} left: {reason}, such as {names[0]}")
-        return "\n".join(lines)
-
-    def _left_by_reason(self) -> list[tuple[str, list[str]]]:
-        """(reason, names of its layers), the most frequent first: a large model has hundreds of layers."""
-        counted = Counter(self.left.values()).most_common()
-        return [(reason, [name for name, its in self.left.items() if its == reason]) for reason, _ in counted]
+from .fuse_report import FuseReport, by_reason
+from .joints import gated_mlp
+from .layers import ia3, lora
 
 
 def fuse(model, *, strict: bool = False) -> FuseReport:
@@ -89,14 +50,16 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
     if strict and report.left:
         listed = "; ".join(
             f"{names[0]}: {reason}" + (f" (and {len(names) - 1} more)" if names[1:] else "")
-            for reason, names in report._left_by_reason()
+            for reason, names in by_reason(report.left)
         )
         raise ValueError(f"fuse(strict=True): {len(report.left)} of the adapter layers cannot be fused: {listed}")
     for kind, layer in plan:
         if not isinstance(layer, kind.FusedLinear):
             kind.attach(layer)
         report._counters.append(layer._fused_calls)
-    report.gated = gated_mlp.refresh(model)
+    gated, report.gated_left = gated_mlp.refresh(model)
+    report.gated = list(gated)
+    report._gated_counters = [module._gated_calls for module in gated.values()]
     return report
 
 
@@ -128,38 +91,35 @@ def register(config):
 
     For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
     not saved with the adapter. IA3 has no such hook in PEFT: fuse the finished model, or give a Trainer FuseCallback.
-    fuse() on the finished model also joins the activation of gated feedforward modules to their down_proj.
 
     Raises TypeError for anything but a peft.LoraConfig.
     """
-    peft = sys.modules.get("peft")
-    if peft is None or not isinstance(config, peft.LoraConfig):
+    if not isinstance(config, peft.LoraConfig):
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
         raise TypeError(f"register: config is a {kind}, expected a peft.LoraConfig; other models take fuse(model)")
-    from .fused_lora import FACTORY
 
-    config._register_custom_module(FACTORY)
+    def build(target, adapter_name, **kwargs):
+        layer = lora.build(target, adapter_name, **{"config": config, **kwargs})
+        if isinstance(layer, lora.FusedLinear):
+            gated_mlp.join_when_placed(layer)
+        return layer
+
+    config._register_custom_module({nn.Linear: build, Conv1D: build})  # what PEFT calls as a class may be a function
     return config
 
 
 def _adapter_layers(model, what) -> dict[str, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what}: model is a {type(model).__name__}, expected a torch.nn.Module with PEFT adapters")
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    layers = {} if tuners is None else dict(model.named_modules())
-    layers = {name: m for name, m in layers.items() if isinstance(m, tuners.BaseTunerLayer)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     if not layers:
-        ours = any(type(m).__module__.startswith(__package__ + ".") for m in model.modules())
-        hint = "; it is this package's own, which is fused already" if ours else ""
-        raise ValueError(f"{what}: {type(model).__name__} has no adapter layer of Hugging Face PEFT in it{hint}")
+        raise ValueError(f"{what}: {type(model).__name__} has no adapter layer of Hugging Face PEFT in it")
     return layers
 
 
 def _kind(layer):
     """The module of this package that fuses layers of exactly this class, or has fused this one; or None."""
-    from . import fused_ia3, fused_lora
-
-    for kind in (fused_lora, fused_ia3):
-        if isinstance(layer, kind.FusedLinear) or type(layer) is kind.FusedLinear.__base__:
+    for kind, peft_class in ((lora, lora.LoraLinear), (ia3, ia3.IA3Linear)):
+        if isinstance(layer, kind.FusedLinear) or type(layer) is peft_class:
             return kind
     return None

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..autograd.dora_norm import row_scale
+
 
 def lora_delta(lora_A, lora_B, scaling):
     """scaling * B A, [N, K], in float32 (float64 for float64 adapters)."""
@@ -30,5 +32,5 @@ def dora_weight(weight, lora_A, lora_B, magnitude, scaling):
     """A new tensor: the rows of weight + scaling * B A at the lengths in magnitude, in float32 and rounded once."""
     with torch.no_grad():
         total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + lora_delta(lora_A, lora_B, scaling)
-        factor = magnitude.to(total.dtype) / torch.linalg.vector_norm(total, dim=1)
+        factor = row_scale(magnitude, torch.linalg.vector_norm(total, dim=1))
         return (total * factor[:, None]).to(weight.dtype)

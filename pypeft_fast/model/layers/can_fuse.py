@@ -8,14 +8,15 @@ import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
 
-from ..ops._check import ACTIVATIONS
-from ..ops.philox import threshold
-from .targets import is_conv1d
+from ...ops._check import ACTIVATIONS
+from ...ops.philox import threshold
+from ..linear import is_conv1d
 
 FUSED = "fused"  # in a layer's counter: calls that the ops ran; the other keys are reasons why PEFT's forward ran
 HALF = (torch.bfloat16, torch.float16)
 STRIDED = torch.strided
 _LINEAR = nn.Linear.forward
+_OURS = __package__.rpartition(".")[0] + "."  # pypeft_fast.model.
 
 
 # All of this runs at every call of every layer, and while decoding a token that is much of the time of a small layer.
@@ -40,7 +41,7 @@ def _is_own(module, forward) -> bool:
     function = getattr(forward, "__func__", None)
     if function is None or forward.__self__ is not module:
         return False
-    return function is type(module).forward or function.__module__.startswith(__package__ + ".")
+    return function is type(module).forward or function.__module__.startswith(_OURS)
 
 
 def set_class(module, kind) -> None:
@@ -80,9 +81,18 @@ def why_not_parameter(tensor, name) -> str | None:
     return None
 
 
+def _is_plain(base) -> bool:
+    """Whether the module computes x W^T + b: nn.Linear, a subclass without a forward of its own, Conv1D, Falcon's."""
+    kind = type(base)
+    if kind is nn.Linear or is_conv1d(base):
+        return True
+    falcon = kind.__name__ == "FalconLinear" and kind.__module__ == "transformers.models.falcon.modeling_falcon"
+    return issubclass(kind, nn.Linear) and (falcon or kind.forward is _LINEAR)
+
+
 def why_not_base(base) -> str | None:
-    """The frozen layer: exactly nn.Linear or transformers' Conv1D, with plain parameters of one dtype."""
-    if type(base) is not nn.Linear and not is_conv1d(base):
+    """The frozen layer: a plain linear one, with plain parameters of one dtype."""
+    if not _is_plain(base):
         return f"the base layer is a {type(base).__name__}"
     if hooked(base):
         return "the base layer has hooks or a forward of its own"

@@ -8,7 +8,7 @@ that can be fused, and never yes to one that can not.
 import torch
 from torch import nn
 
-from ..ops._check import ACTIVATIONS
+from ...ops._check import ACTIVATIONS
 from .can_fuse import HALF, STRIDED, hooked, why_not_now
 
 Linear, Parameter, Tensor, Dropout, Identity = nn.Linear, nn.Parameter, torch.Tensor, nn.Dropout, nn.Identity

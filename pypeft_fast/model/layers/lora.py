@@ -1,7 +1,7 @@
-"""PEFT's lora.Linear with its forward on the fused ops, LoRA and DoRA. Imports PEFT: load it only where PEFT is.
+"""PEFT's lora.Linear with its forward on the fused ops, LoRA and DoRA.
 
 The class of an existing layer is set to this one and back; parameters, names and state dict stay what they are, and
-everything but forward is inherited. Whatever the ops cannot do runs in PEFT's own forward, and is counted.
+everything but forward and merging is inherited. Whatever the ops cannot do runs in PEFT's own forward, and is counted.
 """
 
 from collections import Counter
@@ -12,38 +12,42 @@ from peft.tuners.lora.layer import dispatch_default
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from ..autograd.dora import dora_linear
-from ..autograd.lora import lora_linear, lora_linear_unchecked
+from ...autograd.dora import dora_linear
+from ...autograd.lora import lora_linear, lora_linear_unchecked
+from ...nn.merge import dora_weight, lora_delta
+from ..joints import rows as rows_of_batch
+from ..joints.mixed_rows import mixed_rows_linear
+from ..linear import is_conv1d
 from . import can_fuse
-from .mixed_rows import mixed_rows_linear, positions
+from .exact_merge import ExactMerge, in_float32
 from .ordinary_call import ordinary_call
 from .stacked import scaled, stacked
-from .targets import is_conv1d
 
 
-class FusedLinear(LoraLinear):
+class FusedLinear(ExactMerge, LoraLinear):
     """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
 
     def forward(self, x, *args, **kwargs):
         if not isinstance(self, FusedLinear):  # a wrapper has kept this method past unfuse
             return LoraLinear.forward(self, x, *args, **kwargs)
-        if not args and not kwargs and not torch.compiler.is_compiling():
+        if not args and not kwargs and not rows_of_batch.in_use and not torch.compiler.is_compiling():
             found = ordinary_call(self, x)
             if found is not None:
                 self._fused_calls[can_fuse.FUSED] += 1
                 weight, bias, A, B, scaling, p = found
                 return lora_linear_unchecked(x, weight, bias, A, B, float(scaling), float(p))
-        names = kwargs.get("adapter_names")
+        names, rows = kwargs.get("adapter_names"), rows_of_batch.current()
         held = self._modules["lora_A"]._modules
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged and names is None and rows is None:
             return super().forward(x, *args, **kwargs)
+        if names is None and rows is not None:
+            names = kwargs["adapter_names"] = rows.of(self, x)
         if names is None:
             active = [name for name in self.active_adapters if name in held]
         else:
             self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
-            rows = positions(names)
+            rows = rows_of_batch.positions(names)
             active = [name for name in rows if name in held]
         if not active:
             return super().forward(x, *args, **kwargs)
@@ -51,7 +55,7 @@ class FusedLinear(LoraLinear):
             reason = "the call has further arguments"
         else:
             reason = why_not_call(self, x, active, names is not None)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             self._fused_calls[reason or can_fuse.FUSED] += 1
         if reason is not None:
             return super().forward(x, *args, **kwargs)
@@ -68,11 +72,29 @@ class FusedLinear(LoraLinear):
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
             return None
-        if why_not_call(self, x, active) is not None:
+        if rows_of_batch.current() is not None or why_not_call(self, x, active) is not None:
             return None
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             self._fused_calls[can_fuse.FUSED] += 1
         return lora_arguments(self, active)
+
+    def holds(self, name) -> bool:
+        return name in self.lora_A
+
+    def merged_weight(self, weight, names):
+        """W with these adapters one after the other, added up in float32 and rounded once."""
+        if any(why_not_adapter(self, name) is not None for name in names):
+            return None
+        total = in_float32(weight.t() if is_conv1d(self.base_layer) else weight)
+        for name in names:
+            A, B = _weights(self, name)
+            if name in self.lora_variant:
+                magnitude = self.lora_magnitude_vector[name].weight
+                total = dora_weight(total, A, B, magnitude, self.scaling[name])
+            else:
+                total += lora_delta(A, B, self.scaling[name])
+        total = total.t() if is_conv1d(self.base_layer) else total
+        return total.to(weight.dtype).contiguous()
 
     def _get_name(self):
         return LoraLinear.__name__  # in repr, which names PEFT's class
@@ -207,15 +229,12 @@ def lora_arguments(layer, active):
     return dict(weight=weight, lora_A=A, lora_B=B, bias=bias, scaling=scaling, dropout_p=p)
 
 
-def _build(target, adapter_name, config, parameter_name=None, **kwargs):
+def build(target, adapter_name, config, **kwargs):
     """PEFT's own layer for this target, fused; None, on which PEFT tries its other kinds, where it cannot be."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if parameter_name is not None or can_fuse.why_not_base(base) is not None:
+    if kwargs.get("parameter_name") is not None or can_fuse.why_not_base(base) is not None:
         return None
-    layer = dispatch_default(target, adapter_name, config=config, **kwargs)
+    layer = dispatch_default(target, adapter_name, config, **kwargs)
     if type(layer) is LoraLinear and why_not_layer(layer) is None:
         attach(layer)
     return layer
-
-
-FACTORY = {nn.Linear: _build, Conv1D: _build}  # what PEFT calls as a class may be a function

@@ -8,12 +8,16 @@ whatever the fused function cannot stand for runs in the module's own forward.
 """
 
 import functools
+import weakref
+from collections import Counter
 
+import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..autograd.lora_mlp import lora_gated_linear
-from ..ops.swiglu import swiglu
-from .can_fuse import computing_dtype, hooked, set_class, why_not_forward, why_not_now
+from ...autograd.lora_mlp import lora_gated_linear
+from ...ops.swiglu import swiglu
+from ..layers.can_fuse import FUSED, computing_dtype, hooked, set_class, why_not_forward, why_not_now
 
 
 class _Formula:
@@ -45,12 +49,12 @@ class GatedMLP(nn.Module):
     def forward(self, *args, **kwargs):
         if not isinstance(self, GatedMLP):  # a wrapper has kept this method past the end of the fusion
             return type(self).forward(self, *args, **kwargs)
-        down, act = self.down_proj, self.act_fn
-        plain = (
-            swiglu.has_forced() and hasattr(down, "as_lora") and _is_silu(act) and not hooked(act) and not hooked(down)
-        )
-        if not plain or len(args) != 1 or kwargs or why_not_now() is not None:
+        reason = _why_not_call(self, args, kwargs)
+        if not torch.compiler.is_dynamo_compiling():
+            self._gated_calls[reason or FUSED] += 1
+        if reason is not None:
             return super().forward(*args, **kwargs)
+        down, act = self.down_proj, self.act_fn
         gate, up, layer = self.gate_proj(*args), self.up_proj(*args), None
         if gate.shape == up.shape and gate.dtype == up.dtype == computing_dtype(gate) and type(gate) is type(up):
             layer = down.as_lora(gate)  # the product's dtype and shape are gate's
@@ -91,18 +95,36 @@ def _is_silu(act) -> bool:
     return of_transformers or kind is nn.SiLU and not act.inplace
 
 
+def _why_not_call(module, args, kwargs) -> str | None:
+    """Why this call runs in the module's own forward, or None."""
+    down, act = module.down_proj, module.act_fn
+    if not hasattr(down, "as_lora") or not _is_silu(act):
+        return "down_proj or the activation has been replaced"
+    if hooked(act) or hooked(down):
+        return "down_proj or the activation has hooks or a forward of its own"
+    if len(args) != 1 or kwargs:
+        return "the call has further arguments"
+    return why_not_now() if swiglu.has_forced() else "the kernel that `using` forces has no swiglu"
+
+
 def _has_lora(down) -> bool:
     return hasattr(down, "as_lora") and len(down.lora_A) > 0
 
 
-def _can_be_fused(module) -> bool:
+def _is_gated(module, down) -> bool:
+    """Whether the module has the formula above, with this layer as its down_proj, and LoRA in it."""
     return (
-        _has_lora(module._modules.get("down_proj"))
+        _has_lora(down)
         and _meaning(type(module).forward) in _MEANINGS
-        and why_not_forward(module) is None
         and all(isinstance(module._modules.get(name), nn.Module) for name in ("gate_proj", "up_proj", "act_fn"))
-        and _is_silu(module.act_fn)
     )
+
+
+def why_not(module) -> str | None:
+    """Why a module of this formula is left as it is, or None."""
+    if not _is_silu(module.act_fn):
+        return f"the activation is {type(module.act_fn).__name__}, not SiLU"
+    return why_not_forward(module)
 
 
 def _is_ours(module) -> bool:
@@ -110,27 +132,56 @@ def _is_ours(module) -> bool:
     return type(module) is _fused(module._unfused)
 
 
+def _attach(module):
+    set_class(module, _fused(type(module)))
+    module._gated_calls = Counter()
+
+
 def _detach(module):
     """A derived class stays, and in it the module's own forward runs: down_proj has no LoRA adapter any more."""
     if _is_ours(module):
         set_class(module, module._unfused)
+        del module._gated_calls
 
 
-def refresh(model) -> list[str]:
-    """Fuses every gated module whose down_proj has a LoRA adapter, ends it for the others; the names of the fused."""
-    fused = []
+def refresh(model) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Fuses every gated module whose down_proj has a LoRA adapter, ends it for the others.
+
+    Returns the fused by name, and {name: why it is left} of those whose down_proj is fused and they are not.
+    """
+    fused, left = {}, {}
     for name, module in model.named_modules():
+        down = module._modules.get("down_proj")
         if isinstance(module, GatedMLP):
-            keeps = _has_lora(module._modules.get("down_proj"))
-            if not keeps:
+            if not _has_lora(down):
                 _detach(module)
+                continue
+        elif not _is_gated(module, down):
+            continue
         else:
-            keeps = _can_be_fused(module)
-            if keeps:
-                set_class(module, _fused(type(module)))
-        if keeps:
-            fused.append(name)
-    return fused
+            left[name] = why_not(module)
+            if left[name] is not None:
+                continue
+            del left[name]
+            _attach(module)
+        fused[name] = module
+    return fused, left
+
+
+def join_when_placed(down) -> None:
+    """Fuses the gated module that gets this layer as its down_proj, as soon as it gets it.
+
+    PEFT builds a layer without a word about where it will stand; setattr of the parent is the first to know.
+    """
+    awaited = weakref.ref(down)
+
+    def placed(parent, name, child):
+        if awaited() is None or child is awaited():
+            handle.remove()
+        if child is awaited() and name == "down_proj" and _is_gated(parent, child) and why_not(parent) is None:
+            _attach(parent)
+
+    handle = register_module_module_registration_hook(placed)
 
 
 def derived(model) -> dict[str, nn.Module]:

@@ -8,14 +8,6 @@ import torch
 import torch.nn.functional as F
 
 
-def positions(names) -> dict[str, list[int]]:
-    """{name: the rows that have it}, in the order in which the names appear."""
-    found: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        found.setdefault(name, []).append(row)
-    return found
-
-
 def mixed_rows_linear(x, weight, bias, adapters):
     """y = x W^T + b, plus scaling * (x_i A^T) B^T for the rows i of each of the adapters; differentiable.
 
@@ -37,3 +29,15 @@ def mixed_rows_linear(x, weight, bias, adapters):
             update = F.linear(F.linear(cast[A.dtype].index_select(0, index), A), B) * scaling
             y.index_add_(0, index, update.to(y.dtype))
     return y
+
+
+def mixed_rows_scale(x, rows, factors):
+    """x with the rows of each adapter times its factors: rows {adapter: indices}, factors {adapter: [K]}.
+
+    Rows of adapters without factors stay. x [n, .., K]; the result has x's dtype.
+    """
+    scale = x.new_ones(x.shape[0], x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float32))
+    for name, indices in rows.items():
+        if name in factors:
+            scale[indices] = factors[name].to(scale.dtype)
+    return (x * scale.view(x.shape[0], *[1] * (x.dim() - 2), x.shape[-1])).to(x.dtype)

@@ -1,0 +1,1 @@
+"""What joins layers: the gated feedforward block, and batches whose rows belong to several adapters."""

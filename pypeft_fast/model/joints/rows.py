@@ -1,0 +1,104 @@
+"""Which adapter each row of a batch belongs to, for the one call that says so.
+
+`adapter_names` of a model's forward or generate names an adapter a row. PEFT hands the names to the layers by hooks on
+the modules, where two threads meet each other's. Here they live in a context variable: each call sees its own.
+"""
+
+import contextlib
+import re
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+BASE = "__base__"  # in adapter_names: this row gets no adapter
+TIME_MAJOR = ("fsmt", "xlnet")  # model types of transformers whose layers get [length, batch, ..]
+_SOMETHING_ELSE = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+_rows: ContextVar["Rows | None"] = ContextVar("pypeft_fast_rows", default=None)
+# Whether any call of this process has named rows yet: a plain global, which costs the other calls nothing and which
+# torch.compile can read.
+in_use = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """names: one a row of the batch as the caller gave it; expand: rows that a model makes of each, in place (beams);
+    features: whether the model's own input is a matrix of rows, [n, K]."""
+
+    names: tuple[str, ...]
+    expand: int = 1
+    features: bool = False
+
+    def of(self, layer, x) -> tuple[str, ...]:
+        """The adapter of each row of x, a layer's input.
+
+        Raises ValueError where the rows of x are not known to be those of the batch: another number of them, a layout
+        that is not [batch, ..], a block that gets a packed matrix.
+        """
+        where, obstacle = getattr(layer, "_rows_of_batch", ("this layer", None))
+        count = len(self.names)
+        if obstacle is None and x.dim() == 2 and not self.features and getattr(layer, "_in_a_block", False):
+            obstacle = "its input is a matrix, whose rows may be any tokens"
+        if obstacle is not None:
+            raise ValueError(f"adapter_names: the rows of {where} are not those of the batch: {obstacle}")
+        if x.shape[0] not in (count, count * self.expand):
+            raise ValueError(f"adapter_names has {count} names, and {where} gets {x.shape[0]} rows; give one name a row")
+        if x.shape[0] == count:
+            return self.names
+        return tuple(name for name in self.names for _ in range(self.expand))
+
+    def groups(self, layer, x) -> list[tuple[str, torch.Tensor]]:
+        """(adapter, the indices of its rows in x) in the order in which the names appear."""
+        return [(n, torch.tensor(rows, device=x.device)) for n, rows in positions(self.of(layer, x)).items()]
+
+
+def positions(names) -> dict[str, list[int]]:
+    """{name: the rows that have it}, in the order in which the names appear."""
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        found.setdefault(name, []).append(row)
+    return found
+
+
+def current() -> Rows | None:
+    """The rows of the call that runs in this thread, None if it has named none."""
+    return _rows.get() if in_use else None
+
+
+@contextlib.contextmanager
+def using(rows: Rows):
+    """Within the block layers apply to each row its own adapter."""
+    global in_use
+    in_use = True
+    token = _rows.set(rows)
+    try:
+        yield
+    finally:
+        _rows.reset(token)
+
+
+def mark(model, layer_kinds) -> None:
+    """Tells every layer of these classes its name, and why its rows are not those of the batch if they are not."""
+    config = getattr(model, "config", None)
+    packs = any(getattr(config, name, None) is not None for name in _SOMETHING_ELSE)
+    time_major = getattr(config, "model_type", None) in TIME_MAJOR
+    around: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        around[name] = module
+        if not isinstance(module, layer_kinds) or "_rows_of_batch" in vars(module):
+            continue
+        parents = [around[".".join(name.split(".")[:i])] for i in range(name.count(".") + 1)]
+        module._rows_of_batch = name, _obstacle(name, parents, packs, time_major)
+        module._in_a_block = any(isinstance(parent, nn.ModuleList) for parent in parents)
+
+
+def _obstacle(name, parents, packs, time_major) -> str | None:
+    parts = name.lower().split(".")
+    if time_major or any(getattr(p, "batch_first", True) is False for p in parents):
+        return "the model is time-major, [length, batch, ..]"
+    if any(part in ("expert", "experts") for part in parts):
+        return "they are the tokens that were sent to one expert"
+    if packs and any(re.search("vision|visual|image|audio|speech", part) for part in parts):
+        return "they are images, patches or sounds, of which a row may have several or none"
+    return None

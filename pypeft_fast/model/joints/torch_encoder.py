@@ -1,0 +1,31 @@
+"""nn.TransformerEncoderLayer, which in eval mode may compute from its layers' weights instead of calling the layers."""
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+def keep_layers_called(model) -> None:
+    """Switches that shortcut off wherever it would pass an adapter by."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and _has_adapters(module):
+            _set(module, activation_relu_or_gelu=0)
+        elif isinstance(module, nn.TransformerEncoder) and _has_adapters(module):
+            _set(module, use_nested_tensor=False)
+
+
+def as_it_was(model) -> None:
+    """Undoes keep_layers_called where no adapter is left."""
+    for module in model.modules():
+        if "_before_adapters" in vars(module) and not _has_adapters(module):
+            vars(module).update(module._before_adapters)
+            del module._before_adapters
+
+
+def _has_adapters(module) -> bool:
+    return any(isinstance(m, BaseTunerLayer) for m in module.modules())
+
+
+def _set(module, **values):
+    if "_before_adapters" not in vars(module):
+        module._before_adapters = {name: vars(module)[name] for name in values if name in vars(module)}
+        vars(module).update(values)

@@ -1,0 +1,90 @@
+"""What get_peft_model and add_adapter look at before PEFT puts an adapter on a model, and after."""
+
+import difflib
+import functools
+import inspect
+import re
+import warnings
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .files import check_adapter_name
+
+
+def check_before(model, config, adapter_name) -> None:
+    """ValueError, before anything is changed: a name that cannot name an adapter, a module to save that lives on.
+
+    PEFT replaces a module to save at the names that match. Under another name, as T5's `shared` is its encoder's and
+    its decoder's embed_tokens, the model goes on using the frozen one: nothing would be trained.
+    """
+    check_adapter_name(adapter_name)
+    wanted = tuple(getattr(config, "modules_to_save", None) or ())
+    if not wanted:
+        return
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for aliases in names.values():
+        saved = [name for name in aliases if name.endswith(wanted)]
+        others = [name for name in aliases if name not in saved]
+        if saved and others:
+            raise ValueError(
+                f"modules_to_save={list(wanted)}: {saved[0]} is also {', '.join(others)}, where the frozen module would "
+                "stay in use and nothing would be trained; name those too (each becomes a copy of its own), or train "
+                "tokens with trainable_token_indices"
+            )
+
+
+def warn_after(model, config) -> None:
+    """Warns of a target that matches no module, and of adapters that the model's code passes by."""
+    names = [name for name, _ in model.named_modules() if name]
+    wanted = getattr(config, "target_modules", None)
+    for target in sorted(wanted) if isinstance(wanted, (set, list, tuple)) else ():
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            warnings.warn(_unmatched(model, names, target), stacklevel=3)
+    passed_by = {name: how for name, how in read_not_called(model).items() if how is not None}
+    if passed_by:
+        name, how = next(iter(passed_by.items()))
+        warnings.warn(
+            f"{len(passed_by)} adapter layers are without effect where the model reads their weight instead of calling "
+            f"them: {name}, in {how}; target another module, such as the nn.MultiheadAttention itself",
+            stacklevel=3,
+        )
+
+
+def _unmatched(model, names, target) -> str:
+    text = f"target_modules: {target!r} matches no module and stays frozen"
+    parameters = [name for name, _ in model.named_parameters() if name.endswith(f".{target}")]
+    if parameters:
+        return f"{text}; it is a parameter, {parameters[0]}: name it in target_parameters"
+    close = difflib.get_close_matches(target, sorted({name.rpartition(".")[2] for name in names}), n=1)
+    return f"{text}; did you mean {close[0]!r}?" if close else f"{text}; parameters go into target_parameters"
+
+
+def read_not_called(model) -> dict[str, str | None]:
+    """{name of an adapter layer: the class whose code reads its weight, None if that class only calls it}."""
+    around = dict(model.named_modules())
+    found = {}
+    for name, module in around.items():
+        if isinstance(module, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            kind = type(around[parent])
+            found[name] = kind.__name__ if child in _weights_read(kind) else None
+    return found
+
+
+@functools.cache
+def _weights_read(kind) -> frozenset[str]:
+    """Names of submodules whose weight the class's code computes with, and which it never calls."""
+    source = ""
+    for base in kind.__mro__:
+        if base is nn.Module or not issubclass(base, nn.Module):
+            continue
+        try:
+            source += inspect.getsource(base)
+        except (OSError, TypeError):  # no source at hand
+            return frozenset()
+    attribute = r"(?!\w|\.(?:dtype|device|shape|size|dim|ndim|requires_grad|data_ptr|is_\w+)\b)"
+    read = set(re.findall(rf"\bself\.(\w+)\.weight{attribute}", source))
+    return frozenset(name for name in read if not re.search(rf"\bself\.{name}\(", source))
