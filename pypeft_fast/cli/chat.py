@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from ..model.peft_model import can_name_adapter
-from .errors import UserError, as_user_error, need
+from .errors import LIBRARY_ERRORS, UserError, as_user_error, need
+from .json_text import check_text, read_object
 from .models import DTYPES, load_base
-from .tokens import check_ids, render_prompt
+from .terminal import calm_libraries, one_line, safe, say
+from .tokens import check_ids, positions, render_prompt
 
 
 class Chat:
@@ -22,7 +23,8 @@ class Chat:
         self.current = self.adapters[0] if adapters else None
         self.model = model
         for number, (name, path) in enumerate(adapters.items()):
-            with as_user_error(f"--adapter {path} cannot be loaded"):
+            _check_files(path)
+            with as_user_error(f"--adapter {path} cannot be loaded", LIBRARY_ERRORS):
                 if number == 0:
                     self.model = pypeft_fast.PeftModel.from_pretrained(model, path, adapter_name=name)
                 else:
@@ -41,11 +43,15 @@ class Chat:
     def answer(self, messages, streamer=None, **generation) -> str:
         """The answer to the conversation so far; also written token by token to a streamer.
 
-        Raises UserError if the tokenizer's chat template refuses the conversation, or leaves nothing to continue.
+        Raises UserError if a message is no Unicode text, if the tokenizer's chat template refuses the conversation or
+        leaves nothing to continue, and if the conversation is longer than the model reads.
         """
         from jinja2 import TemplateError
 
-        with as_user_error(f"the tokenizer's chat template refuses {_roles(messages)}", (TemplateError,)):
+        for message in messages:
+            check_text(message["content"], f"the message of the role {message['role']}")
+        kinds = (TemplateError, *LIBRARY_ERRORS)
+        with as_user_error(f"the tokenizer's chat template refuses {_roles(messages)}", kinds):
             prompt = render_prompt(self.tokenizer, messages)
         plain = self.tokenizer.chat_template is None
         inputs = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=plain).to(self.model.device)
@@ -54,10 +60,39 @@ class Chat:
         check_ids(self.model, inputs["input_ids"][0].tolist())
         pad = self.tokenizer.pad_token_id
         generation["pad_token_id"] = self.tokenizer.eos_token_id if pad is None else pad
+        generation |= self._limit(inputs["input_ids"].shape[1], generation.get("max_new_tokens"))
         off = self.adapters and self.current is None
-        with self.model.disable_adapter() if off else contextlib.nullcontext():
-            tokens = self.model.generate(**inputs, streamer=streamer, **generation)
+        kinds = (ValueError, TypeError, IndexError, OverflowError, RuntimeError)
+        with as_user_error("the model cannot answer", kinds):
+            with self.model.disable_adapter() if off else contextlib.nullcontext():
+                tokens = self.model.generate(**inputs, streamer=streamer, **generation)
         return self.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _limit(self, length: int, wanted: int | None) -> dict[str, int]:
+        """How many new tokens the model has positions for, if that limits it. UserError if it has none left."""
+        room = positions(self.model)
+        if room is None:
+            return {}
+        config = getattr(self.model, "peft_config", {}).get(self.current)
+        length += getattr(config, "num_virtual_tokens", None) or 0
+        if length >= room:
+            raise UserError(
+                f"the conversation is {length} tokens long, and this model reads at most {room}; begin anew"
+            )
+        return {"max_new_tokens": room - length if wanted is None else min(wanted, room - length)}
+
+
+def _check_files(folder: Path) -> None:
+    """UserError unless an adapter's files are there and whole: PEFT looks on the hub for what a folder lacks."""
+    from . import damage
+
+    trouble = damage.of_weights(folder / damage.WEIGHTS)
+    if (folder / damage.CONFIG).exists():
+        read_object(folder / damage.CONFIG, f"--adapter {folder} cannot be loaded: {damage.CONFIG}")
+    elif not any(folder.glob(f"{damage.CONFIG}*")):  # one being saved has a longer name, and PeftModel knows it
+        trouble = f"{damage.CONFIG} is missing"
+    if trouble:
+        raise UserError(f"--adapter {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
 
 
 def _roles(messages) -> str:
@@ -68,7 +103,7 @@ def run(arguments) -> None:
     need("transformers", "jinja2")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    calm_libraries()
     adapters = parse_adapters(arguments.adapter)
     model, tokenizer = load_base(arguments.model, DTYPES[arguments.dtype])
     if arguments.system and tokenizer.chat_template is None:
@@ -96,11 +131,21 @@ def parse_adapters(specs: list[str]) -> dict[str, Path]:
         name = name if named else path.resolve().name
         if not path.is_dir():
             raise UserError(f"--adapter {spec}: no such folder: {path}")
-        if name in adapters or not can_name_adapter(name):
-            trouble = "is taken already" if name in adapters else "cannot name an adapter"
+        if trouble := "is taken already" if name in adapters else _cannot_name(name):
             raise UserError(f"--adapter {spec}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
         adapters[name] = path
     return adapters
+
+
+def _cannot_name(name: str) -> str | None:
+    """Why an adapter cannot have this name, None if it can."""
+    from pypeft_fast.model.files import check_adapter_name
+
+    try:
+        check_adapter_name(name)
+    except ValueError as error:
+        return f"cannot name an adapter ({one_line(str(error))})"
+    return None if name == safe(name) else "cannot name an adapter (it holds control characters)"
 
 
 def _generation(arguments) -> dict:
@@ -114,29 +159,34 @@ def _generation(arguments) -> dict:
 def _streamer(chat):
     from transformers import TextStreamer
 
-    return TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    class SafeStreamer(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            say(text, end="\n" if stream_end else "", keep="\n\t")
+
+    return SafeStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _answer_once(chat, messages, generation) -> None:
     for name in chat.adapters or [None]:
         chat.use(name)
         if len(chat.adapters) > 1:
-            print(f"[{name}]")
+            say(f"[{name}]")
         chat.answer(messages, _streamer(chat), **generation)
 
 
 def _converse(chat, start, generation) -> None:
     names = ", ".join(chat.adapters) or "none"
-    print(f"adapters: {names}. /adapter NAME, /base, /clear and /quit are commands.")
+    say(f"adapters: {names}. /adapter NAME, /base, /clear and /quit are commands.")
     remembers = chat.tokenizer.chat_template is not None
     if not remembers:
-        print("this tokenizer has no chat template: each line is continued for itself, none is remembered")
+        say("this tokenizer has no chat template: each line is continued for itself, none is remembered")
     messages = list(start)
     while True:
         try:
-            text = input(f"{chat.current or 'base'}> ").strip()
+            with as_user_error("what was typed is no text", (UnicodeDecodeError,)):
+                text = input(f"{chat.current or 'base'}> ").strip()
         except EOFError:
-            print()
+            say()
             return
         command, _, argument = text.partition(" ")
         if command == "/quit":
@@ -147,9 +197,9 @@ def _converse(chat, start, generation) -> None:
             try:
                 chat.use(argument.strip() if command == "/adapter" else None)
             except UserError as error:
-                print(error)
+                say(str(error))
         elif command.startswith("/"):
-            print(f"{command} is not a command; there are /adapter NAME, /base, /clear and /quit")
+            say(f"{command} is not a command; there are /adapter NAME, /base, /clear and /quit")
         elif text:
             messages.append({"role": "user", "content": text})
             answer = chat.answer(messages, _streamer(chat), **generation)

@@ -4,11 +4,12 @@ A conversation is a list of {"role": ..., "content": ...}; a prompt with its com
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import json_text
 from .errors import UserError, need
+from .terminal import cut, quoted
 
 ROLES = ("system", "user", "assistant")
 TOPIC_PREFIX = "chatterbot:"
@@ -52,18 +53,15 @@ def read_jsonl(path: Path) -> list[Example]:
                     examples.append(_parse(line, f"{path}:{number}"))
     except UnicodeDecodeError as error:
         raise UserError(f"--data {path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UserError(f"--data {path} cannot be read: {error.strerror or error}") from error
     if not examples:
         raise UserError(f"--data {path} holds no examples: each line should be a JSON object")
     return examples
 
 
 def _parse(line: str, source: str) -> Example:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source}: not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise UserError(f"{source}: nested too deeply") from error
+    record = json_text.parse(line, source)
     if not isinstance(record, dict):
         raise UserError(f"{source}: a JSON object is expected, not {type(record).__name__}")
     if "messages" in record:
@@ -74,7 +72,7 @@ def _parse(line: str, source: str) -> Example:
             {"role": "assistant", "content": record["completion"]},
         ]
         return Example(_check_messages(pair, source), source)
-    keys = ", ".join(record) or "none"
+    keys = cut(", ".join(record) or "none")
     raise UserError(f'{source}: expected "messages", or "prompt" and "completion"; the keys are: {keys}')
 
 
@@ -87,9 +85,10 @@ def _check_messages(messages, source: str) -> tuple[dict[str, str], ...]:
             raise UserError(f'{source}: message {number} must be an object with "role" and "content"')
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise UserError(f"{source}: message {number} has the role {role!r}; accepted are {', '.join(ROLES)}")
+            raise UserError(f"{source}: message {number} has the role {quoted(role)}; accepted are {', '.join(ROLES)}")
         if not isinstance(content, str) or (role == "assistant" and not content.strip()):
             raise UserError(f"{source}: message {number} ({role}) must have text as its content")
+        json_text.check_text(content, f"{source}: message {number} ({role})")
         checked.append({"role": role, "content": content})
     if all(m["role"] != "assistant" for m in checked):
         raise UserError(f"{source}: no message has the role assistant, so there is no answer to learn")

@@ -1,11 +1,30 @@
 """Mistakes a user can make and mend: one clear line on stderr and exit code 2, never a traceback."""
 
-import contextlib
 import importlib.util
-from collections.abc import Iterator
+
+from safetensors import SafetensorError
+
+from .terminal import one_line
 
 # What to type for a missing module, where it is not just `pip install MODULE`.
 PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}
+
+# What transformers, tokenizers, safetensors and peft raise about a file, a value or a template that is not as it should
+# be. Exception stands for that class alone, see as_user_error.
+LIBRARY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+    Exception,
+)
 
 
 class UserError(Exception):
@@ -19,10 +38,22 @@ def need(*modules: str) -> None:
         raise UserError(f"this needs {', '.join(missing)}, not installed here; run: pip install {' '.join(missing)}")
 
 
-@contextlib.contextmanager
-def as_user_error(what: str, kinds: tuple[type[Exception], ...] = (ValueError, TypeError, OSError)) -> Iterator[None]:
-    """Turns the library's own errors about bad input into a UserError that starts with `what`."""
-    try:
-        yield
-    except kinds as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())}") from error
+class as_user_error:
+    """Within this block, a library's own errors about bad input become a UserError that starts with `what`.
+
+    `kinds` are the errors meant, with those derived from them. Exception among them means errors of exactly that class,
+    which the tokenizers library raises for every file that it cannot read; a mistake in this program is never of it.
+    """
+
+    def __init__(self, what: str, kinds: tuple[type[Exception], ...] = (ValueError, TypeError, OSError)):
+        self.what = what
+        self.kinds = kinds
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None or issubclass(kind, UserError):
+            return
+        if any(kind is meant if meant is Exception else issubclass(kind, meant) for meant in self.kinds):
+            raise UserError(f"{self.what}: {one_line(str(error)) or kind.__name__}") from error

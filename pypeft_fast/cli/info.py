@@ -12,6 +12,7 @@ import pypeft_fast
 
 from .. import _native, _op, _tuning
 from .errors import as_user_error
+from .terminal import say
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "peft")
 
@@ -19,17 +20,17 @@ PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "pef
 def run(arguments) -> None:
     facts = collect()
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        say(json.dumps(facts, indent=2), keep="\n")
         return
     for section in ("versions", "machine", "build"):
-        print(section)
+        say(section)
         for name, value in facts[section].items():
-            print(f"  {name:<16} {', '.join(value) if isinstance(value, list) else value}")
+            say(f"  {name:<16} {', '.join(value) if isinstance(value, list) else value}")
     for device, ops in facts["kernels"].items():
         for op, about in ops.items():
-            print(f"{op} on {device} tensors: {about['choice']}")
+            say(f"{op} on {device} tensors: {about['choice']}")
             for name, state in about["kernels"].items():
-                print(f"  {name:<16} {state}")
+                say(f"  {name:<16} {state}")
 
 
 def collect() -> dict:

@@ -8,6 +8,8 @@ from pathlib import Path
 from .. import __version__
 from .errors import UserError
 from .methods import METHODS
+from .option_values import count, positive, positive_int, probability, seed, temperature, top_p
+from .terminal import safe, say
 
 EXAMPLES = {
     "info": "pypeft-fast info",
@@ -34,29 +36,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line on stderr."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (try {self.prog} --help)\n")
-
-
-def _number(kind, accepts, expected):
-    def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not accepts(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {expected}")
-        return value
-
-    return parse
-
-
-positive_int = _number(int, lambda v: v > 0, "a whole number above 0")
-count = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
-positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
-probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
-temperature = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
-top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
-seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")
+        self.exit(2, f"{self.prog}: {safe(message)} (try {self.prog} --help)\n")
 
 
 def make_parser() -> Parser:
@@ -206,10 +186,10 @@ def main(argv: list[str] | None = None) -> int:
         run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"pypeft-fast {arguments.command}: {error}", file=sys.stderr)
+        say(f"pypeft-fast {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\npypeft-fast {arguments.command}: interrupted", file=sys.stderr)
+        say(f"\npypeft-fast {arguments.command}: interrupted", file=sys.stderr, keep="\n")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError, as_user_error, need
+from .errors import LIBRARY_ERRORS, UserError, as_user_error, need
+from .whole_files import settle
 
 SMOLLM2 = "smollm2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -18,15 +19,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_base(name: str, dtype: torch.dtype = torch.float32):
     """(model, tokenizer) of a folder or of "smollm2", on the CPU or the GPU if there is one. Nothing is downloaded.
 
-    Raises UserError: no such folder, no model in it, or a package that is missing.
+    Raises UserError: no such folder, no model in it, one that is damaged, or a package that is missing.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = base_path(name)
-    with as_user_error(f"--model {name} cannot be loaded", (ValueError, TypeError, OSError, SafetensorError)):
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    with as_user_error(f"--model {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
+        path = base_path(name)
+    remedy = f" (to have it unpacked again, delete {path})" if name == SMOLLM2 else ""
+    own = {"local_files_only": True, "trust_remote_code": False}  # nor does transformers ask whether it may
+    with as_user_error(f"--model {name} cannot be loaded{remedy}", LIBRARY_ERRORS):
+        tokenizer = AutoTokenizer.from_pretrained(path, **own)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **own)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
 
@@ -82,6 +85,7 @@ def smollm2_path() -> Path:
     try:
         _dequantise(gguf, scratch)
         scratch.chmod(0o755)
+        settle(scratch)
         try:
             scratch.rename(target)
         except OSError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .data import Example
-from .errors import UserError
+from .errors import LIBRARY_ERRORS, UserError, as_user_error
 
 IGNORE = -100  # the label that torch's cross entropy leaves out
 
@@ -44,7 +44,8 @@ def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
         prompt, answer = messages[0]["content"], messages[1]["content"] + (tokenizer.eos_token or "")
         return prompt + answer, [(len(prompt), len(prompt) + len(answer))]
     spans = []
-    try:
+    refused = f"{example.source}: the tokenizer's chat template refuses it"
+    with as_user_error(refused, (TemplateError, *LIBRARY_ERRORS)):
         text = tokenizer.apply_chat_template(messages, tokenize=False)
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -56,8 +57,6 @@ def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
                         "the conversation, so its answer cannot be located; give conversations of one turn"
                     )
                 spans.append((len(before), len(through)))
-    except TemplateError as error:
-        raise UserError(f"{example.source}: the tokenizer's chat template refuses it: {error}") from error
     return text, spans
 
 
@@ -106,6 +105,25 @@ def check_ids(model, ids: list[int]) -> None:
     if max(ids) >= rows:
         raise UserError(
             f"the tokenizer gives token {max(ids)}, but the model's vocabulary has {rows}; they do not belong together"
+        )
+
+
+def positions(model) -> int | None:
+    """How many tokens a model with a table of positions reads; None if it computes a position from its number."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+    # Some tables begin with up to two rows for padding.
+    return most if most is not None and any(most <= rows <= most + 2 for rows in tables) else None
+
+
+def check_length(model, longest: int, virtual_tokens: int | None, max_length: int) -> None:
+    """UserError if an example has more tokens than the model has positions for."""
+    room = positions(model)
+    if room is not None and longest + (virtual_tokens or 0) > room:
+        virtual = f" and {virtual_tokens} virtual tokens" if virtual_tokens else ""
+        raise UserError(
+            f"--max-length {max_length}: an example has {longest} tokens{virtual}, and this model reads at most {room}"
         )
 
 

@@ -4,24 +4,22 @@
 """
 
 import dataclasses
-import json
-import math
-import os
 import resource
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerState, TrainingArguments
+from safetensors import SafetensorError
+from transformers import TrainingArguments
 
-from ..model.trainer import AdapterTrainer
 from .data import Example, split
-from .errors import UserError
+from .errors import UserError, as_user_error
 from .plot import Curve, plot_losses
 from .tokens import IGNORE, Collator, Encoded, encode_all
+from .trainer import TimedTrainer, check_finite, train_to_the_end
+from .whole_files import write_json
 
 
 @dataclass(frozen=True)
@@ -71,52 +69,6 @@ def prepare(tokenizer, examples: list[Example], settings: Settings) -> Data:
     return Data(kept, kept_held_out, held_out, dropped + dropped_held_out)
 
 
-class TimedTrainer(AdapterTrainer):
-    """An AdapterTrainer with this command's progress bar, that keeps the times of its steps."""
-
-    def __init__(self, model, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
-        self.remove_callback(ProgressCallback)
-        self.add_callback(ProgressBar)
-        self.add_callback(EndAtDivergence)
-        self.step_times = StepTimes()
-        self.add_callback(self.step_times)
-
-
-class ProgressBar(ProgressCallback):
-    """Trainer's progress bar with the loss at its end, instead of a line a step."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-
-class EndAtDivergence(TrainerCallback):
-    """Ends a run whose loss is no number any more: from there on every adapter is NaN."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        check_finite(f"the loss of step {state.global_step}", logs.get("loss"))
-
-
-def check_finite(what: str, loss: float | None) -> None:
-    """UserError if a loss is NaN or infinite."""
-    if loss is not None and not math.isfinite(loss):
-        raise UserError(f"{what} is {loss}: training has diverged, no adapter is written; lower --learning-rate")
-
-
-class StepTimes(TrainerCallback):
-    """Seconds of every optimizer step, the loading of its batch left out."""
-
-    def __init__(self):
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds.append(time.perf_counter() - self._start)
-
-
 def fine_tune(model, data: Data, collator: Collator, settings: Settings, output: Path, checkpoint: Path | None) -> dict:
     """Trains, from the start or from a checkpoint; writes the adapter, metrics.json and loss.png; returns the metrics.
 
@@ -132,7 +84,8 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
     check_finite("the loss on held-out data", after)
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
     check_finite("the sum of the adapter's values", sum(float(p.sum()) for p in trained))
-    model.save_pretrained(output)
+    with as_user_error(f"the adapter cannot be written to {output}", (OSError, RuntimeError, SafetensorError)):
+        model.save_pretrained(output)
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = trainer.step_times.seconds
@@ -151,25 +104,9 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
         "total_parameters": total,
         "settings": dataclasses.asdict(settings),
     }
-    write_json(output / "metrics.json", metrics)
-    plot_losses([Curve(output.name, losses, before, after)], output / "loss.png")
+    plot_losses([Curve(output.resolve().name, losses, before, after)], output / "loss.png")
+    write_json(output / "metrics.json", metrics)  # last: a folder that holds it holds all
     return metrics | {"losses": losses}
-
-
-def train_to_the_end(trainer: TimedTrainer, checkpoint: Path | None) -> None:
-    """Trains from the start or from a checkpoint. One of the last step is only loaded: Trainer would make one more."""
-    end = finished(checkpoint) if checkpoint else None
-    if end is None:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    else:
-        trainer._load_from_checkpoint(str(checkpoint))
-        trainer.state = end
-
-
-def finished(checkpoint: Path) -> TrainerState | None:
-    """The state in a checkpoint of a run's last step; None for one of an earlier step."""
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return state if state.global_step >= state.max_steps else None
 
 
 def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path) -> TimedTrainer:
@@ -191,19 +128,12 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         logging_nan_inf_filter=False,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 1,
-        save_total_limit=2,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
     return TimedTrainer(model, arguments, data_collator=collator, train_dataset=data.train)
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The newest complete checkpoint: one that was interrupted while being written lacks the trainer's state."""
-    complete = [p for p in output.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(complete, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
 @torch.no_grad()
@@ -225,10 +155,3 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held so far, as the system counts it."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def write_json(path: Path, value) -> None:
-    """Written whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)

@@ -1,0 +1,29 @@
+"""The values that options take: each is a function from what was typed to the value, or argparse's error."""
+
+import argparse
+
+from .terminal import cut
+
+MOST = 10**15  # far beyond any use, and exact as a float
+
+
+def _number(kind, accepts, expected):
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accepts(value):
+            raise argparse.ArgumentTypeError(f"{cut(text)} is not {expected}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda v: 0 < v <= MOST, f"a whole number above 0 and at most {MOST}")
+count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
+positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
+probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
+temperature = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
+top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
+seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")

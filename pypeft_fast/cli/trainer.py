@@ -1,0 +1,103 @@
+"""transformers.Trainer as this command uses it: a progress bar, the times of the steps, checkpoints that are whole."""
+
+import math
+import time
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
+
+from . import checkpoints
+from .damage import STATE
+from .errors import UserError, as_user_error
+from .whole_files import settle
+
+KEPT = 2  # checkpoints: the newest, and one to fall back on
+
+
+class TimedTrainer(Trainer):
+    """A Trainer with this command's progress bar, that keeps the times of its steps."""
+
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(ProgressBar)
+        self.add_callback(EndAtDivergence)
+        self.step_times = StepTimes()
+        self.add_callback(self.step_times)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        """Trainer's, in a folder that counts as whole when all is written; then the older ones go.
+
+        Trainer would count and delete every folder checkpoint-NUMBER, whoever made it.
+        """
+        output, step = Path(self.args.output_dir), self.state.global_step
+        folder = output / f"checkpoint-{step}"
+        with as_user_error(f"{folder} cannot be written", (OSError, RuntimeError, SafetensorError)):
+            (folder / STATE).unlink(missing_ok=True)  # of a checkpoint whose files are about to be replaced
+            super()._save_checkpoint(*args, **kwargs)
+            settle(folder)
+            checkpoints.keep_newest(output, step, KEPT)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, *args, **kwargs):
+        with _fitting(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with _fitting(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+def _fitting(checkpoint):
+    kinds = (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError)
+    return as_user_error(f"{checkpoint} does not fit this run; start again with --overwrite", kinds)
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar with the loss at its end, instead of a line a step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+
+class EndAtDivergence(TrainerCallback):
+    """Ends a run whose loss is no number any more: from there on every adapter is NaN."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        check_finite(f"the loss of step {state.global_step}", logs.get("loss"))
+
+
+def check_finite(what: str, loss: float | None) -> None:
+    """UserError if a loss is NaN or infinite."""
+    if loss is not None and not math.isfinite(loss):
+        raise UserError(f"{what} is {loss}: training has diverged, no adapter is written; lower --learning-rate")
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of every optimizer step, the loading of its batch left out."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def train_to_the_end(trainer: TimedTrainer, checkpoint: Path | None) -> None:
+    """Trains from the start or from a checkpoint. One of the last step is only loaded: Trainer would make one more."""
+    end = finished(checkpoint) if checkpoint else None
+    if end is None:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = end
+
+
+def finished(checkpoint: Path) -> TrainerState | None:
+    """The state in a checkpoint of a run's last step; None for one of an earlier step."""
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    return state if state.global_step >= state.max_steps else None

@@ -1,0 +1,41 @@
+"""Files that are written whole or not at all, across a crash and a power cut too."""
+
+import json
+import os
+from pathlib import Path
+
+from .errors import UserError
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces the file by one with this content: the old one stays until the new one is on the disk.
+
+    Raises UserError that names the file if it cannot be written; nothing is left beside it then.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            with open(scratch, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def settle(folder: Path) -> None:
+    """Waits until a folder and the files in it are on the disk. Raises OSError."""
+    for path in (*folder.iterdir(), folder):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
