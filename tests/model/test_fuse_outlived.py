@@ -169,7 +169,7 @@ METHODS = {
     "lora": "FusedLinear FusedLlamaMLP",
     "dora": "FusedLinear FusedLlamaMLP",
     "ia3": "FusedLinear",
-    "ours": "FusedLlamaMLP",
+    "ours": "FusedLinear FusedLlamaMLP",
 }
 
 

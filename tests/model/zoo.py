@@ -58,10 +58,10 @@ def generated(model, **options):
     return output.sequences, torch.stack(output.logits)
 
 
-def adapted(library, kind, seed=1, adapter="default", **options):
+def adapted(library, kind, seed=1, adapter="default", dtype=torch.float32, **options):
     """The architecture under `library` (pypeft_fast or peft), with an adapter that has something to say."""
     config = dict(r=4, lora_alpha=8, target_modules=TARGETS[kind]) | options
-    model = build(kind)
+    model = build(kind).to(dtype)
     torch.manual_seed(seed)
     model = library.get_peft_model(model, library.LoraConfig(**config), adapter)
     liven(model, seed)
@@ -87,6 +87,14 @@ def hash_of(text):
 def pair(kind, **options):
     """(ours, theirs): the same model and adapter values in both libraries."""
     return adapted(pf, kind, **copy.deepcopy(options)), adapted(peft, kind, **copy.deepcopy(options))
+
+
+def assert_fused(*models):
+    """Every adapter layer of these models has run, and on the ops alone: PEFT's forward would compute the same."""
+    for model in models:
+        report = pf.fuse(model)
+        assert report.fused and set(report.calls()) == {"fused"}, report.calls()
+        assert not report.left and not report.never_called(), str(report)
 
 
 def assert_same(a, b):

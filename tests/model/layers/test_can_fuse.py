@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import pypeft_fast as pf
-from pypeft_fast.model import fused_lora
+from pypeft_fast.model.layers import lora as fused_lora
 from tests.device import DEVICE
 from tests.model import zoo
 
@@ -26,8 +26,15 @@ class Doubled(nn.Module):
         return value * 2
 
 
+class Named(nn.Linear):
+    """Computes what nn.Linear does: its forward is nn.Linear's."""
+
+
 class Subclass(nn.Linear):
     """Computes what nn.Linear does, but nobody can know that."""
+
+    def forward(self, x):
+        return super().forward(x)
 
 
 class OfItsOwn(torch.Tensor):
@@ -53,9 +60,6 @@ CHANGES = {
     "lora_dropout has hooks": lambda m, t: t.lora_dropout["default"].register_forward_hook(lambda *a: a[2] * 2),
     "lora_dropout is a Doubled": lambda m, t: t.lora_dropout.update({"default": Doubled()}),
     "lora_dropout is in place or drops all": lambda m, t: t.lora_dropout.update({"default": nn.Dropout(1.0)}),
-    "the base layer is a ParametrizedLinear": lambda m, t: parametrize.register_parametrization(
-        t.base_layer, "weight", Doubled()
-    ),
     "the base layer is a Subclass": lambda m, t: setattr(t, "base_layer", Subclass(12, 9)),
     "lora_A is a ParametrizedLinear": lambda m, t: parametrize.register_parametrization(
         t.lora_A["default"], "weight", Doubled()
@@ -88,6 +92,16 @@ def test_a_change_after_fusing_is_seen(reason):
     torch.manual_seed(3)
     assert torch.equal(got, model(x))
     assert not torch.equal(got, before) or "ALora" in reason  # which changes nothing without offsets
+
+
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_a_subclass_with_the_forward_of_linear_runs_fused(parametrized):
+    model, x = layer(Named(12, 9)), torch.randn(5, 12)
+    if parametrized:  # its class is one made for it, and its weight is computed at every access
+        parametrize.register_parametrization(model.base_model.model[0].base_layer, "weight", Doubled())
+    expected, report = model(x), pf.fuse(model, strict=True)
+    torch.testing.assert_close(model(x), expected)
+    assert report.calls() == {"fused": 1}
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import pypeft_fast as pf
-from pypeft_fast.model.mixed_rows import mixed_rows_linear, positions
+from pypeft_fast.model.joints.mixed_rows import mixed_rows_linear
+from pypeft_fast.model.joints.rows import positions
 from tests.model import zoo
 
 
