@@ -1,0 +1,9 @@
+"""What Hugging Face PEFT lacks, as methods of PEFT: BitFit and bottleneck adapters. Importing registers them."""
+
+from . import register as _registers  # noqa: F401
+from .bitfit import BitFitModel
+from .bitfit_config import BitFitConfig
+from .bottleneck import BottleneckModel
+from .bottleneck_config import BottleneckConfig
+
+__all__ = ["BitFitConfig", "BitFitModel", "BottleneckConfig", "BottleneckModel"]

@@ -1,0 +1,76 @@
+"""TunerLayer: what the layers of our methods share."""
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..joints import rows as rows_of_batch
+
+
+class TunerLayer(nn.Module, BaseTunerLayer):
+    """A module of the model, `base_layer`, with named adapters; what the model's code reads of it is still there.
+
+    base_layer may be a tuner layer of PEFT in its turn.
+    """
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.merged_adapters: list[str] = []
+        self._active_adapter: list[str] = []
+        self.training = base_layer.training
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or name == "base_layer":  # what libraries mark a module with is that module's own
+                raise
+            return getattr(self.base_layer, name)
+
+    def adapter_dtype(self, autocast) -> torch.dtype:
+        """What adapters are kept in: the base's dtype; float32 if asked and that is of half precision, or quantised."""
+        base = self.get_base_layer()
+        for tensor in (base._parameters.get("bias"), getattr(base, "weight", None)):
+            if tensor is not None and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
+                return torch.float32 if autocast and tensor.dtype.itemsize == 2 else tensor.dtype
+        return torch.float32
+
+    def parameters_of(self, adapter) -> list[nn.Parameter]:
+        holders = [getattr(self, name) for name in self.adapter_layer_names]
+        held = [holder[adapter] for holder in holders if adapter in holder]
+        return [p for item in held for p in ([item] if isinstance(item, nn.Parameter) else item.parameters())]
+
+    def cast_adapter(self, adapter, autocast) -> None:
+        """In place, so that what several layers share stays shared, and what does not train goes on not training."""
+        for parameter in self.parameters_of(adapter):
+            parameter.data = parameter.data.to(self.adapter_dtype(autocast))
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name, device=None) -> None:
+        """PEFT's name. Its own rounds to the base's dtype on the way, also what a file holds in float32."""
+        base = self.get_base_layer()
+        device = device or next((p.device for p in base.parameters() if not p.is_meta), None)
+        for parameter in self.parameters_of(adapter_name):
+            if device is not None and not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+
+    def by_rows(self, rows, args, function):
+        """function(name, rows of args[0], their indices) for each adapter that rows name, in the order of those rows.
+
+        Raises ValueError if an adapter is merged, or the layer gets no positional argument.
+        """
+        if self.merged:
+            raise ValueError(f"adapter_names cannot be used while {self.merged_adapters} are merged; unmerge first")
+        if not args:
+            raise ValueError(f"adapter_names: {type(self.base_layer).__name__} is called without a positional argument")
+        groups = rows.groups(self, args[0])
+        if len(groups) == 1:
+            return function(groups[0][0], args[0], groups[0][1])
+        parts = [function(name, args[0].index_select(0, index), index) for name, index in groups]
+        order = torch.cat([index for _, index in groups]).argsort()
+        return torch.cat(parts).index_select(0, order)
+
+
+def rows_in_call():
+    """The rows of the call that runs in this thread, if it names an adapter a row; else None."""
+    return rows_of_batch.current()
