@@ -8,7 +8,8 @@ from pathlib import Path
 from . import damage
 from .errors import as_user_error
 
-# All that Trainer and PEFT write into a checkpoint, and what a kill leaves of a file of the adapter's being saved.
+# All that Trainer and PEFT write into a checkpoint, and what a kill leaves of an adapter's files being saved.
+SCRATCH = ".saving-"
 OWN_FILES = re.compile(
     rf"\.?({damage.CONFIG}|{damage.WEIGHTS})(\..+)?|{damage.STATE}|optimizer\.pt|scheduler\.pt|scaler\.pt"
     r"|rng_state(_\d+)?\.pth|training_args\.bin|README\.md"
@@ -29,7 +30,9 @@ def checkpoints(output: Path) -> list[Path]:
 def foreign_file(checkpoint: Path) -> str | None:
     """The name of something in this folder that is no part of a checkpoint; None if everything is."""
     for path in sorted(checkpoint.iterdir()):
-        if path.is_symlink() or not path.is_file() or not OWN_FILES.fullmatch(path.name):
+        own = path.is_file() and OWN_FILES.fullmatch(path.name)
+        scratch = path.is_dir() and path.name.startswith(SCRATCH)
+        if path.is_symlink() or not (own or (scratch and foreign_file(path) is None)):
             return path.name
     return None
 
