@@ -6,6 +6,7 @@ import importlib
 from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
+from ._with_peft import register_with_peft
 from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
@@ -58,7 +59,6 @@ def __getattr__(name):
     if name in _LATE:
         return getattr(importlib.import_module(f".model.{_LATE[name]}", __name__), name)
     if not name.startswith("_"):
-        importlib.import_module(".model.tuners", __name__)  # our methods are among PEFT's
         peft = importlib.import_module("peft")
         if hasattr(peft, name):
             return getattr(peft, name)
@@ -67,3 +67,6 @@ def __getattr__(name):
 
 def __dir__():
     return [*globals(), *_LATE]
+
+
+register_with_peft()

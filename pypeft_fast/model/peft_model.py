@@ -4,6 +4,7 @@ import contextlib
 import warnings
 
 import peft
+from peft import get_peft_model as peft_get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -187,4 +188,4 @@ def get_peft_model(model, peft_config, adapter_name="default", mixed=False, **op
     check_before(model, peft_config, adapter_name)
     if mixed:
         return PeftMixedModel(model, peft_config, adapter_name=adapter_name)
-    return PeftModel._adopt(peft.get_peft_model(model, peft_config, adapter_name, **options))
+    return PeftModel._adopt(peft_get_peft_model(model, peft_config, adapter_name, **options))

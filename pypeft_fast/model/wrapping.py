@@ -15,25 +15,32 @@ from .files import check_adapter_name
 def check_before(model, config, adapter_name) -> None:
     """ValueError, before anything is changed: a name that cannot name an adapter, a module to save that lives on.
 
-    PEFT replaces a module to save at the names that match. Under another name, as T5's `shared` is its encoder's and
-    its decoder's embed_tokens, the model goes on using the frozen one: nothing would be trained.
+    PEFT replaces a module to save at the names that match, by a copy. Where the model computes with another module that
+    is the same one or holds the same weight, as T5 does with its encoder's and decoder's embed_tokens in the place of
+    `shared`, the copy would train nothing.
     """
     check_adapter_name(adapter_name)
     wanted = tuple(getattr(config, "modules_to_save", None) or ())
-    if not wanted:
-        return
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    for aliases in names.values():
-        saved = [name for name in aliases if name.endswith(wanted)]
-        others = [name for name in aliases if name not in saved]
-        if saved and others:
+    named = list(model.named_modules(remove_duplicate=False)) if wanted else []
+    modules = dict(named)
+    for saved, module in named:
+        if not saved.endswith(wanted):
+            continue
+        weights = {id(p) for p in module.parameters(recurse=False)}
+        same = [(n, m) for n, m in named if m is module or any(id(p) in weights for p in m.parameters(recurse=False))]
+        others = [name for name, _ in same if not name.endswith(wanted)]
+        used = [name for name, _ in same if name.endswith(wanted) and _is_called(modules, name)]
+        if others and (not used or any(other is module for name, other in same if name in others)):
             raise ValueError(
-                f"modules_to_save={list(wanted)}: {saved[0]} is also {', '.join(others)}, where the frozen module would "
-                "stay in use and nothing would be trained; name those too (each becomes a copy of its own), or train "
-                "tokens with trainable_token_indices"
+                f"modules_to_save={list(wanted)}: the model computes with {', '.join(others)}, which would stay frozen, "
+                f"instead of {saved}; name those too (each becomes a copy of its own), or train tokens with "
+                "trainable_token_indices"
             )
+
+
+def _is_called(modules, name) -> bool:
+    parent, _, child = name.rpartition(".")
+    return child in _calls(type(modules[parent]))
 
 
 def warn_after(model, config) -> None:
@@ -74,17 +81,25 @@ def read_not_called(model) -> dict[str, str | None]:
     return found
 
 
-@functools.cache
-def _weights_read(kind) -> frozenset[str]:
+def _weights_read(kind) -> set[str]:
     """Names of submodules whose weight the class's code computes with, and which it never calls."""
+    attribute = r"(?!\w|\.(?:dtype|device|shape|size|dim|ndim|requires_grad|data_ptr|is_\w+)\b)"
+    return set(re.findall(rf"\bself\.(\w+)\.weight{attribute}", _source(kind))) - _calls(kind)
+
+
+def _calls(kind) -> set[str]:
+    """Names of submodules that the class's code calls."""
+    return set(re.findall(r"\bself\.(\w+)\(", _source(kind)))
+
+
+@functools.cache
+def _source(kind) -> str:
+    """Of a module's class and the classes under it; empty where there is no source at hand."""
     source = ""
     for base in kind.__mro__:
-        if base is nn.Module or not issubclass(base, nn.Module):
-            continue
-        try:
-            source += inspect.getsource(base)
-        except (OSError, TypeError):  # no source at hand
-            return frozenset()
-    attribute = r"(?!\w|\.(?:dtype|device|shape|size|dim|ndim|requires_grad|data_ptr|is_\w+)\b)"
-    read = set(re.findall(rf"\bself\.(\w+)\.weight{attribute}", source))
-    return frozenset(name for name in read if not re.search(rf"\bself\.{name}\(", source))
+        if base is not nn.Module and issubclass(base, nn.Module):
+            try:
+                source += inspect.getsource(base)
+            except (OSError, TypeError):
+                return ""
+    return source

@@ -1,38 +1,38 @@
-"""A pytest plugin: PEFT's LoRA and IA3 layers are born fused, and their calls counted.
+"""A pytest plugin: in PEFT's own tests, what they import from peft is this package's, and fused calls are counted.
 
 It is loaded by its own name, from its folder: in PEFT's checkout `tests` is PEFT's.
 """
 
-import functools
 import json
 import os
 from collections import Counter
 from pathlib import Path
 
-from peft.tuners.ia3.layer import Linear as IA3Linear
-from peft.tuners.lora.layer import Linear as LoraLinear
+import peft
 
-from pypeft_fast.model import fused_ia3, fused_lora
+import pypeft_fast as pf
+from pypeft_fast.model.layers import ia3, lora
 
 CALLS = Counter()
+OURS = [name for name in dir(peft) if name in pf._LATE]  # get_peft_model, PeftModel and its tasks, AutoPeftModel, ...
 
 
-def born_fused(cls, kind):
-    constructor = cls.__init__
+def counted(kind):
+    attach = kind.attach
 
-    @functools.wraps(constructor)
-    def construct(self, *args, **kwargs):
-        constructor(self, *args, **kwargs)
-        if type(self) is cls and kind.why_not_layer(self) is None:
-            kind.attach(self)
-            self._fused_calls = CALLS  # one counter for all, since layers do not outlive their test
+    def attach_and_count(layer):
+        attach(layer)
+        layer._fused_calls = CALLS  # one counter for all, since layers do not outlive their test
 
-    cls.__init__ = construct
+    kind.attach = attach_and_count
 
 
 def pytest_configure():
-    born_fused(LoraLinear, fused_lora)
-    born_fused(IA3Linear, fused_ia3)
+    for kind in (lora, ia3):
+        counted(kind)
+    ours = {name: getattr(pf, name) for name in OURS}
+    for name, value in ours.items():
+        setattr(peft, name, value)
 
 
 def pytest_sessionfinish():

@@ -95,7 +95,8 @@ def mark(model, layer_kinds) -> None:
 
 def _obstacle(name, parents, packs, time_major) -> str | None:
     parts = name.lower().split(".")
-    if time_major or any(getattr(p, "batch_first", True) is False for p in parents):
+    attention = [getattr(p, "self_attn", p) for p in parents]  # nn.TransformerEncoderLayer tells only this one
+    if time_major or any(getattr(p, "batch_first", True) is False for p in attention):
         return "the model is time-major, [length, batch, ..]"
     if any(part in ("expert", "experts") for part in parts):
         return "they are the tokens that were sent to one expert"

@@ -1,0 +1,228 @@
+"""Rows of several adapters in one batch: a call's own, and refused where a layer's rows are not the batch's."""
+
+import threading
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import pypeft_fast as pf
+from pypeft_fast.model.joints import rows
+from tests.model.zoo import IDS, adapted, assert_same, build, liven, logits
+
+
+def two(make, targets, **options):
+    """A model with the adapters "one" and "two", both with something to say."""
+
+    def config():
+        return pf.LoraConfig(target_modules=targets, init_lora_weights=False, **options)
+
+    model = pf.get_peft_model(make(), config(), adapter_name="one")
+    model.add_adapter("two", config())
+    return model.eval()
+
+
+def test_threads_do_not_meet_each_others_rows():
+    torch.manual_seed(0)
+    model = two(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), ["0", "2"])
+    x, wanted, wrong = torch.randn(16, 64), {}, []
+    with torch.no_grad():
+        for name in ("one", "two"):
+            model.set_adapter(name)
+            wanted[name] = model(x)
+    assert (wanted["one"] - wanted["two"]).abs().max() > 0.1
+
+    def serve(name):
+        with torch.no_grad():
+            wrong.extend((model(x, adapter_names=[name] * 16) - wanted[name]).abs().max() > 1e-4 for _ in range(200))
+
+    threads = [threading.Thread(target=serve, args=(name,)) for name in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 400 and not any(wrong)
+
+
+def test_pefts_own_layers_and_saved_modules_get_the_rows_too():
+    model = two(lambda: build("bert"), ["query", "word_embeddings"], modules_to_save=["classifier"])
+    liven(model, 3, "one")
+    alone = {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name] = logits(model)
+    with model.disable_adapter():
+        alone["__base__"] = logits(model)
+    names = ["two", "__base__", "one"]
+    for _ in range(2):  # the hooks stand once, and change nothing without names
+        mixed = logits(model, adapter_names=names)
+        for row, name in enumerate(names):
+            assert_same(mixed[row], alone[name][row])
+        model.set_adapter("two")
+        assert_same(logits(model), alone["two"])
+    assert rows.current() is None
+
+
+def fsmt():
+    sizes = dict(encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_attention_heads=4, decoder_attention_heads=4)
+    config = tf.FSMTConfig(
+        langs=["en", "de"], src_vocab_size=64, tgt_vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=1,
+        max_position_embeddings=64, **sizes,
+    )  # fmt: skip
+    return tf.FSMTForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("length", [2, 8])
+def test_a_time_major_model_is_refused(length):
+    """Also where the batch is as long as the text, so that no number of rows tells."""
+    model = two(fsmt, ["q_proj", "v_proj"])
+    ids = torch.randint(3, 64, (2, length))
+    with pytest.raises(ValueError, match=r"rows of model\.\S+ are not those of the batch: the model is time-major"):
+        model(input_ids=ids, decoder_input_ids=ids[:, :2], adapter_names=["one", "two"])
+
+
+def test_a_layer_that_is_not_batch_first_is_refused():
+    model = two(lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0), 1), ["linear1"])
+    with pytest.raises(ValueError, match="layers.0.linear1 are not those of the batch: the model is time-major"):
+        model(torch.randn(2, 2, 32), adapter_names=["one", "two"])
+
+
+class Experts(nn.Module):
+    """As models of remote code have them: each expert gets the tokens that chose it, sorted by its place among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(8, 8, bias=False) for _ in range(2)])
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        return sum(expert(tokens[[1, 0]]) for expert in self.experts)
+
+
+class Packed(nn.Module):
+    """A vision tower: the patches of all images in one matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8)])
+
+    def forward(self, x):
+        return self.blocks[0](x.flatten(0, 1)[:2])
+
+
+@pytest.mark.parametrize(
+    "make,targets,words",
+    [
+        (Experts, ["experts.0", "experts.1"], "they are the tokens that were sent to one expert"),
+        (Packed, ["blocks.0"], "its input is a matrix, whose rows may be any tokens"),
+    ],
+)
+def test_packed_rows_are_refused_though_their_number_fits(make, targets, words):
+    model = two(make, targets)
+    with pytest.raises(ValueError, match=words):
+        model(torch.randn(2, 1, 8), adapter_names=["one", "two"])
+
+
+def test_images_of_a_language_model_are_refused():
+    class Config:
+        model_type, image_token_id = "seeing", 5
+
+    class Seeing(nn.Module):
+        config = Config()
+
+        def __init__(self):
+            super().__init__()
+            self.vision_tower, self.language_model = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x, images):
+            return self.language_model(x), self.vision_tower(images)
+
+    model, x = two(Seeing, ["vision_tower", "language_model"]), torch.randn(2, 3, 8)
+    with pytest.raises(ValueError, match="vision_tower are not those of the batch: they are images"):
+        model(x, x, adapter_names=["one", "two"])
+    model = two(Seeing, ["language_model"])
+    assert model(x, x, adapter_names=["one", "two"])[0].shape == x.shape
+
+
+def test_features_go_through_blocks():
+    """An MLP over a matrix of features: its rows are the batch's."""
+
+    class Mlp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x).relu())
+
+    model, x, alone = two(Mlp, ["layers.0", "layers.1"]), torch.randn(2, 8), {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name] = model(x)
+    mixed = model(x, adapter_names=["two", "one"])
+    assert_same(mixed, torch.stack([alone["two"][0], alone["one"][1]]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("how", ["argument", "generation_config"])
+def test_beams_keep_their_rows_adapter(kind, how):
+    model = two(lambda: build(kind), ["q_proj", "q"])
+    options = dict(attention_mask=torch.ones_like(IDS), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    if how == "argument":
+        options["num_beams"] = 3
+    else:
+        options["generation_config"] = tf.GenerationConfig(num_beams=3, **{k: options.pop(k) for k in list(options)[1:]})
+    alone = {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name] = model.generate(input_ids=IDS, **options)
+    mixed = model.generate(input_ids=IDS, adapter_names=["two", "one", "two"], **options)
+    width = min(t.shape[1] for t in (mixed, *alone.values()))
+    for row, name in enumerate(["two", "one", "two"]):
+        assert torch.equal(mixed[row, :width], alone[name][row, :width])
+    assert not torch.equal(alone["one"][:, :width], alone["two"][:, :width])
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_rows_of_ia3(kind):
+    targets, feedforward = (["k_proj", "down_proj"], ["down_proj"]) if kind == "llama" else (["c_attn", "c_proj"], [])
+    model = build(kind)
+    for name in ("one", "two"):
+        config = pf.IA3Config(target_modules=targets, feedforward_modules=feedforward)
+        if name == "one":
+            model = pf.get_peft_model(model, config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+        model.set_adapter(name)
+        liven(model, len(name), name)
+    model.eval()
+    alone = {}
+    for name in ("one", "two"):
+        for n, p in model.named_parameters():
+            if n.endswith(f"ia3_l.{name}"):
+                p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(n) + ord(name[0])))
+        model.set_adapter(name)
+        alone[name] = logits(model)
+    mixed = logits(model, adapter_names=["two", "one", "__base__"])
+    assert_same(mixed[0], alone["two"][0])
+    assert_same(mixed[1], alone["one"][1])
+    assert_same(mixed[2], logits(build(kind))[2])
+    assert (alone["one"] - alone["two"]).abs().max() > 1e-2
+
+
+def test_bad_names():
+    model = adapted(pf, "llama")
+    for names, error, words in (
+        ("default", TypeError, "must be a list of names, one a row"),
+        (["nope", "default", "default"], ValueError, "non-existing adapter.*nope"),
+        (["default"] * 2, ValueError, "adapter_names has 2 names, and .*q_proj gets 3 rows"),
+    ):
+        with pytest.raises(error, match=words):
+            logits(model, adapter_names=names)
+    with pytest.raises(ValueError, match="in training mode; call model.eval"):
+        logits(model.train(), adapter_names=["default"] * 3)
+    with pytest.raises(ValueError, match="LoHa\\w* cannot apply another adapter to each row|Linear cannot apply"):
+        other = pf.get_peft_model(build("llama"), pf.LoHaConfig(target_modules=["q_proj"])).eval()
+        logits(other, adapter_names=["default"] * 3)
