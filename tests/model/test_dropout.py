@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import pypeft_fast as pf
-from pypeft_fast.model.linear_layer import AdaptedLayer
 from pypeft_fast.ops import philox
-from tests.model.zoo import IDS, TARGETS, adapted, assert_same, liven, logits, plain
+from tests.model.zoo import IDS, TARGETS, adapted, assert_fused, assert_same, liven, logits, plain
 
 P = 0.3
 METHODS = {"lora": {}, "dora": dict(use_dora=True)}
@@ -30,8 +29,8 @@ class Replayed(nn.Module):
 
 
 def adapted_layers(model):
-    kinds = (AdaptedLayer, peft.tuners.lora.LoraLayer)
-    return {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if isinstance(m, kinds)}
+    kind = peft.tuners.lora.LoraLayer
+    return {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if isinstance(m, kind)}
 
 
 def train_adapters(model):
@@ -94,6 +93,7 @@ def test_logits_and_gradients_are_pefts_under_our_masks(kind, method, ours, dtyp
         pf.fuse(model)
     drawn = seeds(adapted_layers(model))
     output, gradients = results(model)
+    assert_fused(model)
 
     layers = adapted_layers(theirs)
     assert set(drawn) == set(layers) and all(len(of_layer) == 1 for of_layer in drawn.values())
@@ -109,31 +109,34 @@ def test_logits_and_gradients_are_pefts_under_our_masks(kind, method, ours, dtyp
     assert all(grad.any() for grad in gradients.values())
 
 
+SEVERAL = {  # what the second adapter is, and where the layers then run
+    "plain": (dict(), "fused"),
+    "dropout": (dict(lora_dropout=P), "several active adapters with dropout, each with a mask of its own"),
+    "dora": (dict(use_dora=True), "several active adapters of which one is DoRA"),
+}
+
+
 @pytest.mark.parametrize("kind", list(TARGETS))
-@pytest.mark.parametrize("dropout", [0.0, P])
-def test_several_active_adapters_train_as_in_peft(kind, dropout):
-    """One adapter that drops nothing, another with PEFT's own masks: one seed gives them in either library."""
-    outcomes = []
+@pytest.mark.parametrize("second", list(SEVERAL))
+def test_several_active_adapters_train_as_in_peft(kind, second):
+    """Their updates add up. What one fused call cannot do runs in PEFT's forward, with PEFT's masks."""
+    (options, where), outcomes = SEVERAL[second], []
     for library in (pf, peft):
         model = adapted(library, kind)
-        second = library.LoraConfig(r=3, lora_alpha=2, target_modules=TARGETS[kind], lora_dropout=dropout)
-        model.add_adapter("second", second)
-        model.add_adapter("third", library.LoraConfig(r=2, target_modules=TARGETS[kind], use_dora=True))
-        for name in ("second", "third"):
-            model.set_adapter(name)
-            liven(model, 5, name)
-        # DoRA first: PEFT's rescales not the frozen layer's output but the sum so far, so that the order counts there.
-        model.base_model.set_adapter(["third", "default", "second"])
+        model.add_adapter("second", library.LoraConfig(r=3, lora_alpha=2, target_modules=TARGETS[kind], **options))
+        model.set_adapter("second")
+        liven(model, 5, "second")
+        model.base_model.set_adapter(["default", "second"])
         train_adapters(model)
         torch.manual_seed(11)
         with pf.recording() as ran:
-            outcomes.append((*results(model), [op for op, _ in ran]))
-    (output, gradients, ran), (expected, wanted, _) = outcomes
+            outcomes.append((model, *results(model), [op for op, _ in ran]))
+    (ours, output, gradients, ran), (theirs, expected, wanted, others) = outcomes
     assert_near(output, expected, 400)
     assert_same_gradients(gradients, wanted)
-    layers = len(adapted_layers(model))
-    assert ran.count("lora_forward") == ran.count("lora_backward") == layers
-    assert ran.count("lora_linear") == layers  # DoRA's
+    layers = len(adapted_layers(theirs))
+    assert pf.fuse(ours).calls() == {where: layers} and not others
+    assert sum(op in ("lora_forward", "lora_linear") for op in ran) == (layers if where == "fused" else 0)
 
 
 def test_several_adapters_with_dropout_drop_independently():
@@ -143,7 +146,7 @@ def test_several_adapters_with_dropout_drop_independently():
     liven(model, 5, "second")
     expected = {}
     for names in (["default"], ["second"], ["default", "second"]):
-        model.set_adapter(names)
+        model.base_model.set_adapter(names)
         model.eval()
         layer = model.base_model.model.model.layers[0].self_attn.q_proj
         x = torch.ones(4000, 32)
@@ -164,7 +167,7 @@ def test_several_adapters_over_half_precision(dtype, cast):
     model = adapted(pf, "llama").to(dtype)
     config = pf.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     model.add_adapter("second", config, autocast_adapter_dtype=cast)
-    model.set_adapter(["default", "second"])
+    model.base_model.set_adapter(["default", "second"])
     layer, x = model.base_model.model.model.layers[0].self_attn.q_proj, torch.randn(5, 32).to(dtype)
     W, b = layer.weight.double(), layer.bias.double()
     for name in ("default", "second"):
@@ -174,6 +177,7 @@ def test_several_adapters_over_half_precision(dtype, cast):
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=4 * eps * expected.abs().max().item())
     model(input_ids=IDS, labels=IDS).loss.backward()
+    assert_fused(model)
     for name in ("default", "second"):
         for held in (layer.lora_A[name].weight, layer.lora_B[name].weight):
             assert held.grad.dtype == held.dtype and held.grad.any()

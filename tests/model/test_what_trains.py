@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import pypeft_fast as pf
-from pypeft_fast.model.targets import is_conv1d
-from tests.model.zoo import IDS, build, logits
+from pypeft_fast.model.linear import is_conv1d
+from tests.model.zoo import IDS, assert_fused, build, logits
 
 # Linear layers: the targets of LoRA, DoRA and IA3; those of them whose inputs IA3 rescales; and those whose output a
 # bottleneck follows, at the end of attention and of the feedforward part.
@@ -66,15 +66,15 @@ def expected(method, kind):
         ends += {"llama": ("mlp.down_proj",), "gpt2": ("mlp.c_proj",), "t5": ("DenseReluDense.wo",)}.get(
             kind, ("layer.0.output.dense", "layer.1.output.dense")
         )
-        parts = {"down.weight": (8, 32), "down.bias": (8,), "up.weight": (32, 8), "up.bias": (32,)}
+        parts = {"down": {"weight": (8, 32), "bias": (8,)}, "up": {"weight": (32, 8), "bias": (32,)}}
         return {
-            f"{start}{n}.bottleneck.default.{part}": shape for n in linear if n.endswith(ends)
-            for part, shape in parts.items()
+            f"{start}{n}.bottleneck_adapter_{part}.default.{what}": shape for n in linear if n.endswith(ends)
+            for part, shapes in parts.items() for what, shape in shapes.items()
         }  # fmt: skip
     # virtual tokens: their embeddings, or their keys and values in every layer
     rows = 6 if kind == "t5" and method == "prompt" else 3
     width = 32 if method == "prompt" else 2 * 2 * (16 if kind == "llama" else 32)
-    return {"base_model.prompts.prompt_encoder.default.embedding.weight": (rows, width)}
+    return {"prompt_encoder.default.embedding.weight": (rows, width)}
 
 
 @pytest.mark.parametrize("kind", list(LAYERS))
@@ -85,10 +85,14 @@ def test_by_name_and_shape_and_a_step_changes_nothing_else(method, kind):
     assert {n: tuple(p.shape) for n, p in trained.items()} == expected(method, kind)
     assert model.get_nb_trainable_parameters()[0] == sum(p.numel() for p in trained.values())
     before = {n: t.clone() for n, t in model.state_dict(keep_vars=True).items()}
-    if kind == "bert":
-        logits(model).square().sum().backward()
-    else:
-        model(input_ids=IDS, labels=IDS).loss.backward()
+    with pf.recording() as ran:
+        if kind == "bert":
+            logits(model).square().sum().backward()
+        else:
+            model(input_ids=IDS, labels=IDS).loss.backward()
+    if method in ("lora", "dora", "ia3"):
+        assert_fused(model)
+        assert len(ran) >= 2 * len(pf.fuse(model).fused)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # of all: what has no gradient stays
     optimizer.step()
     changed = {n for n, t in model.state_dict(keep_vars=True).items() if not torch.equal(t, before[n])}
