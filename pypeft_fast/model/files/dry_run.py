@@ -97,6 +97,11 @@ def expected_tensors(model: nn.Module, config, adapter_name="default") -> dict[s
     return {key: (tensor.shape, tensor.dtype) for key, tensor in place.tensors.items()}
 
 
+def peft_class(kind: type) -> type:
+    """The class of PEFT's that this one derives from, or is."""
+    return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "peft")
+
+
 def is_needless(model, key) -> bool:
     """Whether this is a copy of a module in modules_to_save, which PEFT also writes where it writes biases or
     embeddings: the trained values again, or the frozen ones."""
@@ -120,7 +125,7 @@ def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
         warnings.simplefilter("ignore")
         clone = skeleton(model)
         if isinstance(model, peft.PeftModel):
-            clone.add_adapter(adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
+            peft_class(type(clone)).add_adapter(clone, adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
         else:
             kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
             clone = kind(clone, config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from .alike import check_alike
 from .check import check
-from .dry_run import present, rehearse
+from .dry_run import peft_class, present, rehearse
 from .fields import known, parse, to_config
 from .layout import CONFIG, WEIGHTS
 from .names import check_adapter_name
@@ -85,8 +85,8 @@ class SafeFiles:
                 mapping = getattr(model, "_checkpoint_conversion_mapping", None)
             place = rehearse(model, config, adapter_name)
             snapshot = _snapshot(stack, pair, fields, config, place, options | {"key_mapping": mapping})
-            loader = next(kind for kind in cls.__mro__ if kind.__module__.partition(".")[0] == "peft")
-            loaded = loader.from_pretrained(model, snapshot, adapter_name, is_trainable, config=config, **options)
+            theirs = peft_class(cls)
+            loaded = theirs.from_pretrained(model, snapshot, adapter_name, is_trainable, config=config, **options)
         return cls._adopt(loaded)
 
     @classmethod

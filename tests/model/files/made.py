@@ -1,0 +1,67 @@
+"""PEFT's class with safe files, small adapters of it, and ways to spoil their folders."""
+
+import json
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+
+from pypeft_fast.model.files import SafeFiles
+from tests.model.zoo import build, liven
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class PeftModel(SafeFiles, peft.PeftModel):
+    """Safe files on PEFT's class, and nothing else of this package's own."""
+
+    @classmethod
+    def _adopt(cls, model):
+        if type(model) is peft.PeftModel:
+            model.__class__ = cls
+        return model
+
+
+def adapted(kind="llama", seed=1, adapter="default", library=PeftModel, base=None, **options):
+    """A small model with a LoRA adapter that has something to say."""
+    settings = dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]) | options
+    torch.manual_seed(seed)
+    model = library(build(kind) if base is None else base, peft.LoraConfig(**settings), adapter)
+    liven(model, seed, adapter)
+    return model.eval()
+
+
+def edit(folder, **changes):
+    """Other values in the config; ... removes a field."""
+    values = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({k: v for k, v in (values | changes).items() if v is not ...}))
+
+
+def rewrite(folder, change):
+    """change(tensors) alters the dictionary, or returns another."""
+    tensors = load_file(folder / WEIGHTS)
+    save_file(change(tensors) or tensors, folder / WEIGHTS)
+
+
+def lora_A(tensors):
+    return next(k for k in tensors if "q_proj.lora_A" in k)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def state(model):
+    """Everything that a failed load must leave as it was: modules by identity, attributes, tensors, what trains."""
+    modules = [(name, id(m), type(m), sorted(m.__dict__)) for name, m in model.named_modules()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    tensors = [(id(p), p.requires_grad, p.data_ptr(), p.detach().clone()) for p in model.parameters()]
+    config = getattr(model, "config", None)
+    return modules, hooks, tensors, None if config is None else config.to_dict(), torch.get_rng_state()
+
+
+def assert_untouched(model, before):
+    after = state(model)
+    assert after[:2] == before[:2] and after[3] == before[3] and torch.equal(after[4], before[4])
+    for new, old in zip(after[2], before[2], strict=True):
+        assert new[:3] == old[:3] and torch.equal(new[3], old[3])

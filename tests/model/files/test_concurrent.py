@@ -1,0 +1,118 @@
+"""Several processes on one folder: savers at once, a reader beside a saver, a saver that is killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from pypeft_fast.model.files.reading import opened
+from pypeft_fast.model.files.tensors import opened_file
+from tests.model.files.made import CONFIG, WEIGHTS, PeftModel, adapted, build, names_in
+
+# Forked, so that no process imports torch anew; a GPU would not survive that.
+pytestmark = pytest.mark.cpu
+FORK = multiprocessing.get_context("fork")
+
+
+def marked(number):
+    """An adapter whose every value is its lora_alpha: a mixed pair shows."""
+    model = adapted(lora_alpha=number)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.fill_(float(number))
+    return model
+
+
+def save_often(folder, numbers, count):
+    models = [marked(number) for number in numbers]
+    for i in range(count):
+        models[i % len(models)].save_pretrained(folder)
+
+
+def start(function, *args):
+    def run():
+        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        function(*args)
+
+    process = FORK.Process(target=run)
+    process.start()
+    return process
+
+
+def check_whole(folder):
+    """The number of both files."""
+    with opened(folder) as pair, opened_file(pair.weights_path, pair.pinned) as file:
+        alpha = json.loads(pair.config)["lora_alpha"]
+        assert {file.read(key).unique().item() for key in file.held} == {float(alpha)}
+    return alpha
+
+
+def test_several_ranks_may_save_at_once(tmp_path):
+    ranks = [start(save_often, tmp_path, [number], 12) for number in range(1, 5)]
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0] * 4
+    assert check_whole(tmp_path) in range(1, 5)
+    assert names_in(tmp_path) == ["README.md", CONFIG, WEIGHTS]
+
+
+def test_a_reader_beside_two_savers_never_sees_a_mixed_pair(tmp_path):
+    marked(1).save_pretrained(tmp_path)
+    savers = [start(save_often, tmp_path, numbers, 150) for numbers in ([1, 2], [3, 4])]
+    seen = []
+    while any(saver.is_alive() for saver in savers):
+        seen.append(check_whole(tmp_path))
+    assert [saver.exitcode for saver in savers] == [0, 0]
+    assert len(seen) > 200 and len(set(seen)) > 1
+
+
+def test_loading_beside_a_saver_gives_one_saves_adapter(tmp_path):
+    marked(1).save_pretrained(tmp_path)
+    saver = start(save_often, tmp_path, [1, 2], 100)
+    base, count = build("llama"), 0
+    while saver.is_alive() or not count:
+        model = PeftModel.from_pretrained(base, tmp_path)
+        model.load_adapter(tmp_path, "second")
+        for adapter in ("default", "second"):
+            alpha = model.peft_config[adapter].lora_alpha
+            values = [p for name, p in model.named_parameters() if f".{adapter}." in name]
+            assert values and all((value == alpha).all() for value in values)
+        base, count = model.unload(), count + 1
+    assert saver.exitcode == 0
+
+
+def test_a_killed_saver_leaves_a_whole_adapter_and_the_next_one_tidies_up(tmp_path):
+    marked(1).save_pretrained(tmp_path)
+    left = 0
+    for i in range(12):
+        saver = start(save_often, tmp_path, [2, 3], 10_000)
+        while not any(name.startswith(".saving-") for name in names_in(tmp_path)):
+            time.sleep(0.001)
+        time.sleep(0.003 * i)
+        os.kill(saver.pid, signal.SIGKILL)
+        saver.join()
+        left += any(name.startswith(".saving-") for name in names_in(tmp_path))
+        assert check_whole(tmp_path) in (1, 2, 3)
+        marked(1).save_pretrained(tmp_path)
+        assert check_whole(tmp_path) == 1 and names_in(tmp_path) == ["README.md", CONFIG, WEIGHTS]
+    assert left > 0
+
+
+def test_a_folder_that_changes_all_the_time_is_an_error(tmp_path, monkeypatch):
+    from pypeft_fast.model.files import reading
+
+    marked(1).save_pretrained(tmp_path)
+    real = reading.pending_names
+
+    def meanwhile(folder):
+        (tmp_path / WEIGHTS).touch()
+        return real(folder)
+
+    monkeypatch.setattr(reading, "pending_names", meanwhile)
+    monkeypatch.setattr(reading, "TRIES", 3)
+    with pytest.raises(RuntimeError, match="was saved to 3 times while it was being read"):
+        check_whole(tmp_path)
