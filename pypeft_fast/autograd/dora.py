@@ -81,7 +81,7 @@ class DoRALinearFunction(torch.autograd.Function):
         dmagnitude = None
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
-            dmagnitude = torch.where(norm == 0, 0.0, dg / norm).to(ctx.dtype_magnitude)
+            dmagnitude = (dg / norm).masked_fill_(norm == 0, 0.0).to(ctx.dtype_magnitude)
         return dX, dW, db, dA, dB, dmagnitude, None, None, None, None, None
 
 

@@ -38,7 +38,7 @@ def dora_norm(weight, lora_A, lora_B, scaling, squares=None):
 
 def row_scale(magnitude, norm):
     """g [N] = magnitude / norm, and 1 for a row of length 0, which has no direction: it stays zero plus its update."""
-    return torch.where(norm == 0, 1.0, magnitude.to(norm.dtype) / norm)
+    return (magnitude.to(norm.dtype) / norm).masked_fill_(norm == 0, 1.0)
 
 
 class NormCache:

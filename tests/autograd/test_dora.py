@@ -13,6 +13,7 @@ import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.autograd import dora_norm as norms
 from pypeft_fast.autograd.dora import DoRALinearFunction
+from pypeft_fast.nn.merge import dora_weight
 from pypeft_fast.ops import philox
 from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
@@ -338,3 +339,31 @@ def test_no_outputs(p):
     grads = torch.autograd.grad(y.sum(), args)
     assert y.shape == (2, 5, 0) and [g.shape for g in grads] == [t.shape for t in args]
     assert not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_zeros_is_zero_plus_its_update_and_learns(dtype, p):
+    """A real checkpoint has such rows: magnitude 0 over length 0 is NaN in PEFT, forward and backward."""
+    x, W, A, B, magnitude, bias = (t.detach().clone() for t in tensors(dtype, torch.float32))
+    W[3] = 0
+    B[3] = 0
+    magnitude[3] = 0
+    leaves = [t.requires_grad_() for t in (x, A, B, magnitude)]
+    y = pf.dora_linear(x, W, A, B, magnitude, bias, scaling=2.0, dropout_p=p)
+    assert y.isfinite().all() and torch.equal(y[..., 3], bias[3].expand_as(y[..., 3]))
+    y.float().square().sum().backward()
+    assert all(t.grad.isfinite().all() for t in leaves) and B.grad[3].any() and not magnitude.grad[3]
+    with torch.no_grad():
+        B[3] = B.grad[3] / B.grad[3].norm()  # a step later the row has a direction, and its length learns
+    magnitude.grad = None
+    pf.dora_linear(x, W, A, B, magnitude, bias, scaling=2.0, dropout_p=p).float().square().sum().backward()
+    assert magnitude.grad.isfinite().all() and magnitude.grad[3] != 0
+    merged = dora_weight(W, A, torch.zeros_like(B), magnitude, 2.0)
+    assert merged.isfinite().all() and not merged[3].any()
+
+
+def test_nan_stays_nan():
+    x, W, A, B, magnitude, bias = (t.detach().clone() for t in tensors())
+    W[3, 0] = float("nan")
+    assert pf.dora_linear(x, W, A, B, magnitude, bias)[..., 3].isnan().all()

@@ -1,0 +1,57 @@
+"""A parameter that is frozen between forward and backward loses no gradient in silence."""
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+
+x, W = torch.randn(5, 16), torch.randn(12, 16)
+
+
+def adapter():
+    return torch.randn(4, 16, requires_grad=True), torch.randn(12, 4, requires_grad=True)
+
+
+def lora(A, B, magnitude, l):  # noqa: E741
+    return pf.lora_linear(x, W, A, B)
+
+
+def gated(A, B, magnitude, l):  # noqa: E741
+    return pf.lora_gated_linear(x, x, W, A, B)
+
+
+def dora(A, B, magnitude, l):  # noqa: E741
+    return pf.dora_linear(x, W, A, B, magnitude)
+
+
+def ia3(A, B, magnitude, l):  # noqa: E741
+    return pf.ia3_linear(x, W, l)
+
+
+@pytest.mark.parametrize("function,name", [(lora, "lora_B"), (gated, "lora_B"), (dora, "lora_B"), (ia3, "ia3_l")])
+def test_freezing_between_forward_and_backward_raises(function, name):
+    A, B = adapter()
+    magnitude, l = torch.rand(12).requires_grad_(), torch.rand(12).requires_grad_()  # noqa: E741
+    parameters = (A, B, magnitude, l)
+    y = function(*parameters)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=f"{name} has ceased to require grad between forward and backward"):
+        y.sum().backward()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    function(*parameters).sum().backward()
+    assert (l if function is ia3 else B).grad.any()
+
+
+def test_set_adapter_between_forward_and_backward_raises():
+    from torch import nn
+
+    model = pf.get_peft_model(nn.Sequential(nn.Linear(16, 12)), pf.LoraConfig(target_modules=["0"]))
+    model.add_adapter("second", pf.LoraConfig(target_modules=["0"]))
+    y = model(x)
+    model.set_adapter("second")
+    with pytest.raises(RuntimeError, match="call backward before set_adapter"):
+        y.sum().backward()
+    model(x).sum().backward()
+    assert model.base_model.model[0].lora_B["second"].weight.grad.any()
