@@ -45,6 +45,16 @@ def build(kind):
     return model.eval()
 
 
+def tied():
+    """A Llama whose head is its embedding."""
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    return tf.LlamaForCausalLM(config).eval()
+
+
 def logits(model, ids=IDS, **kwargs):
     if "T5" in type(getattr(model, "get_base_model", lambda: model)()).__name__:
         kwargs["decoder_input_ids"] = ids[:, :4]
