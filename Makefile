@@ -9,11 +9,11 @@ CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 
 EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all test-emulator test-asan test-tsan check-compilers lint format bench \
+.PHONY: help venv demo methods test test-all test-libraries test-emulator test-asan test-tsan check-compilers lint format bench \
 	bench-model bench-ops bench-fuse bench-gpu gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
 
 help:
-	@echo 'make demo | methods | test | test-all | test-emulator | test-asan | test-tsan | check-compilers | lint | format'
+	@echo 'make demo | methods | test | test-all | test-libraries | test-emulator | test-asan | test-tsan | check-compilers | lint | format'
 	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | traffic | performance-model | wheel | wheel-cuda'
 	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
 
@@ -46,6 +46,19 @@ test: venv
 
 test-all: venv
 	$(BIN)/python -m pytest -n 2
+
+# Other people's trainers on our layers, in an environment of its own over .venv: datasets changes what Trainer does.
+.venv-libraries/.installed: requirements-libraries.txt .venv/.installed
+	$(PYTHON) -m venv --clear .venv-libraries
+	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	  > "$$(.venv-libraries/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	.venv-libraries/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-libraries.txt
+	@touch $@
+
+test-libraries: export HF_HUB_OFFLINE = 1
+test-libraries: export OMP_NUM_THREADS = 1
+test-libraries: .venv-libraries/.installed
+	PYTHONPATH=. .venv-libraries/bin/python -m pytest tests/libraries
 
 # On a GPU, every kernel that this machine has: Triton's compiled, CUDA C++ if it is built, and the vendor's. Four
 # processes, since most of the time goes into compiling. PyTorch for CUDA must be installed; without a GPU it says so.
@@ -129,4 +142,4 @@ wheel-cuda: venv
 	PYPEFT_FAST_CUDA_WHEEL=$$(ls -t dist/cuda/*.whl | head -1) $(BIN)/python -m pytest -s tests/test_cuda_wheel.py
 
 clean:
-	rm -rf .venv build dist out *.egg-info pypeft_fast/*.so
+	rm -rf .venv .venv-libraries build dist out *.egg-info pypeft_fast/*.so
