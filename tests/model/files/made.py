@@ -17,9 +17,13 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
     @classmethod
     def _adopt(cls, model):
-        if type(model) is peft.PeftModel:
-            model.__class__ = cls
+        ours = {peft.PeftModel: PeftModel, peft.PeftModelForCausalLM: PeftModelForCausalLM}
+        model.__class__ = ours.get(type(model), type(model))
         return model
+
+
+class PeftModelForCausalLM(SafeFiles, peft.PeftModelForCausalLM):
+    """The same on the class of a task."""
 
 
 def adapted(kind="llama", seed=1, adapter="default", library=PeftModel, base=None, **options):
@@ -53,11 +57,16 @@ def names_in(folder):
 
 def state(model):
     """Everything that a failed load must leave as it was: modules by identity, attributes, tensors, what trains."""
-    modules = [(name, id(m), type(m), sorted(m.__dict__)) for name, m in model.named_modules()]
+    modules = [(name, id(m), type(m), _sizes(m)) for name, m in model.named_modules()]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     tensors = [(id(p), p.requires_grad, p.data_ptr(), p.detach().clone()) for p in model.parameters()]
     config = getattr(model, "config", None)
     return modules, hooks, tensors, None if config is None else config.to_dict(), torch.get_rng_state()
+
+
+def _sizes(module):
+    """{attribute: how many entries it has, or its type} of a module's own dictionary."""
+    return {k: len(v) if isinstance(v, (dict, list, set)) else type(v) for k, v in module.__dict__.items()}
 
 
 def assert_untouched(model, before):
