@@ -1,7 +1,7 @@
 """BitFitLayer: a module, a linear layer or a layer norm say, with a bias an adapter."""
 
 import torch
-from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .layer import TunerLayer, rows_in_call
@@ -98,7 +98,12 @@ class BitFitLayer(TunerLayer):
         self.merged_adapters.append(names[0])
 
     def unmerge(self):
-        """Gives the module its bias back, bit for bit."""
+        """Gives the module its bias back, bit for bit, after the layers inside, which may have kept this one's bias."""
+        if not self.merged:
+            return
+        for layer in reversed(self._inside()):
+            if layer.merged:
+                layer.unmerge()
         if self._own:
             base = self.get_base_layer()
             if self._own[0] is None:
@@ -108,6 +113,12 @@ class BitFitLayer(TunerLayer):
         self._own = None
         self.merged_adapters.clear()
 
+    def _inside(self) -> list[BaseTunerLayer]:
+        found = [self.base_layer]
+        while isinstance(found[-1], BaseTunerLayer):
+            found.append(found[-1].base_layer)
+        return found[:-1]
+
     def delete_adapter(self, adapter_name):
         if adapter_name in self.merged_adapters:
             self.unmerge()
@@ -115,11 +126,11 @@ class BitFitLayer(TunerLayer):
 
     def _apply(self, fn, recurse=True):
         """.to(), .half(): the module's own bias is cast, and the adapter's merged again."""
-        merged = list(self.merged_adapters)
+        merged = [(m, list(m.merged_adapters)) for m in (self, *self._inside()) if m.merged] if self.merged else []
         self.unmerge()
         super()._apply(fn, recurse)
-        if merged:
-            self.merge(adapter_names=merged)
+        for layer, names in merged:
+            layer.merge(adapter_names=names)
         return self
 
 

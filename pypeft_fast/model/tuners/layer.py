@@ -26,7 +26,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         except AttributeError:
             if name.startswith("_") or name == "base_layer":  # what libraries mark a module with is that module's own
                 raise
-            return getattr(self.base_layer, name)
+            return getattr(self.get_base_layer(), name)  # the model's own: not what a tuner layer inside can do
 
     def adapter_dtype(self, autocast) -> torch.dtype:
         """What adapters are kept in: the base's dtype; float32 if asked and that is of half precision, or quantised."""
@@ -40,6 +40,9 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         holders = [getattr(self, name) for name in self.adapter_layer_names]
         held = [holder[adapter] for holder in holders if adapter in holder]
         return [p for item in held for p in ([item] if isinstance(item, nn.Parameter) else item.parameters())]
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        return [p for adapter in self._get_available_adapters() for p in self.parameters_of(adapter)]
 
     def cast_adapter(self, adapter, autocast) -> None:
         """In place, so that what several layers share stays shared, and what does not train goes on not training."""
