@@ -48,7 +48,7 @@ class Place:
                 return None
             except (RuntimeError, KeyError, ValueError) as error:
                 return str(error)
-        lost = [key for key in result.unexpected_keys if not is_needless(trial, key)]
+        lost = [key for key in result.unexpected_keys if key not in self.tensors and not is_needless(trial, key)]
         return f"{lost[0]} has no place" if lost else _missing(self.config, self.adapter, result.missing_keys)
 
 

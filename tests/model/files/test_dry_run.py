@@ -1,4 +1,4 @@
-"""The dry run of every method of PEFT: it gives what PEFT writes and leaves the model alone; files load as with PEFT."""
+"""The dry run of every method of PEFT: what PEFT would write, from a model left alone; and files load as with PEFT."""
 
 import dataclasses
 
