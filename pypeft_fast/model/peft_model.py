@@ -1,4 +1,4 @@
-"""PeftModel and its task classes: PEFT's own, with fused layers, safe files, and rows of several adapters in one call."""
+"""PeftModel and its task classes: PEFT's own, with fused layers, safe files, rows of several adapters in a call."""
 
 import contextlib
 import warnings
@@ -140,8 +140,8 @@ class PeftModelForSequenceClassification(PeftModel, peft.PeftModelForSequenceCla
         pools_last = hasattr(self.get_base_model(), "score")
         if self._is_prompt_learning and pools_last and attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError(
-                f"attention_mask: with {self.peft_type.value} this decoder classifies by the last place of a row, which "
-                "is padding here; pad on the left (tokenizer.padding_side='left')"
+                f"attention_mask: with {self.peft_type.value} this decoder classifies by the last place of a row, "
+                "which is padding here; pad on the left (tokenizer.padding_side='left')"
             )
         return super().forward(input_ids, attention_mask, *args, **kwargs)
 

@@ -32,8 +32,8 @@ def check_before(model, config, adapter_name) -> None:
         used = [name for name, _ in same if name.endswith(wanted) and _is_called(modules, name)]
         if others and (not used or any(other is module for name, other in same if name in others)):
             raise ValueError(
-                f"modules_to_save={list(wanted)}: the model computes with {', '.join(others)}, which would stay frozen, "
-                f"instead of {saved}; name those too (each becomes a copy of its own), or train tokens with "
+                f"modules_to_save={list(wanted)}: the model computes with {', '.join(others)}, which would stay "
+                f"frozen, instead of {saved}; name those too (each becomes a copy of its own), or train tokens with "
                 "trainable_token_indices"
             )
 

@@ -35,13 +35,15 @@ def test_losses_gradients_and_files_are_pefts(tmp_path):
     expected.backward()
     value.backward()
     assert report.calls() == {"fused": len(report.fused)}
-    for (name, p), (_, q) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+    for (_, p), (_, q) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None)
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
     ours.save_lora_adapter(tmp_path, adapter_name="style")
     loaded = unet(adapter=False)
-    loaded.load_lora_adapter(tmp_path, adapter_name="style", prefix=None, weight_name="pytorch_lora_weights.safetensors")
+    loaded.load_lora_adapter(
+        tmp_path, adapter_name="style", prefix=None, weight_name="pytorch_lora_weights.safetensors"
+    )
     pf.fuse(loaded)
     torch.testing.assert_close(loss(loaded), value.detach(), rtol=1e-5, atol=1e-6)
     loaded.disable_adapters()

@@ -12,9 +12,7 @@ class Module(lightning.LightningModule):
     def __init__(self, library):
         super().__init__()
         torch.manual_seed(0)
-        config = library.LoraConfig(
-            r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
-        )
+        config = library.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
         self.model, self.losses = library.get_peft_model(build("llama"), config), []
 
     def training_step(self, batch, index):
@@ -42,4 +40,6 @@ def test_losses_are_pefts_and_the_layers_are_fused(tmp_path):
     restored = Module(pf)
     state = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=True)["state_dict"]
     restored.load_state_dict(state)
-    torch.testing.assert_close(restored.model(input_ids=IDS).logits, module.model(input_ids=IDS).logits)
+    with torch.no_grad():
+        expected = module.model(input_ids=IDS).logits
+        torch.testing.assert_close(restored.model(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)

@@ -43,7 +43,9 @@ class Rows:
         if obstacle is not None:
             raise ValueError(f"adapter_names: the rows of {where} are not those of the batch: {obstacle}")
         if x.shape[0] not in (count, count * self.expand):
-            raise ValueError(f"adapter_names has {count} names, and {where} gets {x.shape[0]} rows; give one name a row")
+            raise ValueError(
+                f"adapter_names has {count} names, and {where} gets {x.shape[0]} rows; give one name a row"
+            )
         if x.shape[0] == count:
             return self.names
         return tuple(name for name in self.names for _ in range(self.expand))

@@ -172,7 +172,9 @@ def test_beams_keep_their_rows_adapter(kind, how):
     if how == "argument":
         options["num_beams"] = 3
     else:
-        options["generation_config"] = tf.GenerationConfig(num_beams=3, **{k: options.pop(k) for k in list(options)[1:]})
+        options["generation_config"] = tf.GenerationConfig(
+            num_beams=3, **{k: options.pop(k) for k in list(options)[1:]}
+        )
     alone = {}
     for name in ("one", "two"):
         model.set_adapter(name)
