@@ -1,172 +1,161 @@
-"""Several adapters on one model: what may be active together, what a failure leaves, and what Trainer saves."""
+"""Several adapters on one model: switching, adding and deleting, merging that fails, hooks, strict state dicts."""
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import pypeft_fast as pf
-from tests.model.test_foreign_files import tied
-from tests.model.zoo import IDS, adapted, assert_same, build, liven, logits
+from tests.model.zoo import TARGETS, adapted, assert_fused, assert_same, build, liven, logits, tied
+
+LAST = "base_model.model.model.layers.1.mlp.down_proj.lora_B.default.weight"
 
 
-def two(kind="llama", **options):
+def two(kind="llama", library=pf, **options):
     """Adapters "default" and "second", both with something to say, "default" active."""
-    model = adapted(pf, kind, **options)
-    model.add_adapter("second", pf.LoraConfig(r=2, target_modules=options.get("target_modules", ["k_proj"])))
+    model = adapted(library, kind, **options)
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=options.get("target_modules", ["k_proj"])))
     model.set_adapter("second")
     liven(model, 9, "second")
     model.set_adapter("default")
     return model
 
 
-def test_the_tuner_switches_as_pefts_does():
+def layers(model):
+    return [model.get_submodule(name) for name in pf.fuse(model).fused]
+
+
+def test_layers_that_come_later_are_fused_and_switching_reaches_them_all():
+    model = two()
+    first = logits(model)
+    model.base_model.set_adapter(["default", "second"])
+    assert model.active_adapters == ["default", "second"]
+    both = logits(model)
+    model.set_adapter("second")
+    second = logits(model)
+    assert min((a - b).abs().max() for a, b in ((first, both), (both, second), (first, second))) > 1e-3
+    theirs = two(library=peft)
+    assert_same(first, logits(theirs))
+    theirs.base_model.set_adapter(["default", "second"])
+    assert_same(both, logits(theirs))
+    model.set_adapter("default")
+    assert torch.equal(logits(model), first)
+    assert_fused(model)
+
+
+def test_disabling_reaches_a_merged_model():
     model = two()
     expected = logits(model)
-    model.base_model.set_adapter(["default", "second"])
-    assert model.active_adapters == ["default", "second"] and (logits(model) - expected).abs().max() > 1e-3
-    model.base_model.set_adapter("default")
-    assert torch.equal(logits(model), expected)
     model.merge_adapter()
-    model.disable_adapter_layers()
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(build("llama")))
+    assert_same(logits(model), expected)
+    model.base_model.disable_adapter_layers()
     assert torch.equal(logits(model), logits(build("llama")))
-    model.enable_adapter_layers()
+    model.base_model.enable_adapter_layers()
+    model.unmerge_adapter()
     assert torch.equal(logits(model), expected)
-
-
-def test_a_refused_set_adapter_changes_nothing():
-    model = two()
-    before = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(ValueError, match="there is no adapter 'nope'"):
-        model.set_adapter(["second", "nope"], inference_mode=True)
-    with pytest.raises(ValueError, match="set_adapter needs at least one adapter"):
-        model.set_adapter([])
-    assert model.active_adapters == ["default"] and not model.peft_config["second"].inference_mode
-    assert [p.requires_grad for p in model.parameters()] == before
-
-
-def test_two_copies_of_one_module_cannot_be_active_together():
-    model = adapted(pf, "bert", modules_to_save=["classifier"])
-    model.add_adapter("second", pf.LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
-    model.add_adapter("third", pf.LoraConfig(target_modules=["query"]))
-    with pytest.raises(ValueError, match="default and second each have a Linear in modules_to_save"):
-        model.set_adapter(["default", "second"])
-    assert model.active_adapters == ["default"]
-    model.set_adapter(["third", "default"])
-    assert not torch.equal(logits(model), logits(build("bert")))
-
-
-def test_one_module_is_not_adapted_and_saved_whole():
-    model = adapted(pf, "bert", modules_to_save=["classifier"], target_modules=["query"])
-    expected, names = logits(model), set(model.state_dict())
-    with pytest.raises(ValueError, match="matches classifier, a SavedModule; supported are"):
-        model.add_adapter("second", pf.LoraConfig(target_modules=["classifier"]))
-    with pytest.raises(ValueError, match="query, but .*query is adapted"):
-        model.add_adapter("second", pf.LoraConfig(target_modules=["value"], modules_to_save=["query"]))
-    with pytest.raises(ValueError, match="attention, but .*query is adapted"):
-        model.add_adapter("second", pf.LoraConfig(target_modules=["dense"], modules_to_save=["0.attention"]))
-    assert list(model.peft_config) == ["default"]
-    assert set(model.state_dict()) == names and torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_merge_that_fails_leaves_no_adapter_merged(kind):
-    model = two(kind, target_modules=["q_proj", "c_attn"])
+    model = two(kind, target_modules=TARGETS[kind][:1])
     model.merge_adapter(["second"])
-    expected = logits(model)
-    merged = [list(layer.merged) for layer in model.base_model.linear_layers()]
-    last = model.base_model.linear_layers()[-1]
+    expected, before = logits(model), {k: v.clone() for k, v in model.state_dict().items()}
+    last = layers(model)[-1]
     last.lora_B["default"].weight.data[0, 0] = float("inf")
-    with pytest.raises(ValueError, match=r"merging \['default'\] would give NaN or infinite weights"):
+    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
         model.merge_adapter(["default"], safe_merge=True)
-    assert [layer.merged for layer in model.base_model.linear_layers()] == merged
+    assert [layer.merged_adapters for layer in layers(model)] == [["second"]] * len(layers(model))
+    state = model.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in before.items() if "lora_B.default" not in k)
     assert torch.equal(logits(model), expected)
     model.unmerge_adapter()
     assert all(torch.equal(v, build(kind).state_dict()[k]) for k, v in model.unload().state_dict().items())
 
 
-def test_unload_keeps_the_active_copy_of_a_saved_module_as_peft_does():
-    unloaded = [adapted(library, "bert", modules_to_save=["classifier"]).unload() for library in (pf, peft)]
-    assert_same(logits(unloaded[0]), logits(unloaded[1]))
-    assert (logits(unloaded[0]) - logits(build("bert"))).abs().max() > 1e-3
-    model = adapted(pf, "bert", modules_to_save=["classifier"])
-    with model.disable_adapter():
-        assert torch.equal(logits(model.unload()), logits(build("bert")))
-
-
-def test_loading_over_an_adapter_of_another_scaling_is_refused(tmp_path):
-    adapted(pf, "llama", lora_alpha=32).save_pretrained(tmp_path / "alpha")
-    adapted(pf, "llama", alpha_pattern={"q_proj": 5}).save_pretrained(tmp_path / "pattern")
+def test_a_safe_merge_that_fails_takes_no_adapter_off():
     model = adapted(pf, "llama")
     expected = logits(model)
-    for folder, words in (("alpha", "has lora_alpha=32"), ("pattern", "has other layers, ranks or scalings")):
-        with pytest.raises(ValueError, match=f"{words}, unlike the adapter 'default' that is here; delete_adapter"):
-            model.load_adapter(tmp_path / folder, "default")
+    layers(model)[-1].lora_B["default"].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaNs detected"):
+        model.merge_and_unload(safe_merge=True)
+    assert len(layers(model)) == 4 and not any(layer.merged for layer in layers(model))
+    layers(model)[-1].lora_B["default"].weight.data.copy_(adapted(pf, "llama").state_dict()[LAST])
     assert torch.equal(logits(model), expected)
-    model.load_adapter(tmp_path / "alpha", "other")
-    model.set_adapter("other")
-    assert_same(logits(model), logits(adapted(pf, "llama", lora_alpha=32)))
 
 
-def test_only_one_adapter_trains_biases():
-    model = adapted(pf, "bert", bias="all", modules_to_save=["classifier"])
-    frozen = model.get_base_model().classifier.original_module
-    assert not any(p.requires_grad for p in frozen.parameters())
-    with pytest.raises(ValueError, match="bias='lora_only': adapter 'default' trains the same biases already"):
-        model.add_adapter("second", pf.LoraConfig(target_modules=["query"], bias="lora_only"))
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_after_the_other_is_merged_and_both_are_undone_exactly(kind, dtype):
+    model = two(kind, target_modules=TARGETS[kind][:1], dtype=dtype)
+    model.base_model.set_adapter(["default", "second"])
+    before, expected = {k: v.clone() for k, v in model.state_dict().items()}, logits(model)
+    model.merge_adapter(["second"])
+    model.merge_adapter(["default"])
+    error = (logits(model) - expected).abs().max()
+    assert error < 40 * torch.finfo(dtype).eps * expected.abs().max()
+    model.unmerge_adapter()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_deleting_keeps_an_adapter_for_inference_frozen(tmp_path):
-    adapted(pf, "llama").save_pretrained(tmp_path)
-    model = pf.PeftModel.from_pretrained(build("llama"), tmp_path)
-    model.load_adapter(tmp_path, "second")
+def test_a_merged_model_in_another_dtype_is_unmerged_to_that_dtype_s_weights():
+    model = adapted(pf, "llama")
+    model.merge_adapter()
+    model.to(torch.bfloat16)
+    model.unmerge_adapter()
+    original = build("llama").to(torch.bfloat16).state_dict()
+    assert all(torch.equal(v, original[k]) for k, v in model.unload().state_dict().items())
+
+
+def test_unloading_a_merged_model_gives_the_weights_that_it_had():
+    model = adapted(pf, "llama")
+    model.merge_adapter()
+    original = build("llama")
+    assert all(torch.equal(v, original.state_dict()[k]) for k, v in model.unload().state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_adapter_that_changes_the_weight_is_added_to_the_frozen_one(kind, merged):
+    modules = TARGETS[kind][:1]
+    expected, model = logits(build(kind)), adapted(pf, kind, target_modules=modules)
+    if merged:
+        model.merge_adapter()
+    model.add_adapter("changing", pf.LoraConfig(r=4, target_modules=modules, init_lora_weights="pissa"))
+    model.unmerge_adapter()
+    model.set_adapter("changing")
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-4)
+    liven(model, 3, "changing")
+    assert (logits(model) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["k_proj"]], ids=["shared layers", "other layers"])
+def test_deleting_the_active_adapter_activates_one_that_is_left(targets):
+    model = adapted(pf, "llama", target_modules=["q_proj"])
+    model.add_adapter("second", pf.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    model.set_adapter("second")
+    expected = logits(model)
+    model.set_adapter("default")
     model.delete_adapter("default")
-    assert model.active_adapter == "second" and not any(p.requires_grad for p in model.parameters())
+    assert model.active_adapter == "second" and model.active_adapters == ["second"]
+    assert torch.equal(logits(model), expected)
+    assert not any(".default." in name for name in model.state_dict())
 
 
 def test_hooks_of_a_layer_stay_with_it():
     model, calls = build("llama"), []
-    layer = model.model.layers[0].self_attn.q_proj
+    layer = model.model.layers[1].self_attn.q_proj  # whose input has a gradient
     layer.register_forward_pre_hook(lambda module, args, kwargs: calls.append("before"), with_kwargs=True)
     handle = layer.register_forward_hook(lambda module, args, kwargs, y: calls.append("after"), with_kwargs=True)
     layer.register_full_backward_hook(lambda module, grads_in, grads_out: calls.append("back"))
     wrapped = pf.get_peft_model(model, pf.LoraConfig(target_modules=["q_proj"]))
     logits(wrapped).sum().backward()
     assert calls == ["before", "after", "back"]
+    report = pf.fuse(wrapped)
+    assert set(report.left.values()) == {"the base layer has hooks or a forward of its own"} and len(report.fused) == 1
     handle.remove()
     logits(wrapped.unload())
     assert calls == ["before", "after", "back", "before"]
-
-
-def test_a_model_that_peft_has_wrapped_is_refused():
-    config = pf.LoraConfig(target_modules="all-linear")
-    for model in (adapted(peft, "llama"), adapted(peft, "llama").get_base_model()):
-        with pytest.raises(ValueError, match="has adapters already"):
-            pf.get_peft_model(model, config)
-
-
-def test_trainer_saves_and_resumes_a_model_with_tied_weights(tmp_path):
-    from transformers import Trainer, TrainingArguments
-
-    def trainer(steps):
-        torch.manual_seed(0)
-        config = pf.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
-        model = pf.get_peft_model(tied(), config)
-        rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in IDS.repeat(4, 1)]
-        options = TrainingArguments(
-            tmp_path, max_steps=steps, save_steps=2, learning_rate=0.02, lr_scheduler_type="constant",
-            report_to="none", use_cpu=True, disable_tqdm=True,
-        )  # fmt: skip
-        return Trainer(model, options, train_dataset=rows)
-
-    straight = trainer(4)
-    straight.train()
-    saved = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
-    assert "base_model.model.model.embed_tokens.weight" in saved
-    assert "base_model.model.lm_head.weight" not in saved
-    resumed = trainer(4)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert_same(logits(resumed.model.eval()), logits(straight.model.eval()))
 
 
 def test_a_state_dict_of_tied_weights_loads_strictly():

@@ -119,7 +119,8 @@ def test_merge_is_undone_exactly(kind, method, dtype):
     unloaded, original = model.unload(), build(kind).to(dtype)
     if method != "bias all":  # whose biases are trained in place
         assert all(torch.equal(v, original.state_dict()[k]) for k, v in unloaded.state_dict().items())
-        assert torch.equal(logits(unloaded), logits(original))
+        with torch.no_grad():  # where a weight trains, attention runs in another kernel
+            assert torch.equal(logits(unloaded), logits(original))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
