@@ -227,3 +227,21 @@ def test_what_was_put_on_with_values_alone_is_the_same_as_with_peft(tmp_path):
         assert not torch.equal(logits(found), logits(model))
     model.load_adapter(tmp_path, "default")
     assert_same(logits(found), logits(model))
+
+
+def test_a_mixture_of_adapters_loads_as_with_peft(tmp_path):
+    for name in ("a", "b"):
+        adapted(seed=len(name), base=small()).save_pretrained(tmp_path / name)
+    adapters = {str(i): str(tmp_path / name) for i, name in enumerate(("a", "b"))}
+    base = small()
+    base.config.use_cache = False
+    config = peft.XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, xlora_depth=1, adapters=adapters)
+    torch.manual_seed(1)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "mixture")
+    models = []
+    for reader in (PeftModel, peft.PeftModel):
+        base = small()
+        base.config.use_cache = False
+        models.append(reader.from_pretrained(base, tmp_path / "mixture").eval())
+    ours, theirs = (model.state_dict() for model in models)
+    assert ours and all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -331,3 +331,23 @@ def test_two_saves_of_one_shape_have_other_pending_names(folder, tmp_path):
         with open(tmp_path / "w", "rb") as file:
             names.update(pending_name(config, file.fileno()) for config in (None, b"{}", b"[]"))
     assert len(names) == 6
+
+
+def test_an_adapter_that_changed_the_base_is_converted_as_by_peft(tmp_path):
+    def trained(kind):
+        torch.manual_seed(0)
+        model = kind(build("llama"), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
+        model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it, for the initial adapter
+        model.save_pretrained(tmp_path / kind.__module__ / "initial")
+        model.peft_config["default"].init_lora_weights = "pissa"
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data += 0.1
+        folder = tmp_path / kind.__module__ / "converted"
+        initial = str(tmp_path / kind.__module__ / "initial")
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=initial)
+        return load_file(folder / WEIGHTS), json.loads((folder / CONFIG).read_text())
+
+    (ours, our_config), (theirs, their_config) = trained(PeftModel), trained(peft.PeftModel)
+    assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert our_config == their_config and our_config["r"] == 8
