@@ -24,9 +24,9 @@ class PeftModel(SafeFiles, peft.PeftModel):
     nothing is an error or a warning.
     """
 
-    def __init__(self, model, peft_config, adapter_name="default", **options):
+    def __init__(self, model, peft_config, adapter_name="default", *args, **options):
         check_before(model, peft_config, adapter_name)
-        super().__init__(model, peft_config, adapter_name, **options)
+        super().__init__(model, peft_config, adapter_name, *args, **options)
         self._settle(adapter_name)
 
     @classmethod
@@ -47,10 +47,10 @@ class PeftModel(SafeFiles, peft.PeftModel):
             if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
                 fuse(base)
 
-    def add_adapter(self, adapter_name, peft_config, **options):
+    def add_adapter(self, adapter_name, peft_config, *args, **options):
         """PEFT's: an adapter beside the others, not yet active; its layers are fused."""
         check_before(self.get_base_model() if self.peft_config else self.base_model, peft_config, adapter_name)
-        super().add_adapter(adapter_name, peft_config, **options)
+        super().add_adapter(adapter_name, peft_config, *args, **options)
         if "_adapters_disabled" in vars(self):  # else PEFT's constructor adds the first one
             self._settle(adapter_name)
 

@@ -6,6 +6,7 @@ the modules, where two threads meet each other's. Here they live in a context va
 
 import contextlib
 import re
+import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ BASE = "__base__"  # in adapter_names: this row gets no adapter
 TIME_MAJOR = ("fsmt", "xlnet")  # model types of transformers whose layers get [length, batch, ..]
 _SOMETHING_ELSE = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
 _rows: ContextVar["Rows | None"] = ContextVar("pypeft_fast_rows", default=None)
-# Whether any call of this process has named rows yet: a plain global, which costs the other calls nothing and which
-# torch.compile can read.
+# Whether a call that has named rows runs in any thread: a plain global costs the other calls nothing, and torch.compile
+# can read it, as it cannot read a context variable.
 in_use = False
+_running = 0
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,20 @@ def current() -> Rows | None:
 @contextlib.contextmanager
 def using(rows: Rows):
     """Within the block layers apply to each row its own adapter."""
-    global in_use
-    in_use = True
+    _count(1)
     token = _rows.set(rows)
     try:
         yield
     finally:
         _rows.reset(token)
+        _count(-1)
+
+
+def _count(change):
+    global in_use, _running
+    with _lock:
+        _running += change
+        in_use = _running > 0
 
 
 def mark(model, layer_kinds) -> None:

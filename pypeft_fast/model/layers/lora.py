@@ -37,7 +37,8 @@ class FusedLinear(ExactMerge, LoraLinear):
                 self._fused_calls[can_fuse.FUSED] += 1
                 weight, bias, A, B, scaling, p = found
                 return lora_linear_unchecked(x, weight, bias, A, B, float(scaling), float(p))
-        names, rows = kwargs.get("adapter_names"), rows_of_batch.current()
+        names = kwargs.get("adapter_names")
+        rows = rows_of_batch.current() if names is None else None
         held = self._modules["lora_A"]._modules
         if self.disable_adapters or self.merged and names is None and rows is None:
             return super().forward(x, *args, **kwargs)
