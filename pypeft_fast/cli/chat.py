@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import LIBRARY_ERRORS, UserError, as_user_error, need
+from .errors import UserError, as_user_error, need
 from .json_text import check_text, read_object
+from .library_errors import LIBRARY_ERRORS
 from .models import DTYPES, load_base
 from .terminal import calm_libraries, one_line, safe, say
 from .tokens import check_ids, positions, render_prompt
@@ -129,6 +130,7 @@ def parse_adapters(specs: list[str]) -> dict[str, Path]:
         named = equals and (Path(folder).is_dir() or not Path(spec).is_dir())
         path = Path(folder if named else spec)
         name = name if named else path.resolve().name
+        check_text(spec, f"--adapter {spec}")
         if not path.is_dir():
             raise UserError(f"--adapter {spec}: no such folder: {path}")
         if trouble := "is taken already" if name in adapters else _cannot_name(name):

@@ -2,29 +2,10 @@
 
 import importlib.util
 
-from safetensors import SafetensorError
-
-from .terminal import one_line
+from .terminal import cut, one_line
 
 # What to type for a missing module, where it is not just `pip install MODULE`.
 PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}
-
-# What transformers, tokenizers, safetensors and peft raise about a file, a value or a template that is not as it should
-# be. Exception stands for that class alone, see as_user_error.
-LIBRARY_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    SafetensorError,
-    Exception,
-)
 
 
 class UserError(Exception):
@@ -56,4 +37,5 @@ class as_user_error:
         if kind is None or issubclass(kind, UserError):
             return
         if any(kind is meant if meant is Exception else issubclass(kind, meant) for meant in self.kinds):
-            raise UserError(f"{self.what}: {one_line(str(error)) or kind.__name__}") from error
+            says = cut(one_line(str(error)), 1000) or kind.__name__
+            raise UserError(f"{self.what}: {'unknown or missing: ' if kind is KeyError else ''}{says}") from error

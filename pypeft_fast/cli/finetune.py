@@ -9,7 +9,7 @@ from .errors import UserError, as_user_error, need
 from .json_text import check_text
 from .methods import METHODS, method_config, options_of
 from .models import DTYPES, load_base
-from .terminal import calm_libraries, say
+from .terminal import calm_libraries, quoted, say
 
 
 def run(arguments) -> None:
@@ -77,7 +77,8 @@ def _adapted(library, base, settings):
     except UserError as error:
         if settings.target_modules in (None, "all-linear"):
             raise
-        raise UserError(f"{error}; the layers of this model are called {', '.join(layers)}") from error
+        given = f"--target-modules is {quoted(settings.target_modules)}"
+        raise UserError(f"{error}; {given}, and the layers of this model are called {', '.join(layers)}") from error
 
 
 def _settings(arguments, kind):

@@ -3,12 +3,11 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from .. import __version__
 from .errors import UserError
 from .methods import METHODS
-from .option_values import count, positive, positive_int, probability, seed, temperature, top_p
+from .option_values import count, folder, positive, positive_int, probability, seed, temperature, top_p
 from .terminal import safe, say
 
 EXAMPLES = {
@@ -75,7 +74,7 @@ def _add_finetune(parser):
     add = parser.add_argument
     add("--model", required=True, metavar="PATH|smollm2", help="a model's folder, or SmolLM2-135M-Instruct from PyPI")
     add("--data", required=True, metavar="FILE.jsonl|chatterbot:TOPIC", help="what to learn, see below")
-    add("--output", required=True, type=Path, metavar="DIR", help="the folder to write")
+    add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), default="lora", help="the kind of adapter (default: %(default)s)")
     add("--rank", type=positive_int, metavar="N", help="lora, dora: size of the adapter (default: 16)")
     add("--alpha", type=positive, metavar="X", help="lora, dora: the update is scaled by alpha/rank (default: 32)")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .errors import LIBRARY_ERRORS, UserError, as_user_error, need
+from .errors import UserError, as_user_error, need
+from .library_errors import LIBRARY_ERRORS
 from .whole_files import settle
 
 SMOLLM2 = "smollm2"

@@ -1,6 +1,7 @@
 """The values that options take: each is a function from what was typed to the value, or argparse's error."""
 
 import argparse
+from pathlib import Path
 
 from .terminal import cut
 
@@ -27,3 +28,10 @@ probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
 temperature = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
 top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")
+
+
+def folder(text: str) -> Path:
+    """A folder to write into. Its name is not empty and, as safetensors asks for, text without a NUL."""
+    if not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise argparse.ArgumentTypeError(f"{cut(repr(text))} is no folder's name")
+    return Path(text)

@@ -31,7 +31,7 @@ def plot_losses(curves: list[Curve], path: Path) -> None:
     axes = figure.subplots()
     for curve in curves:
         name = safe(curve.name).replace("$", r"\$") or "run"
-        (line,) = axes.plot(range(1, len(curve.losses) + 1), curve.losses, linewidth=1.2, label=f"{name}, training")
+        (line,) = axes.plot(range(1, len(curve.losses) + 1), curve.losses, linewidth=1.2, label=f"training: {name}")
         if curve.before is not None and curve.after is not None:
             axes.plot(
                 [0, len(curve.losses)],
@@ -39,7 +39,7 @@ def plot_losses(curves: list[Curve], path: Path) -> None:
                 "o--",
                 linewidth=0.8,
                 color=line.get_color(),
-                label=f"{name}, held out",
+                label=f"held out: {name}",
             )
     axes.set_xlabel("step")
     axes.set_ylabel("loss per answer token (nats)")

@@ -44,9 +44,9 @@ def quoted(value) -> str:
     return cut(repr(value))
 
 
-def cut(text: str) -> str:
-    """A text, cut after LONGEST characters."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A text, cut after so many characters."""
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
 
 
 def _steers(character: str) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from .data import Example
-from .errors import LIBRARY_ERRORS, UserError, as_user_error
+from .errors import UserError, as_user_error
+from .library_errors import LIBRARY_ERRORS
 
 IGNORE = -100  # the label that torch's cross entropy leaves out
 
