@@ -45,7 +45,8 @@ class BitFitModel(TunerModel):
         super().set_adapter(adapter_name, inference_mode)
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
-        super(TunerModel, self)._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)  # after a file was loaded onto tensors of no memory
+        cast_adapter(self.model, adapter_name, autocast_adapter_dtype)
+        tie(self.model, adapter_name)  # after a file was loaded onto tensors of no memory
 
 
 def check_together(model, names) -> None:
