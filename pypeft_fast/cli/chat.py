@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
+from .adapters import check_files, parse_adapters
 from .errors import UserError, as_user_error, need
-from .json_text import check_text, read_object
+from .json_text import check_text
 from .library_errors import LIBRARY_ERRORS
 from .models import DTYPES, load_base
-from .terminal import calm_libraries, one_line, safe, say
+from .terminal import calm_libraries, say
 from .tokens import check_ids, positions, render_prompt
 
 
@@ -24,7 +25,7 @@ class Chat:
         self.current = self.adapters[0] if adapters else None
         self.model = model
         for number, (name, path) in enumerate(adapters.items()):
-            _check_files(path)
+            check_files(path)
             with as_user_error(f"--adapter {path} cannot be loaded", LIBRARY_ERRORS):
                 if number == 0:
                     self.model = pypeft_fast.PeftModel.from_pretrained(model, path, adapter_name=name)
@@ -83,19 +84,6 @@ class Chat:
         return {"max_new_tokens": room - length if wanted is None else min(wanted, room - length)}
 
 
-def _check_files(folder: Path) -> None:
-    """UserError unless an adapter's files are there and whole: PEFT looks on the hub for what a folder lacks."""
-    from . import damage
-
-    trouble = damage.of_weights(folder / damage.WEIGHTS)
-    if (folder / damage.CONFIG).exists():
-        read_object(folder / damage.CONFIG, f"--adapter {folder} cannot be loaded: {damage.CONFIG}")
-    elif not any(folder.glob(f"{damage.CONFIG}*")):  # one being saved has a longer name, and PeftModel knows it
-        trouble = f"{damage.CONFIG} is missing"
-    if trouble:
-        raise UserError(f"--adapter {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
-
-
 def _roles(messages) -> str:
     return "a message of the role " + " after ".join(m["role"] for m in reversed(messages))
 
@@ -117,37 +105,6 @@ def run(arguments) -> None:
         _answer_once(chat, [*start, {"role": "user", "content": arguments.prompt}], generation)
     else:
         _converse(chat, start, generation)
-
-
-def parse_adapters(specs: list[str]) -> dict[str, Path]:
-    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name.
-
-    UserError: no such folder, or a name that is taken or cannot be one.
-    """
-    adapters: dict[str, Path] = {}
-    for spec in specs:
-        name, equals, folder = spec.partition("=")
-        named = equals and (Path(folder).is_dir() or not Path(spec).is_dir())
-        path = Path(folder if named else spec)
-        name = name if named else path.resolve().name
-        check_text(spec, f"--adapter {spec}")
-        if not path.is_dir():
-            raise UserError(f"--adapter {spec}: no such folder: {path}")
-        if trouble := "is taken already" if name in adapters else _cannot_name(name):
-            raise UserError(f"--adapter {spec}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
-        adapters[name] = path
-    return adapters
-
-
-def _cannot_name(name: str) -> str | None:
-    """Why an adapter cannot have this name, None if it can."""
-    from pypeft_fast.model.files import check_adapter_name
-
-    try:
-        check_adapter_name(name)
-    except ValueError as error:
-        return f"cannot name an adapter ({one_line(str(error))})"
-    return None if name == safe(name) else "cannot name an adapter (it holds control characters)"
 
 
 def _generation(arguments) -> dict:

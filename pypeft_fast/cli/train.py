@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 import resource
 import statistics
 import sys
@@ -74,10 +75,12 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
 
     "losses" of what is returned is the training loss of each step; metrics.json leaves it to the plot.
 
-    Raises UserError, and writes no adapter, if the loss becomes NaN or infinite.
+    Raises UserError, and writes no adapter, if the loss is or becomes NaN or infinite.
     """
     with model.disable_adapter():
         before = held_out_loss(model, data.held_out, collator, settings.batch_size)
+    if before is not None and not math.isfinite(before):
+        raise UserError(f"the base model's own loss is {before}: --model {settings.model} is damaged; get it again")
     trainer = make_trainer(model, data, collator, settings, output)
     train_to_the_end(trainer, checkpoint)
     after = held_out_loss(model, data.held_out, collator, settings.batch_size)

@@ -1,7 +1,12 @@
 """A checkpoint that a kill or a power cut damaged is noticed and named, and the run goes on from an older one."""
 
 import json
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -188,3 +193,26 @@ def test_every_method_goes_on(command, tiny_model, dialogues, tmp_path, method):
     first, second = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "parts"))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(before[key], first[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_the_whole_one(finetune, tiny_model, dialogues, tmp_path):
+    """SIGKILL and SIGTERM to a real process, at moments that fall within a checkpoint more often than not."""
+    random.seed(0)
+    common = ["--model", tiny_model, "--data", dialogues, "--output", tmp_path / "parts", "--batch-size", "4"]
+    steps = ["--rank", "4", "--max-steps", "200", *map(str, OPTIONS), "--save-every", "1"]
+    command = [sys.executable, "-m", "pypeft_fast", "finetune", *map(str, common), *steps]
+    for number in range(4):
+        seen = set(tmp_path.glob("parts/checkpoint-*"))
+        run = subprocess.Popen([*command, "--resume"] if number else command, stderr=subprocess.PIPE, text=True)
+        while run.poll() is None and len(set(tmp_path.glob("parts/checkpoint-*")) - seen) < 2:
+            time.sleep(0.005)
+        time.sleep(random.random() / 20)
+        run.send_signal((signal.SIGKILL, signal.SIGTERM)[number % 2])
+        _, err = run.communicate()
+        assert run.returncode < 0 and "Traceback" not in err
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "going on from" in done.stdout, done.stderr
+    assert finetune(tmp_path / "whole", "--save-every", 100, steps=200)[0] == 0
+    first, second = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(first[key], second[key]) for key in first)

@@ -160,6 +160,17 @@ def test_input_that_is_no_text(command, tiny_model, monkeypatch):
     assert code == 2 and "what was typed is no text" in err
 
 
+def test_a_model_whose_weights_are_nan(finetune, tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = finetune(model=folder)
+    assert code == 2 and f"the base model's own loss is nan: --model {folder} is damaged" in err
+
+
 def test_only_the_errors_meant_become_a_user_s():
     with pytest.raises(ZeroDivisionError), as_user_error("x", (ValueError, Exception)):
         raise ZeroDivisionError
