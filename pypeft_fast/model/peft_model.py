@@ -13,7 +13,7 @@ from .fuse import fuse
 from .joints import torch_encoder
 from .joints.row_names import rows_of_call
 from .mixed_model import PeftMixedModel
-from .wrapping import check_before, warn_after
+from .wrapping import check_before, name_head, warn_after
 
 
 class PeftModel(SafeFiles, peft.PeftModel):
@@ -26,6 +26,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
     def __init__(self, model, peft_config, adapter_name="default", *args, **options):
         check_before(model, peft_config, adapter_name)
+        name_head(peft_config)
         super().__init__(model, peft_config, adapter_name, *args, **options)
         self._settle(adapter_name)
 
@@ -40,7 +41,8 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
     def _settle(self, adapter_name):
         """What is done once an adapter has been put on the model."""
-        if not self.peft_config[adapter_name].is_prompt_learning:
+        name_head(self.peft_config[adapter_name])  # once, where PEFT has named it again
+        if not self._is_prompt_learning:
             base = self.base_model.model
             torch_encoder.keep_layers_called(base)
             warn_after(base, self.peft_config[adapter_name])
@@ -49,7 +51,8 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
     def add_adapter(self, adapter_name, peft_config, *args, **options):
         """PEFT's: an adapter beside the others, not yet active; its layers are fused."""
-        check_before(self.get_base_model() if self.peft_config else self.base_model, peft_config, adapter_name)
+        check_before(self.get_base_model(), peft_config, adapter_name)
+        name_head(peft_config)
         super().add_adapter(adapter_name, peft_config, *args, **options)
         if "_adapters_disabled" in vars(self):  # else PEFT's constructor adds the first one
             self._settle(adapter_name)
@@ -57,8 +60,35 @@ class PeftModel(SafeFiles, peft.PeftModel):
     def delete_adapter(self, adapter_name):
         """PEFT's; a gated feedforward module that has lost its last LoRA adapter runs its own forward again."""
         super().delete_adapter(adapter_name)
+        if self.peft_config and self.active_adapter == adapter_name:  # PEFT asks one layer, which may hold no other
+            self.set_adapter(next(iter(self.peft_config)))
         if self.peft_config and not self._is_prompt_learning:
             fuse(self.base_model.model)
+
+    def set_adapter(self, adapter_name, inference_mode=False):
+        """PEFT's; a list makes several adapters active, whose updates add up."""
+        if isinstance(adapter_name, str) or self._is_prompt_learning:
+            super().set_adapter(adapter_name, inference_mode)
+            return
+        unknown = [name for name in adapter_name if name not in self.peft_config]
+        if unknown or not adapter_name:
+            raise ValueError(f"adapter_name={adapter_name!r}: give names of adapters; there are {list(self.peft_config)}")
+        self.base_model.set_adapter(list(adapter_name), inference_mode)
+        self.active_adapter = adapter_name[0]
+
+    def get_base_model(self):
+        """The user's model, with the adapters in its layers; also when no adapter is left."""
+        return self.base_model if self._is_prompt_learning else self.base_model.model
+
+    @property
+    def active_peft_config(self):
+        """PEFT's: the active adapter's config; when no adapter is left, one that asks for nothing."""
+        return super().active_peft_config if self.peft_config else peft.PeftConfig()
+
+    @property
+    def has_active_enabled_adapter(self):
+        """PEFT's; False when no adapter is left."""
+        return bool(self.peft_config) and super().has_active_enabled_adapter
 
     # Rows of several adapters
 
@@ -94,12 +124,30 @@ class PeftModel(SafeFiles, peft.PeftModel):
                 )
         return model.resize_token_embeddings(*args, **kwargs)
 
-    def merge_and_unload(self, *args, **kwargs):
-        """PEFT's: the user's model with the adapters folded into its weights."""
-        return self._unloaded(self.base_model.merge_and_unload(*args, **kwargs))
+    def merge_adapter(self, *args, **kwargs):
+        """PEFT's; where it raises, what was merged before is merged again and nothing else."""
+        layers = [module for module in self.base_model.modules() if isinstance(module, BaseTunerLayer)]
+        before = [list(layer.merged_adapters) for layer in layers]
+        try:
+            self.base_model.merge_adapter(*args, **kwargs)
+        except (ValueError, RuntimeError):
+            for layer, names in zip(layers, before, strict=True):
+                if layer.merged_adapters != names:
+                    layer.unmerge()
+                    layer.merge(adapter_names=names)
+            raise
+
+    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
+        """PEFT's: the user's model with the adapters folded into its weights; safe_merge raises before it begins."""
+        if safe_merge:
+            self.merge_adapter(adapter_names, safe_merge=True)
+        return self._unloaded(self.base_model.merge_and_unload(progressbar, False, adapter_names))
 
     def unload(self):
         """PEFT's: the user's model with its weights as they were, without adapters."""
+        for layer in self.base_model.modules():
+            if isinstance(layer, BaseTunerLayer) and layer.merged:  # PEFT would leave the merged weight
+                layer.unmerge()
         return self._unloaded(self.base_model.unload())
 
     def _unloaded(self, model):
@@ -188,4 +236,5 @@ def get_peft_model(model, peft_config, adapter_name="default", mixed=False, **op
     check_before(model, peft_config, adapter_name)
     if mixed:
         return PeftMixedModel(model, peft_config, adapter_name=adapter_name)
+    name_head(peft_config)
     return PeftModel._adopt(peft_get_peft_model(model, peft_config, adapter_name, **options))

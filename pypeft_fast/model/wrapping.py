@@ -12,6 +12,17 @@ from torch import nn
 from .files import check_adapter_name
 
 
+# PEFT names the head to save only after all-linear has adapted it, and fails half way. For SEQ_CLS it does so before.
+_HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def name_head(config) -> None:
+    """Puts a task's head among modules_to_save, as PEFT does afterwards, so that it is not among the targets."""
+    heads = _HEADS.get(config.task_type)
+    if heads and hasattr(config, "modules_to_save"):
+        config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
+
+
 def check_before(model, config, adapter_name) -> None:
     """ValueError, before anything is changed: a name that cannot name an adapter, a module to save that lives on.
 

@@ -166,3 +166,51 @@ def test_a_state_dict_of_tied_weights_loads_strictly():
     assert torch.equal(logits(model), logits(other))
     head, embedding = other.get_base_model().lm_head, other.get_base_model().get_input_embeddings()
     assert head.weight is embedding.weight
+
+
+def test_a_list_makes_several_adapters_active():
+    model = two()
+    alone = {}
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        alone[name] = logits(model)
+    model.set_adapter(["default", "second"])
+    assert model.active_adapters == ["default", "second"]
+    both = logits(model)
+    assert all((both - one).abs().max() > 1e-3 for one in alone.values())
+    model.base_model.set_adapter(["default", "second"])
+    assert torch.equal(logits(model), both)
+    for names in (["default", "nope"], []):
+        with pytest.raises(ValueError, match="give names of adapters; there are"):
+            model.set_adapter(names)
+    assert model.active_adapters == ["default", "second"]
+
+
+def test_without_an_adapter_the_model_is_the_base():
+    model = adapted(pf, "llama", task_type="CAUSAL_LM")
+    model.delete_adapter("default")
+    assert model.active_adapters == [] and not model.peft_config
+    with torch.no_grad():
+        assert torch.equal(logits(model), logits(build("llama")))
+    model.add_adapter("new", pf.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.set_adapter("new")
+    assert (logits(model) - logits(build("llama"))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("task,head", [("TOKEN_CLS", "classifier"), ("QUESTION_ANS", "qa_outputs")])
+def test_the_head_of_a_task_is_trained_whole_and_not_adapted(task, head, tmp_path):
+    import transformers as tf
+
+    kind = {"TOKEN_CLS": tf.BertForTokenClassification, "QUESTION_ANS": tf.BertForQuestionAnswering}[task]
+    sizes = dict(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    config = pf.LoraConfig(target_modules="all-linear", task_type=task)
+    model = pf.get_peft_model(kind(tf.BertConfig(**sizes)), config)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert any(f"{head}.modules_to_save.default.weight" in name for name in trained)
+    assert not any(head in name and "lora_" in name for name in trained)
+    saved = model.peft_config["default"].modules_to_save
+    assert head in saved and len(set(saved)) == len(saved)
+    model.add_adapter("second", pf.LoraConfig(target_modules="all-linear", task_type=task))
+    model.save_pretrained(tmp_path)
+    loaded = pf.PeftModel.from_pretrained(kind(tf.BertConfig(**sizes)), tmp_path)
+    assert head in loaded.peft_config["default"].modules_to_save

@@ -1,13 +1,12 @@
 """Which adapter each row of a batch belongs to, for the one call that says so.
 
 `adapter_names` of a model's forward or generate names an adapter a row. PEFT hands the names to the layers by hooks on
-the modules, where two threads meet each other's. Here they live in a context variable: each call sees its own.
+the modules, where two threads meet each other's. Here they live in a variable of the thread: each call sees its own.
 """
 
 import contextlib
 import re
 import threading
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,7 @@ from torch import nn
 BASE = "__base__"  # in adapter_names: this row gets no adapter
 TIME_MAJOR = ("fsmt", "xlnet")  # model types of transformers whose layers get [length, batch, ..]
 _SOMETHING_ELSE = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
-_rows: ContextVar["Rows | None"] = ContextVar("pypeft_fast_rows", default=None)
-# Whether a call that has named rows runs in any thread: a plain global costs the other calls nothing, and torch.compile
-# can read it, as it cannot read a context variable.
+# Whether a call that has named rows runs in any thread: a plain global costs the other calls nothing.
 in_use = False
 _running = 0
 _lock = threading.Lock()
@@ -66,20 +63,30 @@ def positions(names) -> dict[str, list[int]]:
     return found
 
 
+class _OfThread(threading.local):
+    """Not a ContextVar, which torch.compile cannot trace; set in __init__, so that it guards the value in each thread."""
+
+    def __init__(self):
+        self.rows: Rows | None = None
+
+
+_thread = _OfThread()
+
+
 def current() -> Rows | None:
     """The rows of the call that runs in this thread, None if it has named none."""
-    return _rows.get() if in_use else None
+    return _thread.rows if in_use else None
 
 
 @contextlib.contextmanager
 def using(rows: Rows):
     """Within the block layers apply to each row its own adapter."""
     _count(1)
-    token = _rows.set(rows)
+    before, _thread.rows = _thread.rows, rows
     try:
         yield
     finally:
-        _rows.reset(token)
+        _thread.rows = before
         _count(-1)
 
 

@@ -58,6 +58,14 @@ class ExactMerge:
             if value is not None:
                 can_fuse.tensor_of(self.base_layer, name).data = value
 
+    def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight: the frozen one, not the merged
+        names, exact = list(self.merged_adapters), self._frozen is not None
+        if exact:
+            self.unmerge()
+        super().update_layer(*args, **kwargs)
+        if exact:
+            self.merge(adapter_names=names)
+
     def _apply(self, fn, recurse=True):  # .to(), .half(): the frozen values are cast, and merged again
         names, exact = list(self.merged_adapters), self._frozen is not None
         if exact:
