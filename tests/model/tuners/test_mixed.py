@@ -146,6 +146,17 @@ def test_merging_a_bottleneck_is_refused_before_anything_is_merged():
     assert_same(logits(model.unload()), logits(mixed(["l1"]).merge_and_unload()))
 
 
+def test_what_trains_after_each_adding():
+    """The active adapter goes on training, a new one does not yet; two of LoRA share a layer."""
+    model = PeftMixedModel(build("llama"), CONFIGS["bits"](), "bits")
+    for name in ("l1", "neck", "l2"):
+        model.add_adapter(name, CONFIGS["l1" if name == "l2" else name]())
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert trained and all(n.endswith(".bitfit_bias.bits") for n in trained)
+    nest = model.base_model.model.model.layers[0].mlp.down_proj
+    assert set(layers(nest)[LoraLayer].lora_A) == {"l1", "l2"} and nest.base_layer.base_layer is layers(nest)[LoraLayer]
+
+
 def test_training_and_deleting():
     model = mixed(["bits", "l1", "neck"])
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
