@@ -3,12 +3,10 @@
 import copy
 import io
 import pickle
-import threading
 
 import peft
 import pytest
 import torch
-import torch.nn.functional as F
 import transformers as tf
 from torch import nn
 
@@ -314,129 +312,3 @@ def test_gradient_checkpointing():
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
-
-
-class Mixed(nn.Module):
-    """Modules with a bias that are no linear layers, one with a forward of its own and hooks among them."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4)
-        self.scaled, self.hooked = Scaled(6, 6), nn.Linear(6, 6)
-        self.hooked.register_forward_hook(lambda module, args, y: y * 3)
-
-    def forward(self, x):
-        return self.hooked(self.scaled(input=self.norm(self.conv(x))))
-
-
-class Scaled(nn.Linear):
-    def forward(self, input):
-        return 2 * super().forward(input)
-
-
-def test_other_modules_forwards_of_their_own_and_hooks():
-    torch.manual_seed(0)
-    base = Mixed()
-    model = peft.get_peft_model(copy.deepcopy(base), BitFitConfig())
-    liven(model)
-    for name in ("conv", "norm", "scaled", "hooked"):
-        base.get_submodule(name).bias.data.copy_(model.base_model.model.get_submodule(name).bitfit_bias["default"])
-    x = torch.randn(5, 4, 6)
-    assert_same(model(x), base(x))
-    ours, plain = model.base_model.model, base
-    assert torch.equal(ours.norm.running_mean, plain.norm.running_mean) and ours.norm.num_batches_tracked == 1
-
-
-def test_a_forward_that_was_replaced_is_refused():
-    base = Mixed()
-    base.conv.forward = lambda x: x
-    with pytest.raises(ValueError, match="conv, a Conv1d, has a forward of its own: use exclude_modules"):
-        peft.get_peft_model(base, BitFitConfig())
-
-
-@pytest.mark.parametrize("offload", [False, True])
-def test_under_accelerates_hooks(offload):
-    """Its hooks stand in the place of a module's forward; when it offloads, they bring the weights."""
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
-
-    base = Mixed()
-    model = peft.get_peft_model(copy.deepcopy(base), BitFitConfig()).eval()
-    liven(model)
-    x = torch.randn(5, 4, 6)
-    expected = model(x)
-    for layer in layers(model):
-        weights = {n: p.detach().clone() for n, p in layer.base_layer.state_dict().items()} if offload else None
-        add_hook_to_module(
-            layer.base_layer, AlignDevicesHook("cpu", offload=offload, io_same_device=True, weights_map=weights)
-        )
-    assert_same(model(x), expected)
-    for layer in layers(model):
-        remove_hook_from_module(layer.base_layer)  # leaves the forward of the class as the module's own
-    assert "forward" in vars(layers(model)[0].base_layer)
-    assert_same(model(x), expected)
-
-
-def test_attention_that_reads_the_bias_instead_of_calling_the_layer():
-    torch.manual_seed(0)
-    base = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = peft.get_peft_model(copy.deepcopy(base), BitFitConfig())
-    liven(model)
-    for name in biases(base):
-        base.get_submodule(name).bias.data.copy_(model.base_model.model.get_submodule(name).bitfit_bias["default"])
-    x = torch.randn(3, 5, 8)
-    for mode in (False, True):
-        model.train(mode)
-        base.train(mode)
-        with torch.set_grad_enabled(mode):
-            torch.manual_seed(1)
-            ours = model(x)
-            torch.manual_seed(1)
-            assert_same(ours, base(x))
-    ours.sum().backward()
-    assert all(p.grad.any() for n, p in model.named_parameters() if "self_attn" in n and p.requires_grad)
-    with pytest.raises(ValueError, match="the model reads this bias"), rows.using(rows.Rows(("default",) * 3)):
-        model.eval()(x)
-
-
-class Meeting(nn.LayerNorm):
-    """A layer norm whose calls wait for one in another thread, if it is told to, before they read the bias."""
-
-    meet = None
-
-    def forward(self, x):
-        if self.meet is not None:
-            self.meet.wait()
-        return super().forward(x)
-
-
-def test_threads_do_not_meet():
-    """Two calls at once in the same module, with a bias each: the module's own is never touched."""
-    norm = Meeting(4)
-    own = norm.bias.detach().clone()
-    model = peft.get_peft_model(nn.Sequential(norm), BitFitConfig()).eval()
-    liven(model)
-    x = torch.randn(3, 4)
-    expected = {"default": model(x), "__base__": F.layer_norm(x, (4,), norm.weight, own)}
-    norm.meet = threading.Barrier(2, timeout=60)
-    found = {}
-
-    def run(name):
-        with torch.no_grad(), rows.using(rows.Rows((name,) * 3, features=True)):
-            found[name] = model(x)
-
-    threads = [threading.Thread(target=run, args=(name,)) for name in expected]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert torch.equal(norm.bias, own)
-
-
-def test_compiled_without_graph_breaks():
-    model = biased("bert").bert.encoder.layer[0].output.LayerNorm
-    x = torch.randn(3, 32)
-    torch._dynamo.reset()
-    explained = torch._dynamo.explain(model)(x)
-    assert explained.graph_break_count == 0
-    assert torch.equal(torch.compile(model, backend="eager")(x), model(x))

@@ -117,6 +117,7 @@ def test_a_model_whose_modules_have_names_like_ours(tmp_path):
         embedding_size=16, intra_bottleneck_size=16, true_hidden_size=16, num_feedforward_networks=1,
     )  # fmt: skip
     base = tf.MobileBertForSequenceClassification(config).eval()
+    base.bottleneck_extra = nn.Linear(2, 2)
     model = adapted("mobilebert", copy.deepcopy(base), placement="pfeiffer")
     assert any("bottleneck.input.dense" in name for name, _ in base.named_parameters())
     keys = set(peft.get_peft_model_state_dict(model))
