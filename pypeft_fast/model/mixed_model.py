@@ -11,6 +11,7 @@ from .joints import torch_encoder
 from .tuners.config import TunerConfig
 from .tuners.mixed import MixedModel
 from .tuners.nesting import arrange
+from .wrapping import check_before, warn_after
 
 
 class PeftMixedModel(peft.PeftMixedModel):
@@ -29,6 +30,7 @@ class PeftMixedModel(peft.PeftMixedModel):
     def __init__(self, model, peft_config, adapter_name="default"):
         nn.Module.__init__(self)
         _check_method(peft_config)
+        check_before(model, peft_config, adapter_name)
         _prepare_model_for_gradient_checkpointing(model)
         self.modules_to_save = self._loading = None
         self.base_model = MixedModel(model, {adapter_name: peft_config}, adapter_name)
@@ -38,7 +40,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         self.config = getattr(model, "config", DUMMY_MODEL_CONFIG)
         if hasattr(self.config, "pretraining_tp"):
             self.config.pretraining_tp = 1  # as in PEFT: the model must not cut its weights into slices
-        self._settle()
+        self._settle(adapter_name)
 
     def add_adapter(self, adapter_name, peft_config, low_cpu_mem_usage=False, autocast_adapter_dtype=True):
         """An adapter beside the others, not yet active.
@@ -48,6 +50,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         _check_method(peft_config)
         if adapter_name in self.peft_config:
             raise ValueError(f"adapter_name={adapter_name!r}: there is such an adapter already; delete it first")
+        check_before(self.base_model.model, peft_config, adapter_name)
         self.peft_config[adapter_name] = peft_config
         model, added = self.base_model.model, False
         try:
@@ -58,7 +61,7 @@ class PeftMixedModel(peft.PeftMixedModel):
                 del self.peft_config[adapter_name]
         self.set_modules_to_save(peft_config, adapter_name)
         self.base_model._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        self._settle()
+        self._settle(adapter_name)
         arrange(model, first=self._loading)
 
     def load_adapter(self, model_id, adapter_name, *args, **kwargs):
@@ -85,8 +88,9 @@ class PeftMixedModel(peft.PeftMixedModel):
         """PEFT's: the user's model with its weights as they were, without adapters."""
         return self._unloaded(super().unload(*args, **kwargs))
 
-    def _settle(self):
+    def _settle(self, adapter_name):
         torch_encoder.keep_layers_called(self.base_model.model)
+        warn_after(self.base_model.model, self.peft_config[adapter_name])
         fuse(self.base_model.model)
 
     def _unloaded(self, model):

@@ -65,15 +65,15 @@ class PeftModel(SafeFiles, peft.PeftModel):
         if self.peft_config and not self._is_prompt_learning:
             fuse(self.base_model.model)
 
-    def set_adapter(self, adapter_name, inference_mode=False):
+    def set_adapter(self, adapter_name, *args, **options):
         """PEFT's; a list makes several adapters active, whose updates add up."""
         if isinstance(adapter_name, str) or self._is_prompt_learning:
-            super().set_adapter(adapter_name, inference_mode)
+            super().set_adapter(adapter_name, *args, **options)
             return
         unknown = [name for name in adapter_name if name not in self.peft_config]
         if unknown or not adapter_name:
             raise ValueError(f"adapter_name={adapter_name!r}: give names of adapters; there are {list(self.peft_config)}")
-        self.base_model.set_adapter(list(adapter_name), inference_mode)
+        self.base_model.set_adapter(list(adapter_name), *args, **options)
         self.active_adapter = adapter_name[0]
 
     def get_base_model(self):

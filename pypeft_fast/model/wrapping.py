@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .files import check_adapter_name
+from .tuners.bitfit_layer import BitFitLayer
 
 
 # PEFT names the head to save only after all-linear has adapted it, and fails half way. For SEQ_CLS it does so before.
@@ -85,7 +86,7 @@ def read_not_called(model) -> dict[str, str | None]:
     around = dict(model.named_modules())
     found = {}
     for name, module in around.items():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, BitFitLayer):  # whose bias may be read
             parent, _, child = name.rpartition(".")
             kind = type(around[parent])
             found[name] = kind.__name__ if child in _weights_read(kind) else None
