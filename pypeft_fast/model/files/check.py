@@ -4,80 +4,99 @@ import contextlib
 import re
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .dry_run import Place, is_needless
-from .tensors import FLOATS, INTEGERS, File, plain, plain_names
+from .names import plain, plain_names
+
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+MAY_BE_INFINITE = ".vblora_logits"  # VB-LoRA writes those of vectors that were not chosen as minus infinity
+OLD_FILES = ("BITFIT", "BOTTLENECK")  # methods of this package whose tensors had other names
 
 
-def check(file: File, place: Place | None, key_mapping=None, ignore_mismatched_sizes=False) -> dict[str, str]:
+def read_tensors(path, pinned) -> dict[str, torch.Tensor]:
+    """{name: tensor} of the weights at pinned. ValueError that names path if they are empty, truncated, corrupt, or
+    their header is too large."""
+    try:
+        return load_file(pinned)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again") from error
+
+
+def check(path, tensors, config, place: Place | None, options: dict) -> dict[str, str]:
     """{name in the file: name for PEFT} of the tensors to load.
 
     place: where they go; None if that cannot be known, and then dtypes and values alone are checked.
-    key_mapping: PEFT's renamings {regular expression: replacement}, which it applies itself when it loads.
+    options: of PEFT's loading; key_mapping {regular expression: replacement} and ignore_mismatched_sizes count here.
 
     ValueError names the first tensor that does not fit.
     """
-    names = plain_names(file.held)
-    if place is None:
-        for key in names:
-            file.check_dtype(key, None)
-            file.check_finite(key, None)
-        return names
-    own = _own_names(place)
-    names = {key: own.get(name, name) for key, name in names.items()}
-    mapped = {key: _mapped(name, key_mapping) for key, name in names.items()}
-    beside = _beside(place, [name for name in mapped.values() if name not in place.tensors])
-    for key, name in mapped.items():
-        if name in beside and beside[name][0] != name:
-            names[key] = mapped[key] = beside[name][0]
-    known = place.tensors | dict(beside.values())
-    _check_names(file, place, mapped, known, ignore_mismatched_sizes)
-    for key, name in mapped.items():
-        reference = known.get(name)
-        file.check_dtype(key, None if reference is None else reference.dtype)
-        file.check_finite(key, reference)
+    names = plain_names(tensors)
+    if config.peft_type in OLD_FILES:
+        from pypeft_fast.model.tuners.old_files import current_keys
+
+        today = current_keys(config.peft_type, {name: key for key, name in names.items()})
+        names = {key: name for name, key in today.items()}
+    names = {key: _mapped(name, options.get("key_mapping")) for key, name in names.items()}
+    known = {}
+    if place is not None:
+        embeddings = _embeddings(place.model)
+        known = {name: tensor for name, tensor in embeddings.values()} | place.tensors
+        own = [name for name, _ in place.model.named_parameters(remove_duplicate=False)]
+        own = {plain(name): name for name in (*own, *place.tensors) if "_orig_mod." in name}
+        own = {alias: name for alias, (name, _) in embeddings.items() if alias not in place.tensors} | own
+        names = {key: own.get(name, name) for key, name in names.items()}
+        held = {name: tensors[key] for key, name in names.items()}
+        _check_names(path, held, place, known, options.get("ignore_mismatched_sizes", False))
+    for key, name in names.items():
+        _check_values(path, key, tensors[key], known.get(name))
     return names
 
 
-def _check_names(file, place, mapped, known, ignore_mismatched_sizes):
+def _check_names(path, held, place, known, ignore_mismatched_sizes):
     """ValueError unless names and shapes are those of the model, or PEFT renames them so that they are."""
-    fault = _first_fault(file, place, mapped, known, ignore_mismatched_sizes)
-    if fault is None and not (place.config.is_prompt_learning and not place.config.inference_mode):
-        return
-    dtypes = FLOATS | INTEGERS
-    empty = {
-        name: torch.empty(file.held[key].shape, dtype=dtypes.get(file.held[key].dtype, torch.float32), device="meta")
-        for key, name in mapped.items()
-    }
-    verdict = place.verdict(empty)
-    if verdict is not None and (fault or not ignore_mismatched_sizes):
-        raise ValueError(f"{file.path} {fault or f'does not fit this model: {verdict}'}")
+    fault = _fault(held, place, known, ignore_mismatched_sizes)
+    trains_prompt = place.config.is_prompt_learning and not place.config.inference_mode
+    if fault or (trains_prompt and not ignore_mismatched_sizes):
+        verdict = place.verdict(held)
+        if verdict is not None:
+            fault = fault or f"does not fit this model: {verdict}"
+            raise ValueError(f"{path} {fault}; is it an adapter of this base model?")
 
 
-def _first_fault(file, place, mapped, known, ignore_mismatched_sizes) -> str | None:
-    held = {name: file.held[key] for key, name in mapped.items()}
+def _fault(held, place, known, ignore_mismatched_sizes) -> str | None:
     for name, tensor in known.items():
-        if name in held and held[name].shape != tuple(tensor.shape) and not ignore_mismatched_sizes:
-            return (
-                f"does not fit: {name} has shape {held[name].shape}, this model and config expect "
-                f"{tuple(tensor.shape)}; is it an adapter of this base model?"
-            )
-    missing = sorted(set(place.tensors) - set(held))
-    if missing:
-        return f"has no {missing[0]}, which the config and this model ask for; is it an adapter of this base model?"
-    extra = sorted(name for name in set(held) - set(known) if not is_needless(place.model, name))
-    if extra:
-        return f"has {extra[0]}, which this model and config have no place for; is it an adapter of this base model?"
+        if name in held and held[name].shape != tensor.shape and not ignore_mismatched_sizes:
+            found, expected = tuple(held[name].shape), tuple(tensor.shape)
+            return f"does not fit: {name} has shape {found}, this model and config expect {expected}"
+    if missing := sorted(set(place.tensors) - set(held)):
+        return f"has no {missing[0]}, which the config and this model ask for"
+    if extra := sorted(name for name in set(held) - set(known) if not is_needless(place.model, name)):
+        return f"has {extra[0]}, which this model and config have no place for"
     return None
 
 
-def _own_names(place) -> dict[str, str]:
-    """{plain name: the model's own} where the model has compiled blocks."""
-    own = {plain(name): name for name in place.tensors if "_orig_mod." in name}
-    for name, _ in place.model.named_parameters(remove_duplicate=False):
-        if "_orig_mod." in name:
-            own.setdefault(plain(name), name)
-    return own
+def _check_values(path, key, tensor, reference):
+    """ValueError unless the numbers are of a kind that the model has there (reference: its tensor, or None), and
+    finite where the model's own are."""
+    needs_float = reference is not None and reference.is_floating_point()
+    if tensor.dtype not in FLOATS and (needs_float or tensor.is_floating_point() or tensor.is_complex()):
+        where = "this model has floating ones" if needs_float else "no adapter has such"
+        raise ValueError(
+            f"{path}: {key} holds numbers of dtype {tensor.dtype}, where {where}; save it as float32, float16 or "
+            "bfloat16"
+        )
+    bad = ~torch.isfinite(tensor)
+    if not bad.any() or (MAY_BE_INFINITE in key and not tensor.isnan().any()):
+        return
+    if reference is not None and not reference.is_meta and not torch.isfinite(reference).all():
+        return
+    first = bad.nonzero()[0].tolist()
+    raise ValueError(
+        f"{path}: {key} has {int(bad.sum())} values of {tensor.numel()} that are NaN or infinite, the first "
+        f"{tensor[tuple(first)].item()} at {first}; load an earlier checkpoint"
+    )
 
 
 def _mapped(name, key_mapping) -> str:
@@ -90,28 +109,21 @@ def _mapped(name, key_mapping) -> str:
     return name
 
 
-def _beside(place, names) -> dict[str, tuple[str, torch.Tensor]]:
-    """{name: (the model's own name, tensor)} of those that are of input or output embeddings.
+def _embeddings(model) -> dict[str, tuple[str, torch.Tensor]]:
+    """{name in a file: (the model's own name, tensor)} of the input and output embeddings.
 
     PEFT writes these too where the vocabulary was resized or a config targets one by name; there the model has the
     layer's weight as `base_layer.weight`.
     """
-    if not names:
-        return {}
-    embeddings = []
+    layers = []
     for side in ("input", "output"):
-        with contextlib.suppress(
-            NotImplementedError, AttributeError, TypeError
-        ):  # models of images and sound have none
-            embeddings.append(getattr(place.model, f"get_{side}_embeddings")())
-    embeddings += [layer.base_layer for layer in embeddings if hasattr(layer, "base_layer")]
+        with contextlib.suppress(NotImplementedError, AttributeError, TypeError):  # models of images and sound
+            layers.append(getattr(model, f"get_{side}_embeddings")())
+    layers += [layer.base_layer for layer in layers if hasattr(layer, "base_layer")]
     found = {}
-    for module_name, module in place.model.named_modules(remove_duplicate=False):
-        if not any(module is layer for layer in embeddings):
-            continue
-        for key, tensor in module.named_parameters(recurse=False):
-            own = f"{module_name}.{key}"
-            for name in (own, own.replace(".base_layer.", "."), f"{module_name}.base_layer.{key}"):
-                if name in names:
-                    found[name] = (own, tensor)
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        if any(module is layer for layer in layers):
+            for key, tensor in module.named_parameters(recurse=False):
+                own = f"{module_name}.{key}"
+                found |= {own: (own, tensor), own.replace(".base_layer.", "."): (own, tensor)}
     return found

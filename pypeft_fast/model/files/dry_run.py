@@ -2,17 +2,18 @@
 
 PEFT itself injects, so that names, shapes and errors are its own for every method. Initialisations that compute on the
 base's weights (PiSSA, OLoRA, LoftQ, ...) are switched off, new tensors lie on the meta device. Where that is impossible
-or costs as much as loading itself, there is no dry run: see `rehearsable`.
+or costs as much as loading itself, there is no dry run.
 """
 
+import contextlib
 import copy
+import re
 import warnings
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from .skeleton import skeleton, to_meta, untouched
 
 # They decompose the base's weights, or load further adapters, while they are injected.
 COSTLY = {"OSF", "FROD", "PSOFT", "ADAMSS", "XLORA"}
@@ -22,7 +23,7 @@ COSTLY = {"OSF", "FROD", "PSOFT", "ADAMSS", "XLORA"}
 class Place:
     """Where a file's tensors go: `model` has the adapter, `tensors` are those that PEFT would write, by a file's names.
 
-    model is a skeleton, or the user's own model if it has the adapter already; it is to be read only.
+    model is a skeleton, or the user's own if it has the adapter already: to be read only.
     """
 
     model: nn.Module
@@ -35,12 +36,11 @@ class Place:
 
         PEFT's loading runs on empty tensors, so that its renamings of older files count.
         """
+        from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
         from peft.utils import set_peft_model_state_dict
 
-        with untouched(self.model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trial = skeleton(self.model)
-            to_meta(trial)
+        with _untouched(self.model):
+            trial = skeleton(self.model, is_meta=True)
             empty = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
             try:
                 result = set_peft_model_state_dict(trial, empty, adapter_name=self.adapter)
@@ -48,32 +48,47 @@ class Place:
                 return None
             except (RuntimeError, KeyError, ValueError) as error:
                 return str(error)
-        lost = [key for key in result.unexpected_keys if key not in self.tensors and not is_needless(trial, key)]
-        return f"{lost[0]} has no place" if lost else _missing(self.config, self.adapter, result.missing_keys)
-
-
-def rehearsable(model, config) -> bool:
-    """Whether a dry run can be made: not for methods that compute for long or load more files, nor on shards."""
-    costly = config.peft_type in COSTLY or getattr(config, "kasa_config", None) is not None
-    sharded = getattr(model, "_tp_size", None) or any(hasattr(p, "ds_id") for p in model.parameters())
-    return not (costly or sharded)
+        for key in result.unexpected_keys:
+            if key not in self.tensors and not is_needless(trial, key):
+                return f"{key} has no place"
+        shared = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")  # listed once a layer
+        prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(self.config.peft_type, "")
+        for key in result.missing_keys:
+            if prefix in key and f".{self.adapter}" in key and not any(name in key for name in shared):
+                return f"{key} is missing"
+        return None
 
 
 def rehearse(model: nn.Module, config, adapter_name: str) -> Place | None:
     """The place of a new adapter on this model, be it bare or a PeftModel; None if there can be no dry run.
 
-    Raises what PEFT raises for this config. The model stays as it is, whatever happens.
+    That is so for methods that compute for long or load more files, and on shards. Raises what PEFT raises for this
+    config. The model stays as it is, whatever happens.
     """
-    if not rehearsable(model, config):
+    is_costly = config.peft_type in COSTLY or getattr(config, "kasa_config", None) is not None
+    if is_costly or getattr(model, "_tp_size", None) or any(hasattr(p, "ds_id") for p in model.parameters()):
         return None
-    try:
-        return _inject(model, config, adapter_name, low_cpu_mem_usage=True)
-    except NotImplementedError:  # an initialisation without a meta form
-        pass
-    try:
-        return _inject(model, config, adapter_name, low_cpu_mem_usage=False)
-    except (NotImplementedError, RuntimeError):  # nor can it be made twice: PEFT decides when it loads
-        return None
+    for low_cpu_mem_usage in (True, False):
+        with contextlib.suppress(NotImplementedError):  # an initialisation without a meta form
+            return _inject(model, config, adapter_name, low_cpu_mem_usage)
+    return None
+
+
+def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
+    import peft
+
+    config = copy.deepcopy(config)
+    config.inference_mode = True
+    if hasattr(config, "init_lora_weights"):
+        config.init_lora_weights = False
+    with _untouched(model):
+        clone = skeleton(model)
+        if isinstance(model, peft.PeftModel):
+            peft_class(type(clone)).add_adapter(clone, adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
+        else:
+            kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
+            clone = kind(clone, config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        return present(clone, adapter_name)
 
 
 def present(model: nn.Module, adapter_name: str) -> Place:
@@ -107,45 +122,52 @@ def is_needless(model, key) -> bool:
     embeddings: the trained values again, or the frozen ones."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    for middle in (".modules_to_save.", ".original_module."):
-        name, found, _ = key.partition(middle)
-        if found and isinstance(_submodule(model, name), AuxiliaryTrainingWrapper):
-            return True
-    return False
+    name, *copies = re.split(r"\.(?:modules_to_save|original_module)\.", key)
+    return bool(copies) and any(
+        name == other and isinstance(module, AuxiliaryTrainingWrapper)
+        for other, module in model.named_modules(remove_duplicate=False)
+    )
 
 
-def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
-    import peft
+def skeleton(value, is_meta=False, memo=None):
+    """A clone of a model whose modules, hooks, plain containers and configs are its own, each once, so that ties stay
+    ties; anything else is shared, above all the tensors.
 
-    config = copy.deepcopy(config)
-    config.inference_mode = True
-    if hasattr(config, "init_lora_weights"):
-        config.init_lora_weights = False
-    with untouched(model), warnings.catch_warnings():
+    is_meta: tensors become empty ones on the meta device, and what is loaded into them has no effect anywhere.
+    """
+    memo = {} if memo is None else memo
+    kind = type(value)
+    if id(value) in memo:
+        return memo[id(value)]
+    is_module = isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule)  # that one lives in C++
+    if is_module or hasattr(kind, "model_type"):  # a config of transformers, into which PeftModel writes
+        clone = memo[id(value)] = object.__new__(kind)
+        clone.__dict__.update((name, skeleton(item, is_meta, memo)) for name, item in value.__dict__.items())
+    elif kind in (dict, OrderedDict, defaultdict):
+        clone = memo[id(value)] = copy.copy(value)
+        clone.update((key, skeleton(item, is_meta, memo)) for key, item in value.items())
+    elif kind is list:
+        clone = memo[id(value)] = []
+        clone.extend(skeleton(item, is_meta, memo) for item in value)
+    elif kind in (tuple, set):
+        clone = memo[id(value)] = kind(skeleton(item, is_meta, memo) for item in value)
+    elif is_meta and isinstance(value, torch.Tensor):
+        clone = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        clone = memo[id(value)] = nn.Parameter(clone, False) if isinstance(value, nn.Parameter) else clone
+    else:
+        clone = value
+    return clone
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module):
+    """Within the block PEFT may work on a skeleton, without a warning; afterwards the parameters that it shares with
+    the model have the requires_grad that they had, and the generator of random numbers its state."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        clone = skeleton(model)
-        if isinstance(model, peft.PeftModel):
-            peft_class(type(clone)).add_adapter(clone, adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
-        else:
-            kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)
-            clone = kind(clone, config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
-        return present(clone, adapter_name)
-
-
-def _missing(config, adapter, keys) -> str | None:
-    """The first tensor of the adapter that would not be loaded. Those that layers share are listed once a layer."""
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-
-    shared = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
-    for key in keys:
-        if prefix in key and f".{adapter}" in key and not any(name in key for name in shared):
-            return f"{key} is missing"
-    return None
-
-
-def _submodule(model, name):
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
+        try:
+            yield
+        finally:
+            for parameter, trains in before:
+                parameter.requires_grad_(trains)

@@ -1,14 +1,25 @@
-"""A pair of files that belong together, held open: whatever a saver does meanwhile, these are the ones."""
+"""An adapter's two files as a pair of one save, held open; and where they are, on this machine or the hub.
+
+A save brings both files whole under other names, then renames the weights, then the config. The first rename is the
+moment of change: before it the old pair is there untouched, and after it a reader takes the config from its pending
+file until the second rename has happened. That file's name holds the fingerprint of what lies in the folder between the
+two, the old config and the new weights: as soon as anything else, such as PEFT, has written either, it is out of force.
+"""
 
 import contextlib
+import hashlib
+import inspect
 import os
+import re
 import stat
 import time
 from dataclasses import dataclass
 
-from .layout import CONFIG, PICKLE, WEIGHTS, pending_name, pending_names, read_all
-
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
 TRIES = 50
+_HEADER = 100_000_000  # bytes, the most that safetensors reads
+_SAMPLE = 1024  # bytes of every tensor
 
 
 class NoAdapter(FileNotFoundError, ValueError):
@@ -17,34 +28,69 @@ class NoAdapter(FileNotFoundError, ValueError):
 
 @dataclass
 class Pair:
-    """The config's text (None if there is none and none is needed), and a descriptor of the weights."""
+    """The config's text (None if there is none and none is needed), and `pinned`, a path that opens its weights even if
+    the folder has others by now."""
 
-    folder: str
+    config_path: str
+    weights_path: str
     config: bytes | None
-    weights: int
+    pinned: str
 
-    @property
-    def config_path(self) -> str:
-        return os.path.join(self.folder, CONFIG)
 
-    @property
-    def weights_path(self) -> str:
-        return os.path.join(self.folder, WEIGHTS)
+def pending_name(config: bytes | None, weights: int) -> str:
+    """The name of the config that is in force while this config and these weights (a descriptor) lie beside it.
 
-    @property
-    def pinned(self) -> str:
-        """A path that opens the same weights, even if the folder has others by now."""
-        return f"{'/proc/self/fd' if os.path.isdir('/proc/self/fd') else '/dev/fd'}/{self.weights}"
+    Of the weights the header and the start of every tensor count: two saves differ in some of them, and reading all of
+    a large file would cost more than writing it.
+    """
+    digest = hashlib.sha256(hashlib.sha256(config or b"").digest())
+    length = min(int.from_bytes(os.pread(weights, 8, 0), "little"), _HEADER)
+    header = os.pread(weights, length, 8)
+    digest.update(os.fstat(weights).st_size.to_bytes(8, "little") + header)
+    for offsets in re.finditer(rb'"data_offsets"\s*:\s*\[\s*(\d{1,18})', header):
+        digest.update(os.pread(weights, _SAMPLE, 8 + length + int(offsets[1])))
+    return f"{CONFIG}.{digest.hexdigest()[:32]}.new"
+
+
+def folder_of(model_id, where: dict) -> str:
+    """The adapter's folder: that one itself, or a snapshot in the hub's cache, downloaded if need be.
+
+    As in PEFT a folder without an adapter's files is taken for a hub's id, if it can be one. NoAdapter: neither has it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    within = where.get("subfolder") or ""
+    path = os.path.join(os.fspath(model_id), within) if within else os.fspath(model_id)
+    with contextlib.suppress(NoAdapter):
+        if any(name.startswith((CONFIG, WEIGHTS, PICKLE)) for name in _listed(path)):
+            return path
+    options = {k: v for k, v in where.items() if k in inspect.signature(snapshot_download).parameters}
+    options["token"] = where.get("token") or where.get("use_auth_token")
+    try:
+        snapshot = snapshot_download(
+            model_id, allow_patterns=[os.path.join(within, name) for name in (CONFIG, WEIGHTS)], **options
+        )
+        folder = os.path.join(snapshot, within)
+        _listed(folder)
+        return folder
+    except HFValidationError:  # it can be no hub id, and opening it says what is missing
+        return path
+    except (OSError, ValueError) as error:  # the hub's errors, or not cached while offline
+        there = "this folder holds no adapter" if os.path.isdir(path) else "there is no such folder"
+        raise NoAdapter(
+            f"Can't find '{CONFIG}' and {WEIGHTS} at '{path}': {there}, nor are they on the hub or in its cache "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); give an adapter's folder or a hub id"
+        ) from error
 
 
 @contextlib.contextmanager
 def opened(folder, needs_config=True):
     """A Pair of the folder. NoAdapter if a file is missing, PermissionError, ValueError if it is no regular file,
     RuntimeError if the folder changes without end."""
-    folder = os.fspath(folder)
     for attempt in range(TRIES):
         with contextlib.ExitStack() as stack:
-            pair = _attempt(folder, needs_config, stack)
+            pair = _attempt(os.fspath(folder), needs_config, stack)
             if pair is not None:
                 yield pair
                 return
@@ -57,56 +103,47 @@ def opened(folder, needs_config=True):
 
 def _attempt(folder, needs_config, stack) -> Pair | None:
     """Opens both files, then looks whether they are still the folder's; None if a saver was at work in between."""
-    config_path, weights_path = os.path.join(folder, CONFIG), os.path.join(folder, WEIGHTS)
-    _check_folder(folder)
-    config = _open(config_path, stack)
-    weights = _open(weights_path, stack)
-    before = _identity(config), _identity(weights)
-    names = pending_names(folder)
-    text = None if config is None else read_all(config)
-    if weights is not None and names:
-        name = pending_name(text, weights)
-        pending = _open(os.path.join(folder, name), stack) if name in names else None
-        if name in names and pending is None:
-            return None
-        text = text if pending is None else read_all(pending)
-    if before != (_identity(_open(config_path, stack)), _identity(_open(weights_path, stack))):
+    names = sorted(_listed(folder))
+    paths = [os.path.join(folder, name) for name in (CONFIG, WEIGHTS)]
+    config, weights = files = [_open(path, stack) for path in paths]
+    before = [_identity(file) for file in files]
+    text = _text(config)
+    if weights is not None:
+        pending = _open(os.path.join(folder, pending_name(text, weights)), stack)
+        text = text if pending is None else _text(pending)
+    if before != [_identity(_open(path, stack)) for path in paths] or before != [_identity(file) for file in files]:
         return None
-    if before != (_identity(config), _identity(weights)):  # written in place
-        return None
+    holds = f"it holds {', '.join(names[:20]) or 'nothing'}"
     if weights is None:
-        what = _contents(folder)
-        if os.path.isfile(os.path.join(folder, PICKLE)):
-            what = (
+        if PICKLE in names:
+            holds = (
                 f"{PICKLE} is a pickle, which is never read: where it is trusted, load it with peft and save it again"
             )
-        raise NoAdapter(f"{folder} has no {WEIGHTS}; {what}")
+        raise NoAdapter(f"{folder} has no {WEIGHTS}; {holds}")
     if text is None and needs_config:
-        raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': {_contents(folder)}; give an adapter's folder")
-    return Pair(folder, text, weights)
+        raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': {holds}; give an adapter's folder")
+    return Pair(*paths, text, f"/dev/fd/{weights}")
 
 
-def _check_folder(folder):
+def _listed(folder) -> list[str]:
+    """The names in the folder."""
     try:
-        found = os.stat(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        raise NoAdapter(
-            f"Can't find '{CONFIG}' at '{folder}': there is no such folder; give an adapter's folder"
-        ) from None
-    except PermissionError:
-        raise PermissionError(f"{folder} cannot be read: permission denied; ask its owner for access") from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': that is a file; give the adapter's folder")
+        with _permitted(folder):
+            return os.listdir(folder)
+    except FileNotFoundError:
+        what = "there is no such folder"
+    except NotADirectoryError:
+        what = "that is a file"
+    raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': {what}; give the adapter's folder")
 
 
 def _open(path, stack) -> int | None:
     """A descriptor that the stack closes, or None if there is no such file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+        with _permitted(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
     except FileNotFoundError:
         return None
-    except PermissionError:
-        raise PermissionError(f"{path} cannot be read: permission denied; ask its owner for access") from None
     stack.callback(os.close, descriptor)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -115,13 +152,19 @@ def _open(path, stack) -> int | None:
     return descriptor
 
 
+@contextlib.contextmanager
+def _permitted(path):
+    try:
+        yield
+    except PermissionError:
+        raise PermissionError(f"{path} cannot be read: permission denied; ask its owner for access") from None
+
+
+def _text(descriptor) -> bytes | None:
+    return None if descriptor is None else os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
 def _identity(descriptor):
     """What is another if the file is, or if it was written since."""
-    if descriptor is None:
-        return None
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _contents(folder):
-    return f"it holds {', '.join(sorted(os.listdir(folder))[:20]) or 'nothing'}"
+    found = None if descriptor is None else os.fstat(descriptor)
+    return found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

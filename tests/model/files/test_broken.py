@@ -41,6 +41,11 @@ def huge_header(folder):
     (folder / WEIGHTS).write_bytes((2**60).to_bytes(8, "little") + b"{}")
 
 
+def endless_header(folder):
+    header = b'{"x": {"data_offsets": [0, 4]}}'
+    (folder / WEIGHTS).write_bytes((2**64 - 1).to_bytes(8, "little") + header)
+
+
 def deep_header(folder):
     header = b"[" * 100_000 + b"]" * 100_000
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
@@ -96,6 +101,7 @@ BROKEN = {
     "cut in the header": (lambda f: truncate(f, 20), ValueError, "truncated or corrupt"),
     "empty": (lambda f: truncate(f, 0), ValueError, "truncated or corrupt"),
     "huge header": (huge_header, ValueError, "truncated or corrupt.*copy or save the adapter again"),
+    "endless header": (endless_header, ValueError, "truncated or corrupt"),
     "deep header": (deep_header, ValueError, "truncated or corrupt"),
     "config empty": (text(b" \n"), ValueError, "adapter_config.json is empty; save the adapter again"),
     "config cut": (text(b'{"peft_type": "LO'), ValueError, "adapter_config.json is not JSON"),
@@ -137,11 +143,15 @@ BROKEN = {
         "has extra, which this model and config have no place for",
     ),
     "no tensors": (weights(lambda t: t.clear()), ValueError, "has no base_model.*which the config and this model ask"),
-    "integers": (cast(torch.int32), ValueError, "q_proj.lora_A.weight holds numbers of dtype I32.*save it as float32"),
-    "bytes": (cast(torch.uint8), ValueError, "numbers of dtype U8"),
-    "bools": (cast(torch.bool), ValueError, "numbers of dtype BOOL"),
-    "complex": (cast(torch.complex64), ValueError, "numbers of dtype C64"),
-    "float8": (cast(torch.float8_e4m3fn), ValueError, "numbers of dtype F8_E4M3"),
+    "integers": (
+        cast(torch.int32),
+        ValueError,
+        "q_proj.lora_A.weight holds numbers of dtype torch.int32.*save it as float32",
+    ),
+    "bytes": (cast(torch.uint8), ValueError, "numbers of dtype torch.uint8"),
+    "bools": (cast(torch.bool), ValueError, "numbers of dtype torch.bool"),
+    "complex": (cast(torch.complex64), ValueError, "numbers of dtype torch.complex64"),
+    "float8": (cast(torch.float8_e4m3fn), ValueError, "numbers of dtype torch.float8_e4m3fn"),
     "NaN": (put(float("nan")), ValueError, r"q_proj.lora_A.weight has 1 values of 128.*first nan at \[1, 2\]; load"),
     "infinite": (put(float("-inf")), ValueError, r"NaN or infinite, the first -inf at \[1, 2\]"),
 }

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
+from pypeft_fast.model.files.check import read_tensors
 from pypeft_fast.model.files.reading import opened
-from pypeft_fast.model.files.tensors import opened_file
 from tests.model.files.made import CONFIG, WEIGHTS, PeftModel, adapted, build, names_in
 
 # Forked, so that no process imports torch anew; a GPU would not survive that.
@@ -45,9 +45,10 @@ def start(function, *args):
 
 def check_whole(folder):
     """The number of both files."""
-    with opened(folder) as pair, opened_file(pair.weights_path, pair.pinned) as file:
+    with opened(folder) as pair:
         alpha = json.loads(pair.config)["lora_alpha"]
-        assert {file.read(key).unique().item() for key in file.held} == {float(alpha)}
+        tensors = read_tensors(pair.weights_path, pair.pinned).values()
+        assert {tensor.unique().item() for tensor in tensors} == {float(alpha)}
     return alpha
 
 
@@ -106,13 +107,13 @@ def test_a_folder_that_changes_all_the_time_is_an_error(tmp_path, monkeypatch):
     from pypeft_fast.model.files import reading
 
     marked(1).save_pretrained(tmp_path)
-    real = reading.pending_names
+    real = reading.pending_name
 
-    def meanwhile(folder):
+    def meanwhile(*pair):
         (tmp_path / WEIGHTS).touch()
-        return real(folder)
+        return real(*pair)
 
-    monkeypatch.setattr(reading, "pending_names", meanwhile)
+    monkeypatch.setattr(reading, "pending_name", meanwhile)
     monkeypatch.setattr(reading, "TRIES", 3)
     with pytest.raises(RuntimeError, match="was saved to 3 times while it was being read"):
         check_whole(tmp_path)

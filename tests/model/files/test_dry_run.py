@@ -187,7 +187,7 @@ def test_the_model_stays_as_it_is_when_peft_raises_midway(wrapped, monkeypatch):
 
 
 def test_hooks_ties_and_shared_modules_are_the_copys_own():
-    from pypeft_fast.model.files.skeleton import skeleton
+    from pypeft_fast.model.files.dry_run import skeleton
 
     base = build("t5")
     base.register_forward_hook(lambda *args: None)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pypeft_fast.model.files import saving
-from pypeft_fast.model.files.layout import SCRATCH
+from pypeft_fast.model.files.saving import SCRATCH
 from tests.model.files.made import CONFIG, WEIGHTS, PeftModel, adapted, build, edit, names_in
 from tests.model.zoo import assert_same, logits
 
@@ -72,6 +72,23 @@ def cut_off(monkeypatch, folder, model):
         crash_at(patch, "rename config")
         model.save_pretrained(folder)
     assert list(folder.glob(f"{CONFIG}.*.new"))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["another adapter", "the same adapter"])
+@pytest.mark.parametrize("step", ["sync", "rename pending", "rename weights", "rename config", "fail"])
+def test_a_second_interruption_leaves_one_whole_adapter(step, again, folder, monkeypatch):
+    first, second = adapted(seed=8, lora_alpha=5), adapted(seed=8 if again else 9, lora_alpha=5 if again else 6)
+    cut_off(monkeypatch, folder, first)
+    with monkeypatch.context() as patch, pytest.raises(OSError if step == "fail" else Crash):
+        if step == "fail":
+            real = os.replace
+            patch.setattr(saving.os, "replace", lambda a, b: fail(errno.EACCES)(b) if b.name == WEIGHTS else real(a, b))
+        else:
+            crash_at(patch, step)
+        second.save_pretrained(folder)
+    assert torch.equal(loaded(folder), logits(second if step == "rename config" else first))
+    second.save_pretrained(folder)
+    assert torch.equal(loaded(folder), logits(second)) and names_in(folder) == WHOLE
 
 
 def test_a_first_save_that_is_interrupted_leaves_an_adapter_or_none(tmp_path, monkeypatch):
@@ -183,10 +200,9 @@ def test_what_a_killed_saver_left_is_removed_and_a_living_savers_folder_is_not(f
         (path / WEIGHTS).write_text("half")
     link = folder / f"{SCRATCH}link"
     link.symlink_to(living)
-    held = saving.hold(living)
-    adapted().save_pretrained(folder)
-    assert names_in(folder) == sorted([link.name, living.name, *WHOLE])
-    os.close(held)
+    with saving.locked(living) as is_held:
+        adapted().save_pretrained(folder)
+    assert is_held and names_in(folder) == sorted([link.name, living.name, *WHOLE])
     adapted().save_pretrained(folder)
     assert names_in(folder) == sorted([link.name, *WHOLE])
 
@@ -301,12 +317,12 @@ def test_float8_never_appears_in_a_file(tmp_path):
 
 
 def test_the_weights_are_not_read_back_when_nothing_has_to_be_changed(tmp_path, monkeypatch):
-    from pypeft_fast.model.files import rewriting
+    from pypeft_fast.model.files import saving
 
     def never(*args, **kwargs):
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(rewriting, "load_file", never)
+    monkeypatch.setattr(saving, "load_file", never)
     adapted().save_pretrained(tmp_path)
     read = []
     real = os.pread
@@ -322,7 +338,7 @@ def test_the_weights_are_not_read_back_when_nothing_has_to_be_changed(tmp_path, 
 
 
 def test_two_saves_of_one_shape_have_other_pending_names(folder, tmp_path):
-    from pypeft_fast.model.files.layout import pending_name
+    from pypeft_fast.model.files.reading import pending_name
 
     names = set()
     for scale in (1.0, 2.0):
