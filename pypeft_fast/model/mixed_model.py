@@ -1,8 +1,7 @@
 """PeftMixedModel: PEFT's, whose adapters may be of BitFit and bottlenecks too, with fused layers."""
 
 import peft
-from peft.mixed_model import _prepare_model_for_gradient_checkpointing
-from peft.tuners.mixed import COMPATIBLE_TUNER_TYPES
+from peft.mixed_model import _check_config_compatible, _prepare_model_for_gradient_checkpointing
 from peft.utils.constants import DUMMY_MODEL_CONFIG
 from torch import nn
 
@@ -99,6 +98,5 @@ class PeftMixedModel(peft.PeftMixedModel):
 
 
 def _check_method(config) -> None:
-    if not isinstance(config, TunerConfig) and config.peft_type not in COMPATIBLE_TUNER_TYPES:
-        accepted = ", ".join(sorted([*(kind.value for kind in COMPATIBLE_TUNER_TYPES), "BITFIT", "BOTTLENECK"]))
-        raise ValueError(f"peft_type={config.peft_type.value} cannot be mixed with others; these can: {accepted}")
+    if not isinstance(config, TunerConfig):
+        _check_config_compatible(config)

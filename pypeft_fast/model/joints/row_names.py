@@ -3,8 +3,6 @@
 import contextlib
 
 import torch
-from peft.tuners.ia3.layer import IA3Layer
-from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -27,7 +25,7 @@ def rows_of_call(model, names, args, kwargs):
         raise ValueError("Cannot pass `adapter_names` when the model is in training mode; call model.eval() first")
     unknown = sorted(set(names) - {*model.peft_config, rows.BASE})
     if unknown:
-        raise ValueError(f"adapter_names: non-existing adapter(s): {', '.join(unknown)}; add or load them first")
+        raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; add or load them first")
     base = model.get_base_model()
     rows.mark(base, BaseTunerLayer)
     for module in base.modules():
@@ -39,11 +37,11 @@ def _prepare(module) -> None:
     """PEFT's own layers learn of the rows by a hook, put on once, that reads them from the call's context."""
     if isinstance(module, (FusedLinear, FusedIA3)) or hasattr(module, "by_rows"):
         return
-    if isinstance(module, (LoraLayer, AuxiliaryTrainingWrapper)):
+    if isinstance(module, AuxiliaryTrainingWrapper) or hasattr(module, "_mixed_batch_forward"):
         if not getattr(module, "_passes_rows", False):
             module.register_forward_pre_hook(_pass_rows, with_kwargs=True)
             module._passes_rows = True
-    elif isinstance(module, (IA3Layer, BaseTunerLayer)):
+    elif isinstance(module, BaseTunerLayer):
         raise ValueError(f"adapter_names: {type(module).__name__} cannot apply another adapter to each row")
 
 

@@ -44,7 +44,8 @@ class Rows:
             raise ValueError(f"adapter_names: the rows of {where} are not those of the batch: {obstacle}")
         if x.shape[0] not in (count, count * self.expand):
             raise ValueError(
-                f"adapter_names has {count} names, and {where} gets {x.shape[0]} rows; give one name a row"
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{count} and {x.shape[0]} respectively, the rows of {where}; give one name a row"
             )
         if x.shape[0] == count:
             return self.names

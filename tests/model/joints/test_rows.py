@@ -219,7 +219,7 @@ def test_bad_names():
     for names, error, words in (
         ("default", TypeError, "must be a list of names, one a row"),
         (["nope", "default", "default"], ValueError, "non-existing adapter.*nope"),
-        (["default"] * 2, ValueError, "adapter_names has 2 names, and .*q_proj gets 3 rows"),
+        (["default"] * 2, ValueError, "but got 2 and 3 respectively, the rows of .*q_proj"),
     ):
         with pytest.raises(error, match=words):
             logits(model, adapter_names=names)
