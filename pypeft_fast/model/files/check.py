@@ -48,24 +48,20 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
         own = {alias: name for alias, (name, _) in embeddings.items() if alias not in place.tensors} | own
         names = {key: own.get(name, name) for key, name in names.items()}
         held = {name: tensors[key] for key, name in names.items()}
-        _check_names(path, held, place, known, options.get("ignore_mismatched_sizes", False))
+        fault = _fault(held, place, known, options.get("ignore_mismatched_sizes"))
+        trains_prompt = place.config.is_prompt_learning and not place.config.inference_mode
+        if fault or (trains_prompt and not options.get("ignore_mismatched_sizes")):
+            verdict = place.verdict(held)  # PEFT may rename them so that they fit
+            if verdict is not None:
+                fault = fault or f"does not fit this model: {verdict}"
+                raise ValueError(f"{path} {fault}; is it an adapter of this base model?")
     for key, name in names.items():
         _check_values(path, key, tensors[key], known.get(name))
     return names
 
 
-def _check_names(path, held, place, known, ignore_mismatched_sizes):
-    """ValueError unless names and shapes are those of the model, or PEFT renames them so that they are."""
-    fault = _fault(held, place, known, ignore_mismatched_sizes)
-    trains_prompt = place.config.is_prompt_learning and not place.config.inference_mode
-    if fault or (trains_prompt and not ignore_mismatched_sizes):
-        verdict = place.verdict(held)
-        if verdict is not None:
-            fault = fault or f"does not fit this model: {verdict}"
-            raise ValueError(f"{path} {fault}; is it an adapter of this base model?")
-
-
 def _fault(held, place, known, ignore_mismatched_sizes) -> str | None:
+    """In which name or shape the file differs from the model."""
     for name, tensor in known.items():
         if name in held and held[name].shape != tensor.shape and not ignore_mismatched_sizes:
             found, expected = tuple(held[name].shape), tuple(tensor.shape)

@@ -43,8 +43,9 @@ def read_config(path, text: bytes) -> tuple:
                 "the adapter computes; upgrade peft, or remove the field if it does not matter"
             )
     if unknown:
-        passed = ", ".join(sorted(unknown))
-        warnings.warn(f"{path}: fields of another peft that are off or empty are passed over: {passed}", stacklevel=2)
+        warnings.warn(
+            f"{path}: fields that are off or empty are passed over: {', '.join(sorted(unknown))}", stacklevel=2
+        )
     values = {name: value for name, value in values.items() if name in fields}
     try:
         return config_class(**config_class.check_kwargs(**values)), values

@@ -106,9 +106,7 @@ def expected_tensors(model: nn.Module, config, adapter_name="default") -> dict[s
     """
     place = rehearse(model, config, adapter_name)
     if place is None:
-        raise ValueError(
-            f"peft_type={config.peft_type} has no dry run on this {type(model).__name__}; put it on a copy"
-        )
+        raise ValueError(f"peft_type={config.peft_type} has no dry run on this {type(model).__name__}; use a copy")
     return {key: (tensor.shape, tensor.dtype) for key, tensor in place.tensors.items()}
 
 
@@ -122,11 +120,9 @@ def is_needless(model, key) -> bool:
     embeddings: the trained values again, or the frozen ones."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    name, *copies = re.split(r"\.(?:modules_to_save|original_module)\.", key)
-    return bool(copies) and any(
-        name == other and isinstance(module, AuxiliaryTrainingWrapper)
-        for other, module in model.named_modules(remove_duplicate=False)
-    )
+    name, *rest = re.split(r"\.(?:modules_to_save|original_module)\.", key)
+    modules = dict(model.named_modules(remove_duplicate=False)) if rest else {}
+    return isinstance(modules.get(name), AuxiliaryTrainingWrapper)
 
 
 def skeleton(value, is_meta=False, memo=None):

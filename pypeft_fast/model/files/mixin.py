@@ -36,14 +36,13 @@ class SafeFiles:
     ):
         """PEFT's save_pretrained, atomically. Raises OSError that names the folder, ValueError for what is refused."""
         if not safe_serialization:
-            raise ValueError(
-                "safe_serialization=False would write a pickle; only safetensors are written: leave it out"
-            )
+            raise ValueError("safe_serialization=False would write a pickle, not safetensors: leave it out")
         adapters = list(self.peft_config if selected_adapters is None else selected_adapters)
         for adapter in adapters:
             if adapter not in self.peft_config:
-                there = ", ".join(self.peft_config)
-                raise ValueError(f"selected_adapters: there is no adapter {adapter!r}; there are {there}")
+                raise ValueError(
+                    f"selected_adapters: there is no adapter {adapter!r}; there are {', '.join(self.peft_config)}"
+                )
             check_adapter_name(adapter)
         configs = {"" if adapter == "default" else adapter: self.peft_config[adapter] for adapter in adapters}
         if kwargs.get("state_dict") is not None:
@@ -65,9 +64,7 @@ class SafeFiles:
         check_adapter_name(adapter_name)
         where, options = cls._split_kwargs(kwargs)
         with opened(folder_of(model_id, where), needs_config=config is None) as pair:
-            fields = None
-            if config is None:
-                config, fields = read_config(pair.config_path, pair.config)
+            config, fields = (config, None) if config is not None else read_config(pair.config_path, pair.config)
             if options.get("key_mapping") is None and not config.is_prompt_learning:
                 options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
             place = rehearse(model, config, adapter_name)
@@ -91,9 +88,7 @@ class SafeFiles:
         where, options = self._split_kwargs(kwargs)
         mine = self.peft_config.get(adapter_name)
         with opened(folder_of(model_id, where), needs_config=mine is None) as pair:
-            config = fields = None
-            if pair.config is not None:
-                config, fields = read_config(pair.config_path, pair.config)
+            config, fields = read_config(pair.config_path, pair.config) if pair.config is not None else (None, None)
             if mine is not None and config is not None:
                 check_alike(pair.config_path, adapter_name, mine, config)
             place = None

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
@@ -26,10 +26,9 @@ class NoAdapter(FileNotFoundError, ValueError):
     """There is no such folder or file. A ValueError too, as in PEFT."""
 
 
-@dataclass
-class Pair:
-    """The config's text (None if there is none and none is needed), and `pinned`, a path that opens its weights even if
-    the folder has others by now."""
+class Pair(NamedTuple):
+    """Two paths for messages, the config's text or None, and a path of the weights that opens these even if the folder
+    has others by now."""
 
     config_path: str
     weights_path: str
@@ -67,11 +66,9 @@ def folder_of(model_id, where: dict) -> str:
             return path
     options = {k: v for k, v in where.items() if k in inspect.signature(snapshot_download).parameters}
     options["token"] = where.get("token") or where.get("use_auth_token")
+    options["allow_patterns"] = [os.path.join(within, name) for name in (CONFIG, WEIGHTS)]
     try:
-        snapshot = snapshot_download(
-            model_id, allow_patterns=[os.path.join(within, name) for name in (CONFIG, WEIGHTS)], **options
-        )
-        folder = os.path.join(snapshot, within)
+        folder = os.path.join(snapshot_download(model_id, **options), within)
         _listed(folder)
         return folder
     except HFValidationError:  # it can be no hub id, and opening it says what is missing
@@ -114,11 +111,9 @@ def _attempt(folder, needs_config, stack) -> Pair | None:
     if before != [_identity(_open(path, stack)) for path in paths] or before != [_identity(file) for file in files]:
         return None
     holds = f"it holds {', '.join(names[:20]) or 'nothing'}"
+    if weights is None and PICKLE in names:
+        holds = f"{PICKLE} is a pickle, which is never read: where it is trusted, load and save it with peft"
     if weights is None:
-        if PICKLE in names:
-            holds = (
-                f"{PICKLE} is a pickle, which is never read: where it is trusted, load it with peft and save it again"
-            )
         raise NoAdapter(f"{folder} has no {WEIGHTS}; {holds}")
     if text is None and needs_config:
         raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': {holds}; give an adapter's folder")
