@@ -72,7 +72,9 @@ class PeftModel(SafeFiles, peft.PeftModel):
             return
         unknown = [name for name in adapter_name if name not in self.peft_config]
         if unknown or not adapter_name:
-            raise ValueError(f"adapter_name={adapter_name!r}: give names of adapters; there are {list(self.peft_config)}")
+            raise ValueError(
+                f"adapter_name={adapter_name!r}: give names of adapters; there are {list(self.peft_config)}"
+            )
         self.base_model.set_adapter(list(adapter_name), *args, **options)
         self.active_adapter = adapter_name[0]
 

@@ -5,6 +5,7 @@ import warnings
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import pypeft_fast as pf
 from tests.model.test_adapters import layers, two
@@ -69,3 +70,22 @@ def test_switching_chooses_the_copy_of_a_saved_module_too(kind):
         assert_same(a, b)
     assert_same(ours[1], logits(build(kind)))  # a second adapter that has learnt nothing
     assert (ours[0] - ours[1]).abs().max() > 1e-3
+
+
+def test_each_of_several_ia3_adapters_has_a_file_of_its_own(tmp_path):
+    model = pf.get_peft_model(build("llama"), pf.IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
+    model.add_adapter("second", pf.IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
+    model.save_pretrained(tmp_path)
+    for folder, target in ((tmp_path, "k_proj"), (tmp_path / "second", "v_proj")):
+        saved = load_file(folder / "adapter_model.safetensors")
+        assert len(saved) == 2 and all(key.endswith(f"{target}.ia3_l") for key in saved)
+        pf.PeftModel.from_pretrained(build("llama"), folder)
+
+
+@pytest.mark.skipif(not hasattr(pf, "MontecloraConfig"), reason="this PEFT has no MonteCLoRA")
+def test_what_a_method_has_in_training_only_does_not_stop_its_file(tmp_path):
+    config = pf.LoraConfig(target_modules=["q_proj"], monteclora_config=pf.MontecloraConfig())
+    pf.get_peft_model(build("llama"), config).save_pretrained(tmp_path)
+    assert any("sampler" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    for is_trainable in (False, True):
+        pf.PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=is_trainable)

@@ -117,9 +117,12 @@ def peft_class(kind: type) -> type:
 
 def is_needless(model, key) -> bool:
     """Whether this is a copy of a module in modules_to_save, which PEFT also writes where it writes biases or
-    embeddings: the trained values again, or the frozen ones."""
+    embeddings: the trained values again, or the frozen ones. Or MonteCLoRA's sampler, which an adapter has in training
+    only."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
+    if ".lora_monteclora_sampler." in key:
+        return True
     name, *rest = re.split(r"\.(?:modules_to_save|original_module)\.", key)
     modules = dict(model.named_modules(remove_duplicate=False)) if rest else {}
     return isinstance(modules.get(name), AuxiliaryTrainingWrapper)

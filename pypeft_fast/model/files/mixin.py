@@ -54,7 +54,11 @@ class SafeFiles:
             path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion,
         )
         # Another process takes part where all ranks gather, and leaves no file.
-        with saving(save_directory, configs) if is_main_process else tempfile.TemporaryDirectory() as scratch:
+        with (
+            saving(save_directory, configs, self.peft_config)
+            if is_main_process
+            else tempfile.TemporaryDirectory() as scratch
+        ):
             super().save_pretrained(str(scratch), **kwargs)
 
     @classmethod

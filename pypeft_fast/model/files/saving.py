@@ -26,10 +26,10 @@ class NotAFolder(NotADirectoryError, ValueError):
 
 
 @contextlib.contextmanager
-def saving(folder, configs: dict):
+def saving(folder, configs: dict, adapters=()):
     """A scratch folder to write adapters into, which are put in place at the end of the block; nothing stays of it.
 
-    configs: {folder within: PEFT's config of the adapter that is written there}.
+    configs: {folder within: PEFT's config of the adapter that is written there}; adapters: all that the model has.
 
     Raises OSError that names the folder if the disk is full, a rename fails, or anything else is in the way; ValueError
     if a link lies where an adapter's folder would be.
@@ -44,7 +44,7 @@ def saving(folder, configs: dict):
             whole = [name for name in configs if all((scratch / name / file).is_file() for file in (CONFIG, WEIGHTS))]
             for name in whole:
                 _tidy_config(scratch / name / CONFIG, configs[name])
-                _tidy_weights(scratch / name / WEIGHTS)
+                _tidy_weights(scratch / name / WEIGHTS, [other for other in adapters if other != (name or "default")])
             for name in whole:
                 _make(folder, name)
                 with locked(folder / name):
@@ -163,16 +163,23 @@ def _tidy_config(path, config) -> None:
     path.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n", encoding="utf-8")
 
 
-def _tidy_weights(path) -> None:
-    """Names as of the plain model; float8, which no reader takes for an adapter, as float32 of the same values."""
+def _tidy_weights(path, others) -> None:
+    """Names as of the plain model; float8, which no reader takes for an adapter, as float32 of the same values; nothing
+    of the other adapters, which PEFT before 0.19 writes too."""
+    from peft.tuners.tuners_utils import BaseTuner
+
     with safe_open(path, framework="pt") as file:
         dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}
     names = plain_names(dtypes)
-    if all(old == new for old, new in names.items()) and not any(dtype.startswith("F8") for dtype in dtypes.values()):
+    if not hasattr(BaseTuner, "_get_adapter_state_dict"):
+        names = {key: name for key, name in names.items() if not {*name.split(".")[-2:]} & {*others}}
+    is_float8 = any(dtype.startswith("F8") for dtype in dtypes.values())
+    if len(names) == len(dtypes) and all(old == new for old, new in names.items()) and not is_float8:
         return
     tensors = {
         names[key]: tensor.to(torch.float32) if dtypes[key].startswith("F8") else tensor
         for key, tensor in load_file(path).items()
+        if key in names
     }
     path.unlink()
     save_file(tensors, path, metadata={"format": "pt"})
