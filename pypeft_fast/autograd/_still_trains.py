@@ -11,6 +11,6 @@ def still_trains(function, name, parameter, needed) -> None:
     """
     if needed and not parameter.requires_grad and not torch.compiler.is_compiling():
         raise RuntimeError(
-            f"{function}: {name} has ceased to require grad between forward and backward, so that its gradient would be "
-            "lost; call backward before set_adapter, disable_adapter or requires_grad_(False)"
+            f"{function}: {name} has ceased to require grad between forward and backward, so that its gradient would "
+            "be lost; call backward before set_adapter, disable_adapter or requires_grad_(False)"
         )

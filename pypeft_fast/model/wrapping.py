@@ -12,7 +12,6 @@ from torch import nn
 from .files import check_adapter_name
 from .tuners.bitfit_layer import BitFitLayer
 
-
 # PEFT names the head to save only after all-linear has adapted it, and fails half way. For SEQ_CLS it does so before.
 _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 

@@ -65,7 +65,7 @@ def positions(names) -> dict[str, list[int]]:
 
 
 class _OfThread(threading.local):
-    """Not a ContextVar, which torch.compile cannot trace; set in __init__, so that it guards the value in each thread."""
+    """Not a ContextVar, which torch.compile cannot trace; set in __init__, so that it guards each thread's value."""
 
     def __init__(self):
         self.rows: Rows | None = None
