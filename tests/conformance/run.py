@@ -1,4 +1,4 @@
-"""PEFT's own tests with our layers in the place of its own, compared test by test with an unmodified run.
+"""PEFT's own tests on our get_peft_model and classes, compared test by test with an unmodified run.
 
     git clone --depth 1 https://github.com/huggingface/peft
     .venv/bin/pip install --target peft-deps --no-deps diffusers datasets parameterized dill multiprocess xxhash \\
@@ -24,6 +24,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Tests of what our classes refuse on purpose: they may end otherwise.
+STRICTER = {"test_save_pretrained_pickle": "safe_serialization=False would write a pickle"}
 
 
 def outcomes(report: Path) -> dict[str, str]:
@@ -97,7 +99,9 @@ def main(arguments=None) -> int:
 
 
 def summarise(before, after, calls) -> int:
-    differences = [name for name in before | after if before.get(name) != after.get(name)]
+    differing = [name for name in before | after if before.get(name) != after.get(name)]
+    refused = [name for name in differing if name.partition("::")[2].partition("[")[0] in STRICTER]
+    differences = [name for name in differing if name not in refused]
     for name, result in (("unmodified", before), ("fused", after)):
         counts = {kind: list(result.values()).count(kind) for kind in sorted(set(result.values()))}
         print(f"{name:11}", ", ".join(f"{count} {kind}" for kind, count in counts.items()))
@@ -105,6 +109,8 @@ def summarise(before, after, calls) -> int:
         print(f"{count:7} calls {reason}")
     for name in differences:
         print(f"DIFFERENT  {name}: {before.get(name, 'absent')} unmodified, {after.get(name, 'absent')} fused")
+    for test, reason in STRICTER.items():
+        print(f"{sum(f'::{test}' in name for name in refused):7} of {test} end otherwise on purpose: {reason}")
     print(f"{len(differences)} of {len(before)} tests end otherwise")
     return 1 if differences or not calls.get("fused") or not before else 0
 

@@ -301,3 +301,28 @@ def test_checkpointed_function_outside_a_module():
         torch.manual_seed(1)
         grads.append(torch.autograd.grad(run(layer, x).sum(), x)[0])
     assert torch.equal(*grads)
+
+
+def test_attention_with_an_adapter_is_pefts_own():
+    """PEFT merges into the weights that nn.MultiheadAttention reads, in the forward pass and visibly to autograd."""
+
+    def attention(library):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(16, 2)})
+        config = library.LoraConfig(target_modules=["attention"], init_lora_weights=False)
+        return library.get_peft_model(model, config).eval()
+
+    x, outcomes = torch.randn(3, 2, 16), []
+    for library in (peft, pf):
+        model = attention(library)
+        layer = model.base_model.model.attention
+        y = layer(x, x, x)[0]
+        y.square().sum().backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        outcomes.append((y, grads))
+    (theirs, wanted), (ours, grads) = outcomes
+    assert_same(ours, theirs)
+    assert grads.keys() == wanted.keys() and len(grads) == 4
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5)
+    assert set(pf.fuse(model).left) == {"base_model.model.attention", "base_model.model.attention.base_layer.out_proj"}

@@ -82,12 +82,17 @@ def why_not_parameter(tensor, name) -> str | None:
 
 
 def _is_plain(base) -> bool:
-    """Whether the module computes x W^T + b: nn.Linear, a subclass without a forward of its own, Conv1D, Falcon's."""
+    """Whether the module computes x W^T + b: nn.Linear, a subclass without a forward of its own, Conv1D, Falcon's.
+
+    Not the class of nn.MultiheadAttention's out_proj: that module reads its weight, and PEFT's own layer around it
+    merges into it in a way that autograd sees.
+    """
     kind = type(base)
     if kind is nn.Linear or is_conv1d(base):
         return True
     falcon = kind.__name__ == "FalconLinear" and kind.__module__ == "transformers.models.falcon.modeling_falcon"
-    return issubclass(kind, nn.Linear) and (falcon or kind.forward is _LINEAR)
+    is_read = kind is nn.modules.linear.NonDynamicallyQuantizableLinear
+    return issubclass(kind, nn.Linear) and not is_read and (falcon or kind.forward is _LINEAR)
 
 
 def why_not_base(base) -> str | None:
