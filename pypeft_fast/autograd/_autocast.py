@@ -1,5 +1,7 @@
 """Autocast around a function that stands for a linear layer."""
 
+import contextlib
+
 import torch
 
 from ..ops import _check
@@ -15,3 +17,10 @@ def autocast_as_linear(x, *parameters):
         return tensors
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def without_autocast(device):
+    """A context that casts nothing; PyTorch's own raises for a device that has no autocast, such as meta."""
+    if not _check.autocasts(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

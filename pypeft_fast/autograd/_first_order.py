@@ -20,13 +20,19 @@ class _Refused(torch.autograd.Function):
 
 
 def first_order(backward):
+    """A Function's backward(ctx, saved, *grads): `saved` is ctx.saved_tensors, read once.
+
+    Every reading unpacks them: checkpointing refuses a second, and one that moves them from a CPU would do it twice.
+    """
+
     @functools.wraps(backward)
     def wrapped(ctx, *grads):
+        saved = ctx.saved_tensors
         with torch.no_grad():
-            outputs = backward(ctx, *grads)
+            outputs = backward(ctx, saved, *grads)
         if not torch.is_grad_enabled():  # no create_graph
             return outputs
-        depends = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        depends = [t for t in (*grads, *saved) if t is not None and t.requires_grad]
         found = [i for i, t in enumerate(outputs) if t is not None]
         if not depends or not found:
             return outputs

@@ -1,16 +1,25 @@
-"""A parameter that trained in the forward pass and no longer does in the backward pass: PyTorch drops its gradient."""
+"""A parameter that trained in the forward pass and was switched off before the backward pass: its gradient is lost."""
 
 import torch
 
 
 def still_trains(function, name, parameter, needed) -> None:
-    """RuntimeError if the parameter's gradient is needed and it has ceased to require one since the forward pass.
-
-    PEFT's set_adapter, disable_adapter and delete_adapter freeze the adapter that was active: between forward and
-    backward that loses its gradients without a word.
-    """
-    if needed and not parameter.requires_grad and not torch.compiler.is_compiling():
+    """RuntimeError if switching adapters (`frozen_by_switching`, which model/layers sets) has frozen the parameter
+    since the forward pass and this backward pass would have given it a gradient."""
+    if needed and not parameter.requires_grad and getattr(parameter, "frozen_by_switching", False) and _is_lost():
         raise RuntimeError(
             f"{function}: {name} has ceased to require grad between forward and backward, so that its gradient would "
-            "be lost; call backward before set_adapter, disable_adapter or requires_grad_(False)"
+            "be lost; call backward before set_adapter, disable_adapter or delete_adapter"
         )
+
+
+def _is_lost() -> bool:
+    """Whether the engine runs for the gradients of all leaves, as .backward() does: autograd.grad names its own."""
+    if torch.compiler.is_compiling():
+        return False
+    node = torch._C._current_autograd_node()
+    leaves = [leaf for leaf, _ in node.next_functions if leaf is not None and hasattr(leaf, "variable")]
+    try:
+        return any(torch._C._will_engine_execute_node(leaf) for leaf in leaves)
+    except RuntimeError:  # under autograd.grad
+        return False

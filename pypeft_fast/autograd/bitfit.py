@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import _check
-from ._autocast import autocast_as_linear
+from ._autocast import autocast_as_linear, without_autocast
 from ._first_order import first_order
 
 
@@ -18,8 +18,8 @@ class BitFitLinearFunction(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, dY):
-        (weight,) = ctx.saved_tensors
+    def backward(ctx, saved, dY):
+        (weight,) = saved
         dX = dY @ weight if weight is not None else None
         db = None
         if ctx.needs_input_grad[2]:
@@ -44,5 +44,5 @@ def bitfit_linear(x, weight, bias):
     x, weight = autocast_as_linear(x, weight)
     if x.dtype != weight.dtype:
         raise TypeError(f"bitfit_linear: weight is {weight.dtype}, x is {x.dtype}; they must agree")
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return BitFitLinearFunction.apply(x, weight, bias)

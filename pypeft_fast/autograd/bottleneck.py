@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_shrink import lora_shrink
-from ._autocast import autocast_as_linear
+from ._autocast import autocast_as_linear, without_autocast
 from ._first_order import first_order
+from ._shaped import shaped
 
 _aten = torch.ops.aten
 # name: (the function of z, its gradient from (the gradient of its result, z))
@@ -34,21 +35,22 @@ class BottleneckFunction(torch.autograd.Function):
             normed, mean, deviation = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))
         z = torch.addmm(down_bias.to(dtype), normed, down.to(dtype).t())
         inner, mask = ACTIVATIONS[activation][0](z), None
-        y = _rows(x if residual is None else residual) + scaling * up_bias.to(dtype)
+        y = _rows(x if residual is None else residual)
         if p > 0:
             update, mask = lora_shrink(inner, up.to(dtype), p, seed)
-            y.add_(update, alpha=scaling)
+            y = y + scaling * up_bias.to(dtype)
         else:
-            y.addmm_(inner, up.to(dtype).t(), alpha=scaling)
+            update = torch.addmm(up_bias.to(dtype), inner, up.to(dtype).t())
+        y = torch.add(y, update, alpha=scaling)
         ctx.save_for_backward(x, z, mask, mean, deviation, down, up, norm_weight, norm_bias)
         ctx.activation, ctx.scaling, ctx.p, ctx.own_residual = activation, scaling, p, residual is None
         ctx.dtypes = down_bias.dtype, up_bias.dtype
-        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], up.shape[0]))
+        return shaped(y, x)
 
     @staticmethod
     @first_order
-    def backward(ctx, grad):
-        x, z, mask, mean, deviation, down, up, norm_weight, norm_bias = ctx.saved_tensors
+    def backward(ctx, saved, grad):
+        x, z, mask, mean, deviation, down, up, norm_weight, norm_bias = saved
         need_x, need_residual = ctx.needs_input_grad[:2]
         rows, dtype, dY, p = _rows(x), x.dtype, _rows(grad), ctx.p
         normed = rows
@@ -129,7 +131,7 @@ def bottleneck(
     x, residual = autocast_as_linear(x, residual)
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return BottleneckFunction.apply(
             x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, float(scaling), p, seed
         )

@@ -18,6 +18,7 @@ from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
+from ._shaped import shaped
 from ._still_trains import still_trains
 from .dora_norm import dora_norm, row_scale
 
@@ -28,13 +29,13 @@ def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z):
     kept = philox.dropped(rows, mask, p)
     y, z = lora_linear_op(kept, weight, bias, s, lora_B, scaling, g, need_z)
     if p > 0:
-        y.addmm_(rows - kept, weight.t())
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask, z
+        y = torch.addmm(y, rows - kept, weight.t())
+    return shaped(y, x), s, mask, z
 
 
 class DoRALinearFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, cache):
+    def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed):
         g = row_scale(magnitude, norm)
         need_x, need_weight, _, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
         y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_magnitude)
@@ -50,20 +51,18 @@ class DoRALinearFunction(torch.autograd.Function):
             g,
             norm if need_magnitude else None,
         )
-        ctx.scaling, ctx.p, ctx.cache = scaling, p, cache
+        ctx.scaling, ctx.p = scaling, p
         ctx.dtype_A, ctx.dtype_magnitude = lora_A.dtype, magnitude.dtype
         ctx.x_shape = x.shape
         return y
 
     @staticmethod
     @first_order
-    def backward(ctx, grad):
-        x, weight, lora_A, lora_B, s, mask, z, g, norm = ctx.saved_tensors
+    def backward(ctx, saved, grad):
+        x, weight, lora_A, lora_B, s, mask, z, g, norm = saved
         need_x, need_weight, need_bias, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
         still_trains("dora_linear", "lora_B", lora_B, need_B)
         p = ctx.p
-        if ctx.cache is not None:
-            ctx.cache.after_backward()
         dY = _check.rows("dora_linear", "dY", grad)
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
@@ -81,8 +80,8 @@ class DoRALinearFunction(torch.autograd.Function):
         dmagnitude = None
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
-            dmagnitude = (dg / norm).masked_fill_(norm == 0, 0.0).to(ctx.dtype_magnitude)
-        return dX, dW, db, dA, dB, dmagnitude, None, None, None, None, None
+            dmagnitude = (dg / norm).masked_fill(norm == 0, 0.0).to(ctx.dtype_magnitude)
+        return dX, dW, db, dA, dB, dmagnitude, None, None, None, None
 
 
 def _dx(dY, weight, dS, lora_A, mask, p, g):
@@ -91,7 +90,7 @@ def _dx(dY, weight, dS, lora_A, mask, p, g):
     if p == 0:
         return lora_dx(scaled(dY, g), weight, dS, lora_A, unmasked, 0.0)
     through_kept = lora_dx(scaled(dY, g - 1), weight, dS, lora_A, unmasked, 0.0)
-    return philox.dropped(through_kept, mask, p).addmm_(dY, weight)
+    return torch.addmm(philox.dropped(through_kept, mask, p), dY, weight)
 
 
 def _dw(dY, rows, mask, p, g):
@@ -112,7 +111,6 @@ def dora_linear(
     dropout_p=0.0,
     training=True,
     generator=None,
-    norm_cache=None,
 ):
     """y = magnitude * (x (W + scaling B A)^T) / |W + scaling B A| + b, the length taken of every row of the weight.
 
@@ -130,7 +128,6 @@ def dora_linear(
         dropout_p: in [0, 1); each call draws a mask of its own from torch's generator of x's device.
         training: dropout applies only if true.
         generator: a torch.Generator to draw the mask's seed from instead.
-        norm_cache: a NormCache that belongs to this weight and adapter; without one the length is computed anew.
 
     Returns:
         y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear; the length is that
@@ -143,8 +140,7 @@ def dora_linear(
     """
     p, scaling = float(dropout_p), float(scaling)
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
-    norm_cache = None if torch.compiler.is_compiling() else norm_cache
-    norm = (dora_norm if norm_cache is None else norm_cache.norm)(weight, lora_A, lora_B, scaling)
+    norm = dora_norm(weight, lora_A, lora_B, scaling)
     x, weight, bias = autocast_as_linear(x, weight, bias)
     _check.floating("dora_linear", "x", x)
     _check.same_dtype("dora_linear", "x", x, weight=weight, bias=bias)
@@ -152,7 +148,7 @@ def dora_linear(
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
-        return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, norm_cache)
+        return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed)
     return _forward(x, weight, bias, lora_A, lora_B, row_scale(magnitude, norm), scaling, p, seed, False)[0]
 
 

@@ -12,12 +12,13 @@ from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
+from ._shaped import shaped
 from ._still_trains import still_trains
 
 
 def _forward(x, weight, bias, ia3_l, feedforward, need_z):
     y, z = ia3_linear_op(_check.rows("ia3_linear", "x", x), weight, bias, ia3_l, feedforward, need_z)
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), z
+    return shaped(y, x), z
 
 
 class IA3LinearFunction(torch.autograd.Function):
@@ -37,8 +38,8 @@ class IA3LinearFunction(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, grad):
-        x, weight, ia3_l, z = ctx.saved_tensors
+    def backward(ctx, saved, grad):
+        x, weight, ia3_l, z = saved
         need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
         still_trains("ia3_linear", "ia3_l", ia3_l, need_l)
         feedforward, dY = ctx.feedforward, _check.rows("ia3_linear", "dY", grad)
@@ -47,8 +48,8 @@ class IA3LinearFunction(torch.autograd.Function):
         if need_x or need_l:
             if weight is None:  # of no columns: dl alone does without it
                 weight = dY.new_empty(dY.shape[1], 0)
-            saved = (rows if feedforward else z) if need_l else dY.new_empty(0, 0)
-            dX, dl = ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_x, need_l)
+            factor = (rows if feedforward else z) if need_l else dY.new_empty(0, 0)
+            dX, dl = ia3_dx_dl(dY, weight, ia3_l, factor, feedforward, need_x, need_l)
             dX, dl = dX.view(ctx.x_shape) if need_x else None, dl if need_l else None
         if need_weight or need_bias:
             dZ = dY if feedforward else scaled(dY, ia3_l)

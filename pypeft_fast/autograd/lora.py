@@ -15,6 +15,7 @@ from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear
 from ._first_order import first_order
+from ._shaped import shaped
 from ._still_trains import still_trains
 
 
@@ -30,14 +31,13 @@ class LoRALinearFunction(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, dY):
-        x, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
+    def backward(ctx, saved, dY):
+        x, weight, lora_A, lora_B, s, mask = saved
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         still_trains("lora_linear", "lora_B", lora_B, need_B)
         dX = dW = dA = dB = db = None
         if need_x or need_A or need_B:
             needs = need_x, need_A, need_B
-            saved = x, weight, lora_A, lora_B, s, mask
             grads = _backward(dY, *saved, ctx.scaling, ctx.p, *needs, ctx.dtype_A)
             dX, dA, dB = (grad if need else None for grad, need in zip(grads, needs, strict=True))
         if need_weight:
@@ -66,7 +66,7 @@ def run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     rows = _check.rows("lora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
     y, _ = lora_linear_op(rows, weight, bias, s, lora_B, scaling, None, False)
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0])), s, mask
+    return shaped(y, x), s, mask
 
 
 def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A):

@@ -35,8 +35,8 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx, dY):
-        gate, up, weight, lora_A, lora_B, s, mask = ctx.saved_tensors
+    def backward(ctx, saved, dY):
+        gate, up, weight, lora_A, lora_B, s, mask = saved
         need_gate, need_up, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:6]
         still_trains("lora_gated_linear", "lora_B", lora_B, need_B)
         need_h = need_gate or need_up

@@ -23,7 +23,7 @@ class AdapterLinear(nn.Linear):
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.training = linear.training  # not train(): what a subclass does there may need the adapter
+        layer.training = linear.training
         return layer
 
     def _freeze(self):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..autograd.dora import dora_linear
-from ..autograd.dora_norm import NormCache, dora_norm
+from ..autograd.dora_norm import dora_norm
 from ..autograd.lora import lora_linear
 from ..ops import _check
 from .adapter_linear import AdapterLinear
@@ -72,7 +72,6 @@ class LoRALinear(AdapterLinear):
         _check.dropout_p("lora_dropout", lora_dropout)
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         self.use_dora = use_dora
-        self._norm_cache = NormCache()
         like = self._freeze()
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **like))
         self.lora_B = nn.Parameter(torch.empty(self.out_features, r, **like))
@@ -99,27 +98,14 @@ class LoRALinear(AdapterLinear):
         options = dict(scaling=self.scaling, dropout_p=self.lora_dropout, training=self.training)
         if not self.use_dora:
             return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.bias, **options)
-        magnitude, cache = self.lora_magnitude_vector, self._norm_cache
-        return dora_linear(x, self.weight, self.lora_A, self.lora_B, magnitude, self.bias, norm_cache=cache, **options)
-
-    def train(self, mode=True):
-        if "_norm_cache" in vars(self):  # not yet while from_linear takes over another layer's mode
-            self._norm_cache.clear()
-        return super().train(mode)
+        magnitude = self.lora_magnitude_vector
+        return dora_linear(x, self.weight, self.lora_A, self.lora_B, magnitude, self.bias, **options)
 
     def _merged_values(self):
         A, B = self.lora_A, self.lora_B
         if self.use_dora:
             return {"weight": dora_weight(self.weight, A, B, self.lora_magnitude_vector, self.scaling)}
         return {"weight": merged_weight(self.weight, [lora_delta(A, B, self.scaling)])}
-
-    def _apply(self, fn, recurse=True):
-        self._norm_cache.clear()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args):
-        self._norm_cache.clear()
-        super()._load_from_state_dict(*args)
 
     def extra_repr(self):
         text = f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, lora_dropout={self.lora_dropout}"

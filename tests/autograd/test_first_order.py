@@ -1,10 +1,15 @@
-"""Every function: its output may be changed in place, and a second derivative is refused, never silently zero."""
+"""Every function: its output may be changed in place, what it saves is unpacked once, and a second derivative is
+refused, never silently zero."""
+
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
 from pypeft_fast.autograd.bitfit import bitfit_linear
+from pypeft_fast.autograd.bottleneck import bottleneck
 
 K, N, R = 6, 5, 2
 
@@ -19,13 +24,18 @@ def functions():
     """{name: a function of x [.., K]}, every one with parameters that are trained."""
     A, B, weight, bias = leaves()
     l, magnitude = torch.rand(N).requires_grad_(), torch.rand(N).requires_grad_()  # noqa: E741
-    trained = bias.clone().requires_grad_()
+    trained, inputs, zeros = bias.clone().requires_grad_(), torch.rand(K).requires_grad_(), torch.zeros(K)
+    d = torch.ones(R)
     return {
         "lora": lambda x: pf.lora_linear(x, weight, A, B, bias),
         "dora": lambda x: pf.dora_linear(x, weight, A, B, magnitude, bias),
         "ia3": lambda x: pf.ia3_linear(x, weight, l, bias),
         "gated": lambda x: pf.lora_gated_linear(x, x + 1, weight, A, B, bias),
+        "ia3 feedforward": lambda x: pf.ia3_linear(x, weight, inputs, bias, feedforward=True),
         "bitfit": lambda x: bitfit_linear(x, weight, trained),
+        "bottleneck": lambda x: bottleneck(
+            x, A, d, B, trained, residual=x[..., :N], norm_weight=inputs, norm_bias=zeros
+        ),
     }
 
 
@@ -62,3 +72,35 @@ def test_no_way_of_asking_gets_a_second_derivative(name):
         (function(x).square().mean() + first.square().sum()).backward()
     with refusal:
         torch.autograd.functional.hessian(lambda x: function(x).square().sum(), x.detach())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_is_saved_is_unpacked_once(name, create_graph):
+    packed, unpacked = [], Counter()
+
+    def pack(tensor):
+        packed.append(tensor)
+        return len(packed) - 1
+
+    def unpack(index):
+        unpacked[index] += 1
+        return packed[index]
+
+    function, x = functions()[name], torch.randn(3, K, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = function(x)
+    assert packed and not unpacked
+    torch.autograd.grad(y.sum(), x, create_graph=create_graph)
+    assert unpacked and set(unpacked.values()) == {1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_with_a_graph_of_the_gradient(name):
+    """As of a penalty on gradients: no second derivative is taken, and one that is gets refused."""
+    function, x = functions()[name], torch.randn(3, K, requires_grad=True)
+    expected = torch.autograd.grad(function(x).square().sum(), x)
+    got = torch.autograd.grad(checkpoint(function, x, use_reentrant=False).square().sum(), x, create_graph=True)
+    assert torch.equal(got[0], expected[0]) and got[0].any()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(got[0].square().sum(), x)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.autograd.dora import DoRALinearFunction
+from pypeft_fast.autograd.dora_norm import dora_norm
 from pypeft_fast.ops import _triton
 from pypeft_fast.ops.lora_shrink import lora_shrink
 from tests.device import ON_GPU
@@ -109,27 +110,37 @@ def test_ia3_takes_one_launch_each_way(watch, feedforward):
 @pytest.mark.parametrize("trained", [False, True])
 def test_dora_takes_two_launches_forward(watch, bias, trained):
     """Once the length of the rows is known; beside them three operations on N numbers: the division, and a row without
-    a length. Dropout adds a product."""
+    a length. Dropout adds a product, into a tensor of its own."""
     x, W, A, B = layer()
     magnitude, norm = torch.ones(384, requires_grad=trained), torch.ones(384)
     b = torch.zeros(384, dtype=x.dtype) if bias else None
     with watch:
-        y = DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, 2.0, 0.0, None, None)
-    assert sorted(watch.seen) == ["_lora_linear", "_lora_shrink", "op:div", "op:eq", "op:masked_fill_"]
+        y = DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, 2.0, 0.0, None)
+    assert sorted(watch.seen) == ["_lora_linear", "_lora_shrink", "op:div", "op:eq", "op:masked_fill"]
     watch.seen.clear()
     with watch:
         torch.autograd.grad(y, (x, A, B, *[magnitude] * trained), torch.empty_like(y))
-    of_magnitude = ["_ia3_dx_dl", "op:div", "op:eq", "op:masked_fill_"] * trained
+    of_magnitude = ["_ia3_dx_dl", "op:div", "op:eq", "op:masked_fill"] * trained
     of_B = ["op:mul", "_lora_ds_db", "op:mul"]  # the products are of the size of B
     assert watch.seen == [*of_B, "op:clone", "op:mul_", "_lora_dx", "_lora_da", *of_magnitude]
     watch.seen.clear()
     with watch:
-        DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, 2.0, 0.1, torch.empty(1, dtype=torch.int64), None)
+        DoRALinearFunction.apply(x, W, b, A, B, magnitude, norm, 2.0, 0.1, torch.empty(1, dtype=torch.int64))
     assert [seen for seen in watch.seen if seen.startswith("_") or "mm" in seen] == [
         "_lora_shrink",
         "_lora_linear",
-        "op:addmm_",
+        "op:addmm",
     ]
+
+
+@pytest.mark.parametrize("dtype,product", [(torch.bfloat16, "_lora_shrink"), (torch.float32, "op:mm")])
+def test_the_length_takes_two_passes_over_the_weight_and_no_copy_of_it(watch, dtype, product):
+    """Its norm and one product; the others are of the sizes of A and B. Nothing waits for them."""
+    _, W, A, B = layer(dtype)
+    with watch:
+        dora_norm(W, A, B, 2.0)
+    of_weight = ["op:linalg_vector_norm", "op:pow", product]
+    assert watch.seen == [*of_weight, "op:mm", "op:addmm", "op:mul", "op:sum", "op:add", "op:clamp_min", "op:sqrt"]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1])

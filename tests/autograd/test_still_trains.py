@@ -29,13 +29,14 @@ def ia3(A, B, magnitude, l):  # noqa: E741
 
 
 @pytest.mark.parametrize("function,name", [(lora, "lora_B"), (gated, "lora_B"), (dora, "lora_B"), (ia3, "ia3_l")])
-def test_freezing_between_forward_and_backward_raises(function, name):
+def test_switching_off_between_forward_and_backward_raises(function, name):
     A, B = adapter()
     magnitude, l = torch.rand(12).requires_grad_(), torch.rand(12).requires_grad_()  # noqa: E741
     parameters = (A, B, magnitude, l)
     y = function(*parameters)
-    for parameter in parameters:
+    for parameter in parameters:  # as PEFT's switching does in our layers
         parameter.requires_grad_(False)
+        parameter.frozen_by_switching = True
     with pytest.raises(RuntimeError, match=f"{name} has ceased to require grad between forward and backward"):
         y.sum().backward()
     for parameter in parameters:
@@ -55,3 +56,26 @@ def test_set_adapter_between_forward_and_backward_raises():
         y.sum().backward()
     model(x).sum().backward()
     assert model.base_model.model[0].lora_B["second"].weight.grad.any()
+
+
+def test_what_loses_nothing_does_not_raise():
+    """A parameter that its user has frozen, a gradient of the input alone, an adapter that is back on."""
+    from torch import nn
+
+    A, B = adapter()
+    inputs = x.clone().requires_grad_()
+    y = pf.lora_linear(inputs, W, A, B).sum()
+    A.requires_grad_(False)
+    B.requires_grad_(False)
+    y.backward()
+    assert inputs.grad.any() and B.grad is None
+    model = pf.get_peft_model(nn.Sequential(nn.Linear(16, 12)), pf.LoraConfig(target_modules=["0"]))
+    model.add_adapter("second", pf.LoraConfig(target_modules=["0"]))
+    y = model(inputs).sum()
+    model.set_adapter("second")
+    assert torch.autograd.grad(y, inputs, retain_graph=True)[0].any()
+    with pytest.raises(RuntimeError, match="call backward before set_adapter"):
+        y.backward(retain_graph=True)
+    model.set_adapter("default")
+    y.backward()
+    assert model.base_model.model[0].lora_B["default"].weight.grad.any()

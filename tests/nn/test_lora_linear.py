@@ -222,7 +222,7 @@ def test_dora_merges_and_unmerges(dtype):
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict", "double"])
-def test_a_dora_layer_moves_without_its_cached_norm(how):
+def test_a_dora_layer_moves_whole(how):
     module, x = dora().eval(), torch.randn(3, 24)
     y = module(x).detach()
     if how == "state_dict":
@@ -254,3 +254,47 @@ def test_dora_trains_through_writes_to_data():
     module.train()
     module.lora_dropout = fresh.lora_dropout = 0.0
     torch.testing.assert_close(module(x), fresh(x))
+
+
+def _fused_step(module, parameters):
+    torch.optim.AdamW(parameters, lr=0.3, fused=True).step()
+
+
+def _data(module, parameters):
+    for p in parameters:
+        p.data.sub_(p.grad, alpha=0.5)
+
+
+def _freed_and_filled_again(module, parameters):
+    """As FSDP2 does with what it gathers."""
+    for p in (module.weight, *parameters):
+        values, storage = p.detach() * 1.5, p.untyped_storage()
+        size = storage.size()
+        storage.resize_(0)
+        storage.resize_(size)
+        with torch.autograd._unsafe_preserve_version_counter(p), torch.no_grad():
+            p.copy_(values)
+
+
+def _swapped(module, parameters):
+    """As an average of the weights takes their place for an evaluation."""
+    for p in (module.weight, *parameters):
+        average = p.detach() * 0.5
+        p.data, average.data = average.data, p.data
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("change", [_fused_step, _data, _freed_and_filled_again, _swapped])
+def test_dora_measures_what_no_version_counter_shows(change, grad, train):
+    module, x = dora().train(train), torch.randn(5, 24)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    module(x).square().sum().backward()
+    with torch.set_grad_enabled(grad):
+        before = module(x)
+        module(x)
+        versions = [p._version for p in module.parameters()]
+        change(module, parameters)
+        assert versions == [p._version for p in module.parameters()]
+        after = module(x)
+        assert torch.equal(after, copy.deepcopy(module)(x)) and not torch.allclose(after, before)
