@@ -89,7 +89,7 @@ class PeftMixedModel(peft.PeftMixedModel):
 
     def _settle(self, adapter_name):
         torch_encoder.keep_layers_called(self.base_model.model)
-        warn_after(self.base_model.model, self.peft_config[adapter_name])
+        warn_after(self.base_model.model, self.peft_config[adapter_name], adapter_name)
         fuse(self.base_model.model)
 
     def _unloaded(self, model):

@@ -6,11 +6,12 @@ import warnings
 import peft
 from peft import get_peft_model as peft_get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import PeftType
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .files import SafeFiles
 from .fuse import fuse
-from .joints import torch_encoder
+from .joints import rows, torch_encoder
 from .joints.row_names import rows_of_call
 from .mixed_model import PeftMixedModel
 from .wrapping import check_before, name_head, warn_after
@@ -31,23 +32,38 @@ class PeftModel(SafeFiles, peft.PeftModel):
         self._settle(adapter_name)
 
     @classmethod
-    def _adopt(cls, model):
-        """A PeftModel that PEFT has made becomes ours."""
+    def _adopt(cls, model, is_loaded=True):
+        """A PeftModel that PEFT has made becomes ours, or of a class derived from ours."""
         if type(model) in OURS:
-            model.__class__ = OURS[type(model)]
+            kind = OURS[type(model)]
+            model.__class__ = cls if issubclass(cls, kind) else kind
+            model._is_loading = is_loaded
             for name in model.peft_config:
                 model._settle(name)
+            model._is_loading = False
         return model
+
+    _is_loading = False  # an adapter from a file: its config is not the user's to mend
 
     def _settle(self, adapter_name):
         """What is done once an adapter has been put on the model."""
-        name_head(self.peft_config[adapter_name])  # once, where PEFT has named it again
+        config = self.peft_config[adapter_name]
+        name_head(config)  # once, where PEFT has named it again
         if not self._is_prompt_learning:
             base = self.base_model.model
             torch_encoder.keep_layers_called(base)
-            warn_after(base, self.peft_config[adapter_name])
+            if not self._is_loading:
+                warn_after(base, config, adapter_name)
             if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
                 fuse(base)
+
+    def load_adapter(self, *args, **options):
+        """PEFT's, after checks; the adapter's layers are fused."""
+        self._is_loading = True
+        try:
+            return super().load_adapter(*args, **options)
+        finally:
+            self._is_loading = False
 
     def add_adapter(self, adapter_name, peft_config, *args, **options):
         """PEFT's: an adapter beside the others, not yet active; its layers are fused."""
@@ -85,18 +101,16 @@ class PeftModel(SafeFiles, peft.PeftModel):
     @property
     def active_peft_config(self):
         """PEFT's: the active adapter's config; when no adapter is left, one that asks for nothing."""
-        return super().active_peft_config if self.peft_config else peft.PeftConfig()
-
-    @property
-    def has_active_enabled_adapter(self):
-        """PEFT's; False when no adapter is left."""
-        return bool(self.peft_config) and super().has_active_enabled_adapter
+        return self.peft_config[self.active_adapter] if self.peft_config else peft.PeftConfig()
 
     # Rows of several adapters
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args, **kwargs):
         names = kwargs.pop("adapter_names", None)
+        if not self.peft_config:  # PEFT asks the active adapter
+            yield
+            return
         with super()._enable_peft_forward_hooks(*args, **kwargs), rows_of_call(self, names, args, kwargs):
             yield
 
@@ -110,13 +124,17 @@ class PeftModel(SafeFiles, peft.PeftModel):
                 f"past_key_values holds {length} tokens: with {self.peft_type.value} each turn starts from the whole "
                 "text; leave past_key_values out"
             )
-        return super().generate(*args, **kwargs)
+        with rows.generating():
+            return super().generate(*args, **kwargs)
 
     # The user's model
 
     def resize_token_embeddings(self, *args, **kwargs):
         """The model's own; ValueError where it would replace an embedding or head that has an adapter."""
         model = self.get_base_model()
+        size = args[0] if args else kwargs.get("new_num_tokens")
+        if size in (None, model.get_input_embeddings().weight.shape[0]) and not kwargs.get("pad_to_multiple_of"):
+            return model.resize_token_embeddings(*args, **kwargs)
         for side in ("input", "output"):
             layer = getattr(model, f"get_{side}_embeddings", lambda: None)()
             if isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
@@ -143,13 +161,11 @@ class PeftModel(SafeFiles, peft.PeftModel):
         """PEFT's: the user's model with the adapters folded into its weights; safe_merge raises before it begins."""
         if safe_merge:
             self.merge_adapter(adapter_names, safe_merge=True)
+            return self.unload()
         return self._unloaded(self.base_model.merge_and_unload(progressbar, False, adapter_names))
 
     def unload(self):
-        """PEFT's: the user's model with its weights as they were, without adapters."""
-        for layer in self.base_model.modules():
-            if isinstance(layer, BaseTunerLayer) and layer.merged:  # PEFT would leave the merged weight
-                layer.unmerge()
+        """PEFT's: the user's model without adapters; what is merged stays so, unmerge_adapter() first for the rest."""
         return self._unloaded(self.base_model.unload())
 
     def _unloaded(self, model):
@@ -187,7 +203,7 @@ class PeftModelForSequenceClassification(PeftModel, peft.PeftModelForSequenceCla
 
     def forward(self, input_ids=None, attention_mask=None, *args, **kwargs):
         """PEFT's. ValueError for padding on the right of a decoder with virtual tokens, which pools the last place."""
-        pools_last = hasattr(self.get_base_model(), "score")
+        pools_last = hasattr(self.get_base_model(), "score") and self.peft_type != PeftType.PREFIX_TUNING  # has ids
         if self._is_prompt_learning and pools_last and attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError(
                 f"attention_mask: with {self.peft_type.value} this decoder classifies by the last place of a row, "
@@ -222,11 +238,11 @@ OURS = {
 }
 
 
-def get_peft_model(model, peft_config, adapter_name="default", mixed=False, **options):
+def get_peft_model(model, peft_config, adapter_name="default", mixed=False, *args, **options):
     """peft.get_peft_model with this package's layers: the adapter that peft_config describes, on the model in place.
 
     Args:
-        model, peft_config, adapter_name, mixed, options: as of peft.get_peft_model.
+        model, peft_config, adapter_name, mixed, further arguments: as of peft.get_peft_model.
 
     Returns:
         A PeftModel of the config's task, which is a peft.PeftModel too; with mixed a PeftMixedModel.
@@ -237,6 +253,8 @@ def get_peft_model(model, peft_config, adapter_name="default", mixed=False, **op
     """
     check_before(model, peft_config, adapter_name)
     if mixed:
+        peft_config.base_model_name_or_path = vars(model).get("name_or_path") or None  # as PEFT does
         return PeftMixedModel(model, peft_config, adapter_name=adapter_name)
     name_head(peft_config)
-    return PeftModel._adopt(peft_get_peft_model(model, peft_config, adapter_name, **options))
+    made = peft_get_peft_model(model, peft_config, adapter_name, False, *args, **options)
+    return PeftModel._adopt(made, is_loaded=False)

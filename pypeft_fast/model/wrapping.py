@@ -32,36 +32,44 @@ def check_before(model, config, adapter_name) -> None:
     """
     check_adapter_name(adapter_name)
     wanted = tuple(getattr(config, "modules_to_save", None) or ())
-    named = list(model.named_modules(remove_duplicate=False)) if wanted else []
-    modules = dict(named)
-    for saved, module in named:
+    if not wanted:
+        return
+    modules, holders = {}, {}  # {name: module}, {a module or a weight: the names under which it is}
+    for name, module in model.named_modules(remove_duplicate=False):
+        modules[name] = module
+        for held in (module, *module._parameters.values()):
+            if held is not None:
+                holders.setdefault(id(held), {})[name] = None
+    for saved, module in modules.items():
         if not saved.endswith(wanted):
             continue
-        weights = {id(p) for p in module.parameters(recurse=False)}
-        same = [(n, m) for n, m in named if m is module or any(id(p) in weights for p in m.parameters(recurse=False))]
-        others = [name for name, _ in same if not name.endswith(wanted)]
-        used = [name for name, _ in same if name.endswith(wanted) and _is_called(modules, name)]
-        if others and (not used or any(other is module for name, other in same if name in others)):
+        weights = [p for p in module._parameters.values() if p is not None]
+        same = {name for held in (module, *weights) for name in holders[id(held)]}
+        others = [name for name in same if not name.endswith(wanted)]
+        used = [name for name in same if name.endswith(wanted) and _is_used(modules, name)]
+        if others and (not used or any(modules[name] is module for name in others)):
             raise ValueError(
-                f"modules_to_save={list(wanted)}: the model computes with {', '.join(others)}, which would stay "
+                f"modules_to_save={list(wanted)}: the model computes with {', '.join(sorted(others))}, which would stay "
                 f"frozen, instead of {saved}; name those too (each becomes a copy of its own), or train tokens with "
                 "trainable_token_indices"
             )
 
 
-def _is_called(modules, name) -> bool:
+def _is_used(modules, name) -> bool:
+    """Whether the parent's forward mentions the module; True where there is no source that could tell."""
     parent, _, child = name.rpartition(".")
-    return child in _calls(type(modules[parent]))
+    forward = _source_of(type(modules[parent]).forward)
+    return forward is None or re.search(rf"\bself\.{child}\b", forward) is not None
 
 
-def warn_after(model, config) -> None:
+def warn_after(model, config, adapter_name) -> None:
     """Warns of a target that matches no module, and of adapters that the model's code passes by."""
     names = [name for name, _ in model.named_modules() if name]
     wanted = getattr(config, "target_modules", None)
     for target in sorted(wanted) if isinstance(wanted, (set, list, tuple)) else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             warnings.warn(_unmatched(model, names, target), stacklevel=3)
-    passed_by = {name: how for name, how in read_not_called(model).items() if how is not None}
+    passed_by = read_not_called(model, adapter_name)
     if passed_by:
         name, how = next(iter(passed_by.items()))
         warnings.warn(
@@ -80,37 +88,46 @@ def _unmatched(model, names, target) -> str:
     return f"{text}; did you mean {close[0]!r}?" if close else f"{text}; parameters go into target_parameters"
 
 
-def read_not_called(model) -> dict[str, str | None]:
-    """{name of an adapter layer: the class whose code reads its weight, None if that class only calls it}."""
+def read_not_called(model, adapter_name) -> dict[str, str]:
+    """{name of a layer of this adapter: the class whose code computes with its weight and never calls it}.
+
+    Not BitFit's layers, whose bias may be read; nor what a PEFT layer holds, which may merge into it.
+    """
     around = dict(model.named_modules())
     found = {}
     for name, module in around.items():
-        if isinstance(module, BaseTunerLayer) and not isinstance(module, BitFitLayer):  # whose bias may be read
-            parent, _, child = name.rpartition(".")
-            kind = type(around[parent])
-            found[name] = kind.__name__ if child in _weights_read(kind) else None
+        if not isinstance(module, BaseTunerLayer) or isinstance(module, BitFitLayer) or ".base_layer." in f".{name}":
+            continue
+        parent, _, child = name.rpartition(".")
+        kind = type(around[parent])
+        if adapter_name in module._get_available_adapters() and child in _weights_read(kind):
+            found[name] = kind.__name__
     return found
 
 
-def _weights_read(kind) -> set[str]:
-    """Names of submodules whose weight the class's code computes with, and which it never calls."""
-    attribute = r"(?!\w|\.(?:dtype|device|shape|size|dim|ndim|requires_grad|data_ptr|is_\w+)\b)"
-    return set(re.findall(rf"\bself\.(\w+)\.weight{attribute}", _source(kind))) - _calls(kind)
+@functools.cache
+def _weights_read(kind) -> frozenset[str]:
+    """Names of submodules whose weight the class's methods compute with, and which they never mention by themselves.
+
+    A mention may be a call: checkpoint(self.fc, x), or a loop over (self.fc1, self.fc2).
+    """
+    source = ""
+    for base in kind.__mro__:
+        if base is nn.Module or not issubclass(base, nn.Module):
+            continue
+        methods = (f for n, f in vars(base).items() if inspect.isfunction(f) and n not in _INITIALISERS)
+        source += "\n".join(_source_of(method) or "" for method in methods)
+    attribute = r"(?!\w|\.(?:data|dtype|device|shape|size|dim|ndim|requires_grad|data_ptr|is_\w+)\b)"
+    read = set(re.findall(rf"\bself\.(\w+)\.weight{attribute}", source))
+    return frozenset(name for name in read if not re.search(rf"\bself\.{name}\b(?!\.)", source))
 
 
-def _calls(kind) -> set[str]:
-    """Names of submodules that the class's code calls."""
-    return set(re.findall(r"\bself\.(\w+)\(", _source(kind)))
+_INITIALISERS = ("__init__", "_init_weights", "init_weights", "reset_parameters", "_reset_parameters")
 
 
 @functools.cache
-def _source(kind) -> str:
-    """Of a module's class and the classes under it; empty where there is no source at hand."""
-    source = ""
-    for base in kind.__mro__:
-        if base is not nn.Module and issubclass(base, nn.Module):
-            try:
-                source += inspect.getsource(base)
-            except (OSError, TypeError):
-                return ""
-    return source
+def _source_of(function) -> str | None:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # no source at hand
+        return None

@@ -116,6 +116,7 @@ def test_merge_is_undone_exactly(kind, method, dtype):
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
         assert torch.equal(logits(model), expected)
     model.merge_adapter()
+    model.unmerge_adapter()
     unloaded, original = model.unload(), build(kind).to(dtype)
     if method != "bias all":  # whose biases are trained in place
         assert all(torch.equal(v, original.state_dict()[k]) for k, v in unloaded.state_dict().items())

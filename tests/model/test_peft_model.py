@@ -162,3 +162,45 @@ def test_torch_compile_after_a_call_that_named_rows():
     torch.compiler.reset()
     mlp, x = model.get_base_model().model.layers[0].mlp, torch.randn(2, 3, 32)
     assert_same(torch.compile(mlp, fullgraph=True, backend="aot_eager")(x), mlp(x))
+
+
+@pytest.mark.parametrize("kind,task", [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS"), ("bert", "FEATURE_EXTRACTION")])
+def test_a_task_s_model_compiles_in_one_graph(kind, task):
+    model = adapted(pf, kind, task_type=task)
+    inputs = dict(input_ids=IDS, attention_mask=torch.ones_like(IDS))
+    if task == "FEATURE_EXTRACTION":
+        model = pf.get_peft_model(build(kind).bert, pf.LoraConfig(target_modules=["query"], task_type=task)).eval()
+    with torch.no_grad():
+        expected = model(**inputs)[0]
+        assert_same(torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)[0], expected)
+
+
+def test_a_class_derived_from_ours_is_kept(tmp_path):
+    class Mine(pf.PeftModel):
+        pass
+
+    adapted(pf, "llama").save_pretrained(tmp_path)
+    assert type(Mine.from_pretrained(build("llama"), tmp_path)) is Mine
+    adapted(pf, "llama", task_type="CAUSAL_LM").save_pretrained(tmp_path / "task")
+    assert type(Mine.from_pretrained(build("llama"), tmp_path / "task")) is pf.PeftModelForCausalLM
+
+
+def test_layers_without_values_yet_are_fused(tmp_path):
+    model = adapted(pf, "llama")
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    config = pf.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS["llama"])
+    empty = pf.get_peft_model(build("llama"), config, low_cpu_mem_usage=True).eval()
+    assert len(pf.fuse(empty).fused) == 4
+    tensors = pf.load_peft_weights(str(tmp_path), device="cpu")
+    pf.set_peft_model_state_dict(empty, tensors, low_cpu_mem_usage=True)
+    assert_same(logits(empty), expected)
+    assert pf.fuse(empty).calls() == {"fused": 4}
+
+
+def test_positional_arguments_are_pefts():
+    config = pf.LoraConfig(r=4, target_modules=["q_proj"])
+    model = pf.get_peft_model(build("llama").bfloat16(), config, "x", False, False)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
+    mixed = pf.get_peft_model(build("llama"), config, "x", True)
+    assert type(mixed) is pf.PeftMixedModel and mixed.peft_config["x"].base_model_name_or_path is None

@@ -9,7 +9,7 @@ import transformers as tf
 from torch import nn
 
 import pypeft_fast as pf
-from pypeft_fast.model.wrapping import read_not_called
+from pypeft_fast.model.wrapping import check_before, read_not_called
 from tests.model.zoo import IDS, TARGETS, adapted, assert_same, build, liven, logits
 
 
@@ -77,7 +77,8 @@ def mamba():
 def test_layers_whose_weight_is_read_are_named_at_wrap_time(make, targets, name):
     with pytest.warns(UserWarning, match=f"1 adapter layers are without effect .*{name}"):
         model = pf.get_peft_model(make(), pf.LoraConfig(target_modules=targets))
-    assert any(how is not None for how in read_not_called(model.base_model.model).values())
+    assert len(read_not_called(model.base_model.model, "default")) == 1
+    assert not read_not_called(model.base_model.model, "another")
 
 
 def test_the_report_names_layers_that_no_call_reaches():
@@ -128,7 +129,7 @@ def test_the_shortcut_of_a_torch_encoder_does_not_pass_the_adapter_by(masked):
 def test_a_module_that_lives_on_under_another_name_cannot_be_saved_whole():
     model = build("t5")
     before = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(ValueError, match="computes with encoder.embed_tokens, decoder.embed_tokens.*instead of shared"):
+    with pytest.raises(ValueError, match="computes with decoder.embed_tokens, encoder.embed_tokens.*instead of shared"):
         pf.get_peft_model(model, pf.LoraConfig(target_modules=["q"], modules_to_save=["shared"]))
     assert [p.requires_grad for p in model.parameters()] == before
     assert not any("lora" in name for name, _ in model.named_modules())
@@ -172,6 +173,9 @@ def test_resizing_does_not_take_away_what_trains(options):
     with pytest.raises(ValueError, match="would replace the output embeddings and with them what trains there"):
         model.resize_token_embeddings(104)
     assert torch.equal(logits(model), expected)
+    model.resize_token_embeddings(97)  # the size that it has: nothing is replaced
+    model.resize_token_embeddings()
+    assert torch.equal(logits(model), expected)
     free = adapted(pf, "llama")
     free.resize_token_embeddings(104)
     assert logits(free).shape[-1] == 104 and free.get_nb_trainable_parameters()[0] > 0
@@ -210,3 +214,78 @@ def test_names_that_are_pefts():
         assert getattr(pf, name) is getattr(peft, name)
     with pytest.raises(AttributeError, match="'pypeft_fast' has no attribute 'Nothing', and neither has peft"):
         _ = pf.Nothing
+
+
+def test_prefix_tuning_finds_the_last_token_itself():
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    base = tf.LlamaForSequenceClassification(tf.LlamaConfig(**sizes, pad_token_id=0, initializer_range=0.3))
+    model = pf.get_peft_model(base, pf.PrefixTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS")).eval()
+    padded = torch.cat([IDS[:1], torch.zeros(1, 3, dtype=torch.long)], 1)
+    expected = model(input_ids=IDS[:1], attention_mask=torch.ones_like(IDS[:1])).logits
+    assert_same(model(input_ids=padded, attention_mask=(padded > 0).long()).logits, expected)
+
+
+class Initialised(nn.Module):
+    """Sets weights as it is made, and calls its layers in other ways than by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        nn.init.normal_(self.fc1.weight)
+        self.head.weight = self.fc2.weight
+
+    def forward(self, x):
+        for layer in (self.fc1, self.fc2):
+            x = layer(x).relu()
+        return torch.utils.checkpoint.checkpoint(self.head, x, use_reentrant=False)
+
+
+def test_layers_that_are_called_otherwise_than_by_name_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pf.get_peft_model(Initialised(), pf.LoraConfig(target_modules=["fc1"]))
+        model = pf.get_peft_model(Initialised(), pf.LoraConfig(target_modules=["fc1"], modules_to_save=["head"]))
+    model(torch.randn(2, 8)).sum().backward()
+    assert model.base_model.model.head.modules_to_save["default"].weight.grad.any()
+
+
+def test_loading_does_not_warn_of_the_config(tmp_path):
+    with pytest.warns(UserWarning, match="matches no module"):
+        model = pf.get_peft_model(llama(), pf.LoraConfig(target_modules=["q_proj", "nothing_like_it"]))
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "target_modules")
+        loaded = pf.PeftModel.from_pretrained(llama(), tmp_path)
+        loaded.load_adapter(tmp_path, "second")
+
+
+def test_a_safe_merge_does_not_say_that_all_is_merged_already():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "All adapters are already merged")
+        adapted(pf, "llama").merge_and_unload(safe_merge=True)
+
+
+def test_many_modules_to_save_are_looked_up_in_one_pass():
+    """Beside a list of blocks four times as long, four times the look-ups and not sixteen."""
+    counted = []
+
+    class Named(str):
+        def endswith(self, *args):
+            counted.append(1)
+            return super().endswith(*args)
+
+    class Blocks(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.LayerNorm(2) for _ in range(n)])
+
+        def named_modules(self, *args, **kwargs):
+            return ((Named(name), module) for name, module in super().named_modules(*args, **kwargs))
+
+    counts = []
+    for n in (10, 40):
+        counted.clear()
+        check_before(Blocks(n), pf.LoraConfig(modules_to_save=["7"]), "default")
+        counts.append(len(counted))
+    assert counts[1] < 6 * counts[0]

@@ -28,8 +28,13 @@ def rows_of_call(model, names, args, kwargs):
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; add or load them first")
     base = model.get_base_model()
     rows.mark(base, BaseTunerLayer)
-    for module in base.modules():
-        _prepare(module)
+    modules = list(base.modules())
+    wrapped = {
+        inner for m in modules if isinstance(m, AuxiliaryTrainingWrapper) for inner in m.modules() if inner is not m
+    }
+    for module in modules:
+        if module not in wrapped:  # the wrapper hands the names on
+            _prepare(module)
     return rows.using(rows.Rows(tuple(names), _expansion(base, kwargs), _is_matrix(args, kwargs)))
 
 
@@ -53,7 +58,9 @@ def _pass_rows(module, args, kwargs):
 
 
 def _expansion(base, kwargs) -> int:
-    """How many rows generate makes of each: beams, or sequences that are drawn."""
+    """How many rows generate makes of each: beams, or sequences that are drawn; a plain forward makes none."""
+    if not rows.is_generating():
+        return 1
     config = kwargs.get("generation_config") or getattr(base, "generation_config", None)
     asked = [kwargs.get(name, getattr(config, name, None)) for name in ("num_beams", "num_return_sequences")]
     return max([n for n in asked if isinstance(n, int)], default=1)

@@ -69,6 +69,7 @@ class _OfThread(threading.local):
 
     def __init__(self):
         self.rows: Rows | None = None
+        self.is_generating = False
 
 
 _thread = _OfThread()
@@ -77,6 +78,20 @@ _thread = _OfThread()
 def current() -> Rows | None:
     """The rows of the call that runs in this thread, None if it has named none."""
     return _thread.rows if in_use else None
+
+
+@contextlib.contextmanager
+def generating():
+    """Within the block a call's rows are prompts, of which generate may make several rows each."""
+    before, _thread.is_generating = _thread.is_generating, True
+    try:
+        yield
+    finally:
+        _thread.is_generating = before
+
+
+def is_generating() -> bool:
+    return _thread.is_generating
 
 
 @contextlib.contextmanager

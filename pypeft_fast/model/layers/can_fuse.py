@@ -52,6 +52,17 @@ def set_class(module, kind) -> None:
     module.__class__ = kind
 
 
+def take_back(layer, kind) -> None:
+    """Gives a fused layer PEFT's class; adapters that are merged are merged by PEFT's own arithmetic then."""
+    names = list(layer.merged_adapters)
+    if names:
+        layer.unmerge()
+    set_class(layer, kind)
+    del layer._fused_calls
+    if names:
+        layer.merge(adapter_names=names)
+
+
 def why_not_forward(layer) -> str | None:
     """Why calls of the layer do not reach the forward of its class, if they do not: accelerate's hooks stand there."""
     state = vars(layer)
@@ -71,12 +82,12 @@ def entry(layer, holder, name):
     return layer._modules[holder]._modules[name]
 
 
-def why_not_parameter(tensor, name) -> str | None:
+def why_not_parameter(tensor, name, is_loaded=True) -> str | None:
     if type(tensor) is not nn.Parameter and type(tensor) is not torch.Tensor:
         return f"{name} is a {type(tensor).__name__}"  # DTensor, a quantised weight, an offloaded one
     if tensor.dtype not in ACTIVATIONS:
         return f"{name} is {tensor.dtype}"
-    if tensor.layout is not STRIDED or tensor.is_meta:
+    if tensor.layout is not STRIDED or tensor.is_meta and is_loaded:
         return f"{name} is on meta or not strided"
     return None
 

@@ -10,6 +10,7 @@ class ExactMerge:
     """Before the class of a PEFT layer. A layer that the ops cannot run (hooked, offloaded) merges as PEFT does."""
 
     _frozen = None  # (weight.data, bias.data or None) of the base layer before the first merge
+    _merged_bits = None  # of what merging made of them: whatever is written into the base meanwhile changes these
 
     def merge(self, safe_merge=False, adapter_names=None):
         """Folds adapters (default: the active ones) into the base layer; ValueError with safe_merge for NaN."""
@@ -20,12 +21,12 @@ class ExactMerge:
         if can_fuse.why_not_base(base) is not None or bool(self.merged) != (self._frozen is not None):
             super().merge(safe_merge, names)
             return
-        weight, bias = can_fuse.tensor_of(base, "weight"), can_fuse.tensor_of(base, "bias")
+        weight, bias = _parameters(base)
         before = weight.data, None if bias is None else bias.data
-        frozen = self._frozen or before
-        values = self.merged_weight(frozen[0], self.merged_adapters + names)
+        untouched = self._frozen is None or self._merged_bits[0] == _bits(weight)
+        values = self.merged_weight(self._frozen[0] if self._frozen else before[0], self.merged_adapters + names)
         try:
-            if values is None:  # PEFT's own arithmetic, which may be in place: on a copy
+            if values is None or not untouched:  # PEFT's own arithmetic, which may be in place: on a copy
                 weight.data = before[0].clone()
                 if bias is not None:
                     bias.data = before[1].clone()
@@ -36,46 +37,73 @@ class ExactMerge:
                 weight.data = values
                 self.merged_adapters.extend(names)
         except (ValueError, RuntimeError):
-            self._put_back(before)
+            self._put(before)
             raise
-        self._frozen = frozen
+        self._frozen = self._frozen or before
+        self._merged_bits = _bits(weight) if untouched else None, _bits(bias)
 
     def unmerge(self):
-        """Puts the base layer's own weight and bias back, bit for bit."""
-        if self._frozen is None:
+        """Puts the base layer's own weight and bias back, bit for bit.
+
+        If they were written while merged, by another method's layer or an averaging of weights, what merging has
+        changed is taken off what is there now instead.
+        """
+        frozen, bits, names = self._frozen, self._merged_bits, list(self.merged_adapters)
+        self._frozen = self._merged_bits = None
+        if frozen is None:
             super().unmerge()
             return
-        self._put_back(self._frozen)
-        self._frozen = None
+        weight, bias = _parameters(self.base_layer)
+        merged = None if bits[0] == _bits(weight) else self.merged_weight(frozen[0], names)
+        if bits[0] == _bits(weight):
+            weight.data = frozen[0]
+        elif merged is None:
+            super().unmerge()
+            return
+        else:
+            weight.data = (in_float32(weight.data) + in_float32(frozen[0]) - in_float32(merged)).to(weight.dtype)
+        if bias is not None and bits[1] == _bits(bias):
+            bias.data = frozen[1]
         self.merged_adapters.clear()
 
     def merged_weight(self, weight, names):
         """The base weight with these adapters, in its own layout; None: PEFT's merge computes it."""
         return None
 
-    def _put_back(self, values):
-        for name, value in zip(("weight", "bias"), values, strict=True):
+    def _put(self, values):
+        for parameter, value in zip(_parameters(self.base_layer), values, strict=True):
             if value is not None:
-                can_fuse.tensor_of(self.base_layer, name).data = value
+                parameter.data = value
+
+    def _with_frozen(self, change):
+        """Runs `change` on the frozen weight; what was merged is merged again."""
+        names, exact = list(self.merged_adapters), self._frozen is not None
+        if exact:
+            self.unmerge()
+        change()
+        if exact:
+            self.merge(adapter_names=names)
 
     def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight: the frozen one, not the merged
-        names, exact = list(self.merged_adapters), self._frozen is not None
-        if exact:
-            self.unmerge()
-        super().update_layer(*args, **kwargs)
-        if exact:
-            self.merge(adapter_names=names)
+        self._with_frozen(lambda: super(ExactMerge, self).update_layer(*args, **kwargs))
 
-    def _apply(self, fn, recurse=True):  # .to(), .half(): the frozen values are cast, and merged again
-        names, exact = list(self.merged_adapters), self._frozen is not None
-        if exact:
-            self.unmerge()
-        super()._apply(fn, recurse)
-        if exact:
-            self.merge(adapter_names=names)
+    def _apply(self, fn, recurse=True):  # .to(), .half()
+        self._with_frozen(lambda: super(ExactMerge, self)._apply(fn, recurse))
         return self
 
 
 def in_float32(weight):
     """A copy in float32, float64 for float64: what merging adds up in."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+
+
+def _parameters(base):
+    return can_fuse.tensor_of(base, "weight"), can_fuse.tensor_of(base, "bias")
+
+
+def _bits(tensor):
+    """A sum over a tensor's bits, None for none: no version counter shows a write through `.data`."""
+    if tensor is None:
+        return None
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.shape, int(tensor.detach().view(integers[tensor.dtype.itemsize]).sum(dtype=torch.int64))

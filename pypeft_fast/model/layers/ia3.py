@@ -12,9 +12,10 @@ from ..joints.mixed_rows import mixed_rows_scale
 from ..linear import is_conv1d
 from . import can_fuse
 from .exact_merge import ExactMerge
+from .switching import Marked
 
 
-class FusedLinear(ExactMerge, IA3Linear):
+class FusedLinear(Marked, ExactMerge, IA3Linear):
     """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
 
     def forward(self, x, *args, **kwargs):
@@ -61,8 +62,7 @@ def attach(layer):
 
 
 def detach(layer):
-    can_fuse.set_class(layer, IA3Linear)
-    del layer._fused_calls
+    can_fuse.take_back(layer, IA3Linear)
 
 
 def _base(layer):
@@ -76,7 +76,7 @@ def why_not_layer(layer) -> str | None:
     reason = can_fuse.why_not_forward(layer) or can_fuse.why_not_base(layer.base_layer)
     if reason is not None or not layer.ia3_l:
         return reason
-    reasons = [can_fuse.why_not_parameter(vector, "ia3_l") for vector in layer.ia3_l.values()]
+    reasons = [can_fuse.why_not_parameter(vector, "ia3_l", is_loaded=False) for vector in layer.ia3_l.values()]
     return None if None in reasons else reasons[0]
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from ...autograd.dora import dora_linear
 from ...autograd.lora import lora_linear, lora_linear_unchecked
-from ...nn.merge import dora_weight, lora_delta
+from ...autograd.dora_norm import row_scale
+from ...nn.merge import lora_delta
 from ..joints import rows as rows_of_batch
 from ..joints.mixed_rows import mixed_rows_linear
 from ..linear import is_conv1d
@@ -23,9 +24,10 @@ from . import can_fuse
 from .exact_merge import ExactMerge, in_float32
 from .ordinary_call import ordinary_call
 from .stacked import scaled, stacked
+from .switching import Marked
 
 
-class FusedLinear(ExactMerge, LoraLinear):
+class FusedLinear(Marked, ExactMerge, LoraLinear):
     """PEFT looks for "Linear" in the names of the classes of tuner layers, so this one has it too."""
 
     def forward(self, x, *args, **kwargs):
@@ -83,17 +85,20 @@ class FusedLinear(ExactMerge, LoraLinear):
         return name in self.lora_A
 
     def merged_weight(self, weight, names):
-        """W with these adapters one after the other, added up in float32 and rounded once."""
+        """W with these adapters one after the other, added up in float32 and rounded once.
+
+        A DoRA adapter scales the rows of the sum so far; the lengths are those of W with its own update, as PEFT has it.
+        """
         if any(why_not_adapter(self, name) is not None for name in names):
             return None
-        total = in_float32(weight.t() if is_conv1d(self.base_layer) else weight)
+        frozen = in_float32(weight.t() if is_conv1d(self.base_layer) else weight)
+        total = frozen.clone()
         for name in names:
-            A, B = _weights(self, name)
+            delta = lora_delta(*_weights(self, name), self.scaling[name])
+            total += delta
             if name in self.lora_variant:
-                magnitude = self.lora_magnitude_vector[name].weight
-                total = dora_weight(total, A, B, magnitude, self.scaling[name])
-            else:
-                total += lora_delta(A, B, self.scaling[name])
+                magnitude = self.lora_magnitude_vector[name].weight.detach()
+                total *= row_scale(magnitude, torch.linalg.vector_norm(frozen + delta, dim=1))[:, None]
         total = total.t() if is_conv1d(self.base_layer) else total
         return total.to(weight.dtype).contiguous()
 
@@ -110,8 +115,7 @@ def attach(layer):
 
 
 def detach(layer):
-    can_fuse.set_class(layer, LoraLinear)
-    del layer._fused_calls
+    can_fuse.take_back(layer, LoraLinear)
 
 
 def why_not_layer(layer) -> str | None:
@@ -119,11 +123,12 @@ def why_not_layer(layer) -> str | None:
     reason = can_fuse.why_not_forward(layer) or can_fuse.why_not_base(layer.base_layer)
     if reason is not None or not layer.lora_A:
         return reason
-    reasons = [why_not_adapter(layer, name) for name in layer.lora_A]
+    reasons = [why_not_adapter(layer, name, is_loaded=False) for name in layer.lora_A]
     return None if None in reasons else reasons[0]
 
 
-def why_not_adapter(layer, name) -> str | None:
+def why_not_adapter(layer, name, is_loaded=True) -> str | None:
+    """is_loaded: whether its values must be there; with low_cpu_mem_usage they come after the layer."""
     variant = layer.lora_variant.get(name)
     if variant is not None and type(variant) is not DoraLinearVariant:
         return f"the adapter is of a variant, {type(variant).__name__}"
@@ -137,14 +142,14 @@ def why_not_adapter(layer, name) -> str | None:
     if reason is not None:
         return reason
     A, B = tensor_of(lora_A, "weight"), tensor_of(lora_B, "weight")
-    reason = can_fuse.why_not_parameter(A, "lora_A") or can_fuse.why_not_parameter(B, "lora_B")
+    reason = can_fuse.why_not_parameter(A, "lora_A", is_loaded) or can_fuse.why_not_parameter(B, "lora_B", is_loaded)
     if reason is None and (tensor_of(lora_A, "bias") is not None or tensor_of(lora_B, "bias") is not None):
         reason = "lora_bias=True"
     if reason is None and (A.dim() != 2 or B.dim() != 2 or A.size(0) != B.size(1)):
         reason = "lora_A and lora_B are partitioned"
     if reason is None and variant is not None:
         magnitude = entry(layer, "lora_magnitude_vector", name)
-        reason = can_fuse.why_not_parameter(tensor_of(magnitude, "weight"), "lora_magnitude_vector")
+        reason = can_fuse.why_not_parameter(tensor_of(magnitude, "weight"), "lora_magnitude_vector", is_loaded)
         if reason is None and can_fuse.hooked(magnitude):
             reason = "lora_magnitude_vector has hooks"
         if reason is None and isinstance(layer.scaling[name], torch.Tensor):

@@ -228,3 +228,27 @@ def test_bad_names():
     with pytest.raises(ValueError, match="LoHa\\w* cannot apply another adapter to each row|Linear cannot apply"):
         other = pf.get_peft_model(build("llama"), pf.LoHaConfig(target_modules=["q_proj"])).eval()
         logits(other, adapter_names=["default"] * 3)
+
+
+def test_rows_and_trained_tokens():
+    """PEFT hands the names of rows to the layer of trained tokens through the module that wraps it."""
+    config = dict(r=2, target_modules=["q_proj"], trainable_token_indices=[5, 42], init_lora_weights=False)
+    model = pf.get_peft_model(build("llama"), pf.LoraConfig(**config), "one")
+    model.add_adapter("two", pf.LoraConfig(**config))
+    for name, parameter in model.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.data += torch.randn(parameter.shape)
+    alone = {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name] = logits(model.eval())
+    mixed = logits(model, adapter_names=["two", "one", "two"])
+    for row, name in enumerate(["two", "one", "two"]):
+        assert_same(mixed[row], alone[name][row])
+
+
+def test_a_forward_makes_no_beams():
+    model = two(lambda: build("llama"), ["q_proj"])
+    model.generation_config.num_beams = 2
+    with pytest.raises(ValueError, match="but got 2 and 4 respectively"):
+        model(IDS[[0, 1, 2, 0]], adapter_names=["one", "two"])

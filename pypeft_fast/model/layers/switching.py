@@ -1,0 +1,25 @@
+"""Marks the parameters that switching adapters has frozen, so that a backward pass which comes too late can say so.
+
+PEFT's set_adapter and enable_adapters freeze the adapters that are not active. Between forward and backward that loses
+their gradients without a word; a user who freezes a parameter himself means it.
+"""
+
+from torch import nn
+
+
+class Marked:
+    """Before the class of a PEFT layer."""
+
+    def set_adapter(self, *args, **kwargs):
+        self._marking(super().set_adapter, *args, **kwargs)
+
+    def enable_adapters(self, *args, **kwargs):
+        self._marking(super().enable_adapters, *args, **kwargs)
+
+    def _marking(self, switch, *args, **kwargs):
+        holders = [self._modules[name] for name in self.adapter_layer_names if name in self._modules]
+        held: list[nn.Parameter] = [p for holder in holders for p in holder.parameters()]
+        trained = [p for p in held if p.requires_grad]
+        switch(*args, **kwargs)
+        for parameter in trained:
+            parameter.frozen_by_switching = not parameter.requires_grad
