@@ -14,8 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...autograd.dora import dora_linear
-from ...autograd.lora import lora_linear, lora_linear_unchecked
 from ...autograd.dora_norm import row_scale
+from ...autograd.lora import lora_linear, lora_linear_unchecked
 from ...nn.merge import lora_delta
 from ..joints import rows as rows_of_batch
 from ..joints.mixed_rows import mixed_rows_linear
@@ -87,7 +87,7 @@ class FusedLinear(Marked, ExactMerge, LoraLinear):
     def merged_weight(self, weight, names):
         """W with these adapters one after the other, added up in float32 and rounded once.
 
-        A DoRA adapter scales the rows of the sum so far; the lengths are those of W with its own update, as PEFT has it.
+        A DoRA adapter scales the rows of the sum so far, by the lengths of W with its own update, as in PEFT.
         """
         if any(why_not_adapter(self, name) is not None for name in names):
             return None

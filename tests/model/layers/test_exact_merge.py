@@ -1,4 +1,4 @@
-"""Merging keeps the base's bits; what else writes into a merged base is not lost, and PEFT's own layers are left alone."""
+"""Merging keeps the base's bits, and what else writes into a merged base is not lost."""
 
 import peft
 import pytest
