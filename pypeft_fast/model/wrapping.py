@@ -50,8 +50,8 @@ def check_before(model, config, adapter_name) -> None:
         if others and (not used or any(modules[name] is module for name in others)):
             raise ValueError(
                 f"modules_to_save={list(wanted)}: the model computes with {', '.join(sorted(others))}, which would "
-                f"stay frozen, instead of {saved}; name those too (each becomes a copy of its own), or train tokens with "
-                "trainable_token_indices"
+                f"stay frozen, instead of {saved}; name those too (each becomes a copy of its own), or train tokens "
+                "with trainable_token_indices"
             )
 
 
