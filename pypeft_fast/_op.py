@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _native, _tuning
+from . import _native, _storage, _tuning
+from ._derivative import Derivative, nobody_asks
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
 TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
@@ -79,6 +80,13 @@ class Kernel:
         return self.missing() or self.rejects(*args)
 
 
+def _with_derivative(name, overload):
+    derivative = Derivative(name, overload)
+    # A lambda, since PyTorch wants a function's name of what it binds.
+    LIBRARY.impl(name, lambda keyset, *args: derivative(keyset, *args), "Autograd", with_keyset=True)
+    return derivative
+
+
 class Op:
     """`Op(schema)`, then the decorators check, fake, reference and kernel; CONTRIBUTING.md walks through one."""
 
@@ -93,11 +101,14 @@ class Op:
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
         self._op = getattr(torch.ops.pypeft_fast, self.name).default
+        self._derivative = _with_derivative(self.name, self._op)
         OPS[self.name] = self
 
     def __call__(self, *args):
         first = args[0]
-        if (
+        if not nobody_asks():
+            return self._op(*args)
+        if not (
             self._direct is not None
             and not torch.compiler.is_compiling()
             and _record is None
@@ -107,12 +118,13 @@ class Op:
             and first.is_cpu
             and first.dtype != torch.float64
         ):
+            return self._op(*args)
+        with torch._C._AutoDispatchBelowAutograd():
             try:
                 return self._direct(*args)
             except RuntimeError:
                 self._check(*args)  # it finds the words for what the kernel refused
                 raise
-        return self._op(*args)
 
     def check(self, function):
         """Validates the arguments: in eager, where a fake never runs, and while tracing. Kernels trust it."""
@@ -146,6 +158,11 @@ class Op:
         torch.library.register_fake(f"pypeft_fast::{self.name}", checked, lib=LIBRARY)
         return function
 
+    def gradients(self, formula):
+        """What `Derivative` calls a formula, for calls that no autograd.Function stands over."""
+        self._derivative.formula = formula
+        return formula
+
     def reference(self, function):
         """The op in plain PyTorch: its documentation, its truth in float64, and a kernel on every device."""
         return self.kernel("reference")(function)
@@ -154,11 +171,24 @@ class Op:
         """Binds a function of the op's arguments; `Kernel` tells what the others mean."""
 
         def bind(function):
+            function = self._with_storages(function) if name == "triton" else function
             self.kernels.append(Kernel(_known(name), function, devices, interpreted, missing, rejects))
             self.kernels.sort(key=lambda k: KERNELS.index(k.name))
             return function
 
         return bind
+
+    def _with_storages(self, function):
+        """The kernel behind csrc/storage.h's check, for one that reads memory by pointers and cannot make it itself."""
+        names = [argument.name for argument in self._op._schema.arguments]
+
+        def checked(*args):
+            for name, value in zip(names, args, strict=True):
+                if isinstance(value, torch.Tensor):
+                    _storage.check(self.name, name, value)
+            return function(*args)
+
+        return checked
 
     def timed(self, depends):
         """Where several kernels can run on a GPU, the fastest runs. depends(*args): what the choice depends on."""
@@ -196,7 +226,9 @@ class Op:
     def _twin(self, kernel, more=""):
         name = f"{self.name}_{kernel}"
         LIBRARY.define(self.schema.replace(self.name, name, 1).replace(") ->", f"{more}) ->", 1))
-        return getattr(torch.ops.pypeft_fast, name).default
+        twin = getattr(torch.ops.pypeft_fast, name).default
+        _with_derivative(name, twin)
+        return twin
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""

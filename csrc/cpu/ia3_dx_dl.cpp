@@ -13,6 +13,7 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weight, const Tensor& ia3_l,
                                      const Tensor& given_saved, bool feedforward, bool need_dX, bool need_dl) {
+  check_storages("ia3_dx_dl", "dY", given_dY, "weight", weight, "ia3_l", ia3_l, "saved", given_saved);
   Tensor dl = new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
   Tensor dX = new_empty(given_dY, {0, weight.size(1)});
   if (!need_dX && !need_dl) return {dX, dl};

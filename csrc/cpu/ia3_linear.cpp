@@ -14,6 +14,7 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& bias,
                                       const Tensor& ia3_l, bool feedforward, bool need_z) {
+  check_storages("ia3_linear", "x", given, "weight", weight, "bias", bias, "ia3_l", ia3_l);
   fits(is_matrix(given) && is_matrix(weight) && weight.size(1) == given.size(1));
   const int64_t M = given.size(0), N = weight.size(0);
   fits(is_activation(given) && like(weight, given) && is_adapter(ia3_l, given));

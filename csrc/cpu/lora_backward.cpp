@@ -15,6 +15,8 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
                                                  const Tensor& s, const std::optional<Tensor>& mask, double scaling,
                                                  double p, bool need_dX, bool need_dA, bool need_dB,
                                                  ScalarType dtype_A) {
+  check_storages("lora_backward", "dY", dY, "x", x, "weight", weight, "lora_A", lora_A, "lora_B", lora_B, "s", s,
+                 "mask", mask);
   fits(dY.dim() > 0 && is_activation(dY) && is_matrix(lora_B) && is_matrix(s) && is_probability(p));
   const Tensor grad = as_rows(dY);
   const int64_t M = grad.size(0), N = grad.size(1), r = lora_B.size(1);

@@ -53,6 +53,12 @@ Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& give
   return dA;
 }
 
+namespace {
+Tensor lora_da_entry(const Tensor& dS, const Tensor& x, const Tensor& mask, double p, ScalarType dtype) {
+  check_storages("lora_da", "dS", dS, "x", x, "mask", mask);
+  return lora_da(dS, x, mask, p, dtype);
+}
+}  // namespace
 }  // namespace pypeft
 
-STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_da_cpu", TORCH_BOX(&pypeft::lora_da)); }
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_da_cpu", TORCH_BOX(&pypeft::lora_da_entry)); }

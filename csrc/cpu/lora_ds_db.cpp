@@ -74,6 +74,13 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora
   return {dS, dB};
 }
 
+namespace {
+std::tuple<Tensor, Tensor> lora_ds_db_entry(const Tensor& dY, const Tensor& lora_B, const Tensor& s, double scaling,
+                                            bool need_dS, bool need_dB) {
+  check_storages("lora_ds_db", "dY", dY, "lora_B", lora_B, "s", s);
+  return lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB);
+}
+}  // namespace
 }  // namespace pypeft
 
-STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_ds_db_cpu", TORCH_BOX(&pypeft::lora_ds_db)); }
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_ds_db_cpu", TORCH_BOX(&pypeft::lora_ds_db_entry)); }

@@ -15,6 +15,13 @@ Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const T
   return frozen_and_low_rank(dY, weight, std::nullopt, dS, lora_A, dropout_scale(p), dropped);
 }
 
+namespace {
+Tensor lora_dx_entry(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
+                     double p) {
+  check_storages("lora_dx", "dY", dY, "weight", weight, "dS", dS, "lora_A", lora_A, "mask", mask);
+  return lora_dx(dY, weight, dS, lora_A, mask, p);
+}
+}  // namespace
 }  // namespace pypeft
 
-STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_dx_cpu", TORCH_BOX(&pypeft::lora_dx)); }
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_dx_cpu", TORCH_BOX(&pypeft::lora_dx_entry)); }

@@ -12,6 +12,8 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
                                                 const std::optional<Tensor>& bias, const Tensor& lora_A,
                                                 const Tensor& lora_B, double scaling, double p,
                                                 const std::optional<Tensor>& seed) {
+  check_storages("lora_forward", "x", x, "weight", weight, "bias", bias, "lora_A", lora_A, "lora_B", lora_B, "seed",
+                 seed);
   const int64_t K = x.dim() ? x.size(-1) : -1;
   fits(is_matrix(weight) && is_matrix(lora_A) && is_matrix(lora_B) && weight.size(1) == K && lora_A.size(1) == K);
   const int64_t N = weight.size(0), r = lora_A.size(0);

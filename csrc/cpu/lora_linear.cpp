@@ -15,6 +15,7 @@ Tensor as_floats(const Tensor& vector) { return torch::stable::contiguous(as_flo
 std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        const Tensor& s, const Tensor& lora_B, double scaling,
                                        const std::optional<Tensor>& scale, bool need_z) {
+  check_storages("lora_linear", "x", x, "weight", weight, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
   const Tensor across = transposed(weight), up = transposed(lora_B);
   const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, weight.size(0)});
   if (!scale) return {frozen_and_low_rank(x, across, bias, s, up, scaling, nullptr), z};

@@ -73,6 +73,13 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   return {s, mask};
 }
 
+namespace {
+std::tuple<Tensor, Tensor> lora_shrink_entry(const Tensor& x, const Tensor& lora_A, double p,
+                                             const std::optional<Tensor>& seed) {
+  check_storages("lora_shrink", "x", x, "lora_A", lora_A, "seed", seed);
+  return lora_shrink(x, lora_A, p, seed);
+}
+}  // namespace
 }  // namespace pypeft
 
-STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_shrink_cpu", TORCH_BOX(&pypeft::lora_shrink)); }
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("lora_shrink_cpu", TORCH_BOX(&pypeft::lora_shrink_entry)); }

@@ -22,6 +22,7 @@ struct SwigluArgs {
 namespace pypeft {
 namespace {
 Tensor swiglu(const Tensor& given_gate, const Tensor& given_up) {
+  check_storages("swiglu", "gate", given_gate, "up", given_up);
   fits(given_gate.dim() > 0 && is_activation(given_gate) && like(given_up, given_gate));
   fits(same_shape(given_gate, given_up));
   const Tensor gate = with_dense_rows(as_rows(given_gate)), up = with_dense_rows(as_rows(given_up));

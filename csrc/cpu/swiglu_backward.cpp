@@ -25,6 +25,7 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor, Tensor> swiglu_backward(const Tensor& given_dh, const Tensor& given_gate,
                                                    const Tensor& given_up, bool need_h) {
+  check_storages("swiglu_backward", "dh", given_dh, "gate", given_gate, "up", given_up);
   fits(given_dh.dim() > 0 && is_activation(given_dh) && like(given_gate, given_dh) && like(given_up, given_dh));
   fits(same_shape(given_gate, given_dh) && same_shape(given_up, given_dh));
   const Tensor dh = with_dense_rows(as_rows(given_dh)), gate = with_dense_rows(as_rows(given_gate));

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "common.h"
+#include "storage.h"
 
 namespace pypeft {
 

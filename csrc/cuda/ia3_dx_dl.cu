@@ -13,6 +13,7 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& dY, const Tensor& weight, const Tensor& ia3_l, const Tensor& saved,
                                      bool feedforward, bool need_dX, bool need_dl, bool allow_tf32) {
+  check_storages("ia3_dx_dl", "dY", dY, "weight", weight, "ia3_l", ia3_l, "saved", saved);
   const OnDevice on(dY);
   const int64_t M = dY.size(0), K = weight.size(1);
   Tensor dX = torch::stable::new_empty(dY, {need_dX ? M : 0, K});

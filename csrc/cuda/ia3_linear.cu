@@ -13,6 +13,7 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                       const Tensor& ia3_l, bool feedforward, bool need_z, bool allow_tf32) {
+  check_storages("ia3_linear", "x", x, "weight", weight, "bias", bias, "ia3_l", ia3_l);
   const OnDevice on(x);
   const int64_t M = x.size(0), N = weight.size(0);
   Tensor y = torch::stable::new_empty(x, {M, N});

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include "common.h"
+#include "storage.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

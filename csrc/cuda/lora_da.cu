@@ -8,6 +8,7 @@ namespace pypeft {
 namespace {
 Tensor lora_da(const Tensor& dS, const Tensor& x, const Tensor& given_mask, double p, ScalarType dtype,
                bool allow_tf32) {
+  check_storages("lora_da", "dS", dS, "x", x, "mask", given_mask);
   const OnDevice on(x);
   const int64_t K = x.size(1), r = dS.size(1);
   Tensor dA = torch::stable::new_empty(x, {r, K}, dtype);

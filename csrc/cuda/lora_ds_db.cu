@@ -9,6 +9,7 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& dY, const Tensor& lora_B, const Tensor& s, double scaling,
                                       bool need_dS, bool need_dB, bool allow_tf32) {
+  check_storages("lora_ds_db", "dY", dY, "lora_B", lora_B, "s", s);
   const OnDevice on(dY);
   const int64_t M = dY.size(0), N = dY.size(1), r = s.size(1);
   Tensor dS = torch::stable::new_empty(s, {need_dS ? M : 0, r});

@@ -9,6 +9,7 @@ namespace pypeft {
 namespace {
 Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& given_mask,
                double p, bool allow_tf32) {
+  check_storages("lora_dx", "dY", dY, "weight", weight, "dS", dS, "lora_A", lora_A, "mask", given_mask);
   const OnDevice on(dY);
   const int64_t M = dY.size(0), K = weight.size(1);
   Tensor dX = torch::stable::new_empty(dY, {M, K});

@@ -14,6 +14,7 @@ namespace {
 std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        const Tensor& s, const Tensor& lora_B, double scaling,
                                        const std::optional<Tensor>& scale, bool need_z, bool allow_tf32) {
+  check_storages("lora_linear", "x", x, "weight", weight, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
   const OnDevice on(x);
   const int64_t M = x.size(0), N = weight.size(0);
   Tensor y = torch::stable::new_empty(x, {M, N});

@@ -146,6 +146,7 @@ void run(const OnDevice& on, const ShrinkArgs& p, int groups, int splits) {
 
 std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, double p,
                                        const std::optional<Tensor>& seed, bool allow_tf32) {
+  check_storages("lora_shrink", "x", x, "lora_A", lora_A, "seed", seed);
   const OnDevice on(x);
   const int64_t M = x.size(0), K = x.size(1), R = lora_A.size(0), bytes = ceil_div(K, 8);
   const int64_t groups = seed ? seed->numel() : 1;

@@ -13,6 +13,7 @@ from .. import _tuning
 from .._op import Op
 from . import _check, _triton
 from ._scale import scaled
+from .ia3_dx_dl import ia3_dx_dl
 
 ia3_linear = Op(
     "ia3_linear(Tensor x, Tensor weight, Tensor? bias, Tensor ia3_l, bool feedforward, bool need_z)"
@@ -50,6 +51,27 @@ def reference(x, weight, bias, ia3_l, feedforward, need_z):
         return F.linear(x.to(wide) * ia3_l, weight.to(wide), bias).to(x.dtype), no_z
     z = F.linear(x.to(wide), weight.to(wide), bias)
     return (z * ia3_l).to(x.dtype), z.to(x.dtype) if need_z else no_z
+
+
+@ia3_linear.gradients
+def _(needs, grads, args, outputs):
+    (x, weight, bias, ia3_l, feedforward, need_z), (z,) = args, outputs
+    need_x, need_weight, need_bias, need_l = needs[:4]
+    dY, dz = grads[0], None if feedforward or not need_z else grads[1]
+    if dY is None:
+        dY = x.new_zeros(x.shape[0], weight.shape[0])
+    saved = x if feedforward else z if need_z or not need_l else F.linear(x, weight, bias)
+    dX, dl = ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_x, need_l)
+    dZ = dY if feedforward else scaled(dY, ia3_l)
+    if dz is not None:
+        dX, dZ = dX + dz @ weight if need_x else dX, dZ + dz
+    return (
+        dX if need_x else None,
+        dZ.t() @ (scaled(x, ia3_l) if feedforward else x) if need_weight else None,
+        dZ.sum(0) if need_bias else None,
+        dl if need_l else None,
+        *(None, None),
+    )
 
 
 @ia3_linear.kernel("blas")

@@ -9,8 +9,9 @@ import torch
 
 from .._op import Op
 from . import _check
+from .lora_backward import lora_backward
 from .lora_linear import lora_linear
-from .lora_shrink import lora_shrink
+from .lora_shrink import lora_shrink, shrink_gradients
 
 lora_forward = Op(
     "lora_forward(Tensor x, Tensor weight, Tensor? bias, Tensor lora_A, Tensor lora_B, float scaling, float p,"
@@ -32,6 +33,27 @@ def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
 def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     rows = _check.rows("lora_forward", "x", x)
     return x.new_empty(*x.shape[:-1], weight.shape[0]), *lora_shrink.fake_outputs(rows, lora_A, p, seed)
+
+
+@lora_forward.gradients
+def _(needs, grads, args, outputs):
+    (x, weight, _, lora_A, lora_B, scaling, p, _), (s, mask) = args, outputs
+    need_x, need_weight, need_bias, need_A, need_B = needs[:5]
+    rows = _check.rows("lora_forward", "x", x)
+    dY = rows.new_zeros(rows.shape[0], weight.shape[0]) if grads[0] is None else grads[0].flatten(0, -2)
+    saved = rows, weight, lora_A, lora_B, s, mask if p > 0 else None
+    dX, dA, dB = lora_backward(dY, *saved, scaling, p, need_x, need_A, need_B, lora_A.dtype)
+    if grads[1] is not None:
+        more_X, more_A = shrink_gradients(need_x, need_A, grads[1], rows, lora_A, p, mask)
+        dX, dA = dX + more_X if need_x else dX, dA + more_A if need_A else dA
+    return (
+        dX.view(x.shape) if need_x else None,
+        dY.t() @ rows if need_weight else None,
+        dY.sum(0) if need_bias else None,
+        dA if need_A else None,
+        dB if need_B else None,
+        *(None, None, None),
+    )
 
 
 def _of(kernel):

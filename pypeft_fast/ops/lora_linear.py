@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from .. import _tuning
 from .._op import Op
 from . import _check, _triton
+from ._scale import scaled
+from .lora_ds_db import lora_ds_db
 
 lora_linear = Op(
     "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor s, Tensor lora_B, float scaling, Tensor? scale,"
@@ -60,6 +62,31 @@ def reference(x, weight, bias, s, lora_B, scaling, scale, need_z):
     if bias is not None:
         y = y + bias.to(wide)
     return y.to(x.dtype), z.to(x.dtype) if need_z else x.new_empty(0, weight.shape[0])
+
+
+@lora_linear.gradients
+def _(needs, grads, args, outputs):
+    (x, weight, _, s, lora_B, scaling, scale, need_z), (z,) = args, outputs
+    need_x, need_weight, need_bias, need_s, need_B, _, need_scale, _ = needs
+    dY, dz = grads[0], grads[1] if need_z else None
+    if dY is None:
+        dY = x.new_zeros(x.shape[0], weight.shape[0])
+    dZ = dY if scale is None else scaled(dY, scale)
+    dZ = dZ if dz is None else dZ + dz
+    dS = dB = dscale = None
+    if need_s or need_B:
+        dS, dB = lora_ds_db(dZ, lora_B, s, scaling, need_s, need_B)
+    if need_scale:
+        z = z if need_z else lora_linear(x, weight, None, s, lora_B, scaling, None, False)[0]
+        dscale = (dY.to(torch.promote_types(dY.dtype, torch.float32)) * z).sum(0).to(scale.dtype)
+    return (
+        dZ @ weight if need_x else None,
+        dZ.t() @ x if need_weight else None,
+        dY.sum(0) if need_bias else None,
+        dS if need_s else None,
+        dB if need_B else None,
+        *(None, dscale, None),
+    )
 
 
 @lora_linear.kernel("blas")

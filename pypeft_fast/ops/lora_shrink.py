@@ -11,6 +11,7 @@ import torch
 
 from .._op import Op
 from . import _check, _triton, philox
+from .lora_da import lora_da
 
 lora_shrink = Op("lora_shrink(Tensor x, Tensor lora_A, float p, Tensor? seed) -> (Tensor s, Tensor mask)")
 
@@ -63,6 +64,26 @@ def _shrunk(x, lora_A, p, seed, wide):
 def reference(x, lora_A, p, seed):
     out = torch.promote_types(x.dtype, lora_A.dtype)
     return _shrunk(x, lora_A, p, seed, torch.promote_types(out, torch.float32))
+
+
+@lora_shrink.gradients
+def _(needs, grads, args, outputs):
+    (x, lora_A, p, seed), (mask,) = args, outputs
+    dX, dA = shrink_gradients(needs[0], needs[1], grads[0], x, lora_A, p, mask, _groups(seed))
+    return dX, dA, None, None
+
+
+def shrink_gradients(need_dX, need_dA, ds, x, lora_A, p, mask, groups=1):
+    """dX = keep * (ds A) / (1 - p) and dA = ds^T drop(x), or None, of every group and its mask."""
+    dS, A = ds.chunk(groups, dim=1), lora_A.chunk(groups)
+    masks = mask.chunk(groups) if p > 0 else (mask,)
+    dX = dA = None
+    if need_dX:
+        parts = (philox.dropped(d @ a.to(d.dtype), m, p) for d, a, m in zip(dS, A, masks, strict=True))
+        dX = sum(parts).to(x.dtype)
+    if need_dA:
+        dA = torch.cat([lora_da(d, x, m, p, lora_A.dtype) for d, m in zip(dS, masks, strict=True)])
+    return dX, dA
 
 
 @lora_shrink.kernel("blas")

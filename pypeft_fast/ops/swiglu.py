@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from .._op import Op
 from . import _check, _triton
+from .swiglu_backward import swiglu_backward
 
 swiglu = Op("swiglu(Tensor gate, Tensor up) -> Tensor")
 
@@ -33,6 +34,12 @@ def reference(gate, up):
     wide = torch.promote_types(gate.dtype, torch.float32)
     t = gate.to(wide)
     return (t * torch.sigmoid(t) * up.to(wide)).to(gate.dtype).contiguous()
+
+
+@swiglu.gradients
+def _(needs, grads, args, outputs):
+    dgate, dup, _ = swiglu_backward(*grads, *args, False)
+    return dgate if needs[0] else None, dup if needs[1] else None
 
 
 @swiglu.kernel("blas")

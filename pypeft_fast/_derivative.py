@@ -1,0 +1,99 @@
+"""What an op tells autograd where no autograd.Function stands before it: its gradients' formula, or that it has none.
+
+The functions of pypeft_fast/autograd call the ops below autograd. Whoever comes past them (torch.func under
+torch.compile, an exported layer, a direct call) meets the kernel that is bound here to PyTorch's Autograd keys; without
+one PyTorch takes every derivative for zero. There are no second derivatives and no forward mode.
+"""
+
+import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+
+def nobody_asks() -> bool:
+    """Whether this thread wants no derivative: of autograd, of forward mode, or of a transform of torch.func."""
+    return not (
+        torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    )
+
+
+class Derivative:
+    """The kernel for the Autograd keys of one op.
+
+    formula(needs, grads, args, outputs): the gradients of the op's arguments, None where `needs` does not ask, from
+    those of its outputs, None where an output has none, on detached tensors. The first of outputs is left out. Without
+    a formula, a call that needs one is an error.
+    """
+
+    def __init__(self, name, overload):
+        self.name, self.overload = name, overload
+        self.formula = None
+
+    def __call__(self, keyset, *args):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if self.formula is None:
+                raise RuntimeError(
+                    f"{self.name}: it has no derivative, and pypeft_fast no second derivatives; differentiate "
+                    "pf.lora_linear, pf.dora_linear, pf.ia3_linear or pf.lora_gated_linear, once"
+                )
+            with enable_single_level_autograd_function():
+                return _Call.apply(self, keyset, *args)
+        if _has_tangent(args):
+            raise RuntimeError(
+                f"{self.name}: it has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; take vjp or "
+                "jacrev"
+            )
+        return self.below(keyset, args)
+
+    def below(self, keyset, args):
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _has_tangent(args) -> bool:
+    level = forward_ad._current_level
+    if level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    floating = (a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point())
+    return any(forward_ad.unpack_dual(a, level=level).tangent is not None for a in floating)
+
+
+# Not autograd.Function: torch.func calls an Autograd kernel once a level, and Function.apply would start at all levels.
+class _Call(_SingleLevelFunction):
+    @staticmethod
+    def forward(ctx, derivative, keyset, *args):
+        outputs = derivative.below(keyset, args)
+        others = outputs[1:] if isinstance(outputs, tuple) else ()
+        ctx.save_for_backward(*(a if isinstance(a, torch.Tensor) else None for a in args), *others)
+        ctx.rest = tuple(None if isinstance(a, torch.Tensor) else a for a in args)
+        ctx.derivative = derivative
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if all(grad is None for grad in grads):
+            return None, None, *(None for _ in ctx.rest)
+        formula, needs = ctx.derivative.formula, ctx.needs_input_grad[2:]
+        return None, None, *_Gradients.apply(formula, needs, ctx.rest, len(grads), *grads, *ctx.saved_tensors)
+
+
+class _Gradients(torch.autograd.Function):
+    """The formula as a step without a derivative: asking for a graph of it, as torch.func does, is no error yet."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(formula, needs, rest, n, *tensors):
+        grads, given, others = tensors[:n], tensors[n : n + len(rest)], tensors[n + len(rest) :]
+        args = tuple(value if tensor is None else tensor for tensor, value in zip(given, rest, strict=True))
+        return formula(needs, grads, args, others)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("pypeft_fast has no second derivatives: its functions are once_differentiable")
