@@ -77,7 +77,7 @@ test-oldest-peft: venv
 # On a GPU, every kernel that this machine has: Triton's compiled, CUDA C++ if it is built, and the vendor's. Four
 # processes, since most of the time goes into compiling. PyTorch for CUDA must be installed; without a GPU it says so.
 GPU_TESTS := tests/gpu tests/ops tests/autograd tests/nn $(addprefix tests/model/test_,against_peft.py fuse.py ia3.py \
-	peft_model.py switching.py methods_together.py)
+	peft_model.py switching.py)
 test-gpu: export PYPEFT_TEST_DEVICE = cuda
 test-gpu: export HF_HUB_OFFLINE = 1
 test-gpu: export OMP_NUM_THREADS = 1

@@ -217,7 +217,6 @@ def run(layer, x, active):
         return lora_linear(x, **arguments)
     if not layer.training:
         arguments["dropout_p"] = 0.0
-    # Without a norm_cache: PEFT and its users write weights through .data, which no version counter shows.
     return dora_linear(x, magnitude=layer.lora_magnitude_vector[name].weight, **arguments)
 
 
