@@ -10,6 +10,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from . import _flops
+
 
 def nobody_asks() -> bool:
     """Whether this thread wants no derivative: of autograd, of forward mode, or of a transform of torch.func."""
@@ -31,6 +33,8 @@ class Derivative:
         self.formula = None
 
     def __call__(self, keyset, *args):
+        if torch._C._len_torch_dispatch_stack() > 0:  # modes come after autograd: a counter of operations may be one
+            _flops.tell_counters()
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             if self.formula is None:
                 raise RuntimeError(

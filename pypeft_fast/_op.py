@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _native, _storage, _tuning
+from . import _flops, _native, _storage, _tuning
 from ._derivative import Derivative, nobody_asks
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
@@ -106,20 +106,22 @@ class Op:
 
     def __call__(self, *args):
         first = args[0]
-        if not nobody_asks():
-            return self._op(*args)
-        if not (
-            self._direct is not None
-            and not torch.compiler.is_compiling()
-            and _record is None
-            and (_forced is None or _forced == "cpu")
-            and type(first) in PLAIN  # no subclass that traces or wraps,
-            and torch._C._len_torch_dispatch_stack() == 0  # and no mode that looks on: both know the op, not its twin
-            and first.is_cpu
-            and first.dtype != torch.float64
+        if (
+            torch.compiler.is_compiling()
+            or type(first) not in PLAIN  # a subclass that traces or wraps,
+            or torch._C._len_torch_dispatch_stack() > 0  # or a mode that looks on: both know the op, not its twin
+            or not nobody_asks()
         ):
             return self._op(*args)
-        with torch._C._AutoDispatchBelowAutograd():
+        with torch._C._AutoDispatchBelowAutograd():  # its kernel there is in Python
+            if (
+                self._direct is None
+                or _record is not None
+                or (_forced is not None and _forced != "cpu")
+                or not first.is_cpu
+                or first.dtype == torch.float64
+            ):
+                return self._op(*args)
             try:
                 return self._direct(*args)
             except RuntimeError:
@@ -161,6 +163,11 @@ class Op:
     def gradients(self, formula):
         """What `Derivative` calls a formula, for calls that no autograd.Function stands over."""
         self._derivative.formula = formula
+        return formula
+
+    def flops(self, formula):
+        """formula(*args): the floating-point operations of the op's products, for torch.utils.flop_counter."""
+        _flops.FORMULAS[getattr(torch.ops.pypeft_fast, self.name)] = formula
         return formula
 
     def reference(self, function):

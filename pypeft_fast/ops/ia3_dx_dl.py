@@ -47,6 +47,11 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     return dX, ia3_l.new_empty(ia3_l.shape if need_dl else (0,))
 
 
+@ia3_dx_dl.flops
+def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
+    return 2 * dY.numel() * weight.shape[1] if need_dX or (feedforward and need_dl) else 0
+
+
 @ia3_dx_dl.reference
 def reference(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     wide = torch.promote_types(dY.dtype, torch.float32)

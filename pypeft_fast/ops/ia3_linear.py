@@ -42,6 +42,11 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
     return x.new_empty(M, N), x.new_empty(M if need_z and not feedforward else 0, N)
 
 
+@ia3_linear.flops
+def _(x, weight, bias, ia3_l, feedforward, need_z):
+    return 2 * x.numel() * weight.shape[0]
+
+
 @ia3_linear.reference
 def reference(x, weight, bias, ia3_l, feedforward, need_z):
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -55,6 +55,13 @@ def _(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_dX, need_dA, need
     )
 
 
+@lora_backward.flops
+def _(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_dX, need_dA, need_dB, dtype_A):
+    of_dX = (dY.numel() + s.numel()) * weight.shape[1] if need_dX else 0
+    of_dA = x.numel() * s.shape[1] if need_dA else 0
+    return 2 * (of_dX + of_dA + dY.numel() * s.shape[1] * ((need_dX or need_dA) + need_dB))
+
+
 def _of(kernel):
     ds_db, dx, da = (op.function(kernel) for op in (lora_ds_db, lora_dx, lora_da))
 

@@ -31,6 +31,11 @@ def _(dS, x, mask, p, dtype):
     return x.new_empty(dS.shape[1], x.shape[1], dtype=dtype)
 
 
+@lora_da.flops
+def _(dS, x, mask, p, dtype):
+    return 2 * x.numel() * dS.shape[1]
+
+
 @lora_da.reference
 def reference(dS, x, mask, p, dtype):
     wide = torch.promote_types(x.dtype, torch.float32)

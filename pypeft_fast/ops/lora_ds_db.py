@@ -34,6 +34,11 @@ def _(dY, lora_B, s, scaling, need_dS, need_dB):
     return s.new_empty(M if need_dS else 0, r), lora_B.new_empty(dY.shape[1] if need_dB else 0, r)
 
 
+@lora_ds_db.flops
+def _(dY, lora_B, s, scaling, need_dS, need_dB):
+    return 2 * dY.numel() * lora_B.shape[1] * (need_dS + need_dB)
+
+
 @lora_ds_db.reference
 def reference(dY, lora_B, s, scaling, need_dS, need_dB):
     wide = torch.promote_types(dY.dtype, torch.float32)

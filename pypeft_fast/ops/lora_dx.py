@@ -35,6 +35,11 @@ def _(dY, weight, dS, lora_A, mask, p):
     return dY.new_empty(dY.shape[0], weight.shape[1])
 
 
+@lora_dx.flops
+def _(dY, weight, dS, lora_A, mask, p):
+    return 2 * (dY.numel() + dS.numel()) * weight.shape[1]
+
+
 @lora_dx.reference
 def reference(dY, weight, dS, lora_A, mask, p):
     wide = torch.promote_types(dY.dtype, torch.float32)

@@ -56,6 +56,12 @@ def _(needs, grads, args, outputs):
     )
 
 
+@lora_forward.flops
+def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
+    (N, K), r = weight.shape, lora_A.shape[0]
+    return 2 * (x.numel() // max(1, K)) * (K * r + N * K + N * r)
+
+
 def _of(kernel):
     shrink, linear = lora_shrink.function(kernel), lora_linear.function(kernel)
 

@@ -54,6 +54,11 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     return x.new_empty(M, N), x.new_empty(M if need_z else 0, N)
 
 
+@lora_linear.flops
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
+    return 2 * x.numel() * weight.shape[0] + 2 * s.numel() * weight.shape[0]
+
+
 @lora_linear.reference
 def reference(x, weight, bias, s, lora_B, scaling, scale, need_z):
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -60,6 +60,11 @@ def _shrunk(x, lora_A, p, seed, wide):
     return torch.cat(parts, dim=1).to(out), torch.cat(masks)
 
 
+@lora_shrink.flops
+def _(x, lora_A, p, seed):
+    return 2 * x.numel() * lora_A.shape[0]
+
+
 @lora_shrink.reference
 def reference(x, lora_A, p, seed):
     out = torch.promote_types(x.dtype, lora_A.dtype)
