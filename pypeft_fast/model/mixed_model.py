@@ -1,5 +1,7 @@
 """PeftMixedModel: PEFT's, whose adapters may be of BitFit and bottlenecks too, with fused layers."""
 
+import contextlib
+
 import peft
 from peft.mixed_model import _check_config_compatible, _prepare_model_for_gradient_checkpointing
 from peft.utils.constants import DUMMY_MODEL_CONFIG
@@ -7,17 +9,14 @@ from torch import nn
 
 from .fuse import fuse
 from .joints import torch_encoder
-from .tuners.config import TunerConfig
+from .tuners.configs import TunerConfig
 from .tuners.mixed import MixedModel
-from .tuners.nesting import arrange
 from .wrapping import check_before, warn_after
 
 
 class PeftMixedModel(peft.PeftMixedModel):
-    """peft.PeftMixedModel, which takes BitFitConfig and BottleneckConfig beside what PEFT's takes.
-
-    Adapters that are active together give y = N(V x + b') for each linear layer, in whatever order they were added: V
-    is what PEFT's methods make of the weight, b' the BitFit adapter's bias and N the bottlenecks.
+    """peft.PeftMixedModel, which takes BitFitConfig and BottleneckConfig beside what PEFT's takes; MixedModel says what
+    adapters that are active together compute.
 
     Args:
         model: the user's model, changed in place; peft_config, adapter_name: the first adapter.
@@ -28,8 +27,7 @@ class PeftMixedModel(peft.PeftMixedModel):
 
     def __init__(self, model, peft_config, adapter_name="default"):
         nn.Module.__init__(self)
-        _check_method(peft_config)
-        check_before(model, peft_config, adapter_name)
+        _check(model, peft_config, adapter_name)
         _prepare_model_for_gradient_checkpointing(model)
         self.modules_to_save = self._loading = None
         self.base_model = MixedModel(model, {adapter_name: peft_config}, adapter_name)
@@ -46,32 +44,35 @@ class PeftMixedModel(peft.PeftMixedModel):
 
         Raises ValueError if the name is taken, the method cannot be mixed, or the config does not fit the model.
         """
-        _check_method(peft_config)
         if adapter_name in self.peft_config:
             raise ValueError(f"adapter_name={adapter_name!r}: there is such an adapter already; delete it first")
-        check_before(self.base_model.model, peft_config, adapter_name)
-        self.peft_config[adapter_name] = peft_config
-        model, added = self.base_model.model, False
-        try:
-            self.base_model.inject_adapter(model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
-            added = True
-        finally:
-            if not added:
-                del self.peft_config[adapter_name]
+        _check(self.base_model.model, peft_config, adapter_name)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.peft_config.pop, adapter_name)
+            self.peft_config[adapter_name] = peft_config
+            self.base_model.inject_adapter(self.base_model.model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+            undo.pop_all()
         self.set_modules_to_save(peft_config, adapter_name)
         self.base_model._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         self._settle(adapter_name)
-        arrange(model, first=self._loading)
 
     def load_adapter(self, model_id, adapter_name, *args, **kwargs):
-        """PEFT's; an adapter of any place in the nest of layers may be loaded again."""
+        """PEFT's; also an adapter whose layers lie inside of others."""
         self._loading = adapter_name
-        arrange(self.base_model.model, first=adapter_name)
         try:
             return super().load_adapter(model_id, adapter_name, *args, **kwargs)
         finally:
             self._loading = None
-            arrange(self.base_model.model)
+
+    def load_state_dict(self, state_dict, *args, **options):
+        """torch's. PEFT leaves a file's names as they are where other layers lie around the adapter's."""
+
+        def in_file(name):
+            return ".".join(part for part in name.split(".") if part not in ("base_layer", self._loading))
+
+        own = {in_file(name): name for name in self.state_dict()} if self._loading else {}
+        state_dict = {own.get(in_file(name), name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, *args, **options)
 
     def delete_adapter(self, adapter_name):
         """PEFT's; a gated feedforward module that has lost its last LoRA adapter runs its own forward again."""
@@ -97,6 +98,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         return model
 
 
-def _check_method(config) -> None:
+def _check(model, config, adapter_name) -> None:
     if not isinstance(config, TunerConfig):
         _check_config_compatible(config)
+    check_before(model, config, adapter_name)

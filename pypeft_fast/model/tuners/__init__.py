@@ -2,8 +2,7 @@
 
 from . import register as _registers  # noqa: F401
 from .bitfit import BitFitModel
-from .bitfit_config import BitFitConfig
 from .bottleneck import BottleneckModel
-from .bottleneck_config import BottleneckConfig
+from .configs import BitFitConfig, BottleneckConfig
 
 __all__ = ["BitFitConfig", "BitFitModel", "BottleneckConfig", "BottleneckModel"]

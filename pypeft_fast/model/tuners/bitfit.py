@@ -7,12 +7,14 @@ value.
 
 from dataclasses import replace
 
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 
 from ..linear import is_linear
-from .bitfit_layer import BitFitLayer, BitFitLinear, tie
-from .model import TunerModel, base_of, cast_adapter, own_modules, wrapped
+from .bitfit_layer import BitFitLayer, BitFitLinear
+from .bottleneck_layer import BottleneckLinear
+from .configs import BitFitConfig
+from .model import TunerModel, base_of, own_modules, wrapped
 from .substitute import why_not
 
 
@@ -23,44 +25,42 @@ class BitFitModel(TunerModel):
     tuner_layer_cls = BitFitLayer
 
     def plan(self, config):
-        return plan(self.model, config)
+        return plan(self.model, config) if isinstance(config, BitFitConfig) else super().plan(config)
 
-    def _check_target_module_exists(self, peft_config, key):
-        if key in self.planned(peft_config):
-            return True
-        matched = check_target_module_exists(_matching(self.model, peft_config), key)
-        return False if matched else matched  # PEFT tells what is excluded from what is not named
+    def _check_target_module_exists(self, config, key):
+        found = super()._check_target_module_exists(config, key)
+        if found or not isinstance(config, BitFitConfig):
+            return found
+        return check_target_module_exists(replace(config, target_modules=[]), key)  # False, or that it is excluded
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key):
-        add(self.model, current_key, adapter_name)
+    def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **options):
+        if isinstance(config, BitFitConfig):
+            kind = BitFitLinear if is_linear(base_of(target)) else BitFitLayer
+            wrapped(self.model, current_key, kind, outside=BottleneckLinear).update_layer(adapter_name)
+        else:
+            super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
 
-    def inject_adapter(self, model, adapter_name, *args, **kwargs):
-        """PEFT's; ties what the modules share."""
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        tie(self.model, adapter_name)
+    def inject_adapter(self, model, adapter_name, *args, **options):
+        """PEFT's; modules that share a bias share the adapter's."""
+        super().inject_adapter(model, adapter_name, *args, **options)
+        self._tie(adapter_name)
+
+    def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        self._tie(adapter_name)  # after a file was loaded onto tensors of no memory, one for each module
+
+    def _tie(self, adapter):
+        first: dict[nn.Parameter, nn.Parameter] = {}
+        for layer in self.own_layers(BitFitLayer):
+            own = layer.get_base_layer().bias
+            if own is not None and adapter in layer.bitfit_bias:
+                layer.bitfit_bias[adapter] = first.setdefault(own, layer.bitfit_bias[adapter])
 
     def set_adapter(self, adapter_name, inference_mode=False):
         """PEFT's; ValueError, before anything is switched, if two of the adapters have a bias of one layer."""
-        check_together(self.model, adapter_name)
-        super().set_adapter(adapter_name, inference_mode)
-
-    def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
-        cast_adapter(self.model, adapter_name, autocast_adapter_dtype)
-        tie(self.model, adapter_name)  # after a file was loaded onto tensors of no memory
-
-
-def check_together(model, names) -> None:
-    names = [names] if isinstance(names, str) else names
-    for layer in model.modules():
-        clash = layer.clash(names) if isinstance(layer, BitFitLayer) else None
-        if clash:
-            raise ValueError(clash)
-
-
-def add(model, name, adapter, outside=()) -> None:
-    """A bias of this adapter for the module of that name; `outside`: kinds of layers that stay around it."""
-    kind = BitFitLinear if is_linear(base_of(model.get_submodule(name))) else BitFitLayer
-    wrapped(model, name, kind, outside).update_layer(adapter)
+        for layer in self.own_layers(BitFitLayer):
+            layer.check_together(adapter_name)
+        BaseTuner.set_adapter(self, adapter_name, inference_mode)
 
 
 def plan(model, config) -> dict[str, nn.Module]:
@@ -70,13 +70,15 @@ def plan(model, config) -> dict[str, nn.Module]:
     that of its class.
     """
     found, bare = {}, []
-    matching = _matching(model, config)
+    everything = config.target_modules is None
+    matching = replace(config, target_modules=".*" if everything else config.target_modules)
+    matching = _maybe_include_all_linear_layers(matching, model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in own_modules(model).items():
         if not check_target_module_exists(matching, name):
             continue
         base = base_of(module)
-        adds = config.add_missing and is_linear(base) and (config.target_modules is not None or module is not head)
+        adds = config.add_missing and is_linear(base) and not (everything and module is head)
         if not isinstance(base._parameters.get("bias"), nn.Parameter) and not adds:
             bare.append((name, base))
         elif not _belongs_to_a_child(base):
@@ -84,7 +86,7 @@ def plan(model, config) -> dict[str, nn.Module]:
             if obstacle:
                 raise ValueError(f"BitFit: {name}, a {type(base).__name__}, {obstacle}: use exclude_modules")
             found[name] = module
-    if config.target_modules is not None and bare:
+    if bare and not everything:
         name, base = bare[0]
         raise ValueError(
             f"target_modules={config.target_modules!r} matches {name}, a {type(base).__name__} that has no bias; "
@@ -98,15 +100,8 @@ def plan(model, config) -> dict[str, nn.Module]:
     return found
 
 
-def _matching(model, config):
-    """A config by which PEFT matches names: everything that is not excluded where no target is named."""
-    if config.target_modules is None:
-        return replace(config, target_modules=".*")
-    return _maybe_include_all_linear_layers(replace(config), model)
-
-
 def _belongs_to_a_child(module) -> bool:
     """Whether the module holds its bias for one inside it, as some output layers' parents do."""
-    inside = (base_of(child)._parameters.get("bias") for child in module.modules() if child is not module)
     own = module._parameters.get("bias")
+    inside = (base_of(child)._parameters.get("bias") for child in module.modules() if child is not module)
     return own is not None and any(bias is own for bias in inside)

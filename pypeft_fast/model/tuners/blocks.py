@@ -4,7 +4,7 @@ They are found by structure, not by the architecture's name: a block is an entry
 the feedforward part is the pair of linear layers, one wide and one back, outside of attention.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,8 +12,7 @@ from ..linear import is_conv1d, is_linear
 from .model import base_of
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     attention: tuple[str, ...]  # the last linear layer of each attention: several where there is cross-attention
     feedforward_in: str  # a linear layer that takes the feedforward part's input
     feedforward: str  # the one that gives its output
@@ -22,19 +21,18 @@ class Block:
 def find_blocks(model, modules) -> list[Block]:
     """The blocks in the model's order; ValueError if there is none, or one whose parts are not found."""
     width = getattr(getattr(model, "config", None), "hidden_size", None)
-    found = []
+    found: dict[str, Block] = {}  # by the feedforward part: a ModuleList inside a block holds no block of its own
     for name, module in modules.items():
         for index in range(len(module)) if isinstance(module, nn.ModuleList) else ():
             block = _block(modules, f"{name}.{index}.", width)
             if block is not None:
-                found.append(block)
-    found = _outermost(found)
+                found.setdefault(block.feedforward, block)
     if not found:
         raise ValueError(
             f"no transformer block is found in {type(model).__name__}: bottlenecks need a ModuleList of blocks, "
             "each with attention and a feedforward part of linear layers"
         )
-    return found
+    return list(found.values())
 
 
 def features(linear) -> tuple[int, int]:
@@ -42,26 +40,23 @@ def features(linear) -> tuple[int, int]:
     return tuple(linear.weight.shape) if is_conv1d(linear) else (linear.in_features, linear.out_features)
 
 
-def _block(modules, start, width):
+def _block(modules, start, width) -> Block | None:
     """The block whose modules' names begin with `start`, or None if it is none."""
     linear = {n: base_of(m) for n, m in modules.items() if n.startswith(start) and _is_called(base_of(m))}
-    groups: dict[str, list[str]] = {}
-    outside = []
-    for name in linear:
+    attention: dict[str, str] = {}  # {an attention: its last linear layer}
+    starts, ends = [], []
+    for name, module in linear.items():
         within = name.removeprefix(start).split(".")
         index = next((i for i, part in enumerate(within[:-1]) if _is_attention(part)), None)
-        if index is None:
-            outside.append(name)
-        else:
-            groups.setdefault(".".join(within[: index + 1]), []).append(name)
-    if not groups or not outside:
+        if index is not None:
+            attention[".".join(within[: index + 1])] = name
+            continue
+        K, N = features(module)
+        starts += [name] * (K == width)
+        ends += [name] * (N == width)
+    if not (attention and starts and ends):
         return None
-    ends = [name for name in outside if features(linear[name])[1] == width]
-    starts = [name for name in outside if features(linear[name])[0] == width]
-    if not ends or not starts:
-        return None
-    attention = tuple(names[-1] for names in groups.values())
-    return Block(attention, starts[0], ends[-1])
+    return Block(tuple(attention.values()), starts[0], ends[-1])
 
 
 def _is_called(module) -> bool:
@@ -71,14 +66,3 @@ def _is_called(module) -> bool:
 
 def _is_attention(part) -> bool:
     return part.lower().replace("_", "").endswith(("attention", "attn"))
-
-
-def _outermost(blocks):
-    """Each linear layer once: a ModuleList inside a block holds no block of its own."""
-    seen: set[str] = set()
-    kept = []
-    for block in blocks:
-        if block.feedforward not in seen:
-            seen.add(block.feedforward)
-            kept.append(block)
-    return kept

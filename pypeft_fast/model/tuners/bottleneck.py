@@ -8,20 +8,10 @@ changes. Files of the adapters library are not read: its last version, 1.3.0, ne
 beside transformers 5, so nothing here could be tested against it.
 """
 
-from dataclasses import dataclass
-
 from .blocks import features, find_blocks
-from .bottleneck_config import BottleneckConfig
 from .bottleneck_layer import BottleneckLinear, Tap
+from .configs import BottleneckConfig
 from .model import TunerModel, base_of, own_modules, wrapped
-
-
-@dataclass(frozen=True)
-class Placed:
-    source: str | None  # the linear layer whose input the adapter takes instead, in parallel placement
-    in_features: int
-    out_features: int
-    width: int
 
 
 class BottleneckModel(TunerModel):
@@ -31,53 +21,43 @@ class BottleneckModel(TunerModel):
     tuner_layer_cls = BottleneckLinear
 
     def plan(self, config):
-        return plan(self.model, config)
+        """{linear layer whose output an adapter changes: the one whose input it takes, None for that output itself}.
 
-    def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key):
-        add(self.model, current_key, adapter_name, peft_config, self.planned(peft_config))
+        Raises ValueError if the structure of the model's blocks is not understood.
+        """
+        found = {}
+        for block in find_blocks(self.model, own_modules(self.model)):
+            if config.placement == "houlsby":
+                found |= dict.fromkeys(block.attention)
+            found[block.feedforward] = block.feedforward_in if config.placement == "parallel" else None
+        return found
+
+    def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **options):
+        if not isinstance(config, BottleneckConfig):
+            super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
+            return
+        source = self.planned(config)[current_key]
+        K, N = features(base_of(target))
+        if source is None:
+            K = N
+        else:
+            K = features(base_of(self.model.get_submodule(source)))[0]
+        layer = wrapped(self.model, current_key, BottleneckLinear)
+        layer.update_layer(adapter_name, config, K, N)
+        if source is not None:
+            layer.taps[adapter_name] = Tap()
+            wrapped(self.model, source, BottleneckLinear).tapped[adapter_name] = layer.taps[adapter_name]
 
     def merge_adapter(self, adapter_names=None, safe_merge=False):
-        """ValueError if one of the adapters is a bottleneck: it is no linear map."""
-        refuse_merging(self.model, adapter_names)
+        """PEFT's; ValueError, before anything is merged, if one of the adapters is a bottleneck."""
+        self._refuse_merging(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 
-    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
-        """ValueError, as merge_adapter; unload() takes the adapters off."""
-        refuse_merging(self.model, adapter_names)
-        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+    def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
+        if merge:
+            self._refuse_merging(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
-
-def plan(model, config: BottleneckConfig) -> dict[str, Placed]:
-    """{linear layer whose output an adapter changes: the adapter}, by the structure of the model's blocks.
-
-    Raises ValueError if the structure is not understood.
-    """
-    modules = own_modules(model)
-    found = {}
-    for block in find_blocks(model, modules):
-        places = [(block.feedforward, block.feedforward_in if config.placement == "parallel" else None)]
-        if config.placement == "houlsby":
-            places = [(name, None) for name in block.attention] + places
-        for name, source in places:
-            N = features(base_of(modules[name]))[1]
-            K = N if source is None else features(base_of(modules[source]))[0]
-            found[name] = Placed(source, K, N, max(1, int(K // config.reduction_factor)))
-    return found
-
-
-def add(model, name, adapter, config, places) -> None:
-    """The adapter of this config on the linear layer of that name; ValueError if the plan `places` has none there."""
-    if name not in places:
-        raise ValueError(f"{name} gets no bottleneck with placement={config.placement!r}; only {', '.join(places)} do")
-    place = places[name]
-    layer = wrapped(model, name, BottleneckLinear)
-    layer.update_layer(adapter, config, place.in_features, place.out_features, place.width)
-    if place.source is not None:
-        layer.taps[adapter] = wrapped(model, place.source, BottleneckLinear).tapped[adapter] = Tap()
-
-
-def refuse_merging(model, names) -> None:
-    """ValueError, before anything is merged, if one of the adapters (default: the active ones) is a bottleneck."""
-    for layer in model.modules():
-        if isinstance(layer, BottleneckLinear):
+    def _refuse_merging(self, names):
+        for layer in self.own_layers(BottleneckLinear):
             layer.merge(adapter_names=names)

@@ -1,21 +1,13 @@
 """BottleneckLinear: a linear layer with bottleneck adapters on its output."""
 
 import threading
-from typing import NamedTuple
 
 from torch import nn
 
 from ...autograd.bottleneck import bottleneck
 from ...nn.bottleneck import Bottleneck
-from .layer import TunerLayer, rows_in_call
-
-
-class Settings(NamedTuple):
-    """Of one adapter, as in BottleneckConfig."""
-
-    activation: str
-    scaling: float
-    dropout: float
+from ..joints import rows
+from .layer import TunerLayer
 
 
 class Tap:
@@ -49,39 +41,40 @@ class BottleneckLinear(TunerLayer):
     """
 
     adapter_layer_names = ("bottleneck_adapter_down", "bottleneck_adapter_up", "bottleneck_adapter_norm")
-    other_param_names = ("bottleneck_settings", "taps", "tapped")
+    other_param_names = ("bottleneck_config", "taps", "tapped")
 
     def __init__(self, base_layer):
         super().__init__(base_layer)
         self.bottleneck_adapter_down = nn.ModuleDict()
         self.bottleneck_adapter_up = nn.ModuleDict()
         self.bottleneck_adapter_norm = nn.ModuleDict()
-        self.bottleneck_settings: dict[str, Settings] = {}
+        self.bottleneck_config: dict = {}  # {adapter: its BottleneckConfig}
         self.taps: dict[str, Tap] = {}  # where a parallel adapter's v arrives from another layer,
         self.tapped: dict[str, Tap] = {}  # which puts it there
 
-    def update_layer(self, adapter_name, config, in_features, out_features, width) -> None:
+    def update_layer(self, adapter_name, config, in_features, out_features) -> None:
         """A new adapter, initialised on the CPU, so that one seed gives the same values on every device."""
+        width = max(1, int(in_features // config.reduction_factor))
         network = Bottleneck(in_features, out_features, width, layer_norm=config.layer_norm)
         self.bottleneck_adapter_down[adapter_name] = network.down
         self.bottleneck_adapter_up[adapter_name] = network.up
         if network.norm is not None:
             self.bottleneck_adapter_norm[adapter_name] = network.norm
-        self.bottleneck_settings[adapter_name] = Settings(config.activation, config.scaling, config.dropout)
+        self.bottleneck_config[adapter_name] = config
         self.cast_adapter(adapter_name, autocast=False)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def forward(self, *args, **kwargs):
         if self.disable_adapters:
             return self.base_layer(*args, **kwargs)
-        rows = rows_in_call()
-        names = self.active_adapters if rows is None else set(rows.names)
+        batch = rows.current()
+        names = self.active_adapters if batch is None else set(batch.names)
         for name, tap in self.tapped.items():
             if name in names:
                 tap.put(args[0] if args else next(iter(kwargs.values())))
         y = self.base_layer(*args, **kwargs)
         inputs = {name: self._tapped(name) for name in names if name in self.taps}
-        if rows is None:
+        if batch is None:
             for name in names:
                 y = self._adapt(name, inputs.get(name), y)
             return y
@@ -92,7 +85,7 @@ class BottleneckLinear(TunerLayer):
             v = inputs.get(name)
             return self._adapt(name, v if v is None else v.index_select(0, index), y.index_select(0, index))
 
-        return self.by_rows(rows, args, adapt)
+        return self.by_rows(batch, args, adapt)
 
     def _tapped(self, name):
         v = self.taps[name].take()
@@ -108,7 +101,7 @@ class BottleneckLinear(TunerLayer):
             return y
         down, up = self.bottleneck_adapter_down[name], self.bottleneck_adapter_up[name]
         norm = self.bottleneck_adapter_norm[name] if name in self.bottleneck_adapter_norm else None
-        settings = self.bottleneck_settings[name]
+        config = self.bottleneck_config[name]
         return bottleneck(
             y if v is None else v.to(y),
             down.weight,
@@ -118,9 +111,9 @@ class BottleneckLinear(TunerLayer):
             residual=None if v is None else y,
             norm_weight=None if norm is None else norm.weight,
             norm_bias=None if norm is None else norm.bias,
-            activation=settings.activation,
-            scaling=settings.scaling,
-            dropout_p=settings.dropout,
+            activation=config.activation,
+            scaling=config.scaling,
+            dropout_p=config.dropout,
             training=self.training,
         )
 

@@ -4,8 +4,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..joints import rows as rows_of_batch
-
 
 class TunerLayer(nn.Module, BaseTunerLayer):
     """A module of the model, `base_layer`, with named adapters; what the model's code reads of it is still there.
@@ -41,9 +39,6 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         held = [holder[adapter] for holder in holders if adapter in holder]
         return [p for item in held for p in ([item] if isinstance(item, nn.Parameter) else item.parameters())]
 
-    def adapter_parameters(self) -> list[nn.Parameter]:
-        return [p for adapter in self._get_available_adapters() for p in self.parameters_of(adapter)]
-
     def cast_adapter(self, adapter, autocast) -> None:
         """In place, so that what several layers share stays shared, and what does not train goes on not training."""
         for parameter in self.parameters_of(adapter):
@@ -51,8 +46,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name, device=None) -> None:
         """PEFT's name. Its own rounds to the base's dtype on the way, also what a file holds in float32."""
-        base = self.get_base_layer()
-        device = device or next((p.device for p in base.parameters() if not p.is_meta), None)
+        devices = (p.device for p in self.get_base_layer().parameters() if not p.is_meta)
+        device = device or next(devices, None)
         for parameter in self.parameters_of(adapter_name):
             if device is not None and not parameter.is_meta:
                 parameter.data = parameter.data.to(device)
@@ -72,8 +67,3 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         parts = [function(name, args[0].index_select(0, index), index) for name, index in groups]
         order = torch.cat([index for _, index in groups]).argsort()
         return torch.cat(parts).index_select(0, order)
-
-
-def rows_in_call():
-    """The rows of the call that runs in this thread, if it names an adapter a row; else None."""
-    return rows_of_batch.current()

@@ -6,11 +6,15 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from .configs import TunerConfig
 from .layer import TunerLayer
 
 
 class TunerModel(BaseTuner):
-    """A method whose `plan` says, before anything is changed, which modules get an adapter."""
+    """A method whose `plan` says, before anything is changed, which modules get an adapter.
+
+    Several methods may be bases of one class, PEFT's mixed model last: each hands on the configs that are not its own.
+    """
 
     _planned = (None, {})  # a config, and what its plan is
 
@@ -23,26 +27,33 @@ class TunerModel(BaseTuner):
             self._planned = config, self.plan(config)
         return self._planned[1]
 
-    def _prepare_adapter_config(self, peft_config, model_config):
-        return peft_config
+    def _prepare_adapter_config(self, config, model_config):
+        return config if isinstance(config, TunerConfig) else super()._prepare_adapter_config(config, model_config)
 
-    def _prepare_model(self, peft_config, model):
-        self._planned = peft_config, self.plan(peft_config)
+    def _prepare_model(self, config, model):
+        if isinstance(config, TunerConfig):
+            self._planned = config, self.plan(config)
 
-    def _check_target_module_exists(self, peft_config, key):
-        return key in self.planned(peft_config)
+    def _check_target_module_exists(self, config, key):
+        if isinstance(config, TunerConfig):
+            return key in self.planned(config)
+        return super()._check_target_module_exists(config, key)
 
     def _replace_module(self, parent, child_name, new_module, child):
-        setattr(parent, child_name, new_module)
+        if hasattr(new_module, "base_layer"):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)  # the module as it was, which may have no weight
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
-        cast_adapter(self.model, adapter_name, autocast_adapter_dtype)
+        if not isinstance(self.peft_config[adapter_name], TunerConfig):
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            return
+        for layer in self.own_layers():
+            layer.cast_adapter(adapter_name, autocast_adapter_dtype)
 
-
-def cast_adapter(model, adapter, autocast) -> None:
-    for layer in model.modules():
-        if isinstance(layer, TunerLayer):
-            layer.cast_adapter(adapter, autocast)
+    def own_layers(self, kind=TunerLayer) -> list:
+        return [module for module in self.model.modules() if isinstance(module, kind)]
 
 
 def own_modules(model) -> dict[str, nn.Module]:
