@@ -12,17 +12,23 @@ def _built(pattern: str) -> Path | None:
     return next(iter(sorted(Path(__file__).parent.glob(pattern))), None)
 
 
+def _load(path: Path) -> str | None:
+    """Why the library does not load, or None: it is not what this machine and this PyTorch take, or was cut short."""
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        reason = error.__cause__ or error  # PyTorch's own error names the file alone
+        return f"{path.name} does not load under PyTorch {torch.__version__}: {reason}"
+    return None
+
+
 LIBRARY_PATH = _built("_C.*so")
-if LIBRARY_PATH is not None:
-    torch.ops.load_library(LIBRARY_PATH)
+_cpu_error = None if LIBRARY_PATH is None else _load(LIBRARY_PATH)
 
 CUDA_LIBRARY_PATH = _built("_C_cuda.*so")
 _cuda_error: str | None = None
 if CUDA_LIBRARY_PATH is not None and torch.version.cuda is not None:  # without CUDA torch lacks what it links to
-    try:
-        torch.ops.load_library(CUDA_LIBRARY_PATH)
-    except OSError as error:
-        _cuda_error = f"{CUDA_LIBRARY_PATH.name} does not load under PyTorch {torch.__version__}: {error}"
+    _cuda_error = _load(CUDA_LIBRARY_PATH)
 
 
 def missing_cpu() -> str | None:
@@ -32,7 +38,7 @@ def missing_cpu() -> str | None:
             "pypeft_fast was installed without its C++ library (PYPEFT_FAST_BUILD=none); install it again with "
             "PYPEFT_FAST_BUILD=cpu and a C++ compiler"
         )
-    return None
+    return _cpu_error
 
 
 def missing_cuda() -> str | None:
@@ -70,7 +76,7 @@ def cpu_isa() -> str:
     It is the best of this CPU, or the one that the environment variable PYPEFT_FAST_CPU named when a kernel first ran.
     RuntimeError if the variable names one that this CPU lacks, or if the library is not there.
     """
-    if LIBRARY_PATH is None:
+    if missing_cpu() is not None:
         raise RuntimeError(missing_cpu())
     from . import _C
 

@@ -1,6 +1,7 @@
 """The op core: the choice between kernels, forcing one, recording, and what it says when it cannot."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,32 @@ def test_the_cuda_library_under_a_pytorch_without_cuda_says_why_it_is_not_used(m
     reason = f"_C_cuda.abi3.so needs a PyTorch with CUDA; this one, {torch.__version__}, has none"
     assert {kernels["cuda"] for kernels in pf.kernels().values() if "cuda" in kernels} == {reason}
     assert collect()["build"]["cuda_library"] == reason
+
+
+NEEDED = b"aoti_torch_get_storage_size"  # of PyTorch's
+
+
+@pytest.mark.skipif(_native.LIBRARY_PATH is None, reason=str(_native.missing_cpu()))
+@pytest.mark.parametrize(
+    "spoil,words",
+    [(lambda whole: b"", "too short"), (lambda whole: whole.replace(NEEDED, NEEDED.upper()), "undefined symbol")],
+    ids=["empty", "for another PyTorch"],
+)
+def test_a_library_that_does_not_load_costs_its_own_kernel_and_nothing_else(spoil, words, tmp_path):
+    package = Path(pf.__file__).parent
+    shutil.copytree(package, tmp_path / "pypeft_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (tmp_path / "pypeft_fast/_C.abi3.so").write_bytes(spoil(_native.LIBRARY_PATH.read_bytes()))
+    code = (
+        "import torch, pypeft_fast as pf\n"
+        "print(pf.__file__)\n"
+        "with pf.recording() as ran: y = pf.lora_linear(*(torch.ones(2, 2),) * 4)\n"
+        "print({kernel for _, kernel in ran}, y.tolist())\n"
+        "print(pf.kernels()['lora_linear']['cpu'])\n"
+        "pf._native.cpu_isa()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    file, ran, reason = done.stdout.splitlines()
+    assert file.startswith(str(tmp_path)) and ran == "{'blas'} [[6.0, 6.0], [6.0, 6.0]]"
+    assert reason.startswith(f"_C.abi3.so does not load under PyTorch {torch.__version__}: ") and words in reason
+    assert done.stderr.splitlines()[-1] == f"RuntimeError: {reason}"

@@ -98,7 +98,11 @@ def _(needs, grads, args, outputs):
 def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     no_z = x.new_empty(0, weight.shape[0])
     z = F.linear(x, weight, bias if scale is None else None)
-    z.addmm_(s.to(x.dtype), lora_B.to(x.dtype).t(), alpha=scaling)
+    s, up = s.to(x.dtype), lora_B.to(x.dtype).t()
+    if scaling == 0:  # addmm would leave the product out, and with it the NaN that infinity times 0 is
+        z.add_(s @ up * scaling)
+    else:
+        z.addmm_(s, up, alpha=scaling)
     if scale is None:
         return z, no_z
     y = torch.empty_like(z) if need_z else z  # written through out=, in one rounding whatever scale's dtype

@@ -84,6 +84,22 @@ def test_is_deterministic_at_any_number_of_threads(op, kernel):
     torch.testing.assert_close(results[0], results[1])
 
 
+# (op, the argument whose rows are the result's)
+ROWWISE = [("lora_linear", 0), ("lora_dx", 0), ("ia3_linear", 0), ("ia3_dx_dl", 0)]
+
+
+@pytest.mark.parametrize("op,index,kernel", [(o, i, k) for o, i in ROWWISE for k in available(OPS[o])])
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_nan_stays_in_its_row_where_the_inner_axis_is_odd(op, index, kernel, dtype):
+    """bfloat16 is multiplied in pairs: behind a row of odd length lies the next row's first element."""
+    args = sample(op, Case(256, 33, 49, 3, 0.3 if op == "lora_dx" else 0.0, dtype))
+    args[index][5, 0] = float("nan")
+    with pf.using(kernel):
+        outputs = OPS[op](*args)
+    y = outputs[0] if isinstance(outputs, tuple) else outputs
+    assert y.isnan().any(1).nonzero().flatten().tolist() == [5]
+
+
 # A test that cannot fail proves nothing: each kernel is spoiled in every way that a careless bound would let pass.
 def _zeros(function, *args):
     out = function(*args)

@@ -130,3 +130,14 @@ SPOILED_SCALE = SPOILED["lora_linear"] | {
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_spoiled_scaling_kernel_fails(kernel, how, monkeypatch):
     assert_spoiling_fails("lora_linear", kernel, SPOILED_SCALE[how], scaled(TWO), monkeypatch)
+
+
+@pytest.mark.parametrize("kernel", available(lora_linear))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("M", [1, 5, 40, 200])
+def test_infinity_times_a_scaling_of_0_is_nan(kernel, dtype, M):
+    x, weight, bias, s, B, *_ = sample("lora_linear", Case(M, 24, 17, 3, dtype=dtype))
+    B[4, 1] = float("inf")
+    with pf.using(kernel):
+        y, _ = lora_linear(x, weight, bias, s, B, 0.0, None, False)
+    assert y[:, 4].isnan().all() and y.isfinite().sum() == y.numel() - M
