@@ -13,6 +13,7 @@ from ..ops.lora_da import lora_da
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, without_autocast
 from ._first_order import first_order
+from ._scaling import scaling_into
 from ._shaped import shaped
 
 _aten = torch.ops.aten
@@ -105,6 +106,7 @@ def bottleneck(
         x: [..., K]; residual: [..., N], or None for x itself (then N = K).
         down, up: D [m, K] and U [N, m], with biases d [m] and u [N]; x's dtype, or float32 over a half-precision x.
         norm_weight, norm_bias: [K] of a layer norm of x, or both None.
+        scaling: a number, or a tensor of one, which may require grad.
         activation: f: "relu", "silu", "gelu" or "tanh".
         dropout_p: in [0, 1), of the bottleneck's elements, only if training; generator: a torch.Generator for it.
 
@@ -128,10 +130,11 @@ def bottleneck(
     if norm_weight is not None:
         for name, value in (("norm_weight", norm_weight), ("norm_bias", norm_bias)):
             _check.shape("bottleneck", name, value, x.shape[-1:], f"[K] for x of shape {tuple(x.shape)}")
+    scaling, up, up_bias = scaling_into("bottleneck", scaling, up, up_bias)
     x, residual = autocast_as_linear(x, residual)
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     with without_autocast(x.device):
         return BottleneckFunction.apply(
-            x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, float(scaling), p, seed
+            x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, scaling, p, seed
         )

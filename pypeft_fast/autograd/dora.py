@@ -16,8 +16,9 @@ from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
-from ._autocast import autocast_as_linear
+from ._autocast import autocast_as_linear, autocast_factor, autocast_lora
 from ._first_order import first_order
+from ._scaling import scaling_into
 from ._shaped import shaped
 from ._still_trains import still_trains
 from .dora_norm import dora_norm, row_scale
@@ -69,7 +70,8 @@ class DoRALinearFunction(torch.autograd.Function):
         if need_x or need_A or need_B:
             # (g * dY) B = dY (g * B), and (g * dY)^T s = g * (dY^T s): g * dY would be rounded to dY's dtype
             dS, dB = lora_ds_db(dY, g[:, None] * lora_B, s, ctx.scaling, need_x or need_A, need_B)
-            dB = (g[:, None] * dB).to(lora_B.dtype) if need_B else None
+            if need_B:  # of no rows it is zero, whatever g is
+                dB = (g[:, None] * dB if dY.shape[0] else dB).to(lora_B.dtype)
         if need_x:
             dX = _dx(dY, weight, dS, lora_A, mask, p, g).view(ctx.x_shape)
         if x is not None:
@@ -81,7 +83,7 @@ class DoRALinearFunction(torch.autograd.Function):
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
             dmagnitude = (dg / norm).masked_fill(norm == 0, 0.0).to(ctx.dtype_magnitude)
-        return dX, dW, db, dA, dB, dmagnitude, None, None, None, None
+        return dX, dW, db, dA, dB if need_B else None, dmagnitude, None, None, None, None
 
 
 def _dx(dY, weight, dS, lora_A, mask, p, g):
@@ -124,24 +126,30 @@ def dora_linear(
         lora_A, lora_B: [r, K] and [N, r], x's dtype, or float32 over a bfloat16 or float16 x.
         magnitude: [N] in x's dtype, or float32 over a bfloat16 or float16 x.
         bias: [N] in x's dtype, or None.
-        scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732).
+        scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732); a number, or a tensor of one,
+            which may require grad.
         dropout_p: in [0, 1); each call draws a mask of its own from torch's generator of x's device.
         training: dropout applies only if true.
-        generator: a torch.Generator to draw the mask's seed from instead.
+        generator: a torch.Generator to draw the mask's seed from instead; torch.compile breaks its graph at one, as at
+            that of torch.rand.
 
     Returns:
-        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear; the length is that
-        of the weight as given.
+        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear, and so are lora_A
+        and lora_B in half precision; the length is that of the weight as given.
 
     Raises:
         ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
-    p, scaling = float(dropout_p), float(scaling)
+    p = float(dropout_p)
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
+    scaling, lora_B = scaling_into("dora_linear", scaling, lora_B)
     norm = dora_norm(weight, lora_A, lora_B, scaling)
-    x, weight, bias = autocast_as_linear(x, weight, bias)
+    if _check.autocasts(x.device):
+        x, weight, bias = autocast_as_linear(x, weight, bias)
+        lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
+        magnitude = autocast_factor(x, magnitude)
     _check.floating("dora_linear", "x", x)
     _check.same_dtype("dora_linear", "x", x, weight=weight, bias=bias)
     _check.adapter_dtype("dora_linear", "x", x, "magnitude", magnitude)
@@ -162,6 +170,7 @@ def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):
             f"{op}: x [..., K], weight [N, K] and lora_A [r, K] do not fit: x {tuple(x.shape)}, "
             f"weight {tuple(weight.shape)}, lora_A {tuple(lora_A.shape)}"
         )
+    _check.floating(op, "weight", weight)
     _check.shape(op, "lora_B", lora_B, (weight.shape[0], r), f"[N, r] for weight of shape {tuple(weight.shape)}")
     _check.shape(op, "magnitude", magnitude, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")
     if bias is not None:

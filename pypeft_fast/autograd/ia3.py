@@ -10,7 +10,7 @@ from ..ops import _check
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
-from ._autocast import autocast_as_linear
+from ._autocast import autocast_as_linear, autocast_factor
 from ._first_order import first_order
 from ._shaped import shaped
 from ._still_trains import still_trains
@@ -72,7 +72,8 @@ def ia3_linear(x, weight, ia3_l, bias=None, *, feedforward=False):
         feedforward: whether l multiplies the inputs.
 
     Returns:
-        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear.
+        y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear, and ia3_l may
+        be of either half-precision type.
 
     Raises:
         ValueError: a shape or a device does not fit; the message names it.
@@ -84,6 +85,7 @@ def ia3_linear(x, weight, ia3_l, bias=None, *, feedforward=False):
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"
         )
     x, weight, bias = autocast_as_linear(x, weight, bias)
+    ia3_l = autocast_factor(x, ia3_l)
     if torch.is_grad_enabled():
         return IA3LinearFunction.apply(x, weight, bias, ia3_l, bool(feedforward))
     return _forward(x, weight, bias, ia3_l, bool(feedforward), False)[0]

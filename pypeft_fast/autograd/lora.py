@@ -13,8 +13,9 @@ from ..ops.lora_dx import lora_dx
 from ..ops.lora_forward import lora_forward
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
-from ._autocast import autocast_as_linear
+from ._autocast import autocast_as_linear, autocast_lora
 from ._first_order import first_order
+from ._scaling import scaling_into
 from ._shaped import shaped
 from ._still_trains import still_trains
 
@@ -84,11 +85,6 @@ def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A
     return dX, dA, dB
 
 
-def autocast_lora(dtype, *parameters):
-    """An adapter's parameters as autocast gives them to a layer of this dtype: float32 ones stay."""
-    return tuple(t.to(dtype) if t.dtype in (torch.bfloat16, torch.float16) else t for t in parameters)
-
-
 def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None):
     """y = x W^T + b + scaling * (drop(x) A^T) B^T, differentiable in x, lora_A, lora_B, bias and weight.
 
@@ -99,10 +95,12 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
         weight: [N, K], x's dtype, any strides; need not require grad.
         lora_A, lora_B: [r, K] and [N, r], x's dtype, or float32 over a bfloat16 or float16 x.
         bias: [N] in x's dtype, or None.
-        scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732).
+        scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732); a number, or a tensor of one,
+            which may require grad.
         dropout_p: in [0, 1); each call draws a mask of its own from torch's generator of x's device.
         training: dropout applies only if true.
-        generator: a torch.Generator to draw the mask's seed from instead.
+        generator: a torch.Generator to draw the mask's seed from instead; torch.compile breaks its graph at one, as at
+            that of torch.rand.
 
     Returns:
         y [..., N] in x's dtype. Under autocast x, weight and bias are cast first, as in nn.Linear, and so are lora_A
@@ -123,7 +121,8 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
         lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
-    return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, float(scaling), p if training else 0.0, generator)
+    scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
+    return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p if training else 0.0, generator)
 
 
 def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator=None):

@@ -12,10 +12,11 @@ from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
 from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
-from ._autocast import autocast_as_linear
+from ._autocast import autocast_as_linear, autocast_lora
 from ._first_order import first_order
+from ._scaling import scaling_into
 from ._still_trains import still_trains
-from .lora import autocast_lora, needed_backward, run_forward
+from .lora import needed_backward, run_forward
 
 
 class LoRAGatedLinearFunction(torch.autograd.Function):
@@ -94,8 +95,9 @@ def lora_gated_linear(
     if _check.autocasts(gate.device):
         gate, up, weight, bias = autocast_as_linear(gate, up, weight, bias)
         lora_A, lora_B = autocast_lora(gate.dtype, lora_A, lora_B)
+    scaling, lora_B = scaling_into("lora_gated_linear", scaling, lora_B)
     p = p if training else 0.0
     seed = philox.draw_seed(gate.device, generator) if p > 0 else None
     if torch.is_grad_enabled():
-        return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, float(scaling), p, seed)
-    return run_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, float(scaling), p, seed)[0]
+        return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed)
+    return run_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -3,22 +3,32 @@
 import torch
 from torch import nn
 
+# What nn.Module calls around or instead of an instance's forward, in the order in which from_linear looks for it.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
 
 class AdapterLinear(nn.Linear):
     """The base of LoRALinear and IA3Linear; of itself it adds nothing to the frozen layer.
 
     A subclass calls `_freeze()` when it creates its parameters, and gives `_merged_values()`, a dict of those of
-    "weight" and "bias" that merging changes.
+    "weight" and "bias" that merging changes, and `_reset_adapter()`, which gives the adapter its initial values.
     """
 
     @classmethod
     def _sharing(cls, linear):
         """A layer over the Parameters of `linear` themselves, without an adapter yet: nothing is copied.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else.
+        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
+        it has hooks or a forward of its own, which the new layer would not run.
         """
         if type(linear) is not nn.Linear:
             raise TypeError(f"from_linear: linear is a {type(linear).__qualname__}, expected a torch.nn.Linear")
+        own = [name for name in _HOOKS if getattr(linear, name)] + ["forward"] * ("forward" in vars(linear))
+        if own:
+            raise ValueError(
+                f"from_linear: linear has {own[0].strip('_').replace('_', ' ')} of its own, which the new layer would "
+                "not run (pruning, weight_norm and accelerate set such); take them off, and put them on the new layer"
+            )
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
@@ -35,6 +45,21 @@ class AdapterLinear(nn.Linear):
         half = self.weight.dtype in (torch.bfloat16, torch.float16)
         return dict(device=self.weight.device, dtype=torch.float32 if half else self.weight.dtype)
 
+    def reset_parameters(self):
+        """Initial values for weight and bias, as nn.Linear's, and for the adapter: of a layer from the meta device.
+
+        It takes an adapter that is merged out of the weight first.
+        """
+        built = "_frozen" in vars(self)  # nn.Linear's own constructor comes here before there is an adapter
+        if built:
+            self.unmerge()
+        super().reset_parameters()
+        if built:
+            self._reset_adapter()
+
+    def _reset_adapter(self):
+        raise NotImplementedError
+
     def _merged_values(self):
         raise NotImplementedError
 
@@ -46,20 +71,34 @@ class AdapterLinear(nn.Linear):
         """Folds the adapter into parameters of its own, in float32: the layer then is a plain linear layer.
 
         The original ones are kept beside them, since undoing the arithmetic would not give their bits back; a module
-        that shares them does not change. The state dict stays that of the unmerged layer.
+        that shares them does not change. The state dict stays that of the unmerged layer. RuntimeError if weight or
+        bias is parametrized or pruned: nothing has changed then.
         """
         if not self.merged:
             values = self._merged_values()
-            self._frozen = {name: getattr(self, name) for name in values}
+            self._check_own("merge", values)
+            frozen = {name: getattr(self, name) for name in values}
             for name, value in values.items():
                 setattr(self, name, nn.Parameter(value, requires_grad=False))
+            self._frozen = frozen
 
     def unmerge(self):
-        """Puts the original parameters back, bit for bit."""
+        """Puts the original parameters back, bit for bit. RuntimeError if one was parametrized or pruned meanwhile."""
         if self.merged:
+            self._check_own("unmerge", self._frozen)
             for name, parameter in self._frozen.items():
                 setattr(self, name, parameter)
             self._frozen = None
+
+    def _check_own(self, doing, names):
+        """RuntimeError if one of these is computed from other tensors rather than a parameter of this layer."""
+        for name in names:
+            if self._parameters.get(name) is None:
+                raise RuntimeError(
+                    f"{doing}: {name} is not a parameter of this layer; parametrizations and pruning compute it from "
+                    f"others. Remove them (torch.nn.utils.parametrize.remove_parametrizations, or remove of "
+                    f"torch.nn.utils.prune), and if {name} then is a plain tensor, make it a torch.nn.Parameter"
+                )
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the originals are cast, and merged again
         merged = self.merged

@@ -22,7 +22,8 @@ class BitFitLinear(AdapterLinear):
         """A BitFitLinear over the weight of `linear` itself, which is frozen there too, with a bias of its own.
 
         The bias starts as that of `linear`, or with add_missing at zero where there is none. Raises TypeError if
-        `linear` is not exactly an nn.Linear, ValueError if it has no bias and add_missing is false.
+        `linear` is not exactly an nn.Linear, ValueError if it has no bias and add_missing is false, or if it has hooks
+        or a forward of its own.
         """
         layer = cls._sharing(linear)
         if layer.bias is None and not add_missing:
@@ -33,6 +34,9 @@ class BitFitLinear(AdapterLinear):
     def _train_bias(self, start):
         like = self._freeze()
         self.bias = nn.Parameter(torch.empty(self.out_features, **like).copy_(start.detach()))
+
+    def _reset_adapter(self):
+        """Nothing: the bias, which trains, is among the parameters of nn.Linear that are reset."""
 
     def forward(self, x):
         return bitfit_linear(x, self.weight, self.bias)

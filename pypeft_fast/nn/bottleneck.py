@@ -5,23 +5,49 @@ from torch import nn
 from ..autograd.bottleneck import bottleneck
 
 
+class _Down(nn.Linear):
+    def reset_parameters(self):
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+
+class _Up(nn.Linear):
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class Bottleneck(nn.Module):
     """y = residual + scaling * (drop(f(norm(x) D^T + d)) U^T + u); residual is x itself if none is given.
 
-    down and up are nn.Linear; up starts at zero, so that a new adapter changes nothing. With layer_norm x is normalised
-    first. dropout in [0, 1) applies to the bottleneck in training mode.
+    down and up are nn.Linear; up starts at zero, so that a new adapter changes nothing, and so does its own
+    reset_parameters. With layer_norm x is normalised first. dropout in [0, 1) applies to the bottleneck in training
+    mode. device, dtype: of all parameters; the dtype is x's, or float32 over a half-precision x.
     """
 
     def __init__(
-        self, in_features, out_features, width, *, activation="relu", scaling=1.0, dropout=0.0, layer_norm=False
+        self,
+        in_features,
+        out_features,
+        width,
+        *,
+        activation="relu",
+        scaling=1.0,
+        dropout=0.0,
+        layer_norm=False,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
-        self.down, self.up = nn.Linear(in_features, width), nn.Linear(width, out_features)
-        self.norm = nn.LayerNorm(in_features) if layer_norm else None
+        of = dict(device=device, dtype=dtype)
+        self.down, self.up = _Down(in_features, width, **of), _Up(width, out_features, **of)
+        self.norm = nn.LayerNorm(in_features, **of) if layer_norm else None
         self.activation, self.scaling, self.dropout = activation, scaling, dropout
-        nn.init.normal_(self.down.weight, std=0.02)
-        for parameter in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(parameter)
+
+    def reset_parameters(self):
+        """Initial values for all of it, as each part's own reset_parameters gives them."""
+        for part in self.children():
+            part.reset_parameters()
 
     def forward(self, x, residual=None):
         norm = self.norm

@@ -40,14 +40,15 @@ class IA3Linear(AdapterLinear):
     def from_linear(cls, linear, *, feedforward=False, init_ia3_weights=True):
         """An IA3Linear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else.
+        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
+        it has hooks or a forward of its own, which the new layer would not run.
         """
         layer = cls._sharing(linear)
         layer._add_adapter(feedforward, init_ia3_weights)
         return layer
 
     def _add_adapter(self, feedforward, init_ia3_weights):
-        self.feedforward = bool(feedforward)
+        self.feedforward, self.init_ia3_weights = bool(feedforward), bool(init_ia3_weights)
         self.ia3_l = nn.Parameter(torch.empty(self.in_features if feedforward else self.out_features, **self._freeze()))
         self.reset_ia3_parameters(init_ia3_weights)
 
@@ -57,6 +58,9 @@ class IA3Linear(AdapterLinear):
             nn.init.ones_(self.ia3_l)
         else:
             nn.init.normal_(self.ia3_l)
+
+    def _reset_adapter(self):
+        self.reset_ia3_parameters(self.init_ia3_weights)
 
     def forward(self, x):
         if self.merged:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..autograd.dora import dora_linear
-from ..autograd.dora_norm import dora_norm
+from ..autograd.dora_norm import row_norm
 from ..autograd.lora import lora_linear
 from ..ops import _check
 from .adapter_linear import AdapterLinear
@@ -55,7 +55,8 @@ class LoRALinear(AdapterLinear):
     def from_linear(cls, linear, *, r=8, lora_alpha=16, lora_dropout=0.0, use_rslora=False, use_dora=False):
         """A LoRALinear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else.
+        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
+        it has hooks or a forward of its own, which the new layer would not run.
         """
         layer = cls._sharing(linear)
         layer._add_adapter(r, lora_alpha, lora_dropout, use_rslora, use_dora)
@@ -86,7 +87,10 @@ class LoRALinear(AdapterLinear):
         if self.use_dora:
             weight = self._frozen["weight"] if self.merged else self.weight
             with torch.no_grad():
-                self.lora_magnitude_vector.copy_(dora_norm(weight, self.lora_A, self.lora_B, self.scaling))
+                self.lora_magnitude_vector.copy_(row_norm(weight))  # lora_B is zero
+
+    def _reset_adapter(self):
+        self.reset_lora_parameters()
 
     @property
     def scaling(self) -> float:

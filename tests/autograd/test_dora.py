@@ -249,6 +249,7 @@ def test_compiles_in_one_graph(p):
         (dict(magnitude=torch.ones(17).half()), TypeError, "magnitude is torch.float16 over a torch.float32 x"),
         (dict(weight=torch.ones(17, 24).half()), TypeError, "weight is torch.float16 but x is"),
         (dict(bias=torch.ones(1)), ValueError, "bias has shape"),
+        (dict(weight=torch.ones(17, 24).char()), TypeError, "dora_linear: weight has dtype torch.int8; accepted are"),
     ],
 )
 def test_bad_input(change, error, words):
@@ -264,6 +265,21 @@ def test_no_outputs(p):
     grads = torch.autograd.grad(y.sum(), args)
     assert y.shape == (2, 5, 0) and [g.shape for g in grads] == [t.shape for t in args]
     assert not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("x_shape", [(0, 24), (2, 0, 24)], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_no_rows(kernel, x_shape, p):
+    """Sums over no rows are zero, also those of B, whatever the magnitudes have become."""
+    args = tensors(x_shape=x_shape)
+    with torch.no_grad():
+        args[4][2], args[4][3] = float("inf"), float("nan")
+    with pf.using(kernel):
+        y = pf.dora_linear(*args, dropout_p=p)
+        grads = torch.autograd.grad(y.sum(), args)
+    assert y.shape == (*x_shape[:-1], 17) and [g.shape for g in grads] == [t.shape for t in args]
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in grads)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])

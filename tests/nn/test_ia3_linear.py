@@ -154,8 +154,3 @@ def test_training_reduces_the_loss_and_leaves_the_base_frozen(feedforward):
 
 def test_repr_tells_what_l_multiplies():
     assert "in_features=24, out_features=17, bias=True, feedforward=True" in repr(layer(feedforward=True))
-
-
-def test_from_linear_takes_nothing_but_a_linear():
-    with pytest.raises(TypeError, match="linear is a Conv1d, expected a torch.nn.Linear"):
-        pf.nn.IA3Linear.from_linear(nn.Conv1d(1, 1, 1))

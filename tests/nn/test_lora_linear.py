@@ -181,11 +181,6 @@ def test_bad_options(options, error, words):
         pf.nn.LoRALinear(4, 4, **options)
 
 
-def test_from_linear_takes_nothing_but_a_linear():
-    with pytest.raises(TypeError, match="linear is a Conv1d, expected a torch.nn.Linear"):
-        pf.nn.LoRALinear.from_linear(nn.Conv1d(1, 1, 1))
-
-
 def dora(dtype=None, **options):
     """With a magnitude that training has moved away from the rows' length."""
     module = layer(dtype, use_dora=True, **options)
