@@ -1,16 +1,19 @@
-"""PeftMixedModel: PEFT's, whose adapters may be of BitFit and bottlenecks too, with fused layers."""
+"""PeftMixedModel and MixedModel: PEFT's, whose adapters may be of BitFit and bottlenecks too, with fused layers."""
 
 import contextlib
 
 import peft
 from peft.mixed_model import _check_config_compatible, _prepare_model_for_gradient_checkpointing
+from peft.tuners.mixed import MixedModel as PeftMixedTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.constants import DUMMY_MODEL_CONFIG
 from torch import nn
 
 from .fuse import fuse
 from .joints import torch_encoder
+from .tuners import BitFitConfig, BitFitModel, BottleneckModel
 from .tuners.configs import TunerConfig
-from .tuners.mixed import MixedModel
+from .tuners.layer import TunerLayer
 from .wrapping import check_before, warn_after
 
 
@@ -80,20 +83,43 @@ class PeftMixedModel(peft.PeftMixedModel):
         if self.peft_config:
             fuse(self.base_model.model)
 
-    def merge_and_unload(self, *args, **kwargs):
-        """PEFT's: the user's model with the adapters folded into its weights; ValueError for a bottleneck."""
-        return self._unloaded(super().merge_and_unload(*args, **kwargs))
-
-    def unload(self, *args, **kwargs):
-        """PEFT's: the user's model with its weights as they were, without adapters."""
-        return self._unloaded(super().unload(*args, **kwargs))
-
     def _settle(self, adapter_name):
         torch_encoder.keep_layers_called(self.base_model.model)
         warn_after(self.base_model.model, self.peft_config[adapter_name], adapter_name)
         fuse(self.base_model.model)
 
-    def _unloaded(self, model):
+
+class MixedModel(BitFitModel, BottleneckModel, PeftMixedTuner):
+    """Each method does on this model what it does on a model of its own.
+
+    Around one module bottlenecks lie outermost, then BitFit, then PEFT's layers: what is computed does not depend on
+    who came first. So y = N(V x + b'): V is what PEFT's methods make of the weight, DoRA's lengths included, b' the
+    BitFit adapter's bias and N the bottlenecks.
+    """
+
+    tuner_layer_cls = BaseTunerLayer
+
+    def _check_new_adapter_config(self, config):
+        if isinstance(config, TunerConfig):
+            BaseTuner._check_new_adapter_config(self, config)
+        else:
+            super()._check_new_adapter_config(config)
+        _check_biases(self.peft_config)
+
+    def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **options):
+        while not isinstance(config, TunerConfig) and isinstance(target, TunerLayer):
+            parent, target_name, target = target, "base_layer", target.base_layer
+        super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
+
+    def _mark_only_adapters_as_trainable(self, model):
+        ours = [p for layer in self.own_layers() for n in self.peft_config for p in layer.parameters_of(n)]
+        trains = [p.requires_grad for p in ours]
+        super()._mark_only_adapters_as_trainable(model)  # knows PEFT's own by their names
+        for parameter, wanted in zip(ours, trains, strict=True):
+            parameter.requires_grad = wanted
+
+    def _unload_and_optionally_merge(self, *args, **options):
+        model = super()._unload_and_optionally_merge(*args, **options)
         torch_encoder.as_it_was(model)
         return model
 
@@ -102,3 +128,15 @@ def _check(model, config, adapter_name) -> None:
     if not isinstance(config, TunerConfig):
         _check_config_compatible(config)
     check_before(model, config, adapter_name)
+
+
+def _check_biases(configs) -> None:
+    """ValueError if one adapter trains or adds to biases in place of which another has its own."""
+    copies = [name for name, config in configs.items() if isinstance(config, BitFitConfig)]
+    for name, config in configs.items() if copies else ():
+        for field in ("bias", "lora_bias"):
+            if getattr(config, field, False) not in (False, "none"):
+                raise ValueError(
+                    f"{field}={getattr(config, field)!r} of adapter {name!r} changes the biases that the BitFit "
+                    f"adapter {copies[0]!r} replaces; leave it out"
+                )

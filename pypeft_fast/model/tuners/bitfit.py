@@ -69,7 +69,7 @@ def plan(model, config) -> dict[str, nn.Module]:
     Raises ValueError: there are none, one that is named has no bias and add_missing is off, or one's forward is not
     that of its class.
     """
-    found, bare = {}, []
+    found = {}
     everything = config.target_modules is None
     matching = replace(config, target_modules=".*" if everything else config.target_modules)
     matching = _maybe_include_all_linear_layers(matching, model)
@@ -79,19 +79,17 @@ def plan(model, config) -> dict[str, nn.Module]:
             continue
         base = base_of(module)
         adds = config.add_missing and is_linear(base) and not (everything and module is head)
-        if not isinstance(base._parameters.get("bias"), nn.Parameter) and not adds:
-            bare.append((name, base))
-        elif not _belongs_to_a_child(base):
-            obstacle = why_not(base)
-            if obstacle:
+        if isinstance(base._parameters.get("bias"), nn.Parameter) or adds:
+            if _belongs_to_a_child(base):
+                continue
+            if obstacle := why_not(base):
                 raise ValueError(f"BitFit: {name}, a {type(base).__name__}, {obstacle}: use exclude_modules")
             found[name] = module
-    if bare and not everything:
-        name, base = bare[0]
-        raise ValueError(
-            f"target_modules={config.target_modules!r} matches {name}, a {type(base).__name__} that has no bias; "
-            "add_missing=True gives linear layers one, exclude_modules leaves others out"
-        )
+        elif not everything:
+            raise ValueError(
+                f"target_modules={config.target_modules!r} matches {name}, a {type(base).__name__} that has no bias; "
+                "add_missing=True gives linear layers one, exclude_modules leaves others out"
+            )
     if not found:
         raise ValueError(
             f"BitFit finds no bias in this {type(model).__name__} with target_modules={config.target_modules!r}; "

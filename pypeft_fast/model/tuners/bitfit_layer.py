@@ -103,11 +103,6 @@ class BitFitLayer(TunerLayer):
         self._own = []
         self.merged_adapters.clear()
 
-    def delete_adapter(self, adapter_name):
-        if adapter_name in self.merged_adapters:
-            self.unmerge()
-        super().delete_adapter(adapter_name)
-
     def _apply(self, fn, recurse=True):
         """.to(), .half(): the module's own bias is cast, and the adapter's merged again."""
         merged = list(self.merged_adapters)

@@ -6,9 +6,14 @@ BottleneckConfig, and in adapter_model.safetensors, each name after `base_model.
 layer_norm `bottleneck_adapter_norm.weight` and `.bias` [K]. The linear layer is the one whose output the adapter
 changes. Files of the adapters library are not read: its last version, 1.3.0, needs transformers 4 and does not import
 beside transformers 5, so nothing here could be tested against it.
+
+Blocks are found by structure, not by the architecture's name: a block is an entry of a ModuleList with attention in it;
+the feedforward part is the pair of linear layers, one wide and one back, outside of attention.
 """
 
-from .blocks import features, find_blocks
+from torch import nn
+
+from ..linear import is_conv1d, is_linear
 from .bottleneck_layer import BottleneckLinear, Tap
 from .configs import BottleneckConfig
 from .model import TunerModel, base_of, own_modules, wrapped
@@ -26,22 +31,22 @@ class BottleneckModel(TunerModel):
         Raises ValueError if the structure of the model's blocks is not understood.
         """
         found = {}
-        for block in find_blocks(self.model, own_modules(self.model)):
+        for attention, start, end in find_blocks(self.model, own_modules(self.model)):
             if config.placement == "houlsby":
-                found |= dict.fromkeys(block.attention)
-            found[block.feedforward] = block.feedforward_in if config.placement == "parallel" else None
+                found |= dict.fromkeys(attention)
+            found[end] = start if config.placement == "parallel" else None
         return found
 
     def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **options):
         if not isinstance(config, BottleneckConfig):
             super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
             return
-        source = self.planned(config)[current_key]
-        K, N = features(base_of(target))
-        if source is None:
-            K = N
-        else:
-            K = features(base_of(self.model.get_submodule(source)))[0]
+        places = self.planned(config)
+        if current_key not in places:  # PEFT may go by the names in a file
+            where = f"placement={config.placement!r} puts bottlenecks on {', '.join(places)}"
+            raise ValueError(f"{current_key} gets no bottleneck: {where}")
+        source, N = places[current_key], features(base_of(target))[1]
+        K = N if source is None else features(base_of(self.model.get_submodule(source)))[0]
         layer = wrapped(self.model, current_key, BottleneckLinear)
         layer.update_layer(adapter_name, config, K, N)
         if source is not None:
@@ -61,3 +66,55 @@ class BottleneckModel(TunerModel):
     def _refuse_merging(self, names):
         for layer in self.own_layers(BottleneckLinear):
             layer.merge(adapter_names=names)
+
+
+def find_blocks(model, modules) -> list[tuple[list[str], str, str]]:
+    """Of each block the last linear layer of each attention, one that takes the feedforward part's input, and the one
+    that gives its output; ValueError if there is no block, or one whose parts are not found."""
+    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    found: dict[str, tuple] = {}  # by the feedforward part: a ModuleList inside a block holds no block of its own
+    for name, module in modules.items():
+        for index in range(len(module)) if isinstance(module, nn.ModuleList) else ():
+            block = _block(modules, f"{name}.{index}.", width)
+            if block is not None:
+                found.setdefault(block[-1], block)
+    if not found:
+        raise ValueError(
+            f"no transformer block is found in {type(model).__name__}: bottlenecks need a ModuleList of blocks, "
+            "each with attention and a feedforward part of linear layers"
+        )
+    return list(found.values())
+
+
+def features(linear) -> tuple[int, int]:
+    """(K, N) of a linear layer: its inputs and its outputs, however its weight is stored."""
+    return tuple(linear.weight.shape) if is_conv1d(linear) else (linear.in_features, linear.out_features)
+
+
+def _block(modules, start, width):
+    """The block whose modules' names begin with `start`, or None if it is none."""
+    attention: dict[str, str] = {}  # {an attention: its last linear layer}
+    starts, ends = [], []
+    for name, module in modules.items():
+        if not name.startswith(start) or not _is_called(base_of(module)):
+            continue
+        within = name.removeprefix(start).split(".")
+        index = next((i for i, part in enumerate(within[:-1]) if _is_attention(part)), None)
+        if index is not None:
+            attention[".".join(within[: index + 1])] = name
+            continue
+        K, N = features(base_of(module))
+        if K == width:
+            starts.append(name)
+        if N == width:
+            ends.append(name)
+    return (list(attention.values()), starts[0], ends[-1]) if attention and starts and ends else None
+
+
+def _is_called(module) -> bool:
+    """A linear layer that its parent calls: nn.MultiheadAttention only reads the weight of its last one."""
+    return is_linear(module) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def _is_attention(part) -> bool:
+    return part.lower().replace("_", "").endswith(("attention", "attn"))

@@ -100,22 +100,15 @@ class BottleneckLinear(TunerLayer):
         if name not in self.bottleneck_adapter_down:
             return y
         down, up = self.bottleneck_adapter_down[name], self.bottleneck_adapter_up[name]
-        norm = self.bottleneck_adapter_norm[name] if name in self.bottleneck_adapter_norm else None
         config = self.bottleneck_config[name]
-        return bottleneck(
-            y if v is None else v.to(y),
-            down.weight,
-            down.bias,
-            up.weight,
-            up.bias,
-            residual=None if v is None else y,
-            norm_weight=None if norm is None else norm.weight,
-            norm_bias=None if norm is None else norm.bias,
-            activation=config.activation,
-            scaling=config.scaling,
-            dropout_p=config.dropout,
-            training=self.training,
-        )
+        options = dict(activation=config.activation, scaling=config.scaling, dropout_p=config.dropout)
+        if name in self.bottleneck_adapter_norm:
+            norm = self.bottleneck_adapter_norm[name]
+            options |= dict(norm_weight=norm.weight, norm_bias=norm.bias)
+        if v is not None:
+            v, options["residual"] = v.to(y), y
+        tensors = (y if v is None else v, down.weight, down.bias, up.weight, up.bias)
+        return bottleneck(*tensors, training=self.training, **options)
 
     def merge(self, safe_merge=False, adapter_names=None):
         """ValueError if one of the adapters is here: it is no linear map."""
