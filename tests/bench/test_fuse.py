@@ -9,7 +9,7 @@ from tests.test_bench import python
 FUSE = """
 import sys, torch
 import bench.fuse
-from pypeft_fast.model import fused_lora, mixed_rows
+from pypeft_fast.model.layers import lora as fused_lora
 folder, model, *spoiled = sys.argv[1:]
 if "layer" in spoiled:
     right = fused_lora.lora_linear_unchecked
