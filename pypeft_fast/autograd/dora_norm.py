@@ -25,6 +25,8 @@ def dora_norm(weight, lora_A, lora_B, scaling):
     weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes. A row whose update cancels the weight to less
     than about a thousandth of its length is less exact than a formed sum.
     """
+    # Detached for torch.export, which leaves an empty region where no_grad finds nothing to switch off.
+    weight, lora_A, lora_B = weight.detach(), lora_A.detach(), lora_B.detach()
     with without_autocast(weight.device):
         squares = row_norm(weight).square()
         A, B = lora_A.to(squares.dtype), lora_B.to(squares.dtype)

@@ -176,6 +176,7 @@ def test_gradients_of_every_sample():
 
 LAYERS = {
     "LoRA": lambda: pf.nn.LoRALinear(8, 6, r=2),
+    "DoRA": lambda: pf.nn.LoRALinear(8, 6, r=2, use_dora=True),
     "IA3": lambda: pf.nn.IA3Linear(8, 6),
     "IA3, feedforward": lambda: pf.nn.IA3Linear(8, 6, feedforward=True),
 }
