@@ -7,17 +7,17 @@ no import order, no rebinding of names.
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from . import _flops, _native, _storage, _tuning
+from . import _flops, _library, _native, _storage, _tuning
 from ._derivative import Derivative, nobody_asks
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
 TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
-LIBRARY = torch.library.Library("pypeft_fast", "DEF")
 OPS: dict[str, "Op"] = {}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -29,8 +29,31 @@ def _known(kernel: str | None) -> str | None:
 
 
 # Process-wide, not a ContextVar: on CUDA the backward runs in autograd's own thread, which would not see that.
-_forced = _known(os.environ.get("PYPEFT_FAST_KERNEL"))
+_forced = _from_environment = _known(os.environ.get("PYPEFT_FAST_KERNEL"))
 _record: list[tuple[str, str]] | None = None
+# The blocks of both kinds that are open, in the order in which they began; threads end theirs in any order.
+_using: list[list[str | None]] = []
+_recordings: list[list[tuple[str, str]]] = []
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _open(blocks: list, block: list) -> Iterator[None]:
+    with _lock:
+        blocks.append(block)
+        _heed_the_last()
+    try:
+        yield
+    finally:
+        with _lock:
+            blocks[:] = [other for other in blocks if other is not block]
+            _heed_the_last()
+
+
+def _heed_the_last() -> None:
+    global _forced, _record
+    _forced = _using[-1][0] if _using else _from_environment
+    _record = _recordings[-1] if _recordings else None
 
 
 @contextlib.contextmanager
@@ -38,25 +61,22 @@ def using(kernel: str) -> Iterator[None]:
     """Runs every op with this kernel, process-wide: "reference", "blas", "cpu", "triton" or "cuda".
 
     An op that cannot run with it raises RuntimeError that says why; nothing falls back. An unknown name is a
-    ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process.
+    ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process. Of blocks that overlap,
+    nested or in threads, the one that began last counts.
     """
-    global _forced
-    previous, _forced = _forced, _known(kernel)
-    try:
+    with _open(_using, [_known(kernel)]):
         yield
-    finally:
-        _forced = previous
 
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[tuple[str, str]]]:
-    """Yields a list that receives (op, kernel) for every op that runs inside the block, forward and backward."""
-    global _record
-    previous, _record = _record, []
-    try:
-        yield _record
-    finally:
-        _record = previous
+    """Yields a list that receives (op, kernel) for every op that runs inside the block, forward and backward.
+
+    Of blocks that overlap, nested or in threads, the one that began last receives them, from every thread.
+    """
+    record = []
+    with _open(_recordings, record):
+        yield record
 
 
 def kernels() -> dict[str, dict[str, str]]:
@@ -82,8 +102,7 @@ class Kernel:
 
 def _with_derivative(name, overload):
     derivative = Derivative(name, overload)
-    # A lambda, since PyTorch wants a function's name of what it binds.
-    LIBRARY.impl(name, lambda keyset, *args: derivative(keyset, *args), "Autograd", with_keyset=True)
+    _library.bind(name, "Autograd", derivative, with_keyset=True)
     return derivative
 
 
@@ -98,9 +117,8 @@ class Op:
         self._fake: Callable
         self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
         self._depends: Callable[..., tuple] | None = None
-        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(self.name, self._run, "CompositeExplicitAutograd")
-        self._op = getattr(torch.ops.pypeft_fast, self.name).default
+        self._op = _library.define(self.name, schema)
+        _library.bind(self.name, "CompositeExplicitAutograd", self._run)
         self._derivative = _with_derivative(self.name, self._op)
         OPS[self.name] = self
 
@@ -157,7 +175,7 @@ class Op:
             self._check(*args)
             return function(*args)
 
-        torch.library.register_fake(f"pypeft_fast::{self.name}", checked, lib=LIBRARY)
+        _library.bind_fake(self.name, checked)
         return function
 
     def gradients(self, formula):
@@ -232,8 +250,7 @@ class Op:
 
     def _twin(self, kernel, more=""):
         name = f"{self.name}_{kernel}"
-        LIBRARY.define(self.schema.replace(self.name, name, 1).replace(") ->", f"{more}) ->", 1))
-        twin = getattr(torch.ops.pypeft_fast, name).default
+        twin = _library.define(name, self.schema.replace(self.name, name, 1).replace(") ->", f"{more}) ->", 1))
         _with_derivative(name, twin)
         return twin
 
@@ -264,8 +281,9 @@ class Op:
 
     def _run_chosen(self, args):
         kernel = self.choose(*args)
-        if _record is not None:
-            _record.append((self.name, kernel.name))
+        record = _record  # read once: another thread may end it
+        if record is not None:
+            record.append((self.name, kernel.name))
         device = args[0].device.type
         if torch.is_autocast_enabled(device):  # an op's dtypes are its arguments': inside it autocast changes nothing
             with torch.autocast(device, enabled=False):

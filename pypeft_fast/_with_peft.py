@@ -11,14 +11,30 @@ import sys
 
 def register_with_peft() -> None:
     """Registers now if peft is imported, else when it will be."""
+    # That of an earlier import, if this package was deleted from sys.modules: the two would ask each other for ever.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != __name__]
     if "peft" in sys.modules:
         _register()
-    elif not any(isinstance(finder, _WhenPeftLoads) for finder in sys.meta_path):
+    else:
         sys.meta_path.insert(0, _WhenPeftLoads())
 
 
 def _register():
-    importlib.import_module(f"{__package__}.model.tuners")
+    tuners = f"{__package__}.model.tuners"
+    if tuners not in sys.modules:
+        _take_back(tuners)
+    importlib.import_module(tuners)
+
+
+def _take_back(tuners):
+    """Takes from PEFT's tables what an earlier import has put there: PEFT keeps it, and takes no name twice."""
+    mapping = importlib.import_module("peft.mapping")
+    ours = [
+        kind for kind, config in mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items() if config.__module__.startswith(tuners)
+    ]
+    for table in ("CONFIG", "TUNER", "MIXED_MODEL", "PREFIX"):
+        for kind in ours:
+            getattr(mapping, f"PEFT_TYPE_TO_{table}_MAPPING").pop(kind, None)
 
 
 class _WhenPeftLoads(importlib.abc.MetaPathFinder):

@@ -1,16 +1,18 @@
 """The op core: the choice between kernels, forcing one, recording, and what it says when it cannot."""
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast import _native
+from pypeft_fast import _library, _native
 from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.cli.info import collect
 from tests.ops.checks import Case, sample
@@ -63,6 +65,94 @@ def test_recording_names_what_ran_and_nests():
         with pf.using("reference"):
             shrink(*ARGS)
     assert inner == [("lora_shrink", "blas")] and outer == [("lora_shrink", "reference")]
+
+
+def overlapping(first, second, at_both, after_first):
+    """Two blocks of two threads: both begin, at_both(block), the first ends, after_first(block), the second ends."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def other():
+        with first():
+            begun.set()
+            ended.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(60)
+    with second() as block:
+        at_both(block)
+        ended.set()
+        thread.join(60)
+        assert not thread.is_alive()
+        after_first(block)
+
+
+def test_forcing_in_threads_that_overlap_ends_with_the_last_block():
+    automatic = shrink.choose(*ARGS).name
+
+    def is_reference(_):
+        assert shrink.choose(*ARGS).name == "reference"
+
+    overlapping(lambda: pf.using("blas"), lambda: pf.using("reference"), is_reference, is_reference)
+    assert shrink.choose(*ARGS).name == automatic
+
+
+def test_recording_in_threads_that_overlap_ends_with_the_last_block():
+    recorded = []
+    call = functools.partial(shrink, *ARGS)
+
+    def run(record):
+        recorded.append(record)
+        call()
+
+    overlapping(pf.recording, pf.recording, run, run)
+    assert len(recorded[0]) == 2 and recorded[0] is recorded[1]
+    call()
+    assert len(recorded[0]) == 2  # nobody listens any more
+
+
+AGAIN = """
+import sys, torch
+{first}
+import pypeft_fast as old
+x, W, A, B = torch.randn(3, 8), torch.randn(6, 8), torch.randn(2, 8, requires_grad=True), torch.randn(6, 2)
+expected = old.lora_linear(x, W, A, B)
+for _ in range(2):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pypeft_fast"]:
+        del sys.modules[name]
+    import pypeft_fast as pf
+    assert pf is not old and pf.lora_linear is not old.lora_linear
+    with pf.using("reference"), pf.recording() as ran:
+        y = pf.lora_linear(x, W, A, B)
+        y.sum().backward()
+    assert ran == [("lora_forward", "reference"), ("lora_backward", "reference")], ran
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(old.lora_linear(x, W, A, B), expected)  # what was imported before still runs
+    compiled = torch.compile(pf.lora_linear, backend="aot_eager", fullgraph=True)(x, W, A, B)
+    torch.testing.assert_close(compiled, expected)
+    torch.compiler.reset()
+    assert pf.nn.LoRALinear(8, 6)(x).shape == (3, 6)
+{last}
+print("imported three times")
+"""
+
+
+@pytest.mark.parametrize(
+    "first,last",
+    [("", ""), ("", "import peft; pf.fuse"), ("import peft", "pf.fuse; assert pf.LoraConfig is peft.LoraConfig")],
+    ids=["alone", "before peft", "after peft"],
+)
+def test_the_package_may_be_deleted_from_sys_modules_and_imported_again(first, last):
+    code = AGAIN.format(first=first, last=last)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and "imported three times" in result.stdout, result.stderr
+
+
+def test_another_version_in_the_same_process_is_told_so():
+    with pytest.raises(
+        RuntimeError, match="defined lora_shrink as lora_shrink.*, now as lora_shrink.Tensor x.*restart"
+    ):
+        _library.define("lora_shrink", "lora_shrink(Tensor x) -> Tensor")
 
 
 @pytest.mark.parametrize("value,words", [("reference", "reference"), ("nope", "kernel='nope' is not a kernel")])
