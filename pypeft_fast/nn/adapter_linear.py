@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .swapping import watch
+
 # What nn.Module calls around or instead of an instance's forward, in the order in which from_linear looks for it.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -10,6 +12,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 class AdapterLinear(nn.Linear):
     """The base of LoRALinear and IA3Linear; of itself it adds nothing to the frozen layer.
 
+    A tool that puts a layer of its own over the same weight in the place of one gets an error; swapping.py says how.
     A subclass calls `_freeze()` when it creates its parameters, and gives `_merged_values()`, a dict of those of
     "weight" and "bias" that merging changes, and `_reset_adapter()`, which gives the adapter its initial values.
     """
@@ -38,6 +41,7 @@ class AdapterLinear(nn.Linear):
 
     def _freeze(self):
         """Freezes weight and bias; returns an adapter's device and dtype, float32 over a half-precision weight."""
+        watch(AdapterLinear)
         self._frozen = None  # the original parameters by name, while merged: a dict, which nn.Module does not register
         self.weight.requires_grad_(False)
         if self.bias is not None:
@@ -107,6 +111,10 @@ class AdapterLinear(nn.Linear):
         if merged:
             self.merge()
         return self
+
+    def __setstate__(self, state):
+        watch(AdapterLinear)
+        super().__setstate__(state)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
