@@ -121,7 +121,8 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
         lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
-    scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
+    if type(scaling) is not float or torch.compiler.is_compiling():  # a call of its own takes half a microsecond
+        scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
     return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p if training else 0.0, generator)
 
 
