@@ -62,12 +62,13 @@ test-libraries: .venv-libraries/.installed
 	PYTHONPATH=. .venv-libraries/bin/python -m pytest tests/libraries
 
 # The model layer on the oldest PEFT that is accepted. Left out: T5, for which it calls what transformers no longer has;
-# and what it lacks itself (biases of lora_only in files, experts by their older names, aLoRA's own dispatch, ...).
+# and what it lacks itself (biases of lora_only in files, experts by their older names, aLoRA's own dispatch,
+# several merged DoRA adapters, ...).
 OLDEST := $(addprefix tests/model/,tuners files layers joints $(addprefix test_,adapters.py against_peft.py dropout.py \
 	fuse.py ia3.py switching.py wrapping.py))
 NOT_IN_OLDEST := not t5 and not SEQ_2_SEQ_LM and not lora_only and not several_adapters_over_half and not \
 	compiled_hotswap and not experts_by_pefts and not ALoraLinearVariant and not an_injected_model and not \
-	generates_with_beams and not images_of_a_language
+	generates_with_beams and not images_of_a_language and not several_dora_adapters_merge
 test-oldest-peft: export HF_HUB_OFFLINE = 1
 test-oldest-peft: export OMP_NUM_THREADS = 1
 test-oldest-peft: venv
