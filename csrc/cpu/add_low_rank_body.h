@@ -1,55 +1,72 @@
 // y += keep * (left right), and its scaling, for every instruction set (for_each.h).
 constexpr int64_t ADD_STEP = 8;  // rows whose low-rank part is made at once
 
-template <class T>
-inline void add_row(T* y, const float* sums, const uint8_t* mask, int64_t n) {
+template <class T, class S>
+inline void add_row(T* y, const S* sums, const uint8_t* mask, int64_t n) {
   int64_t k = 0;
   for (; k + W <= n; k += W) {
-    const F sum = load(sums + k);
+    const F sum = widen(sums + k);
     narrow(y + k, widen(y + k) + (mask ? keep(sum, mask_bits(mask, k, W)) : sum));
   }
   if (k < n) {
-    const F sum = load(sums + k);
+    const F sum = widen(sums + k, n - k);
     narrow(y + k, widen(y + k, n - k) + (mask ? keep(sum, mask_bits(mask, k, n - k)) : sum), n - k);
   }
 }
 
-template <class T>
-inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const float* sums, int64_t n) {
+template <class T, class S>
+inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const S* sums, int64_t n) {
   int64_t k = 0;
   for (; k + W <= n; k += W) {
-    const F sum = widen(y + k) + load(sums + k);
+    const F sum = widen(y + k) + widen(sums + k);
     if (z) narrow(z + k, sum);
     narrow(y + k, fma(sum, load(factors + k), shift ? load(shift + k) : F{}));
   }
   if (k < n) {
-    const F sum = widen(y + k, n - k) + load(sums + k);
+    const F sum = widen(y + k, n - k) + widen(sums + k, n - k);
     if (z) narrow(z + k, sum, n - k);
     narrow(y + k, fma(sum, widen(factors + k, n - k), shift ? widen(shift + k, n - k) : F{}), n - k);
   }
 }
 
+// Rows [m, m + rows) and columns [n, n + columns) of y, whose low-rank part is in rows `ld` apart.
+template <class T, class S>
+inline void add_tile(const AddArgs& a, const S* sums, int64_t ld, int64_t m, int64_t rows, int64_t n,
+                     int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i, sums += ld) {
+    const int64_t at = (m + i) * a.N + n;
+    if (a.scale.factors) {
+      add_and_scale_row((T*)a.y + at, a.scale.z ? (T*)a.scale.z + at : nullptr, a.scale.factors + n,
+                        a.scale.shift ? a.scale.shift + n : nullptr, sums, columns);
+    } else {
+      add_row((T*)a.y + at, sums, a.mask ? a.mask + (m + i) * a.mask_row + n / 8 : nullptr, columns);
+    }
+  }
+}
+
+template <class T>
+inline void multiply_and_add(const AddArgs& a, int64_t first, int64_t last, int64_t n, int64_t columns) {
+  alignas(64) float sums[ADD_STEP * ADD_COLUMNS];
+  for (int64_t m = first; m < last; m += ADD_STEP) {
+    const int64_t rows = at_most(ADD_STEP, last - m);
+    const Left left{a.left + m * a.left_row, a.left_row, a.left_column};
+    multiply(left, a.right + n, a.ld, rows, columns, a.r, sums, ADD_COLUMNS, false);
+    add_tile<T>(a, sums, ADD_COLUMNS, m, rows, n, columns);
+  }
+}
+
 template <class T>
 inline void add_tasks_of(const AddArgs& a, int64_t begin, int64_t end) {
-  alignas(64) float sums[ADD_STEP * ADD_COLUMNS];
   const int64_t across = ceil_div(a.N, ADD_COLUMNS);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task % across * ADD_COLUMNS, columns = at_most(ADD_COLUMNS, a.N - n);
-    const int64_t first = task / across * ADD_ROWS, last = at_most(first + ADD_ROWS, a.M);
-    for (int64_t m = first; m < last; m += ADD_STEP) {
-      const int64_t rows = at_most(ADD_STEP, last - m);
-      const Left left{a.left + m * a.left_row, a.left_row, a.left_column};
-      multiply(left, a.right + n, a.ld, rows, columns, a.r, sums, ADD_COLUMNS, false);
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = (m + i) * a.N + n;
-        const float* row = sums + i * ADD_COLUMNS;
-        if (a.scale.factors) {
-          add_and_scale_row((T*)a.y + at, a.scale.z ? (T*)a.scale.z + at : nullptr, a.scale.factors + n,
-                            a.scale.shift ? a.scale.shift + n : nullptr, row, columns);
-        } else {
-          add_row((T*)a.y + at, row, a.mask ? a.mask + (m + i) * a.mask_row + n / 8 : nullptr, columns);
-        }
-      }
+    const int64_t first = task / across * ADD_ROWS, last = at_most(first + ADD_ROWS, a.M), at = first * a.N + n;
+    if (a.product == nullptr) {
+      multiply_and_add<T>(a, first, last, n, columns);
+    } else if (a.product_dtype == Dtype::f32) {
+      add_tile<T>(a, (const float*)a.product + at, a.N, first, last - first, n, columns);
+    } else {
+      add_tile<T>(a, (const T*)a.product + at, a.N, first, last - first, n, columns);
     }
   }
 }

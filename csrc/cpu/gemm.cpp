@@ -90,12 +90,14 @@ Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
 }
 }  // namespace
 
-bool gemm_wins(ScalarType dtype, int64_t rows) {
-  // From this many rows on, packing b pays: measured at K = N = 2048. The vendor's bfloat16 is closer to the peak.
-  constexpr int64_t FLOAT_ROWS = 32, BF16_ROWS = 192;
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K) {
+  // From this many rows on, packing b pays. The vendor's bfloat16 is closer to the peak; what it lacks is the low-rank
+  // part, whose pass over the result costs the less the longer the sums of the product are.
+  constexpr int64_t FLOAT_ROWS = 32;
   static const bool amx = has_amx_bf16();
   if (dtype == ScalarType::Float) return rows >= FLOAT_ROWS && selected_isa() <= Isa::avx512;
-  return dtype == ScalarType::BFloat16 && rows >= BF16_ROWS && selected_isa() == Isa::avx512bf16 && !amx;
+  const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5));
+  return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !amx;
 }
 
 Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Tensor>& given_bias,

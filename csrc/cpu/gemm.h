@@ -6,8 +6,9 @@
 #if defined(__x86_64__)
 namespace pypeft {
 
-// Whether gemm() is the faster way to a product of `rows` rows on this CPU; else the vendor's GEMM and add_low_rank.
-bool gemm_wins(ScalarType dtype, int64_t rows);
+// Whether gemm() is the faster way to a product of `rows` rows, sums over K, on this CPU; else the vendor's GEMM and
+// add_low_rank.
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K);
 
 // a b + bias + keep * (left right): [M, N] in a's dtype, float32 or bfloat16, scaled and then rounded once.
 //

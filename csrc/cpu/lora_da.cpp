@@ -6,7 +6,9 @@
 // not depend on how many threads there are.
 #include "cpu/lora.h"
 
+#include "cpu/kept.h"
 #include "cpu/scratch.h"
+#include "cpu/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -32,8 +34,28 @@ struct DaArgs {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
+// By the vendor, some columns of x at a time where they are copied: each sum over the rows is whole.
+static Tensor da_by_vendor(const Tensor& dS, const Tensor& x, const Tensor* mask, double p) {
+  const int64_t M = x.size(0), K = x.size(1), r = dS.size(1);
+  const Tensor dA = new_empty(dS, {r, K}), across = transposed(dS);
+  const int64_t step = mask || x.scalar_type() != dS.scalar_type() ? block_length(M) : std::max<int64_t>(1, K);
+  for (int64_t k = 0; k < K; k += step) {
+    const int64_t columns = std::min(step, K - k);
+    std::optional<Tensor> bits;
+    if (mask) bits = block(*mask, 0, M, k / 8, ceil_div(columns, 8));
+    const Tensor part = kept(block(x, 0, M, k, columns), dS.scalar_type(), mask ? &*bits : nullptr);
+    vendor_multiply(block(dA, 0, r, k, columns), across, part, dropout_scale(p));
+  }
+  return dA;
+}
+
 Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype) {
-  const Tensor dS = as_float(given_dS), x = with_dense_rows(given_x), mask = with_dense_rows(given_mask);
+  const Tensor x = with_dense_rows(given_x), mask = with_dense_rows(given_mask);
+  const bool floats = dtype == ScalarType::Float && x.size(0) > 16;  // as fast here, and x is read once
+  if (given_dS.scalar_type() == dtype && !floats && vendor_wins(x.scalar_type(), dtype, x.size(0), given_dS.size(1), 1, p > 0)) {
+    return da_by_vendor(given_dS, x, p > 0 ? &mask : nullptr, p);
+  }
+  const Tensor dS = as_float(given_dS);
   DaArgs args{};
   args.dS = static_cast<const float*>(dS.const_data_ptr());
   args.dS_row = dS.stride(0), args.dS_column = dS.stride(1);

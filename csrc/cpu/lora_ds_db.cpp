@@ -7,7 +7,9 @@
 // there are follows from the shape alone, so the result does not depend on how many threads there are.
 #include "cpu/lora.h"
 
+#include "cpu/kept.h"
 #include "cpu/scratch.h"
+#include "cpu/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -44,9 +46,30 @@ int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
+// By the vendor. Where dY is copied, some of its columns at a time are: dS is then a sum in float over them.
+static std::tuple<Tensor, Tensor> ds_db_by_vendor(const Tensor& dY, const Tensor& lora_B, const Tensor& s,
+                                                  double scaling, bool need_dS, bool need_dB) {
+  const int64_t M = dY.size(0), N = dY.size(1), r = s.size(1);
+  const Tensor dS = new_empty(s, {need_dS ? M : 0, r}), dB = new_empty(lora_B, {need_dB ? N : 0, r});
+  const int64_t step = dY.scalar_type() != s.scalar_type() ? block_length(M) : std::max<int64_t>(1, N);
+  int64_t n = 0;
+  do {  // once even if N is 0: dS is then 0
+    const int64_t columns = std::min(step, N - n);
+    const Tensor part = kept(block(dY, 0, M, n, columns), s.scalar_type(), nullptr);
+    if (need_dS) vendor_multiply(dS, part, block(lora_B, n, columns, 0, r), scaling, n > 0 ? 1 : 0);
+    if (need_dB) vendor_multiply(block(dB, n, columns, 0, r), transposed(part), s, scaling);
+  } while ((n += step) < N);
+  return {dS, dB};
+}
+
 std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora_B, const Tensor& given_s,
                                       double scaling, bool need_dS, bool need_dB) {
-  const Tensor dY = with_dense_rows(given_dY), s = as_float(given_s);
+  const Tensor dY = with_dense_rows(given_dY);
+  const ScalarType dtype = lora_B.scalar_type();
+  if (given_s.scalar_type() == dtype && vendor_wins(dY.scalar_type(), dtype, dY.size(0), given_s.size(1), scaling, false)) {
+    return ds_db_by_vendor(dY, lora_B, given_s, scaling, need_dS, need_dB);
+  }
+  const Tensor s = as_float(given_s);
   GradArgs args{};
   args.dY = dY.const_data_ptr(), args.ldy = dY.stride(0), args.dY_dtype = dtype_of(dY);
   args.M = dY.size(0), args.N = dY.size(1), args.r = s.size(1);

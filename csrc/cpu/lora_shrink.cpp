@@ -9,6 +9,8 @@
 #include "cpu/lora.h"
 
 #include "cpu/few_rows.h"
+#include "cpu/kept.h"
+#include "cpu/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -35,6 +37,19 @@ struct ShrinkArgs {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
+// s [M, r] = scale * keep * x A^T by the vendor, some rows of x at a time where they are copied.
+static void shrink_by_vendor(const Tensor& s, const Tensor& x, const Tensor& A, const Tensor* mask, double scale) {
+  const int64_t M = x.size(0), K = x.size(1), r = A.size(0);
+  const int64_t step = mask || x.scalar_type() != s.scalar_type() ? block_length(K) : std::max<int64_t>(1, M);
+  for (int64_t m = 0; m < M; m += step) {
+    const int64_t rows = std::min(step, M - m);
+    std::optional<Tensor> bits;
+    if (mask) bits = block(*mask, m, rows, 0, mask->size(1));
+    const Tensor part = kept(block(x, m, rows, 0, K), s.scalar_type(), mask ? &*bits : nullptr);
+    vendor_multiply(block(s, m, rows, 0, r), part, transposed(A), scale);
+  }
+}
+
 std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A, double p,
                                        const std::optional<Tensor>& seed) {
   const Tensor x = with_dense_rows(given);
@@ -52,19 +67,30 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   args.M = M, args.K = K, args.r = r / groups;
   args.s_dtype = dtype_of(s), args.lds = r;
   args.mask_row = bytes, args.scale = static_cast<float>(dropout_scale(p)), args.threshold = dropout_threshold(p);
+  const bool by_vendor = lora_A.scalar_type() == dtype && vendor_wins(x.scalar_type(), dtype, M, args.r, 1, p > 0);
   const auto run = PYPEFT_SELECT(shrink_rows);
+  const auto draw = PYPEFT_SELECT(draw_rows);
   const int64_t grain = 1 + 32768 / (SHRINK_ROWS * (K + 1));
   for (int64_t group = 0; group < groups; ++group) {  // its rows of lora_A, its columns of s, a mask of its own
     Tensor A = lora_A;
     if (groups > 1) A = torch::stable::narrow(A, 0, group * args.r, args.r);
-    const Packed At = pack(A, 1.0f, true);
-    args.At = At.data.get(), args.ld = At.ld;
     args.s = static_cast<char*>(s.mutable_data_ptr()) + group * args.r * (args.s_dtype == Dtype::f32 ? 4 : 2);
     if (p > 0) {
       args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr()) + group * M * bytes;
       const Tensor& of_groups = seed.value();
       args.seed = static_cast<const int64_t*>(of_groups.const_data_ptr())[group * of_groups.stride(0)];
     }
+    if (by_vendor) {
+      if (p > 0) {
+        torch::stable::parallel_for(0, ceil_div(M, SHRINK_ROWS), grain,
+                                    [&](int64_t begin, int64_t end) { draw(args, begin, end); });
+      }
+      const Tensor bits = block(mask, p > 0 ? group * M : 0, p > 0 ? M : 0, 0, bytes);
+      shrink_by_vendor(block(s, 0, M, group * args.r, args.r), x, A, p > 0 ? &bits : nullptr, args.scale);
+      continue;
+    }
+    const Packed At = pack(A, 1.0f, true);
+    args.At = At.data.get(), args.ld = At.ld;
     torch::stable::parallel_for(0, ceil_div(M, SHRINK_ROWS), grain, [&](int64_t begin, int64_t end) {
       const Floats sums(SHRINK_ROWS * args.ld);
       run(args, sums.get(), begin, end);

@@ -13,6 +13,12 @@ inline void draw_mask(const ShrinkArgs& a, const Philox& stream, int64_t m, int6
   for (int64_t i = 0; i < rows; ++i) mask[(i + 1) * a.mask_row - 1] &= inside;
 }
 
+// The mask alone, of blocks [begin, end) of SHRINK_ROWS rows.
+inline void draw_rows(const ShrinkArgs& a, int64_t begin, int64_t end) {
+  const int64_t m = begin * SHRINK_ROWS;
+  draw_mask(a, philox(a.seed, a.threshold), m, at_most(end * SHRINK_ROWS, a.M) - m);
+}
+
 template <class T, class S>
 inline void shrink_rows_of(const ShrinkArgs& a, float* sums, int64_t begin, int64_t end) {
   alignas(64) float tile[SHRINK_ROWS * SHRINK_LD];

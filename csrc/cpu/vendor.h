@@ -1,0 +1,20 @@
+// Products by the vendor's library that PyTorch is built with (MKL, oneDNN), and where they are the faster way.
+#pragma once
+#include <optional>
+
+#include "cpu/tensors.h"
+
+namespace pypeft {
+
+// out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype.
+Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias);
+
+// out [M, N] = beta * out + factor * a b; with beta 0 what `out` held does not count. All of one dtype, any strides.
+void vendor_multiply(const Tensor& out, const Tensor& a, const Tensor& b, double factor, double beta = 0);
+
+// Whether the vendor multiplies an adapter's matrices of rank r faster than the kernels here, whose strength is that
+// they read a wide matrix once. M is the rows of that matrix, `x` its dtype, `adapter` that of the narrow one. A factor
+// of 0 must reach the sums, as 0 * inf is NaN, and libraries leave the product out.
+bool vendor_wins(ScalarType x, ScalarType adapter, int64_t M, int64_t r, double factor, bool masked);
+
+}  // namespace pypeft
