@@ -112,7 +112,8 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
     p = float(dropout_p)
-    _check.dropout_p("lora_linear", p)
+    if p != 0:
+        _check.dropout_p("lora_linear", p)
     if x.dim() < 1 or lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise ValueError(
             f"lora_linear: x [..., K], lora_A [r, K] and lora_B [N, r] do not fit: x {tuple(x.shape)}, "
