@@ -68,8 +68,9 @@ class DoRALinearFunction(torch.autograd.Function):
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
         if need_x or need_A or need_B:
-            # (g * dY) B = dY (g * B), and (g * dY)^T s = g * (dY^T s): g * dY would be rounded to dY's dtype
-            dS, dB = lora_ds_db(dY, g[:, None] * lora_B, s, ctx.scaling, need_x or need_A, need_B)
+            # (g * dY) B = dY (g * B), and (g * dY)^T s = g * (dY^T s): the smaller matrices take the factor
+            scaled_B = (g[:, None] * lora_B).to(lora_B.dtype)
+            dS, dB = lora_ds_db(dY, scaled_B, s, ctx.scaling, need_x or need_A, need_B)
             if need_B:  # of no rows it is zero, whatever g is
                 dB = (g[:, None] * dB if dY.shape[0] else dB).to(lora_B.dtype)
         if need_x:

@@ -1,13 +1,13 @@
-"""The length of every row of W + scaling * B A, without forming that matrix.
+"""The length of every row of W + scaling * B A, and DoRA's factor of every row.
 
-For row n: |W_n|^2 + scaling * B_n . (2 (W A^T)_n + scaling * B_n (A A^T)). The product with a W in half precision is
-lora_shrink with W in the place of x, so W is neither cast nor copied. Every call measures anew: an optimizer, an
-average of weights or a sharded layer writes parameters in ways that move no version counter.
-Source of DoRA: Liu et al., arXiv:2402.09353.
+Every call measures anew: an optimizer, an average of weights or a sharded layer writes parameters in ways that move no
+version counter. Source of DoRA: Liu et al., arXiv:2402.09353.
 """
 
 import torch
 
+from ..ops.dora_norm import dora_norm as dora_norm_op
+from ..ops.dora_norm import of_squares
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import without_autocast
 
@@ -22,17 +22,19 @@ def row_norm(weight):
 def dora_norm(weight, lora_A, lora_B, scaling):
     """|W_n + scaling * (B A)_n| for every row, [N] in float32 (float64 for float64), outside the graph of autograd.
 
-    weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes. A row whose update cancels the weight to less
-    than about a thousandth of its length is less exact than a formed sum.
+    weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes. On a GPU the product with a weight in half
+    precision is lora_shrink with W in the place of x, so W is neither cast nor copied.
     """
     # Detached for torch.export, which leaves an empty region where no_grad finds nothing to switch off.
     weight, lora_A, lora_B = weight.detach(), lora_A.detach(), lora_B.detach()
+    wide = torch.promote_types(weight.dtype, torch.float32)
     with without_autocast(weight.device):
-        squares = row_norm(weight).square()
-        A, B = lora_A.to(squares.dtype), lora_B.to(squares.dtype)
-        through_weight = _through(weight, A)
-        cross = torch.addmm(through_weight, B, A @ A.t(), beta=2.0, alpha=scaling)
-        return torch.add(squares, (B * cross).sum(1), alpha=scaling).clamp_min(0).sqrt()
+        if weight.is_cpu and dora_norm_op.has_forced():
+            if not weight.dtype == lora_A.dtype == lora_B.dtype:
+                lora_A, lora_B = lora_A.to(wide), lora_B.to(wide)
+            return dora_norm_op(weight, lora_A, lora_B, scaling)
+        A, B = lora_A.to(wide), lora_B.to(wide)
+        return of_squares(weight, A, B, scaling, _through(weight, A))
 
 
 def _through(weight, A):

@@ -91,7 +91,7 @@ def test_values_and_every_gradient_are_those_of_peft(kernel, p, bias, x_shape):
     dY = torch.randn(*x_shape[:-1], 17)
     with pf.using(kernel), pf.recording() as ran:
         got = our_results(args, p, dY)
-    assert {k for _, k in ran} == {kernel} and {o for o, _ in ran} == set(OPS_OF_DORA)
+    assert {k for _, k in ran} == {kernel} and {o for o, _ in ran} - {"dora_norm"} == set(OPS_OF_DORA)
     if len(x_shape) == 1:  # PEFT's own view(1, -1) gives such an x a second dimension
         want = [
             t.squeeze(0) if i < 2 else t

@@ -139,7 +139,7 @@ def test_the_length_takes_two_passes_over_the_weight_and_no_copy_of_it(watch, dt
     _, W, A, B = layer(dtype)
     with watch:
         dora_norm(W, A, B, 2.0)
-    of_weight = ["op:linalg_vector_norm", "op:pow", product]
+    of_weight = [product, "op:linalg_vector_norm", "op:pow"]
     assert watch.seen == [*of_weight, "op:mm", "op:addmm", "op:mul", "op:sum", "op:add", "op:clamp_min", "op:sqrt"]
 
 

@@ -103,6 +103,7 @@ def sample(op_name, case, draw=0):
         "lora_da": (dS, x, mask, p, P),
         "ia3_linear": (x, weight, bias, ia3_l, feedforward, case.options.get("need_z", True)),
         "ia3_dx_dl": (dY, weight, ia3_l, saved, feedforward, *case.options.get("need", (True, True))),
+        "dora_norm": (weight, A, B.to(P) / r**0.5, SCALING),
         "swiglu": (gate, up),
         "swiglu_backward": (dY, gate, up, case.options.get("need_h", True)),
     }[op_name]
@@ -173,6 +174,9 @@ EAGER = {
     "lora_da": lambda dS, x, mask, p, dtype: (dS.t() @ philox.dropped(x.to(dS.dtype), mask, p)).to(dtype),
     "ia3_linear": _ia3,
     "ia3_dx_dl": _ia3_dx_dl,
+    "dora_norm": lambda W, A, B, scaling: torch.linalg.vector_norm(
+        W + ((B @ A) * scaling).to(W.dtype), dim=1, dtype=torch.promote_types(W.dtype, torch.float32)
+    ),
     "swiglu": lambda gate, up: F.silu(gate) * up,
     "swiglu_backward": _swiglu_backward,
 }

@@ -191,6 +191,12 @@ SPOILED = {
         "no scaling": _unscaled(2),
         "a row lost in dl": lambda f, *a: (f(*a)[0], f(a[0][1:], *a[1:3], a[3][1:], *a[4:])[1]),
     },
+    "dora_norm": {
+        "zeros": _zeros,
+        "no base": _without(0),
+        "no low rank": _without(1),
+        "no scaling": lambda f, W, A, B, scaling: f(W, A, B, 1.0),
+    },
     "swiglu": {
         "zeros": _zeros,
         "no up": _unscaled(1),

@@ -1,4 +1,4 @@
-"""High ranks on a CPU, where the vendor's library multiplies the adapter's matrices: whole, in blocks, and with a mask."""
+"""High ranks on a CPU: the vendor multiplies the adapter's matrices, whole, in blocks, and behind a mask."""
 
 from itertools import product
 

@@ -1,0 +1,59 @@
+// norm[n] = |W_n + scaling * (B A)_n|, in float.
+//
+//   weight [N, K] (any strides), lora_A [r, K], lora_B [N, r] of one dtype -> norm [N] float32
+//
+// Some rows of B A are made at a time, by the vendor and in the adapters' dtype, and read once beside those of W.
+#include "cpu/fits.h"
+#include "cpu/kept.h"
+#include "cpu/scratch.h"
+#include "cpu/vendor.h"
+
+namespace pypeft {
+namespace {
+struct NormArgs {
+  const void* weight;  // [rows, K], rows `row` apart
+  int64_t row, K;
+  const void* update;  // [rows, K], contiguous
+  float scaling;
+  float* norm;  // [rows]
+  Dtype weight_dtype, update_dtype;
+};
+}  // namespace
+}  // namespace pypeft
+
+#define ISA_BODY "cpu/dora_norm_body.h"
+#include "cpu/isa/for_each.h"
+
+namespace pypeft {
+namespace {
+Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& given_B, double scaling) {
+  check_storages("dora_norm", "weight", weight, "lora_A", given_A, "lora_B", given_B);
+  fits(is_matrix(weight) && is_matrix(given_A) && is_matrix(given_B) && is_activation(weight));
+  const int64_t N = weight.size(0), K = weight.size(1), r = given_A.size(0);
+  fits(r > 0 && given_A.size(1) == K && given_B.size(0) == N && given_B.size(1) == r);
+  fits(is_adapter(given_A, weight) && like(given_B, given_A));
+
+  const bool half = given_A.scalar_type() == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16;
+  const Tensor A = half ? given_A : as_float(given_A), B = half ? given_B : as_float(given_B);
+  Tensor norm = new_empty(weight, {N}, ScalarType::Float);
+  const int64_t step = block_length(K);
+  const Tensor update = new_empty(A, {std::min(N, step), K});
+  const auto run = PYPEFT_SELECT(norm_rows);
+  NormArgs args{};
+  args.K = K, args.scaling = static_cast<float>(scaling);
+  args.weight_dtype = dtype_of(weight), args.update_dtype = dtype_of(A);
+  args.update = update.const_data_ptr(), args.norm = static_cast<float*>(norm.mutable_data_ptr());
+  for (int64_t n = 0; n < N; n += step, args.norm += step) {
+    const int64_t rows = std::min(step, N - n);
+    vendor_multiply(block(update, 0, rows, 0, K), block(B, n, rows, 0, r), A, 1);
+    const Tensor part = with_dense_rows(block(weight, n, rows, 0, K));
+    args.weight = part.const_data_ptr(), args.row = part.stride(0);
+    torch::stable::parallel_for(0, rows, 1 + 16384 / (K + 1),
+                                [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  }
+  return norm;
+}
+}  // namespace
+}  // namespace pypeft
+
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) { m.impl("dora_norm_cpu", TORCH_BOX(&pypeft::dora_norm)); }

@@ -1,0 +1,69 @@
+"""norm[n] = |W_n + scaling * (B A)_n|: the length of every row of the weight that a DoRA layer stands for.
+
+weight [N, K] (any strides), lora_A [r, K], lora_B [N, r], of one dtype or the adapters in float32 over a half-precision
+weight -> norm [N] in float32, or float64 of float64. On a CPU the sum of the weights exists some rows at a time.
+Source: Liu et al., arXiv:2402.09353.
+"""
+
+import torch
+
+from .._op import Op
+from . import _check
+
+dora_norm = Op("dora_norm(Tensor weight, Tensor lora_A, Tensor lora_B, float scaling) -> Tensor")
+
+
+@dora_norm.check
+def _(weight, lora_A, lora_B, scaling):
+    op = "dora_norm"
+    _check.matrix(op, weight=weight, lora_A=lora_A, lora_B=lora_B)
+    (N, K), r = weight.shape, lora_A.shape[0]
+    _check.rank(op, lora_A)
+    _check.shape(op, "lora_A", lora_A, (r, K), f"[r, K] for weight of shape {(N, K)}")
+    _check.shape(op, "lora_B", lora_B, (N, r), f"[N, r] for weight {(N, K)} and lora_A {(r, K)}")
+    _check.floating(op, "weight", weight)
+    _check.adapter_dtype(op, "weight", weight, "lora_A", lora_A)
+    _check.same_dtype(op, "lora_A", lora_A, lora_B=lora_B)
+    _check.same_device(op, "weight", weight, lora_A=lora_A, lora_B=lora_B)
+
+
+def _wide(weight):
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+@dora_norm.fake
+def _(weight, lora_A, lora_B, scaling):
+    return weight.new_empty(weight.shape[0], dtype=_wide(weight))
+
+
+@dora_norm.flops
+def _(weight, lora_A, lora_B, scaling):
+    return 2 * weight.numel() * lora_A.shape[0]
+
+
+@dora_norm.reference
+def reference(weight, lora_A, lora_B, scaling):
+    wide = _wide(weight)
+    return torch.linalg.vector_norm(weight.to(wide) + scaling * (lora_B.to(wide) @ lora_A.to(wide)), dim=1)
+
+
+@dora_norm.kernel("blas")
+def squares(weight, lora_A, lora_B, scaling):
+    """|W_n|^2 + scaling * B_n . (2 (W A^T)_n + scaling * B_n (A A^T)): no sum of the weights.
+
+    A row whose update cancels the weight to less than about a thousandth of its length is less exact, and one that
+    holds an infinity is NaN.
+    """
+    wide = _wide(weight)
+    A = lora_A.to(wide)
+    return of_squares(weight, A, lora_B.to(wide), scaling, weight.to(wide) @ A.t())
+
+
+def of_squares(weight, A, B, scaling, through_weight):
+    """The same from W A^T [N, r]; A, B and that product in the dtype of the norm."""
+    lengths = torch.linalg.vector_norm(weight, dim=1, dtype=A.dtype).square()
+    cross = torch.addmm(through_weight, B, A @ A.t(), beta=2.0, alpha=scaling)
+    return torch.add(lengths, (B * cross).sum(1), alpha=scaling).clamp_min(0).sqrt()
+
+
+dora_norm.native_cpu(_check.no_float64, checks=True)
