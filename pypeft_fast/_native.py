@@ -3,6 +3,7 @@ and pypeft_fast::<op>_cuda."""
 
 import ctypes
 import functools
+import struct
 from pathlib import Path
 
 import torch
@@ -14,12 +15,25 @@ def _built(pattern: str) -> Path | None:
 
 def _load(path: Path) -> str | None:
     """Why the library does not load, or None: it is not what this machine and this PyTorch take, or was cut short."""
+    there, least = path.stat().st_size, _least_bytes(path)
+    if there < least:  # the system's loader does not look, and dies
+        return f"{path.name} was cut short: it has {there} bytes of at least {least}; install pypeft_fast again"
     try:
         torch.ops.load_library(path)
     except OSError as error:
         reason = error.__cause__ or error  # PyTorch's own error names the file alone
         return f"{path.name} does not load under PyTorch {torch.__version__}: {reason}"
     return None
+
+
+def _least_bytes(path: Path) -> int:
+    """Of an ELF file of 64 bits: up to the end of its table of sections, which linkers write last; else 0."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+        return 0
+    (offset,), (size, count) = struct.unpack_from("<Q", head, 0x28), struct.unpack_from("<HH", head, 0x3A)
+    return offset + size * count
 
 
 LIBRARY_PATH = _built("_C.*so")

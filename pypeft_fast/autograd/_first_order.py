@@ -9,6 +9,17 @@ import functools
 import torch
 
 
+def takes_a_function() -> bool:
+    """Whether autograd records this thread, and an autograd.Function is what it should record.
+
+    Under a transform of torch.func the ops stand for themselves (`Derivative`): those can be batched and transformed
+    again. torch.compile traces the transform and the Function alike.
+    """
+    return torch.is_grad_enabled() and (
+        torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    )
+
+
 class _Refused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, count, *tensors):

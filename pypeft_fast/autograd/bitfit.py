@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from ..ops import _check
 from ._autocast import autocast_as_linear, without_autocast
-from ._first_order import first_order
+from ._first_order import first_order, takes_a_function
 
 
 class BitFitLinearFunction(torch.autograd.Function):
@@ -45,4 +45,6 @@ def bitfit_linear(x, weight, bias):
     if x.dtype != weight.dtype:
         raise TypeError(f"bitfit_linear: weight is {weight.dtype}, x is {x.dtype}; they must agree")
     with without_autocast(x.device):
-        return BitFitLinearFunction.apply(x, weight, bias)
+        if takes_a_function():
+            return BitFitLinearFunction.apply(x, weight, bias)
+        return F.linear(x, weight, bias.to(x.dtype))

@@ -12,7 +12,7 @@ from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, without_autocast
-from ._first_order import first_order
+from ._first_order import first_order, takes_a_function
 from ._scaling import scaling_into
 from ._shaped import shaped
 
@@ -27,26 +27,34 @@ ACTIVATIONS = {
 EPS = 1e-5
 
 
+def _forward(x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, scaling, p, seed):
+    """y, z, mask, and the mean and deviation of every row."""
+    rows, dtype = _rows(x), x.dtype
+    normed, mean, deviation = rows, None, None
+    if norm_weight is not None:
+        normed, mean, deviation = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))
+    z = torch.addmm(down_bias.to(dtype), normed, down.to(dtype).t())
+    inner, mask = ACTIVATIONS[activation][0](z), None
+    y = _rows(x if residual is None else residual)
+    if p > 0:
+        update, mask = lora_shrink(inner, up.to(dtype), p, seed)
+        y = y + scaling * up_bias.to(dtype)
+    else:
+        update = torch.addmm(up_bias.to(dtype), inner, up.to(dtype).t())
+    return shaped(torch.add(y, update, alpha=scaling), x), z, mask, mean, deviation
+
+
 class BottleneckFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, scaling, p, seed):
-        rows, dtype = _rows(x), x.dtype
-        normed, mean, deviation = rows, None, None
-        if norm_weight is not None:
-            normed, mean, deviation = _normalise(rows, norm_weight.to(dtype), norm_bias.to(dtype))
-        z = torch.addmm(down_bias.to(dtype), normed, down.to(dtype).t())
-        inner, mask = ACTIVATIONS[activation][0](z), None
-        y = _rows(x if residual is None else residual)
-        if p > 0:
-            update, mask = lora_shrink(inner, up.to(dtype), p, seed)
-            y = y + scaling * up_bias.to(dtype)
-        else:
-            update = torch.addmm(up_bias.to(dtype), inner, up.to(dtype).t())
-        y = torch.add(y, update, alpha=scaling)
+        norms = norm_weight, norm_bias
+        y, z, mask, mean, deviation = _forward(
+            x, residual, down, down_bias, up, up_bias, *norms, activation, scaling, p, seed
+        )
         ctx.save_for_backward(x, z, mask, mean, deviation, down, up, norm_weight, norm_bias)
         ctx.activation, ctx.scaling, ctx.p, ctx.own_residual = activation, scaling, p, residual is None
         ctx.dtypes = down_bias.dtype, up_bias.dtype
-        return shaped(y, x)
+        return y
 
     @staticmethod
     @first_order
@@ -135,6 +143,7 @@ def bottleneck(
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     with without_autocast(x.device):
-        return BottleneckFunction.apply(
-            x, residual, down, down_bias, up, up_bias, norm_weight, norm_bias, activation, scaling, p, seed
-        )
+        parameters = down, down_bias, up, up_bias, norm_weight, norm_bias
+        if takes_a_function():
+            return BottleneckFunction.apply(x, residual, *parameters, activation, scaling, p, seed)
+        return _forward(x, residual, *parameters, activation, scaling, p, seed)[0]

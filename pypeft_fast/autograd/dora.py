@@ -17,7 +17,7 @@ from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, autocast_factor, autocast_lora
-from ._first_order import first_order
+from ._first_order import first_order, takes_a_function
 from ._scaling import scaling_into
 from ._shaped import shaped
 from ._still_trains import still_trains
@@ -156,7 +156,7 @@ def dora_linear(
     _check.adapter_dtype("dora_linear", "x", x, "magnitude", magnitude)
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
-    if torch.is_grad_enabled():
+    if takes_a_function():
         return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed)
     return _forward(x, weight, bias, lora_A, lora_B, row_scale(magnitude, norm), scaling, p, seed, False)[0]
 

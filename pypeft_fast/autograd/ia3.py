@@ -11,7 +11,7 @@ from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
 from ._autocast import autocast_as_linear, autocast_factor
-from ._first_order import first_order
+from ._first_order import first_order, takes_a_function
 from ._shaped import shaped
 from ._still_trains import still_trains
 
@@ -86,6 +86,6 @@ def ia3_linear(x, weight, ia3_l, bias=None, *, feedforward=False):
         )
     x, weight, bias = autocast_as_linear(x, weight, bias)
     ia3_l = autocast_factor(x, ia3_l)
-    if torch.is_grad_enabled():
+    if takes_a_function():
         return IA3LinearFunction.apply(x, weight, bias, ia3_l, bool(feedforward))
     return _forward(x, weight, bias, ia3_l, bool(feedforward), False)[0]

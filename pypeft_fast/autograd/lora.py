@@ -14,7 +14,7 @@ from ..ops.lora_forward import lora_forward
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, autocast_lora
-from ._first_order import first_order
+from ._first_order import first_order, takes_a_function
 from ._scaling import scaling_into
 from ._shaped import shaped
 from ._still_trains import still_trains
@@ -130,6 +130,6 @@ def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=
 def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator=None):
     """lora_linear without its checks, of a float scaling and outside autocast: for callers that have checked."""
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
-    if torch.is_grad_enabled():
+    if takes_a_function():
         return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed)
     return run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -13,7 +13,7 @@ from ..ops.lora_dx import lora_dx
 from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
 from ._autocast import autocast_as_linear, autocast_lora
-from ._first_order import first_order
+from ._first_order import first_order, takes_a_function
 from ._scaling import scaling_into
 from ._still_trains import still_trains
 from .lora import needed_backward, run_forward
@@ -98,6 +98,6 @@ def lora_gated_linear(
     scaling, lora_B = scaling_into("lora_gated_linear", scaling, lora_B)
     p = p if training else 0.0
     seed = philox.draw_seed(gate.device, generator) if p > 0 else None
-    if torch.is_grad_enabled():
+    if takes_a_function():
         return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed)
     return run_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)[0]
