@@ -116,6 +116,7 @@ class Op:
         self._check: Callable[..., None]
         self._fake: Callable
         self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
+        self._parts: Callable | None = None
         self._depends: Callable[..., tuple] | None = None
         self._op = _library.define(self.name, schema)
         _library.bind(self.name, "CompositeExplicitAutograd", self._run)
@@ -139,7 +140,7 @@ class Op:
                 or not first.is_cpu
                 or first.dtype == torch.float64
             ):
-                return self._op(*args)
+                return self._parts(*args) if self._is_in_parts(first) else self._op(*args)
             try:
                 return self._direct(*args)
             except RuntimeError:
@@ -215,6 +216,19 @@ class Op:
 
         return checked
 
+    def parts(self, function):
+        """The op as calls of others, where no kernel of its own is meant: on a GPU, or if it lacks the forced one.
+
+        Each of those ops chooses its kernel, and is recorded, for itself.
+        """
+        self._parts = function
+        return function
+
+    def _is_in_parts(self, first) -> bool:
+        if self._parts is None:
+            return False
+        return not first.is_cpu if _forced is None else not self.has_forced()
+
     def timed(self, depends):
         """Where several kernels can run on a GPU, the fastest runs. depends(*args): what the choice depends on."""
         self._depends = depends
@@ -280,6 +294,8 @@ class Op:
         return self._run_chosen(args)
 
     def _run_chosen(self, args):
+        if self._is_in_parts(args[0]):
+            return self._parts(*args)
         kernel = self.choose(*args)
         record = _record  # read once: another thread may end it
         if record is not None:

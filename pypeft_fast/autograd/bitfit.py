@@ -47,4 +47,5 @@ def bitfit_linear(x, weight, bias):
     with without_autocast(x.device):
         if takes_a_function():
             return BitFitLinearFunction.apply(x, weight, bias)
-        return F.linear(x, weight, bias.to(x.dtype))
+        y = F.linear(x, weight, bias.to(x.dtype))
+        return y if torch.is_grad_enabled() else y.detach()  # of a single row it is a view

@@ -7,8 +7,6 @@ version counter. Source of DoRA: Liu et al., arXiv:2402.09353.
 import torch
 
 from ..ops.dora_norm import dora_norm as dora_norm_op
-from ..ops.dora_norm import of_squares
-from ..ops.lora_shrink import lora_shrink
 from ._autocast import without_autocast
 
 
@@ -22,24 +20,15 @@ def row_norm(weight):
 def dora_norm(weight, lora_A, lora_B, scaling):
     """|W_n + scaling * (B A)_n| for every row, [N] in float32 (float64 for float64), outside the graph of autograd.
 
-    weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes. On a GPU the product with a weight in half
-    precision is lora_shrink with W in the place of x, so W is neither cast nor copied.
+    weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes.
     """
     # Detached for torch.export, which leaves an empty region where no_grad finds nothing to switch off.
     weight, lora_A, lora_B = weight.detach(), lora_A.detach(), lora_B.detach()
-    wide = torch.promote_types(weight.dtype, torch.float32)
+    if not weight.dtype == lora_A.dtype == lora_B.dtype:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        lora_A, lora_B = lora_A.to(wide), lora_B.to(wide)
     with without_autocast(weight.device):
-        if weight.is_cpu and dora_norm_op.has_forced():
-            if not weight.dtype == lora_A.dtype == lora_B.dtype:
-                lora_A, lora_B = lora_A.to(wide), lora_B.to(wide)
-            return dora_norm_op(weight, lora_A, lora_B, scaling)
-        A, B = lora_A.to(wide), lora_B.to(wide)
-        return of_squares(weight, A, B, scaling, _through(weight, A))
-
-
-def _through(weight, A):
-    """W A^T, [N, r] in A's dtype, which is weight's or wider."""
-    return (A @ weight.t()).t() if weight.dtype == A.dtype else lora_shrink(weight, A, 0.0, None)[0]
+        return dora_norm_op(weight, lora_A, lora_B, scaling)
 
 
 def row_scale(magnitude, norm):

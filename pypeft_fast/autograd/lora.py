@@ -1,4 +1,4 @@
-"""LoRA over a frozen linear layer, differentiable: one call each way on a CPU, else two launches and three.
+"""LoRA over a frozen linear layer, differentiable: one op each way.
 
 Saved for backward: x itself, s [M, r] and the packed mask (one bit an element). Never a dropped, cast or copied x.
 """
@@ -7,23 +7,17 @@ import torch
 
 from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward
-from ..ops.lora_da import lora_da
-from ..ops.lora_ds_db import lora_ds_db
-from ..ops.lora_dx import lora_dx
 from ..ops.lora_forward import lora_forward
-from ..ops.lora_linear import lora_linear as lora_linear_op
-from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, autocast_lora
 from ._first_order import first_order, takes_a_function
 from ._scaling import scaling_into
-from ._shaped import shaped
 from ._still_trains import still_trains
 
 
 class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed):
-        y, s, mask = run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+        y, s, mask = lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
         needed = needed_backward(weight, lora_A, lora_B, s, mask if p > 0 else None, need_x, need_A, need_B)
         ctx.save_for_backward(x if need_A or need_weight else None, *needed)
@@ -39,7 +33,7 @@ class LoRALinearFunction(torch.autograd.Function):
         dX = dW = dA = dB = db = None
         if need_x or need_A or need_B:
             needs = need_x, need_A, need_B
-            grads = _backward(dY, *saved, ctx.scaling, ctx.p, *needs, ctx.dtype_A)
+            grads = lora_backward(dY, *saved, ctx.scaling, ctx.p, *needs, ctx.dtype_A)
             dX, dA, dB = (grad if need else None for grad, need in zip(grads, needs, strict=True))
         if need_weight:
             dW = _check.rows("lora_linear", "dY", dY).t() @ _check.rows("lora_linear", "x", x)
@@ -58,31 +52,6 @@ def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
         s if need_dS or need_B else None,
         mask if need_dS else None,
     )
-
-
-def run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
-    """y, s, mask: in one call on a CPU, in two launches elsewhere."""
-    if x.is_cpu and lora_forward.has_forced():
-        return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
-    rows = _check.rows("lora_linear", "x", x)
-    s, mask = lora_shrink(rows, lora_A, p, seed)
-    y, _ = lora_linear_op(rows, weight, bias, s, lora_B, scaling, None, False)
-    return shaped(y, x), s, mask
-
-
-def _backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A):
-    """dX, dA, dB, None or empty where not needed: in one call on a CPU, in at most three launches elsewhere."""
-    if dY.is_cpu and lora_backward.has_forced():
-        return lora_backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_x, need_A, need_B, dtype_A)
-    rows, dX, dA = _check.rows("lora_linear", "dY", dY), None, None
-    if mask is None:
-        mask = dY.new_empty(0, 0, dtype=torch.uint8)
-    dS, dB = lora_ds_db(rows, lora_B, s, scaling, need_x or need_A, need_B)
-    if need_x:
-        dX = lora_dx(rows, weight, dS, lora_A, mask, p).view(*dY.shape[:-1], weight.shape[1])
-    if need_A:
-        dA = lora_da(dS, _check.rows("lora_linear", "x", x), mask, p, dtype_A)
-    return dX, dA, dB
 
 
 def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None):
@@ -132,4 +101,4 @@ def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if takes_a_function():
         return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed)
-    return run_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]
+    return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -10,19 +10,20 @@ from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
+from ..ops.lora_forward import lora_forward
 from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
 from ._autocast import autocast_as_linear, autocast_lora
 from ._first_order import first_order, takes_a_function
 from ._scaling import scaling_into
 from ._still_trains import still_trains
-from .lora import needed_backward, run_forward
+from .lora import needed_backward
 
 
 class LoRAGatedLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up, weight, bias, lora_A, lora_B, scaling, p, seed):
-        y, s, mask = run_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)
+        y, s, mask = lora_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)
         need_gate, need_up, need_weight, _, need_A, need_B = ctx.needs_input_grad[:6]
         need_h = need_gate or need_up  # the gradient of h
         need_inputs = need_h or need_A or need_weight
@@ -100,4 +101,4 @@ def lora_gated_linear(
     seed = philox.draw_seed(gate.device, generator) if p > 0 else None
     if takes_a_function():
         return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed)
-    return run_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)[0]
+    return lora_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)[0]

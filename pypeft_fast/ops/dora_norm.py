@@ -9,6 +9,7 @@ import torch
 
 from .._op import Op
 from . import _check
+from .lora_shrink import lora_shrink
 
 dora_norm = Op("dora_norm(Tensor weight, Tensor lora_A, Tensor lora_B, float scaling) -> Tensor")
 
@@ -54,15 +55,24 @@ def squares(weight, lora_A, lora_B, scaling):
     A row whose update cancels the weight to less than about a thousandth of its length is less exact, and one that
     holds an infinity is NaN.
     """
-    wide = _wide(weight)
-    A = lora_A.to(wide)
-    return of_squares(weight, A, lora_B.to(wide), scaling, weight.to(wide) @ A.t())
+    A = lora_A.to(_wide(weight))
+    return _of_squares(weight, A, lora_B, scaling, torch.mm(weight.to(A.dtype), A.t()))
 
 
-def of_squares(weight, A, B, scaling, through_weight):
-    """The same from W A^T [N, r]; A, B and that product in the dtype of the norm."""
+@dora_norm.parts
+def _(weight, lora_A, lora_B, scaling):
+    """The same. The product with a weight in half precision is lora_shrink of it: the weight is neither cast nor
+    copied."""
+    A = lora_A.to(_wide(weight))
+    through = torch.mm(A, weight.t()).t() if weight.dtype == A.dtype else lora_shrink(weight, A, 0.0, None)[0]
+    return _of_squares(weight, A, lora_B, scaling, through)
+
+
+def _of_squares(weight, A, lora_B, scaling, through_weight):
+    """From W A^T [N, r]; A and that product are in the dtype of the norm."""
+    B = lora_B.to(A.dtype)
     lengths = torch.linalg.vector_norm(weight, dim=1, dtype=A.dtype).square()
-    cross = torch.addmm(through_weight, B, A @ A.t(), beta=2.0, alpha=scaling)
+    cross = torch.addmm(through_weight, B, torch.mm(A, A.t()), beta=2.0, alpha=scaling)
     return torch.add(lengths, (B * cross).sum(1), alpha=scaling).clamp_min(0).sqrt()
 
 

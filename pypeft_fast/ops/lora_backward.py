@@ -1,4 +1,4 @@
-"""The gradients of a LoRA layer in one call on a CPU: lora_ds_db, lora_dx and lora_da together.
+"""The gradients of a LoRA layer: lora_ds_db, lora_dx and lora_da, in one call on a CPU.
 
 dY [.., N]; x [.., K] as given to lora_forward, for dA; weight [N, K] and lora_A [r, K], for dX; lora_B [N, r]; s and
 mask from lora_forward (mask may be None if p is 0, or for dB alone) -> dX [.., K] in dY's dtype, dA [r, K] in dtype_A,
@@ -62,9 +62,7 @@ def _(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_dX, need_dA, need
     return 2 * (of_dX + of_dA + dY.numel() * s.shape[1] * ((need_dX or need_dA) + need_dB))
 
 
-def _of(kernel):
-    ds_db, dx, da = (op.function(kernel) for op in (lora_ds_db, lora_dx, lora_da))
-
+def _of(ds_db, dx, da):
     def backward(dY, x, weight, lora_A, lora_B, s, mask, scaling, p, need_dX, need_dA, need_dB, dtype_A):
         grad, kept = _check.rows("lora_backward", "dY", dY), _mask_or_none(dY, mask)
         dS, dB = ds_db(grad, lora_B, s, scaling, need_dX or need_dA, need_dB)
@@ -77,6 +75,11 @@ def _of(kernel):
     return backward
 
 
-lora_backward.reference(_of("reference"))
-lora_backward.kernel("blas")(_of("blas"))
+def _by(kernel):
+    return _of(*(op.function(kernel) for op in (lora_ds_db, lora_dx, lora_da)))
+
+
+lora_backward.reference(_by("reference"))
+lora_backward.kernel("blas")(_by("blas"))
 lora_backward.native_cpu(_check.no_float64, checks=True)
+lora_backward.parts(_of(lora_ds_db, lora_dx, lora_da))

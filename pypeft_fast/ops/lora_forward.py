@@ -1,4 +1,4 @@
-"""y = x W^T + b + scaling * (drop(x) A^T) B^T in one call on a CPU: lora_shrink and lora_linear together.
+"""y = x W^T + b + scaling * (drop(x) A^T) B^T: lora_shrink and lora_linear, in one call on a CPU.
 
 x [.., K], weight [N, K] (any strides), bias [N] or None, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0 ->
 y [.., N] in x's dtype, s [M, r] and mask as of lora_shrink, M the rows of x. On small layers a call costs more than its
@@ -62,9 +62,7 @@ def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     return 2 * (x.numel() // max(1, K)) * (K * r + N * K + N * r)
 
 
-def _of(kernel):
-    shrink, linear = lora_shrink.function(kernel), lora_linear.function(kernel)
-
+def _of(shrink, linear):
     def forward(x, weight, bias, lora_A, lora_B, scaling, p, seed):
         rows = _check.rows("lora_forward", "x", x)
         s, mask = shrink(rows, lora_A, p, seed)
@@ -74,6 +72,7 @@ def _of(kernel):
     return forward
 
 
-lora_forward.reference(_of("reference"))
-lora_forward.kernel("blas")(_of("blas"))
+lora_forward.reference(_of(lora_shrink.function("reference"), lora_linear.function("reference")))
+lora_forward.kernel("blas")(_of(lora_shrink.function("blas"), lora_linear.function("blas")))
 lora_forward.native_cpu(_check.no_float64, checks=True)
+lora_forward.parts(_of(lora_shrink, lora_linear))

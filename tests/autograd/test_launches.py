@@ -41,7 +41,7 @@ class Watch(TorchDispatchMode):
         name = func._schema.name.partition("::")[2]
         if func.namespace == "pypeft_fast":
             with self:
-                return OPS[name].choose(*args).function(*args)
+                return OPS[name]._run_chosen(args)
         out = func(*args, **(kwargs or {}))
         if name not in FREE and not (func.is_view and shares(out, args[0])):
             self.seen.append(f"op:{name}")
@@ -139,7 +139,7 @@ def test_the_length_takes_two_passes_over_the_weight_and_no_copy_of_it(watch, dt
     _, W, A, B = layer(dtype)
     with watch:
         dora_norm(W, A, B, 2.0)
-    of_weight = [product, "op:linalg_vector_norm", "op:pow"]
+    of_weight = [product, "op:linalg_vector_norm", "op:square"]
     assert watch.seen == [*of_weight, "op:mm", "op:addmm", "op:mul", "op:sum", "op:add", "op:clamp_min", "op:sqrt"]
 
 
