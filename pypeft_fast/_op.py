@@ -17,6 +17,7 @@ from . import _flops, _library, _native, _storage, _tuning
 from ._derivative import Derivative, nobody_asks
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
+PARTS = "parts"  # what `choose` names an op that runs as calls of others
 TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
 OPS: dict[str, "Op"] = {}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -269,7 +270,9 @@ class Op:
         return twin
 
     def choose(self, *args) -> Kernel:
-        """The kernel that runs these arguments now; RuntimeError if the forced one cannot."""
+        """The kernel that runs these arguments now, or `parts`; RuntimeError if the forced one cannot."""
+        if self._is_in_parts(args[0]):
+            return Kernel(PARTS, self._parts, None, (), lambda: None, lambda *_: None)
         able = (k for k in self.kernels if _forced in (None, k.name) and k.why_not(args) is None)
         if _forced is None and self.is_timed(args[0].device.type):
             return self._fastest([k for k in able if k.name != "reference"], args)
@@ -294,11 +297,9 @@ class Op:
         return self._run_chosen(args)
 
     def _run_chosen(self, args):
-        if self._is_in_parts(args[0]):
-            return self._parts(*args)
         kernel = self.choose(*args)
         record = _record  # read once: another thread may end it
-        if record is not None:
+        if record is not None and kernel.name != PARTS:
             record.append((self.name, kernel.name))
         device = args[0].device.type
         if torch.is_autocast_enabled(device):  # an op's dtypes are its arguments': inside it autocast changes nothing
