@@ -5,8 +5,8 @@
 // Some rows of B A are made at a time, by the vendor and in the adapters' dtype, and read once beside those of W.
 #include "cpu/fits.h"
 #include "cpu/kept.h"
+#include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
-#include "cpu/vendor.h"
 
 namespace pypeft {
 namespace {

@@ -6,8 +6,8 @@
 // The frozen product, and before or after it one pass over dY or dY W that scales its columns and sums them for dl.
 #include <tuple>
 
-#include "cpu/frozen_product.h"
-#include "cpu/scale_columns.h"
+#include "cpu/product/product.h"
+#include "cpu/product/scale_columns.h"
 
 namespace pypeft {
 namespace {
@@ -20,14 +20,14 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weigh
   const Tensor saved = need_dl ? with_dense_rows(given_saved) : given_saved;
   const Tensor* sum = need_dl ? &dl : nullptr;
   if (feedforward) {
-    Tensor factor = frozen_product(given_dY, weight, std::nullopt);  // the gradient of x * l
+    Tensor factor = product(given_dY, weight);  // the gradient of x * l
     scale_columns(factor, ia3_l, need_dX ? &factor : nullptr, &saved, sum);
     return {need_dX ? factor : dX, dl};
   }
   const Tensor dY = with_dense_rows(given_dY);
   Tensor scaled = new_empty(dY, {need_dX ? dY.size(0) : 0, dY.size(1)});
   scale_columns(dY, ia3_l, need_dX ? &scaled : nullptr, &saved, sum);
-  return {need_dX ? frozen_product(scaled, weight, std::nullopt) : dX, dl};
+  return {need_dX ? product(scaled, weight) : dX, dl};
 }
 }  // namespace
 }  // namespace pypeft

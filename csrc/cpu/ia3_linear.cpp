@@ -3,12 +3,12 @@
 //   x [M, K], weight [N, K] (any strides), bias [N] or none, ia3_l [N] or with feedforward [K]
 //   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed and with feedforward
 //
-// The frozen product, and one pass over its result or its input that scales the columns.
+// The product scales its sums as they leave; with feedforward one pass over x comes before it.
 #include <tuple>
 
 #include "cpu/fits.h"
-#include "cpu/frozen_product.h"
-#include "cpu/scale_columns.h"
+#include "cpu/product/product.h"
+#include "cpu/product/scale_columns.h"
 
 namespace pypeft {
 namespace {
@@ -21,17 +21,18 @@ std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight,
   fits(ia3_l.dim() == 1 && ia3_l.size(0) == weight.size(feedforward ? 1 : 0));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, given));
   const Tensor across = transposed(weight);
-  Tensor none = new_empty(given, {0, N});
   if (feedforward) {
+    const Tensor none = new_empty(given, {0, N});
     const Tensor x = with_dense_rows(given);
     Tensor scaled = new_empty(x, {M, x.size(1)});
     scale_columns(x, ia3_l, &scaled, nullptr, nullptr);
-    return {frozen_product(scaled, across, bias), none};
+    return {product(scaled, across, nullptr, {bias, {}}), none};
   }
-  Tensor z = frozen_product(given, across, bias);
-  Tensor y = need_z ? new_empty(z, {M, N}) : z;
-  scale_columns(z, ia3_l, &y, nullptr, nullptr);
-  return {y, need_z ? z : none};
+  const Tensor factors = torch::stable::contiguous(as_float(ia3_l)), z = new_empty(given, {need_z ? M : 0, N});
+  Epilogue epilogue{bias, {}};
+  epilogue.scale.factors = static_cast<const float*>(factors.const_data_ptr());
+  if (need_z) epilogue.scale.z = z.mutable_data_ptr();
+  return {product(given, across, nullptr, epilogue), z};
 }
 }  // namespace
 }  // namespace pypeft

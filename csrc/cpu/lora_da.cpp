@@ -7,8 +7,8 @@
 #include "cpu/lora.h"
 
 #include "cpu/kept.h"
+#include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
-#include "cpu/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -52,7 +52,8 @@ static Tensor da_by_vendor(const Tensor& dS, const Tensor& x, const Tensor* mask
 Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype) {
   const Tensor x = with_dense_rows(given_x), mask = with_dense_rows(given_mask);
   const bool floats = dtype == ScalarType::Float && x.size(0) > 16;  // as fast here, and x is read once
-  if (given_dS.scalar_type() == dtype && !floats && vendor_wins(x.scalar_type(), dtype, x.size(0), given_dS.size(1), 1, p > 0)) {
+  if (given_dS.scalar_type() == dtype && !floats &&
+      vendor_wins(x.scalar_type(), dtype, x.size(0), given_dS.size(1), 1, p > 0)) {
     return da_by_vendor(given_dS, x, p > 0 ? &mask : nullptr, p);
   }
   const Tensor dS = as_float(given_dS);

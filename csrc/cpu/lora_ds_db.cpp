@@ -8,8 +8,8 @@
 #include "cpu/lora.h"
 
 #include "cpu/kept.h"
+#include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
-#include "cpu/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -66,7 +66,8 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora
                                       double scaling, bool need_dS, bool need_dB) {
   const Tensor dY = with_dense_rows(given_dY);
   const ScalarType dtype = lora_B.scalar_type();
-  if (given_s.scalar_type() == dtype && vendor_wins(dY.scalar_type(), dtype, dY.size(0), given_s.size(1), scaling, false)) {
+  if (given_s.scalar_type() == dtype &&
+      vendor_wins(dY.scalar_type(), dtype, dY.size(0), given_s.size(1), scaling, false)) {
     return ds_db_by_vendor(dY, lora_B, given_s, scaling, need_dS, need_dB);
   }
   const Tensor s = as_float(given_s);

@@ -3,16 +3,16 @@
 //   dY [M, N], weight [N, K] (any strides), dS [M, r], lora_A [r, K], mask uint8 [M, ceil(K/8)] -> dX [M, K] in dY's
 //   dtype
 //
-// add_low_rank.h tells how.
+// product() does all of it.
 #include "cpu/lora.h"
 
-#include "cpu/add_low_rank.h"
+#include "cpu/product/product.h"
 
 namespace pypeft {
 Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
                double p) {
-  const Tensor* dropped = p > 0 ? &mask : nullptr;
-  return frozen_and_low_rank(dY, weight, std::nullopt, dS, lora_A, dropout_scale(p), dropped);
+  const LowRank through_adapter{dS, lora_A, dropout_scale(p), p > 0 ? &mask : nullptr};
+  return product(dY, weight, &through_adapter);
 }
 
 namespace {

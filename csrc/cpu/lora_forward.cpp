@@ -2,9 +2,9 @@
 //
 //   x [.., K], weight [N, K], bias [N] or none, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0
 //   -> y [.., N], s [M, r], mask uint8 [M, ceil(K/8)] ([0, ..] if p = 0)
-#include "cpu/add_low_rank.h"
 #include "cpu/fits.h"
 #include "cpu/lora.h"
+#include "cpu/product/product.h"
 
 namespace pypeft {
 namespace {
@@ -25,8 +25,9 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
 
   const Tensor rows = as_rows(x);
   auto [s, mask] = lora_shrink(rows, lora_A, p, seed);
-  const Tensor y = frozen_and_low_rank(rows, transposed(weight), bias, s, transposed(lora_B), scaling, nullptr);
-  return {in_shape_of(x, y), s, mask};
+  const Tensor up = transposed(lora_B);
+  const LowRank update{s, up, scaling};
+  return {in_shape_of(x, product(rows, transposed(weight), &update, {bias, {}})), s, mask};
 }
 }  // namespace
 }  // namespace pypeft

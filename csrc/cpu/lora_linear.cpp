@@ -3,10 +3,10 @@
 //   x [M, K], weight [N, K] (any strides), bias [N] or none, s [M, r], lora_B [N, r], scale [N] or none
 //   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed
 //
-// add_low_rank.h tells how.
+// product() does all of it.
 #include <tuple>
 
-#include "cpu/add_low_rank.h"
+#include "cpu/product/product.h"
 
 namespace pypeft {
 namespace {
@@ -18,15 +18,16 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, co
   check_storages("lora_linear", "x", x, "weight", weight, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
   const Tensor across = transposed(weight), up = transposed(lora_B);
   const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, weight.size(0)});
-  if (!scale) return {frozen_and_low_rank(x, across, bias, s, up, scaling, nullptr), z};
+  const LowRank update{s, up, scaling};
+  if (!scale) return {product(x, across, &update, {bias, {}}), z};
   const Tensor factors = as_floats(*scale);
   std::optional<Tensor> shift;
   if (bias) shift = as_floats(*bias);
-  ColumnScale columns;
-  columns.factors = static_cast<const float*>(factors.const_data_ptr());
-  if (shift) columns.shift = static_cast<const float*>(shift->const_data_ptr());
-  if (need_z) columns.z = z.mutable_data_ptr();
-  return {frozen_and_low_rank(x, across, std::nullopt, s, up, scaling, nullptr, columns), z};
+  Epilogue epilogue;
+  epilogue.scale.factors = static_cast<const float*>(factors.const_data_ptr());
+  if (shift) epilogue.scale.shift = static_cast<const float*>(shift->const_data_ptr());
+  if (need_z) epilogue.scale.z = z.mutable_data_ptr();
+  return {product(x, across, &update, epilogue), z};
 }
 }  // namespace
 }  // namespace pypeft

@@ -8,9 +8,9 @@
 // 65536 / (65536 - T) is applied to the sums.
 #include "cpu/lora.h"
 
-#include "cpu/few_rows.h"
 #include "cpu/kept.h"
-#include "cpu/vendor.h"
+#include "cpu/product/few_rows.h"
+#include "cpu/product/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const int64_t groups = p > 0 ? seed.value().numel() : 1;
   Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
   if (p == 0 && few_rows_win(x.scalar_type(), M)) {
-    return {few_rows(x, transposed(with_dense_rows(lora_A)), std::nullopt, nullptr, nullptr, 1), mask};
+    return {few_rows(x, transposed(with_dense_rows(lora_A))), mask};
   }
   Tensor s = new_empty(x, {M, r}, dtype);
   ShrinkArgs args{};

@@ -1,4 +1,4 @@
-#include "cpu/gemm.h"
+#include "cpu/product/gemm.h"
 
 #include "cpu/isa/select.h"
 
@@ -41,7 +41,7 @@ struct NarrowArgs {
 }  // namespace
 }  // namespace pypeft
 
-#define ISA_BODY "cpu/gemm_body.h"
+#define ISA_BODY "cpu/product/gemm_body.h"
 #define ISA_AVX512_ONLY
 #include "cpu/isa/for_each.h"
 
@@ -100,40 +100,41 @@ bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K) {
   return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !amx;
 }
 
-Tensor gemm(const Tensor& given_a, const Tensor& given_b, const std::optional<Tensor>& given_bias,
-            const Tensor& given_left, const Tensor& given_right, float factor, const Tensor* given_mask,
-            const ColumnScale& scale) {
+Tensor gemm(const Tensor& given_a, const Tensor& given_b, const LowRank* low_rank, const Epilogue& epilogue) {
   const ScalarType dtype = given_a.scalar_type();
   const bool pairs = dtype == ScalarType::BFloat16;
   GemmArgs args{};
-  args.M = given_a.size(0), args.K = given_a.size(1), args.N = given_b.size(1), args.r = given_left.size(1);
+  args.M = given_a.size(0), args.K = given_a.size(1), args.N = given_b.size(1);
+  args.r = low_rank ? low_rank->left.size(1) : 0;
   args.dtype = dtype_of(given_a);
   Tensor c = new_empty(given_a, {args.M, args.N});
   // Rows of pairs are read in whole pairs: an odd number of columns needs a copy with one more.
   const int64_t even_K = round_up(args.K, 2), even_r = round_up(args.r, 2);
   const Tensor a = pairs && args.K % 2 ? narrowed(given_a, dtype, 1.0f, even_K) : with_dense_rows(given_a);
   const Tensor b = with_a_dense_side(given_b);
-  const bool ready = given_left.scalar_type() == dtype && (!pairs || args.r % 2 == 0);
-  const Tensor left = ready ? with_dense_rows(given_left) : narrowed(given_left, dtype, 1.0f, even_r);
-  // `right` keeps its order in memory: the transpose of a matrix of dense rows is narrowed as that matrix.
-  const bool across = given_right.size(1) > 1 && given_right.stride(1) != 1;
-  const Tensor stored = across ? transposed(given_right) : given_right;
-  const Tensor right = narrowed(stored, dtype, factor, stored.size(1));
   args.a = a.const_data_ptr(), args.lda = a.stride(0);
   args.b = operand(b);
-  args.left = left.const_data_ptr(), args.left_ld = left.stride(0);
-  args.right = {right.const_data_ptr(), across ? 1 : right.stride(0), across ? right.stride(0) : 1};
-  std::optional<Tensor> bias;
-  if (given_bias) {
-    bias = given_bias->stride(0) == 1 ? *given_bias : torch::stable::contiguous(*given_bias);
+  std::optional<Tensor> left, right, mask, bias;
+  if (low_rank) {
+    const Tensor &given_left = low_rank->left, &given_right = low_rank->right;
+    const bool ready = given_left.scalar_type() == dtype && (!pairs || args.r % 2 == 0);
+    left = ready ? with_dense_rows(given_left) : narrowed(given_left, dtype, 1.0f, even_r);
+    // `right` keeps its order in memory: the transpose of a matrix of dense rows is narrowed as that matrix.
+    const bool across = given_right.size(1) > 1 && given_right.stride(1) != 1;
+    const Tensor stored = across ? transposed(given_right) : given_right;
+    right = narrowed(stored, dtype, static_cast<float>(low_rank->factor), stored.size(1));
+    args.left = left->const_data_ptr(), args.left_ld = left->stride(0);
+    args.right = {right->const_data_ptr(), across ? 1 : right->stride(0), across ? right->stride(0) : 1};
+  }
+  if (epilogue.bias) {
+    bias = epilogue.bias->stride(0) == 1 ? *epilogue.bias : torch::stable::contiguous(*epilogue.bias);
     args.bias = bias->const_data_ptr();
   }
-  std::optional<Tensor> mask;
-  if (given_mask) {
-    mask = with_dense_rows(*given_mask);
+  if (low_rank && low_rank->mask) {
+    mask = with_dense_rows(*low_rank->mask);
     args.mask = static_cast<const uint8_t*>(mask->const_data_ptr()), args.mask_row = mask->stride(0);
   }
-  args.scale = scale;
+  args.scale = epilogue.scale;
   args.c = c.mutable_data_ptr();
   args.panels = ceil_div(args.N, GEMM_COLUMNS);
   args.block = rows_of_a_block(args.M, args.K * (pairs ? 2 : 4), args.panels);

@@ -1,9 +1,7 @@
-#include "cpu/add_low_rank.h"
+#include "cpu/product/add.h"
 
-#include "cpu/few_rows.h"
-#include "cpu/gemm.h"
 #include "cpu/kept.h"
-#include "cpu/vendor.h"
+#include "cpu/product/vendor.h"
 
 namespace pypeft {
 namespace {
@@ -13,7 +11,7 @@ constexpr int64_t ADD_COLUMNS = 256;  // and columns: 16 rows of `right` as wide
 struct AddArgs {
   void* y;  // [M, N]
   int64_t M, N, r;
-  const float* left;  // [M, r], any strides
+  const float* left;  // [M, r], any strides; null if there is no low-rank part, or if `product` is it
   int64_t left_row, left_column;
   const float* right;  // [r, ld]
   int64_t ld;
@@ -26,7 +24,7 @@ struct AddArgs {
 }  // namespace
 }  // namespace pypeft
 
-#define ISA_BODY "cpu/add_low_rank_body.h"
+#define ISA_BODY "cpu/product/add_body.h"
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
@@ -38,7 +36,7 @@ static void add_tasks_in_parallel(const AddArgs& args) {
                               [&](int64_t begin, int64_t end) { run(args, begin, end); });
 }
 
-// Of add_low_rank: the products by the vendor, the sums in float.
+// Of add_and_scale: the products by the vendor, the sums in float.
 static void add_blocks(AddArgs args, const Tensor& y, const Tensor& left, const Tensor& right, double factor) {
   const int64_t M = args.M, step = block_length(args.N), row_bytes = args.N * y.element_size();
   const Tensor product = new_empty(left, {std::min(M, step), args.N});
@@ -55,14 +53,14 @@ static void add_blocks(AddArgs args, const Tensor& y, const Tensor& left, const 
   }
 }
 
-// y [M, N] += keep * factor * (left right), scaled if there is a scale (and then no mask), and rounded once to y's
-// dtype. Either summed here in float, or by the vendor in the dtype of `left` and `right`, a block of rows at a time.
-static void add_low_rank(const Tensor& y, const Tensor& left, const Tensor& right, double factor,
-                         const Tensor* given_mask, const ColumnScale& scale) {
+void add_and_scale(const Tensor& y, const LowRank* low_rank, const ColumnScale& scale) {
   AddArgs args{};
   args.y = y.mutable_data_ptr(), args.dtype = dtype_of(y);
-  args.M = y.size(0), args.N = y.size(1), args.r = left.size(1);
+  args.M = y.size(0), args.N = y.size(1);
   args.scale = scale;
+  if (low_rank == nullptr) return add_tasks_in_parallel(args);
+  const auto& [left, right, factor, given_mask] = *low_rank;
+  args.r = left.size(1);
   std::optional<Tensor> mask;
   if (given_mask) {
     mask = with_dense_rows(*given_mask);
@@ -80,19 +78,6 @@ static void add_low_rank(const Tensor& y, const Tensor& left, const Tensor& righ
   args.left_row = floats.stride(0), args.left_column = floats.stride(1);
   args.right = packed.data.get(), args.ld = packed.ld;
   add_tasks_in_parallel(args);
-}
-
-Tensor frozen_and_low_rank(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias, const Tensor& left,
-                           const Tensor& right, double factor, const Tensor* mask, const ColumnScale& scale) {
-#if defined(__x86_64__)
-  if (gemm_wins(a.scalar_type(), a.size(0), a.size(1))) return gemm(a, b, bias, left, right, factor, mask, scale);
-#endif
-  if (mask == nullptr && few_rows_win(a.scalar_type(), a.size(0)) && has_dense_columns(b)) {
-    return few_rows(a, b, bias, &left, &right, factor, scale);
-  }
-  const Tensor out = vendor_matmul(a, b, bias);
-  add_low_rank(out, left, right, factor, mask, scale);
-  return out;
 }
 
 }  // namespace pypeft

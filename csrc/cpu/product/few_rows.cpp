@@ -1,12 +1,12 @@
-#include "cpu/few_rows.h"
+#include "cpu/product/few_rows.h"
 
 namespace pypeft {
 namespace {
 struct FewArgs {
   const void *a, *b;  // [M, K] rows lda apart, [K, N] columns ldb apart
   int64_t lda, ldb, M, N, K, r;
-  const void* addend;  // or null
-  int64_t addend_row, addend_column;
+  const void* bias;  // [N], bias_step apart, or null
+  int64_t bias_step;
   const float* left;  // [M, r], rows ldl apart
   const void* right;  // [r, N], columns ldr apart
   int64_t ldl, ldr;
@@ -18,7 +18,7 @@ struct FewArgs {
 }  // namespace
 }  // namespace pypeft
 
-#define ISA_BODY "cpu/few_rows_body.h"
+#define ISA_BODY "cpu/product/few_rows_body.h"
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
@@ -28,26 +28,23 @@ bool few_rows_win(ScalarType dtype, int64_t rows) {
   return rows <= (dtype == ScalarType::Half ? 16 : 8);
 }
 
-Tensor few_rows(const Tensor& given_a, const Tensor& b, const std::optional<Tensor>& addend, const Tensor* given_left,
-                const Tensor* given_right, double factor, const ColumnScale& scale) {
+Tensor few_rows(const Tensor& given_a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue) {
   const Tensor a = with_dense_rows(given_a);
   FewArgs args{};
-  args.M = a.size(0), args.K = a.size(1), args.N = b.size(1), args.factor = static_cast<float>(factor);
-  args.scale = scale;
+  args.M = a.size(0), args.K = a.size(1), args.N = b.size(1);
+  args.scale = epilogue.scale;
   args.a = a.const_data_ptr(), args.lda = a.stride(0), args.a_dtype = dtype_of(a);
   args.b = b.const_data_ptr(), args.ldb = b.stride(1), args.b_dtype = dtype_of(b);
   std::optional<Tensor> left, right;
-  if (given_left) {
-    left = with_dense_rows(as_float(*given_left));
-    right = has_dense_columns(*given_right) ? *given_right
-                                            : transposed(torch::stable::contiguous(transposed(*given_right)));
+  if (low_rank) {
+    left = with_dense_rows(as_float(low_rank->left));
+    const Tensor& given = low_rank->right;
+    right = has_dense_columns(given) ? given : transposed(torch::stable::contiguous(transposed(given)));
+    args.factor = static_cast<float>(low_rank->factor);
     args.left = static_cast<const float*>(left->const_data_ptr()), args.ldl = left->stride(0), args.r = left->size(1);
     args.right = right->const_data_ptr(), args.ldr = right->stride(1), args.right_dtype = dtype_of(*right);
   }
-  if (addend) {
-    args.addend = addend->const_data_ptr(), args.addend_column = addend->stride(-1);
-    args.addend_row = addend->dim() == 2 ? addend->stride(0) : 0;
-  }
+  if (epilogue.bias) args.bias = epilogue.bias->const_data_ptr(), args.bias_step = epilogue.bias->stride(0);
   const Tensor y = new_empty(a, {args.M, args.N}, b.scalar_type());
   args.y = y.mutable_data_ptr();
   const auto run = PYPEFT_SELECT(few_columns);

@@ -86,7 +86,7 @@ inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
       total[i][j] = sum_lanes(sum[i][j] + low[i][j] * a.factor);
-      if (a.addend) total[i][j] += as_float((const T*)a.addend + (m + i) * a.addend_row + (n + j) * a.addend_column);
+      if (a.bias) total[i][j] += as_float((const T*)a.bias + (n + j) * a.bias_step);
     }
   }
   if (a.scale.factors) scale_tile<T>(a, total, m, n);

@@ -1,4 +1,4 @@
-#include "cpu/vendor.h"
+#include "cpu/product/vendor.h"
 
 #include "cpu/isa/select.h"
 

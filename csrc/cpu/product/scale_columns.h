@@ -1,4 +1,4 @@
-// What ia3_linear and ia3_dx_dl share: one pass over a matrix that scales its columns and sums them.
+// One pass over a matrix that scales its columns, or sums them.
 #pragma once
 #include "cpu/scratch.h"
 

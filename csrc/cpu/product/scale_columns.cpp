@@ -1,4 +1,4 @@
-#include "cpu/scale_columns.h"
+#include "cpu/product/scale_columns.h"
 
 namespace pypeft {
 namespace {
@@ -20,7 +20,7 @@ struct ScaleArgs {
 }  // namespace
 }  // namespace pypeft
 
-#define ISA_BODY "cpu/scale_columns_body.h"
+#define ISA_BODY "cpu/product/scale_columns_body.h"
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {

@@ -18,22 +18,21 @@ template <class T, class S>
 inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const S* sums, int64_t n) {
   int64_t k = 0;
   for (; k + W <= n; k += W) {
-    const F sum = widen(y + k) + widen(sums + k);
+    const F sum = sums ? widen(y + k) + widen(sums + k) : widen(y + k);
     if (z) narrow(z + k, sum);
     narrow(y + k, fma(sum, load(factors + k), shift ? load(shift + k) : F{}));
   }
   if (k < n) {
-    const F sum = widen(y + k, n - k) + widen(sums + k, n - k);
+    const F sum = sums ? widen(y + k, n - k) + widen(sums + k, n - k) : widen(y + k, n - k);
     if (z) narrow(z + k, sum, n - k);
     narrow(y + k, fma(sum, widen(factors + k, n - k), shift ? widen(shift + k, n - k) : F{}), n - k);
   }
 }
 
-// Rows [m, m + rows) and columns [n, n + columns) of y, whose low-rank part is in rows `ld` apart.
+// Rows [m, m + rows) and columns [n, n + columns) of y, whose low-rank part is in rows `ld` apart, or null.
 template <class T, class S>
-inline void add_tile(const AddArgs& a, const S* sums, int64_t ld, int64_t m, int64_t rows, int64_t n,
-                     int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i, sums += ld) {
+inline void add_tile(const AddArgs& a, const S* sums, int64_t ld, int64_t m, int64_t rows, int64_t n, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i, sums += sums ? ld : 0) {
     const int64_t at = (m + i) * a.N + n;
     if (a.scale.factors) {
       add_and_scale_row((T*)a.y + at, a.scale.z ? (T*)a.scale.z + at : nullptr, a.scale.factors + n,
@@ -61,8 +60,10 @@ inline void add_tasks_of(const AddArgs& a, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const int64_t n = task % across * ADD_COLUMNS, columns = at_most(ADD_COLUMNS, a.N - n);
     const int64_t first = task / across * ADD_ROWS, last = at_most(first + ADD_ROWS, a.M), at = first * a.N + n;
-    if (a.product == nullptr) {
+    if (a.left) {
       multiply_and_add<T>(a, first, last, n, columns);
+    } else if (a.product == nullptr) {
+      add_tile<T, T>(a, nullptr, 0, first, last - first, n, columns);
     } else if (a.product_dtype == Dtype::f32) {
       add_tile<T>(a, (const float*)a.product + at, a.N, first, last - first, n, columns);
     } else {

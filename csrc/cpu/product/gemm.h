@@ -1,0 +1,18 @@
+// The frozen matrix product with the low-rank part inside it, on CPUs with AVX-512.
+#pragma once
+#include "cpu/product/epilogue.h"
+#include "cpu/scratch.h"
+
+#if defined(__x86_64__)
+namespace pypeft {
+
+// Whether gemm() is the faster way to a product of `rows` rows, sums over K, on this CPU; else the vendor's, and what
+// it lacks in a pass over its result.
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K);
+
+// product() in float32 or bfloat16. Sums are float32; in bfloat16 the low-rank operands are rounded to bfloat16 first,
+// as tensor cores would take them.
+Tensor gemm(const Tensor& a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue);
+
+}  // namespace pypeft
+#endif
