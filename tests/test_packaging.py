@@ -58,6 +58,7 @@ def assert_holds_the_package(wheel):
     assert {n.split("/")[0] for n in inside} == {"pypeft_fast", f"pypeft_fast-{__version__}.dist-info"}
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pypeft_fast").rglob("*.py")}
     assert here - inside == set()
+    assert "pypeft_fast/py.typed" in inside  # by which type checkers read the annotations
 
 
 def test_wheel_holds_every_module_and_no_top_level_kernels(built, tmp_path):
@@ -133,6 +134,27 @@ def test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone(buil
 
     (site / "kernels/__init__.py").write_text("")
     assert altered(site, "kernels") == ["kernels/__init__.py"]
+
+
+def test_an_editable_install_works_from_the_folder_of_the_clone(tmp_path):
+    """That folder is on sys.path, and a clone with the package's name in it, which is no package itself."""
+    clone(tmp_path / "pypeft_fast")
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed")
+    editable = ("--no-build-isolation", "--prefix", tmp_path / "site", "--editable", tmp_path / "pypeft_fast")
+    run(*pip, *editable, PYPEFT_FAST_BUILD="none")
+    site, own = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "site")}), sysconfig.get_path("purelib")
+    use = (
+        f"import site, sys; sys.path.append({own!r}); site.addsitedir({site!r}); import pypeft_fast as pf\n"
+        "from importlib.util import find_spec\n"
+        "print(pf.__file__, pf.lora_linear.__name__, *(find_spec(n) for n in ('bench', 'csrc', 'examples')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", use]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    file, name, *others = done.stdout.split()
+    assert Path(file).resolve() == tmp_path / "pypeft_fast/pypeft_fast/__init__.py"
+    assert name == "lora_linear" and others == ["None"] * 3
 
 
 def test_an_nvcc_far_from_its_toolkit_does_not_hide_the_toolkit(tmp_path, monkeypatch):
