@@ -1,6 +1,6 @@
-"""python -m bench.readme: puts bench/results/NAME.md between a document's `<!-- bench:NAME -->` and `<!-- /bench -->`.
+"""python -m bench.readme: puts bench/results/NAME.md between `<!-- bench:NAME -->` and `<!-- /bench -->` of a document.
 
-The documents are README.md, which has each benchmark's verdicts (`<!-- bench:NAME targets -->`), and docs/benchmarks.md.
+The documents are docs/benchmarks.md and README.md, which takes the machine and the targets alone: `bench:NAME targets`.
 """
 
 import re

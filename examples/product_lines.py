@@ -60,7 +60,7 @@ def batch_of(tokenizer, dialogues):
 
 
 def train(model, tokenizer, name, steps):
-    """Trains the adapter of that name; the base model and the other adapters stay as they are. Returns the last loss."""
+    """Trains the adapter of that name alone, and returns the last loss."""
     model.set_adapter(name)
     batch, trained = batch_of(tokenizer, LINES[name]), [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-3)
@@ -87,7 +87,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Three adapters on one base: train, save, load, switch, mix.")
     parser.add_argument("--model", default="smollm2", help="a model's folder, or smollm2 (default)")
     parser.add_argument("--output", type=Path, default=Path("out/product_lines"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=20, help="of training, for each adapter (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="of training, for each adapter (default: %(default)s)")
     options = parser.parse_args(arguments)
     path = base_path(options.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
