@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 import pypeft_fast as pf
 from pypeft_fast.cli.models import base_path
@@ -89,6 +90,7 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path("out/product_lines"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=12, help="of training, for each adapter (default: %(default)s)")
     options = parser.parse_args(arguments)
+    logging.disable_progress_bar()  # of reading the weights
     path = base_path(options.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
