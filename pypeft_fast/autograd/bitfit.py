@@ -28,7 +28,7 @@ class BitFitLinearFunction(torch.autograd.Function):
         return dX, None, db
 
 
-def bitfit_linear(x, weight, bias):
+def bitfit_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """y = x W^T + b, differentiable in x and the bias alone (Ben Zaken et al., arXiv:2106.10199).
 
     x [..., K]; weight [N, K] in x's dtype; bias [N] in any floating dtype, in which its gradient is. Under autocast x

@@ -94,9 +94,21 @@ def _column_sum(rows):
 
 
 def bottleneck(
-    x, down, down_bias, up, up_bias, *, residual=None, norm_weight=None, norm_bias=None, activation="relu", scaling=1.0,
-    dropout_p=0.0, training=True, generator=None,
-):  # fmt: skip
+    x: torch.Tensor,
+    down: torch.Tensor,
+    down_bias: torch.Tensor,
+    up: torch.Tensor,
+    up_bias: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    activation: str = "relu",
+    scaling: float | torch.Tensor = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """y = residual + scaling * (drop(f(norm(x) D^T + d)) U^T + u), differentiable in every tensor.
 
     Bottleneck adapters: Houlsby et al., arXiv:1902.00751; Pfeiffer et al., arXiv:2005.00247; in parallel to a layer,

@@ -102,18 +102,18 @@ def _dw(dY, rows, mask, p, g):
 
 
 def dora_linear(
-    x,
-    weight,
-    lora_A,
-    lora_B,
-    magnitude,
-    bias=None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    lora_A: torch.Tensor,
+    lora_B: torch.Tensor,
+    magnitude: torch.Tensor,
+    bias: torch.Tensor | None = None,
     *,
-    scaling=1.0,
-    dropout_p=0.0,
-    training=True,
-    generator=None,
-):
+    scaling: float | torch.Tensor = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """y = magnitude * (x (W + scaling B A)^T) / |W + scaling B A| + b, the length taken of every row of the weight.
 
     DoRA (Liu et al., arXiv:2402.09353), as PEFT computes it: differentiable in x, lora_A, lora_B, magnitude, bias and
