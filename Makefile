@@ -36,7 +36,7 @@ TORCH_INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/
 	@touch $@
 
 .venv/.built: .venv/.demo pyproject.toml setup.py $(CSRC)
-	$(PIP) --no-build-isolation -e '.[cli]'
+	$(PIP) --no-build-isolation -e .
 	@touch $@
 
 # What tests, benchmarks and linters need besides.
