@@ -1,8 +1,10 @@
 """What a wheel and an sdist hold, and that an installed wheel lives beside Hugging Face's package `kernels`."""
 
+import ast
 import base64
 import hashlib
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -180,3 +182,41 @@ def test_built_wheel_is_one_for_every_python(tmp_path):
     wheel, _ = build(clone(tmp_path / "tree"), "--wheel", mode="cpu")
     assert wheel.name.startswith(f"pypeft_fast-{__version__}-cp310-abi3-linux_")
     assert "pypeft_fast/_C.abi3.so" in names(wheel)
+
+
+def required(text):
+    """The names of the distributions in a list of requirements, as pip compares them."""
+    found = re.findall(r"^\s*\"?([A-Za-z][\w.-]*)\s*(?:[=<>~!;\"#,]|$)", text, re.MULTILINE)
+    return {name.lower().replace("_", "-") for name in found}
+
+
+def asked_for(*folders):
+    """The distributions of the modules that need("…") asks for, whose absence it reports."""
+    calls = [
+        node
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need"
+    ]
+    modules = {a.value for call in calls for a in call.args if isinstance(a, ast.Constant)}
+    return {{"yaml": "pyyaml"}.get(module, module).replace("_", "-") for module in modules}
+
+
+def test_the_extra_cli_has_what_the_command_and_the_examples_ask_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
+    extra = text[text.index("\ncli = [") : text.index("\ntest = [")]
+    wanted = asked_for("pypeft_fast/cli", "examples")
+    assert {"accelerate", "matplotlib", "gguf", "pyyaml"} <= wanted
+    assert wanted - required(base) - required(extra) == set()
+    assert "'.[cli]'" in (ROOT / "README.md").read_text()
+
+
+def test_make_demo_installs_what_the_demo_needs_and_no_tools():
+    """Neither linters nor CUDA's headers nor pytest."""
+    demo = required((ROOT / "requirements-demo.txt").read_text())
+    assert demo >= asked_for("examples") | {"torch", "setuptools", "ninja", "numpy", "transformers", "tqdm"}
+    assert not demo & required((ROOT / "requirements-dev.txt").read_text())
+    done = run("make", "-n", "-C", ROOT, "demo", "QUICK=1", "TORCH=cpu")
+    assert "examples/demo.py --quick" in done and "requirements-dev.txt" not in done
