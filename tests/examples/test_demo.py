@@ -35,7 +35,7 @@ def test_end_to_end(demo, tiny_model, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "a step of each library, in turn: 100%" in captured.err
     out = captured.out
-    assert out.startswith("This takes about six minutes on 2 idle cores; here are ")
+    assert out.startswith("This takes about five minutes on 2 idle cores; here are ")
     for text in ("tech_support: 7 examples", "My printer is", "capital of", "Held-out loss", "Beside PEFT"):
         assert text in out
 
