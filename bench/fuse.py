@@ -187,6 +187,10 @@ def run_rows(base, counts, seconds):
     return measured
 
 
+def name_of(method, p, dtype):
+    return f"{method} {dtype}" + (f" p={p:g}" if method == "LoRA" or p else "")
+
+
 def row_of(name, found):
     step, saved, token = found["step"], found["saved"], found["token"]
     cells = [f"{1e3 * step[n]:.0f}" for n in step] + [f"{step['PEFT'] / step['fused']:.2f}"]
@@ -215,7 +219,7 @@ def plot(path, measured, rows):
     labels = [*measured, *(f"{ROWS} rows, {count} adapters" for count in rows)]
     mixed = [token["PEFT"] / token["fused"] for token in rows.values()]
     series = {"training step": faster[0] + [None] * len(rows), "token": faster[1] + mixed}
-    report.bars(path, labels, series, "times faster than PEFT")
+    report.bars(path, {"": (labels, series)}, "times faster than PEFT")
 
 
 def main(arguments=None):
@@ -225,7 +229,8 @@ def main(arguments=None):
     torch.set_num_threads(options.threads)
     about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}
     measured, rows = {}, {}
-    print(report.headline(about), "  ".join(HEADER), sep="\n", flush=True)
+    line = report.aligned(HEADER, [name_of(*case, dtype) for dtype in TOLERANCE for case in CASES])
+    print(report.headline(about), line(HEADER), sep="\n", flush=True)
     for dtype in TOLERANCE:
         try:
             base, tokenizer = load_base(options.model, getattr(torch, dtype))
@@ -236,18 +241,18 @@ def main(arguments=None):
         hook = graph_to_the_embeddings(base)
         floor = saved_bytes(base, tokens)
         for method, p in CASES:
-            name = f"{method} {dtype}" + (f" p={p:g}" if method == "LoRA" or p else "")
+            name = name_of(method, p, dtype)
             measured[name] = run_case(base, method, p, tokens, floor, options.seconds)
-            print(*row_of(name, measured[name]), sep="  ", flush=True)
+            print(line(row_of(name, measured[name])), flush=True)
         hook.remove()
         if dtype == "bfloat16":
             rows = run_rows(base, sorted(options.adapters), options.seconds)
-            print("  ".join(ROWS_HEADER), *("  ".join(map(str, rows_row(*item))) for item in rows.items()), sep="\n")
+            of_rows = report.aligned(ROWS_HEADER, ())
+            print(of_rows(ROWS_HEADER), *(of_rows(rows_row(*item)) for item in rows.items()), sep="\n")
         del base
         gc.collect()
     targets = target_rows(measured)
-    for line in targets:
-        print(*line, sep="  ")
+    print(report.verdicts(targets))
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row_of(*item) for item in measured.items()])]
     if rows:
         tables.append((ROWS_HEADER, [rows_row(*item) for item in rows.items()]))

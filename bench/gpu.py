@@ -127,23 +127,22 @@ def main(arguments=None, timer=gpu_timing.interleaved, describe=gpu_timing.machi
         passes += [
             (case, BESIDE_UNSLOTH) for case in cases if case.kind == "lora" and case.p == 0 and case.dtype != F32
         ]
-    print(report.headline(about), "  ".join(HEADER), sep="\n")
+    line = report.aligned(HEADER, map(str, cases))
+    print(report.headline(about), line(HEADER), sep="\n")
     for case, names in passes:
         result, faults = measure(case, names, options.seconds, timer)
         results.append(result)
         wrong += faults
-        print(*row(result), *faults, sep="  ", flush=True)
+        print(line(row(result)), *faults, sep="  ", flush=True)
     targets = target_rows(results)
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row(r) for r in results])]
     data = {"machine": about, "results": results, "targets": targets, "wrong": wrong}
     report.write(options.output, "gpu", data, tables)
     shown = [r for r in results if r["case"]["kind"] == "lora" and r["case"]["p"] and "frozen" in r["seconds"]]
     names = [n for n in COLUMNS if any(n in r["seconds"] for r in shown)]
-    over = {n: [r["seconds"][n] / r["seconds"]["frozen"] if n in r["seconds"] else None for r in shown] for n in names}
     if shown and names:
-        report.bars(options.output / "gpu.png", [r["name"] for r in shown], over, "time / frozen layer")
-    for line in targets:
-        print(*line, sep="  ")
+        report.bars(options.output / "gpu.png", report.by_dtype(shown, names), "time / frozen layer: dropout 0.05")
+    print(report.verdicts(targets))
     if wrong:
         sys.exit("not timed, because wrong:\n" + "\n".join(wrong))
 

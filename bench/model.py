@@ -134,13 +134,21 @@ def table(measured):
     return rows
 
 
+def plot(path, measured):
+    labels, panels = ("step", "bytes saved", "token"), {}
+    for dtype, numbers in measured.items():
+        panels[dtype] = labels, {n: [v[n] / v["frozen"] for v in numbers] for n in ("PEFT", "ours")}
+    report.bars(path, panels, "over the frozen model")
+
+
 def main(arguments=None):
     parser = parsers.of_model("model", __doc__, seconds=60, each="table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}
     measured = {}
-    print(report.headline(about), HEADER, sep="\n", flush=True)
+    line = report.aligned(HEADER, LIMITS)
+    print(report.headline(about), line(HEADER), sep="\n", flush=True)
     for dtype in LIMITS:
         try:
             made = models(options.model, getattr(torch, dtype))
@@ -148,13 +156,12 @@ def main(arguments=None):
             sys.exit(f"bench.model: {error}")
         token = decoding(made, options.seconds / 4)
         measured[dtype] = (*training(made, options.shape, options.seconds), token)
-        print(*table({dtype: measured[dtype]}), sep="\n", flush=True)
+        print(*map(line, table({dtype: measured[dtype]})), sep="\n", flush=True)
         del made
         gc.collect()
     host = overhead(min(2.0, options.seconds))
     rows, targets = table(measured), target_rows(measured, host)
-    for line in targets:
-        print(*line, sep="  ")
+    print(report.verdicts(targets))
     data = {
         "machine": about,
         "results": measured,
@@ -162,9 +169,7 @@ def main(arguments=None):
         "targets": targets,
     }
     report.write(options.output, "model", data, [(report.TARGET_HEADER, targets), (HEADER, rows)])
-    over = {n: [v[n] / v["frozen"] for numbers in measured.values() for v in numbers] for n in ("PEFT", "ours")}
-    labels = [f"{what}, {dtype}" for dtype in measured for what in ("step", "bytes saved", "token")]
-    report.bars(options.output / "model.png", labels, over, "over the frozen model")
+    plot(options.output / "model.png", measured)
 
 
 if __name__ == "__main__":

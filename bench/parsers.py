@@ -33,5 +33,5 @@ def of_model(name, about, seconds, each):
 def _parser(name, about, seconds, meaning):
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=seconds, help=f"{meaning} (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=report.RESULTS, help="folder (default: bench/results)")
+    parser.add_argument("--output", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
     return parser

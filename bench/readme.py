@@ -1,4 +1,7 @@
-"""python -m bench.readme: puts bench/results/NAME.md between README's `<!-- bench:NAME -->` and `<!-- /bench -->`."""
+"""python -m bench.readme: puts bench/results/NAME.md between `<!-- bench:NAME -->` and `<!-- /bench -->` of a document.
+
+The documents are docs/benchmarks.md and README.md, which takes the machine and the targets alone: `bench:NAME targets`.
+"""
 
 import re
 import sys
@@ -6,20 +9,31 @@ from pathlib import Path
 
 from .report import RESULTS
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
 
 def filled(text, results):
-    """README's text with each marked part replaced by its file; SystemExit if there is none."""
+    """A document's text with each marked part replaced by its file, or of that file by the machine and the targets;
+    SystemExit if there is no such file."""
 
     def part(match):
-        path = results / f"{match[1]}.md"
+        name, only = match[1], match[2] or ""
+        path = results / f"{name}.md"
         if not path.is_file():
             sys.exit(f"{path} does not exist: run the benchmark that writes it first")
-        return f"<!-- bench:{match[1]} -->\n{path.read_text()}<!-- /bench -->"
+        found = path.read_text()
+        if only:
+            found = "\n\n".join(found.split("\n\n")[:2]).rstrip() + "\n"
+        return f"<!-- bench:{name}{only} -->\n{found}<!-- /bench -->"
 
-    return re.sub(r"<!-- bench:(\w+) -->.*?<!-- /bench -->", part, text, flags=re.DOTALL)
+    return re.sub(r"<!-- bench:(\w+)( targets)? -->.*?<!-- /bench -->", part, text, flags=re.DOTALL)
+
+
+def main():
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text(), RESULTS))
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(), RESULTS))
+    main()

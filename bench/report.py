@@ -5,12 +5,31 @@ from pathlib import Path
 
 from .targets import markdown
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results"  # tracked; `make bench-publish` alone puts measurements there
+OUTPUT = Path("out/bench")
 TARGET_HEADER = ("what", "measured", "target", "verdict")
 
 
 def headline(machine):
     return ", ".join(f"{key} {value}" for key, value in machine.items())
+
+
+def aligned(header, labels):
+    """A function that makes a line of a row, for tables printed while they are measured; its first column is wide
+    enough for each of the labels, the others for their names and for numbers, which stand at the right."""
+    first, *others = max(map(len, (header[0], *labels))), *(max(7, len(name)) for name in header[1:])
+
+    def line(row):
+        label, *cells = map(str, row)
+        return "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
+
+    return line
+
+
+def verdicts(targets):
+    """The targets, one a line, in columns."""
+    widths = [max(map(len, column)) for column in zip(*targets, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in targets)
 
 
 def write(folder, name, data, tables):
@@ -21,21 +40,50 @@ def write(folder, name, data, tables):
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
 
 
-def bars(path, labels, series, ylabel):
-    """One group of bars for each label, one bar for each name in series {name: [value or None]}."""
+def bars(path, panels, ylabel):
+    """A picture of panels {title: (labels, series)} beside each other, with one legend and one scale: in each a group
+    of bars for every label, one bar for every name in series {name: [value or None]}, ours under the package's name."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(max(6, 0.55 * len(labels)), 4.5), layout="constrained")
-    width = 0.8 / len(series)
-    for i, (name, values) in enumerate(series.items()):
-        heights = [float("nan") if v is None else v for v in values]
-        axes.bar([at + i * width for at in range(len(labels))], heights, width, label=name)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks([at + 0.4 - width / 2 for at in range(len(labels))], labels, rotation=30, ha="right", fontsize=8)
-    axes.set_ylabel(ylabel)
-    axes.legend()
+    widths = [len(labels) for labels, _ in panels.values()]
+    size = max(7, 0.5 * sum(widths) + 1.5), 4.5
+    figure, row = pyplot.subplots(
+        1, len(panels), figsize=size, sharey=True, squeeze=False, width_ratios=widths, layout="constrained"
+    )
+    for axes, (title, (labels, series)) in zip(row[0], panels.items(), strict=True):
+        width = 0.8 / len(series)
+        for i, (name, values) in enumerate(series.items()):
+            heights = [float("nan") if v is None else v for v in values]
+            shown = name.replace("ours", "pypeft_fast")
+            axes.bar([at + i * width for at in range(len(labels))], heights, width, label=shown)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(
+            [at + 0.4 - width / 2 for at in range(len(labels))], labels, rotation=35, ha="right", fontsize=8
+        )
+        axes.set_title(title, fontsize=10)
+    row[0][0].set_ylabel(ylabel)
+    row[0][-1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def by_dtype(results, names):
+    """Panels for `bars` of layers' times over the frozen layer's: one a pair of dtypes, shapes from our best to our
+    worst, the rank named where it is not 16."""
+    panels = {}
+    for dtypes in dict.fromkeys(r["case"]["dtypes"] for r in results):
+        its = [r for r in results if r["case"]["dtypes"] == dtypes]
+        its.sort(key=lambda r: r["seconds"].get("ours", r["seconds"]["frozen"]) / r["seconds"]["frozen"])
+        labels = ["{M}x{K}x{N}".format(**r["case"]) + _rank(r["case"]["r"]) for r in its]
+        over = {
+            n: [r["seconds"][n] / r["seconds"]["frozen"] if n in r["seconds"] else None for r in its] for n in names
+        }
+        panels[dtypes] = labels, over
+    return panels
+
+
+def _rank(r):
+    return "" if r == 16 else f" r={r}"

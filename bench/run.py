@@ -52,9 +52,8 @@ HEADER = ("case", "frozen ms", *COLUMNS, "GFLOP/s")
 def plot(results, path):
     wanted = {"kind": "lora", "r": 16, "threads": 1}
     shown = [r for r in results if r["case"]["p"] and all(r["case"][k] == v for k, v in wanted.items())]
-    names = ("PEFT", "addmm", "ours")
-    over = {n: [r["seconds"][n] / r["seconds"]["frozen"] if n in r["seconds"] else None for r in shown] for n in names}
-    report.bars(path, [r["name"] for r in shown], over, "time / frozen layer")
+    title = "time / frozen layer: r=16, dropout 0.05, one thread"
+    report.bars(path, report.by_dtype(shown, ("PEFT", "addmm", "ours")), title)
 
 
 def main(arguments=None):
@@ -63,19 +62,19 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     cases = parsers.chosen(parser, all_cases(), options.only)
     results, about = [], machine()
-    print(report.headline(about), "  ".join(HEADER), sep="\n")
+    line = report.aligned(HEADER, map(str, cases))
+    print(report.headline(about), line(HEADER), sep="\n")
     for case in cases:
         try:
             results.append(measure(case, options.seconds, options.compiled))
         except WrongResult as wrong:
             sys.exit(f"{wrong}: no speed is reported")
-        print(*row(results[-1]), sep="  ", flush=True)
+        print(line(row(results[-1])), flush=True)
     targets = layer_rows(results)
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row(r) for r in results])]
     report.write(options.output, "layer", {"machine": about, "results": results, "targets": targets}, tables)
     plot(results, options.output / "layer.png")
-    for line in targets:
-        print(*line, sep="  ")
+    print(report.verdicts(targets))
 
 
 if __name__ == "__main__":

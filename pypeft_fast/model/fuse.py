@@ -10,7 +10,7 @@ from .joints import gated_mlp
 from .layers import ia3, lora
 
 
-def fuse(model, *, strict: bool = False) -> FuseReport:
+def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
     """Runs the LoRA, DoRA, rsLoRA and IA3 layers of a Hugging Face PEFT model on this package's fused ops, in place.
 
     Parameters, names, state dict, configs, hooks and isinstance relations stay; so do PEFT's saving, switching,
@@ -63,7 +63,7 @@ def fuse(model, *, strict: bool = False) -> FuseReport:
     return report
 
 
-def unfuse(model) -> int:
+def unfuse(model: nn.Module) -> int:
     """Gives every fused layer of the model its PEFT class again; the number of them.
 
     Raises:
@@ -86,7 +86,7 @@ def unfuse(model) -> int:
     return len(fused)
 
 
-def register(config):
+def register(config: peft.LoraConfig) -> peft.LoraConfig:
     """Makes `peft.get_peft_model` and `add_adapter` build fused layers from this peft.LoraConfig; returns the config.
 
     For scripts that take a config and build the model themselves. The registration lives in this object alone: it is

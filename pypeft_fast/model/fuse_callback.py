@@ -2,7 +2,8 @@
 
 import warnings
 
-from transformers import TrainerCallback
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .fuse import FuseReport, fuse
 
@@ -22,7 +23,14 @@ class FuseCallback(TrainerCallback):
         self.strict = strict
         self.report: FuseReport | None = None
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs,
+    ) -> None:
         self.report = fuse(model, strict=self.strict)
         if not self.report.fused:
             warnings.warn(f"FuseCallback fused nothing: {self.report}", stacklevel=2)

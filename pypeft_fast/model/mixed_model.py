@@ -1,6 +1,9 @@
 """PeftMixedModel and MixedModel: PEFT's, whose adapters may be of BitFit and bottlenecks too, with fused layers."""
 
 import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import peft
 from peft.mixed_model import _check_config_compatible, _prepare_model_for_gradient_checkpointing
@@ -28,7 +31,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         ValueError: the config's method cannot be mixed.
     """
 
-    def __init__(self, model, peft_config, adapter_name="default"):
+    def __init__(self, model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default"):
         nn.Module.__init__(self)
         _check(model, peft_config, adapter_name)
         _prepare_model_for_gradient_checkpointing(model)
@@ -42,7 +45,13 @@ class PeftMixedModel(peft.PeftMixedModel):
             self.config.pretraining_tp = 1  # as in PEFT: the model must not cut its weights into slices
         self._settle(adapter_name)
 
-    def add_adapter(self, adapter_name, peft_config, low_cpu_mem_usage=False, autocast_adapter_dtype=True):
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: peft.PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
         """An adapter beside the others, not yet active.
 
         Raises ValueError if the name is taken, the method cannot be mixed, or the config does not fit the model.
@@ -59,7 +68,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         self.base_model._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         self._settle(adapter_name)
 
-    def load_adapter(self, model_id, adapter_name, *args, **kwargs):
+    def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, *args, **kwargs) -> Any:
         """PEFT's; also an adapter whose layers lie inside of others."""
         self._loading = adapter_name
         try:
@@ -67,7 +76,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         finally:
             self._loading = None
 
-    def load_state_dict(self, state_dict, *args, **options):
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args, **options) -> Any:
         """torch's. PEFT leaves a file's names as they are where other layers lie around the adapter's."""
 
         def in_file(name):
@@ -77,7 +86,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         state_dict = {own.get(in_file(name), name): tensor for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, *args, **options)
 
-    def delete_adapter(self, adapter_name):
+    def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's; a gated feedforward module that has lost its last LoRA adapter runs its own forward again."""
         super().delete_adapter(adapter_name)
         if self.peft_config:

@@ -2,12 +2,15 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 import peft
+import torch
 from peft import get_peft_model as peft_get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import PeftType
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from .files import SafeFiles
 from .fuse import fuse
@@ -25,7 +28,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
     nothing is an error or a warning.
     """
 
-    def __init__(self, model, peft_config, adapter_name="default", *args, **options):
+    def __init__(self, model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default", *args, **options):
         check_before(model, peft_config, adapter_name)
         name_head(peft_config)
         super().__init__(model, peft_config, adapter_name, *args, **options)
@@ -57,7 +60,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
             if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
                 fuse(base)
 
-    def load_adapter(self, *args, **options):
+    def load_adapter(self, *args, **options) -> Any:
         """PEFT's, after checks; the adapter's layers are fused."""
         self._is_loading = True
         try:
@@ -65,7 +68,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         finally:
             self._is_loading = False
 
-    def add_adapter(self, adapter_name, peft_config, *args, **options):
+    def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **options) -> None:
         """PEFT's: an adapter beside the others, not yet active; its layers are fused."""
         check_before(self.get_base_model(), peft_config, adapter_name)
         name_head(peft_config)
@@ -73,7 +76,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         if "_adapters_disabled" in vars(self):  # else PEFT's constructor adds the first one
             self._settle(adapter_name)
 
-    def delete_adapter(self, adapter_name):
+    def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's; a gated feedforward module that has lost its last LoRA adapter runs its own forward again."""
         super().delete_adapter(adapter_name)
         if self.peft_config and self.active_adapter == adapter_name:  # PEFT asks one layer, which may hold no other
@@ -81,7 +84,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         if self.peft_config and not self._is_prompt_learning:
             fuse(self.base_model.model)
 
-    def set_adapter(self, adapter_name, *args, **options):
+    def set_adapter(self, adapter_name: str | list[str], *args, **options) -> None:
         """PEFT's; a list makes several adapters active, whose updates add up."""
         if isinstance(adapter_name, str) or self._is_prompt_learning:
             super().set_adapter(adapter_name, *args, **options)
@@ -94,12 +97,12 @@ class PeftModel(SafeFiles, peft.PeftModel):
         self.base_model.set_adapter(list(adapter_name), *args, **options)
         self.active_adapter = adapter_name[0]
 
-    def get_base_model(self):
+    def get_base_model(self) -> nn.Module:
         """The user's model, with the adapters in its layers; also when no adapter is left."""
         return self.base_model if self._is_prompt_learning else self.base_model.model
 
     @property
-    def active_peft_config(self):
+    def active_peft_config(self) -> peft.PeftConfig:
         """PEFT's: the active adapter's config; when no adapter is left, one that asks for nothing."""
         return self.peft_config[self.active_adapter] if self.peft_config else peft.PeftConfig()
 
@@ -114,7 +117,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         with super()._enable_peft_forward_hooks(*args, **kwargs), rows_of_call(self, names, args, kwargs):
             yield
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args, **kwargs) -> Any:
         """PEFT's. ValueError if virtual tokens are asked to go on from a cache that is not empty: PEFT cuts the input
         at the length of the cache, which counts the virtual tokens too."""
         cache = kwargs.get("past_key_values")
@@ -129,7 +132,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
     # The user's model
 
-    def resize_token_embeddings(self, *args, **kwargs):
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         """The model's own; ValueError where it would replace an embedding or head that has an adapter."""
         model = self.get_base_model()
         size = args[0] if args else kwargs.get("new_num_tokens")
@@ -144,7 +147,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
                 )
         return model.resize_token_embeddings(*args, **kwargs)
 
-    def merge_adapter(self, *args, **kwargs):
+    def merge_adapter(self, *args, **kwargs) -> None:
         """PEFT's; where it raises, what was merged before is merged again and nothing else."""
         layers = [module for module in self.base_model.modules() if isinstance(module, BaseTunerLayer)]
         before = [list(layer.merged_adapters) for layer in layers]
@@ -157,14 +160,16 @@ class PeftModel(SafeFiles, peft.PeftModel):
                     layer.merge(adapter_names=names)
             raise
 
-    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
         """PEFT's: the user's model with the adapters folded into its weights; safe_merge raises before it begins."""
         if safe_merge:
             self.merge_adapter(adapter_names, safe_merge=True)
             return self.unload()
         return self._unloaded(self.base_model.merge_and_unload(progressbar, False, adapter_names))
 
-    def unload(self):
+    def unload(self) -> nn.Module:
         """PEFT's: the user's model without adapters; what is merged stays so, unmerge_adapter() first for the rest."""
         return self._unloaded(self.base_model.unload())
 
@@ -201,7 +206,9 @@ class PeftModelForSeq2SeqLM(PeftModel, peft.PeftModelForSeq2SeqLM):
 class PeftModelForSequenceClassification(PeftModel, peft.PeftModelForSequenceClassification):
     """peft.PeftModelForSequenceClassification with what PeftModel adds."""
 
-    def forward(self, input_ids=None, attention_mask=None, *args, **kwargs):
+    def forward(
+        self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, *args, **kwargs
+    ) -> Any:
         """PEFT's. ValueError for padding on the right of a decoder with virtual tokens, which pools the last place."""
         pools_last = hasattr(self.get_base_model(), "score") and self.peft_type != PeftType.PREFIX_TUNING  # has ids
         if self._is_prompt_learning and pools_last and attention_mask is not None and not attention_mask[:, -1].all():
@@ -238,7 +245,9 @@ OURS = {
 }
 
 
-def get_peft_model(model, peft_config, adapter_name="default", mixed=False, *args, **options):
+def get_peft_model(
+    model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default", mixed: bool = False, *args, **options
+) -> "PeftModel | peft.PeftMixedModel":
     """peft.get_peft_model with this package's layers: the adapter that peft_config describes, on the model in place.
 
     Args:

@@ -49,7 +49,7 @@ class AdapterLinear(nn.Linear):
         half = self.weight.dtype in (torch.bfloat16, torch.float16)
         return dict(device=self.weight.device, dtype=torch.float32 if half else self.weight.dtype)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Initial values for weight and bias, as nn.Linear's, and for the adapter: of a layer from the meta device.
 
         It takes an adapter that is merged out of the weight first.
@@ -71,7 +71,7 @@ class AdapterLinear(nn.Linear):
     def merged(self) -> bool:
         return self._frozen is not None
 
-    def merge(self):
+    def merge(self) -> None:
         """Folds the adapter into parameters of its own, in float32: the layer then is a plain linear layer.
 
         The original ones are kept beside them, since undoing the arithmetic would not give their bits back; a module
@@ -86,7 +86,7 @@ class AdapterLinear(nn.Linear):
                 setattr(self, name, nn.Parameter(value, requires_grad=False))
             self._frozen = frozen
 
-    def unmerge(self):
+    def unmerge(self) -> None:
         """Puts the original parameters back, bit for bit. RuntimeError if one was parametrized or pruned meanwhile."""
         if self.merged:
             self._check_own("unmerge", self._frozen)

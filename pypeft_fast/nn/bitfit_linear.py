@@ -13,12 +13,19 @@ class BitFitLinear(AdapterLinear):
     A drop-in for nn.Linear, always with a bias. The bias is float32 over a half-precision weight, else of its dtype.
     """
 
-    def __init__(self, in_features, out_features, *, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(in_features, out_features, True, device, dtype)
         self._train_bias(self.bias)
 
     @classmethod
-    def from_linear(cls, linear, *, add_missing=False):
+    def from_linear(cls, linear: nn.Linear, *, add_missing: bool = False) -> "BitFitLinear":
         """A BitFitLinear over the weight of `linear` itself, which is frozen there too, with a bias of its own.
 
         The bias starts as that of `linear`, or with add_missing at zero where there is none. Raises TypeError if
@@ -38,7 +45,7 @@ class BitFitLinear(AdapterLinear):
     def _reset_adapter(self):
         """Nothing: the bias, which trains, is among the parameters of nn.Linear that are reset."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return bitfit_linear(x, self.weight, self.bias)
 
     def _merged_values(self):

@@ -1,5 +1,6 @@
 """Bottleneck: a small network between a layer and what follows it."""
 
+import torch
 from torch import nn
 
 from ..autograd.bottleneck import bottleneck
@@ -27,16 +28,16 @@ class Bottleneck(nn.Module):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        width,
+        in_features: int,
+        out_features: int,
+        width: int,
         *,
-        activation="relu",
-        scaling=1.0,
-        dropout=0.0,
-        layer_norm=False,
-        device=None,
-        dtype=None,
+        activation: str = "relu",
+        scaling: float = 1.0,
+        dropout: float = 0.0,
+        layer_norm: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         of = dict(device=device, dtype=dtype)
@@ -44,12 +45,12 @@ class Bottleneck(nn.Module):
         self.norm = nn.LayerNorm(in_features, **of) if layer_norm else None
         self.activation, self.scaling, self.dropout = activation, scaling, dropout
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Initial values for all of it, as each part's own reset_parameters gives them."""
         for part in self.children():
             part.reset_parameters()
 
-    def forward(self, x, residual=None):
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         norm = self.norm
         return bottleneck(
             x,
@@ -66,5 +67,5 @@ class Bottleneck(nn.Module):
             training=self.training,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"activation={self.activation}, scaling={self.scaling:g}, dropout={self.dropout}"

@@ -24,20 +24,20 @@ class IA3Linear(AdapterLinear):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
         *,
-        feedforward=False,
-        init_ia3_weights=True,
-        device=None,
-        dtype=None,
+        feedforward: bool = False,
+        init_ia3_weights: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._add_adapter(feedforward, init_ia3_weights)
 
     @classmethod
-    def from_linear(cls, linear, *, feedforward=False, init_ia3_weights=True):
+    def from_linear(cls, linear: nn.Linear, *, feedforward: bool = False, init_ia3_weights: bool = True) -> "IA3Linear":
         """An IA3Linear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
 
         Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
@@ -52,7 +52,7 @@ class IA3Linear(AdapterLinear):
         self.ia3_l = nn.Parameter(torch.empty(self.in_features if feedforward else self.out_features, **self._freeze()))
         self.reset_ia3_parameters(init_ia3_weights)
 
-    def reset_ia3_parameters(self, init_ia3_weights=True):
+    def reset_ia3_parameters(self, init_ia3_weights: bool = True) -> None:
         """ia3_l to one, or if init_ia3_weights is false to values of the standard normal distribution."""
         if init_ia3_weights:
             nn.init.ones_(self.ia3_l)
@@ -62,7 +62,7 @@ class IA3Linear(AdapterLinear):
     def _reset_adapter(self):
         self.reset_ia3_parameters(self.init_ia3_weights)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged:
             return F.linear(x, self.weight, self.bias)
         return ia3_linear(x, self.weight, self.ia3_l, self.bias, feedforward=self.feedforward)
@@ -73,5 +73,5 @@ class IA3Linear(AdapterLinear):
         values = {"weight": scaled_in_float32(self.weight, self.ia3_l[:, None])}
         return values if self.bias is None else values | {"bias": scaled_in_float32(self.bias, self.ia3_l)}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{super().extra_repr()}, feedforward={self.feedforward}"

@@ -36,23 +36,32 @@ class LoRALinear(AdapterLinear):
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        bias=True,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
         *,
-        r=8,
-        lora_alpha=16,
-        lora_dropout=0.0,
-        use_rslora=False,
-        use_dora=False,
-        device=None,
-        dtype=None,
+        r: int = 8,
+        lora_alpha: float = 16,
+        lora_dropout: float = 0.0,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._add_adapter(r, lora_alpha, lora_dropout, use_rslora, use_dora)
 
     @classmethod
-    def from_linear(cls, linear, *, r=8, lora_alpha=16, lora_dropout=0.0, use_rslora=False, use_dora=False):
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        r: int = 8,
+        lora_alpha: float = 16,
+        lora_dropout: float = 0.0,
+        use_rslora: bool = False,
+        use_dora: bool = False,
+    ) -> "LoRALinear":
         """A LoRALinear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
 
         Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
@@ -80,7 +89,7 @@ class LoRALinear(AdapterLinear):
             self.lora_magnitude_vector = nn.Parameter(torch.empty(self.out_features, **like))
         self.reset_lora_parameters()
 
-    def reset_lora_parameters(self):
+    def reset_lora_parameters(self) -> None:
         """lora_A uniform in +-1/sqrt(K), as nn.Linear's own weight; lora_B zero; for DoRA the lengths of the rows."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
@@ -96,7 +105,7 @@ class LoRALinear(AdapterLinear):
     def scaling(self) -> float:
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged:
             return F.linear(x, self.weight, self.bias)
         options = dict(scaling=self.scaling, dropout_p=self.lora_dropout, training=self.training)
@@ -111,6 +120,6 @@ class LoRALinear(AdapterLinear):
             return {"weight": dora_weight(self.weight, A, B, self.lora_magnitude_vector, self.scaling)}
         return {"weight": merged_weight(self.weight, [lora_delta(A, B, self.scaling)])}
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, lora_dropout={self.lora_dropout}"
         return f"{text}, use_dora=True" if self.use_dora else text

@@ -32,9 +32,20 @@ def test_end_to_end(demo, tiny_model, tmp_path, capsys):
         model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / topic)
         assert any(p.abs().max() > 0 for name, p in model.named_parameters() if "lora_B" in name)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    out = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "a step of each library, in turn: 100%" in captured.err
+    out = captured.out
+    assert out.startswith("This takes about five minutes on 2 idle cores; here are ")
     for text in ("tech_support: 7 examples", "My printer is", "capital of", "Held-out loss", "Beside PEFT"):
         assert text in out
+
+
+def test_quick_is_shorter_and_compares_one_topic(demo, tiny_model, tmp_path, capsys):
+    demo.main(["--quick", "--model", str(tiny_model), "--output", str(tmp_path)])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [topic for topic in demo.STEPS if "peft_seconds_per_step" in metrics[topic]] == ["tech_support"]
+    assert all(metrics[topic]["eval_loss_after"] < metrics[topic]["eval_loss_before"] for topic in demo.STEPS)
+    assert "about two minutes" in capsys.readouterr().out and demo.QUICK_STEPS < min(demo.STEPS.values())
 
 
 def test_saved_bytes_count_shared_memory_once_and_parameters_never(demo):

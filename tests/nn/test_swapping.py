@@ -182,6 +182,8 @@ def test_layers_on_meta_are_known_by_their_parameter():
         swap(net, sharing)
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor|Please use quant_min:UserWarning:torch.ao")
 def test_pytorch_s_own_quantisation_leaves_the_layers():
     net, x = model("lora").eval(), torch.randn(3, K)
     out = net[1](x)

@@ -4,8 +4,11 @@ import contextlib
 import json
 import os
 import tempfile
+from typing import Any
 
+import peft
 from safetensors.torch import save_file
+from torch import nn
 
 from .check import check, read_tensors
 from .config import check_alike, read_config
@@ -26,14 +29,14 @@ class SafeFiles:
 
     def save_pretrained(
         self,
-        save_directory,
-        safe_serialization=True,
-        selected_adapters=None,
-        save_embedding_layers="auto",
-        is_main_process=True,
-        path_initial_model_for_weight_conversion=None,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
         **kwargs,
-    ):
+    ) -> None:
         """PEFT's save_pretrained, atomically. Raises OSError that names the folder, ValueError for what is refused."""
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write a pickle, not safetensors: leave it out")
@@ -62,7 +65,15 @@ class SafeFiles:
             super().save_pretrained(str(scratch), **kwargs)
 
     @classmethod
-    def from_pretrained(cls, model, model_id, adapter_name="default", is_trainable=False, config=None, **kwargs):
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: peft.PeftConfig | None = None,
+        **kwargs,
+    ) -> peft.PeftModel:
         """PEFT's from_pretrained, after checks. Raises FileNotFoundError, PermissionError or ValueError that names the
         file, the field or the tensor, before the model is changed."""
         check_adapter_name(adapter_name)
@@ -83,7 +94,7 @@ class SafeFiles:
         """The model that from_pretrained returns, of the model that PEFT has made."""
         return model
 
-    def load_adapter(self, model_id, adapter_name, is_trainable=False, **kwargs):
+    def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, is_trainable: bool = False, **kwargs) -> Any:
         """PEFT's load_adapter, after checks; an adapter of this name gets the file's values.
 
         Raises as from_pretrained does, and ValueError if the adapter of this name has another method, rank or scaling.
@@ -101,7 +112,7 @@ class SafeFiles:
             with _snapshot(pair, fields, mine or config, place, options) as folder:
                 return super().load_adapter(folder, adapter_name, is_trainable, **options)
 
-    def add_adapter(self, adapter_name, peft_config, *args, **kwargs):
+    def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
         """PEFT's add_adapter; ValueError if the name cannot be an adapter's, before anything is changed."""
         check_adapter_name(adapter_name)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)

@@ -7,6 +7,7 @@ value.
 
 from dataclasses import replace
 
+import peft
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 
@@ -24,7 +25,7 @@ class BitFitModel(TunerModel):
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
 
-    def plan(self, config):
+    def plan(self, config: peft.PeftConfig) -> dict[str, nn.Module]:
         return plan(self.model, config) if isinstance(config, BitFitConfig) else super().plan(config)
 
     def _check_target_module_exists(self, config, key):
@@ -40,7 +41,7 @@ class BitFitModel(TunerModel):
         else:
             super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
 
-    def inject_adapter(self, model, adapter_name, *args, **options):
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **options) -> None:
         """PEFT's; modules that share a bias share the adapter's."""
         super().inject_adapter(model, adapter_name, *args, **options)
         self._tie(adapter_name)
@@ -56,7 +57,7 @@ class BitFitModel(TunerModel):
             if own is not None and adapter in layer.bitfit_bias:
                 layer.bitfit_bias[adapter] = first.setdefault(own, layer.bitfit_bias[adapter])
 
-    def set_adapter(self, adapter_name, inference_mode=False):
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """PEFT's; ValueError, before anything is switched, if two of the adapters have a bias of one layer."""
         for layer in self.own_layers(BitFitLayer):
             layer.check_together(adapter_name)

@@ -11,6 +11,7 @@ Blocks are found by structure, not by the architecture's name: a block is an ent
 the feedforward part is the pair of linear layers, one wide and one back, outside of attention.
 """
 
+import peft
 from torch import nn
 
 from ..linear import is_conv1d, is_linear
@@ -25,7 +26,7 @@ class BottleneckModel(TunerModel):
     prefix = "bottleneck_adapter_"
     tuner_layer_cls = BottleneckLinear
 
-    def plan(self, config):
+    def plan(self, config: peft.PeftConfig) -> dict[str, str | None]:
         """{linear layer whose output an adapter changes: the one whose input it takes, None for that output itself}.
 
         Raises ValueError if the structure of the model's blocks is not understood.
@@ -53,7 +54,7 @@ class BottleneckModel(TunerModel):
             layer.taps[adapter_name] = Tap()
             wrapped(self.model, source, BottleneckLinear).tapped[adapter_name] = layer.taps[adapter_name]
 
-    def merge_adapter(self, adapter_names=None, safe_merge=False):
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """PEFT's; ValueError, before anything is merged, if one of the adapters is a bottleneck."""
         self._refuse_merging(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)

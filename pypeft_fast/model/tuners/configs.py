@@ -32,7 +32,7 @@ class TunerConfig(PeftConfig):
             for name in self.modules_to_save:
                 _check_pattern("modules_to_save", name)  # as which PEFT matches it
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Writes adapter_config.json as PEFT does, into a folder beside it, and gives it its name when it is whole.
 
         A link that lies under that name is replaced, not followed. Raises AssertionError, as PEFT does, if

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 
+import peft
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -19,10 +20,10 @@ class TunerModel(BaseTuner):
     _planned = (None, {})  # a config, and what its plan is
 
     @abstractmethod
-    def plan(self, config) -> dict:
+    def plan(self, config: peft.PeftConfig) -> dict:
         """{name of a module: what it gets}; ValueError if the config does not fit the model."""
 
-    def planned(self, config) -> dict:
+    def planned(self, config: peft.PeftConfig) -> dict:
         if self._planned[0] is not config:
             self._planned = config, self.plan(config)
         return self._planned[1]
@@ -52,7 +53,7 @@ class TunerModel(BaseTuner):
         for layer in self.own_layers():
             layer.cast_adapter(adapter_name, autocast_adapter_dtype)
 
-    def own_layers(self, kind=TunerLayer) -> list:
+    def own_layers(self, kind: type = TunerLayer) -> list:
         return [module for module in self.model.modules() if isinstance(module, kind)]
 
 

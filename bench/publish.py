@@ -1,0 +1,36 @@
+"""python -m bench.publish: what `make bench`, bench-model, bench-fuse and bench-gpu wrote into out/bench becomes the
+tracked result, in bench/results and in the documents. Look at it first: a loaded machine measures its load."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from . import readme, report
+
+NAMES = ("layer", "model", "fuse", "gpu")
+
+
+def publish(source, results):
+    """The names that were copied; SystemExit if there are none, or one lacks a file of its three."""
+    found = [name for name in NAMES if (source / f"{name}.json").is_file()]
+    if not found:
+        sys.exit(f"{source} holds no benchmark: run `make bench`, bench-model, bench-fuse or bench-gpu first")
+    files = [source / f"{name}.{kind}" for name in found for kind in ("json", "md", "png")]
+    if lacking := [str(file) for file in files if not file.is_file()]:
+        sys.exit(f"{', '.join(lacking)}: not written; let the benchmark run to its end")
+    for file in files:
+        shutil.copy(file, results / file.name)
+    return found
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.publish", description=__doc__.splitlines()[0])
+    parser.add_argument("--source", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    print("published:", ", ".join(publish(options.source, report.RESULTS)))
+    readme.main()
+
+
+if __name__ == "__main__":
+    main()
