@@ -144,6 +144,9 @@ bench-model: export HF_HUB_OFFLINE = 1
 bench-model: venv
 	$(BIN)/python -m bench.model
 
+bench-ranks: venv
+	$(BIN)/python -m bench.ranks
+
 bench-ops: venv
 	$(BIN)/python -m pytest bench/test_ops.py --benchmark-columns=median,iqr,rounds
 
