@@ -13,6 +13,13 @@ from .models import DTYPES, load_base
 from .terminal import calm_libraries, say
 from .tokens import check_ids, positions, render_prompt
 
+HELP = """\
+/adapter NAME  that adapter answers, and the conversation begins anew
+/base          the base model answers without any, and the conversation begins anew
+/clear         forgets what was said
+/help          this list
+/quit          ends, as the end of the input does"""
+
 
 class Chat:
     """A base model, the adapters loaded on it, and which of them answers: `current`, None for the base model alone."""
@@ -135,7 +142,7 @@ def _answer_once(chat, messages, generation) -> None:
 
 def _converse(chat, start, generation) -> None:
     names = ", ".join(chat.adapters) or "none"
-    say(f"adapters: {names}. /adapter NAME, /base, /clear and /quit are commands.")
+    say(f"adapters: {names}. /help lists the commands.")
     remembers = chat.tokenizer.chat_template is not None
     if not remembers:
         say("this tokenizer has no chat template: each line is continued for itself, none is remembered")
@@ -150,16 +157,29 @@ def _converse(chat, start, generation) -> None:
         command, _, argument = text.partition(" ")
         if command == "/quit":
             return
-        if command == "/clear":
+        if command == "/help":
+            say(HELP, keep="\n")
+        elif command == "/clear":
             messages = list(start)
         elif command in ("/adapter", "/base"):
-            try:
-                chat.use(argument.strip() if command == "/adapter" else None)
-            except UserError as error:
-                say(str(error))
+            if _switched(chat, argument.strip() if command == "/adapter" else None):
+                messages = list(start)
         elif command.startswith("/"):
-            say(f"{command} is not a command; there are /adapter NAME, /base, /clear and /quit")
+            say(f"{command} is not a command; /help lists those there are")
         elif text:
             messages.append({"role": "user", "content": text})
             answer = chat.answer(messages, _streamer(chat), **generation)
             messages = [*messages, {"role": "assistant", "content": answer}] if remembers else []
+
+
+def _switched(chat, name: str | None) -> bool:
+    """Lets another adapter answer, and says so. False, and nothing has changed, if it answered before or is unknown."""
+    try:
+        before, _ = chat.current, chat.use(name)
+    except UserError as error:
+        say(str(error))
+        return False
+    if chat.current == before:
+        return False
+    say(f"{name or 'the base model'} answers now, and the conversation begins anew")
+    return True

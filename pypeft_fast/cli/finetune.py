@@ -9,6 +9,7 @@ from .errors import UserError, as_user_error, need
 from .json_text import check_text
 from .methods import METHODS, method_config, options_of
 from .models import DTYPES, load_base
+from .targets import check_targets, short_names
 from .terminal import calm_libraries, quoted, say
 
 
@@ -40,8 +41,8 @@ def run(arguments) -> None:
     longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)
     check_length(base, longest, settings.virtual_tokens, settings.max_length)
     say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
-    if data.dropped:
-        say(f"{data.dropped} left out: --max-length {settings.max_length} ends before their answer")
+    for line in _shortened(data, settings.max_length):
+        say(line)
     transformers.set_seed(settings.seed)
     model = _adapted(pypeft_fast, base, settings)
     model.print_trainable_parameters()
@@ -66,10 +67,20 @@ def run(arguments) -> None:
     say(f"try it: pypeft-fast chat --model {settings.model} --adapter {output}")
 
 
+def _shortened(data, max_length: int) -> list[str]:
+    """What --max-length took from the examples, a sentence each."""
+    every, lines = len(data.train) + len(data.held_out) + data.dropped, []
+    if data.cut:
+        lines.append(f"{data.cut} of {every} examples cut at {max_length} tokens (longest {data.longest})")
+    if data.dropped:
+        lines.append(f"{data.dropped} of {every} examples left out: --max-length {max_length} ends before their answer")
+    return lines
+
+
 def _adapted(library, base, settings):
     """The base model with a new adapter. UserError if the method, its options and this model do not go together."""
-    matrices = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
-    layers = sorted({name.rpartition(".")[2] for name in matrices})
+    names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
+    check_targets(settings.target_modules, names)
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):
@@ -78,7 +89,9 @@ def _adapted(library, base, settings):
         if settings.target_modules in (None, "all-linear"):
             raise
         given = f"--target-modules is {quoted(settings.target_modules)}"
-        raise UserError(f"{error}; {given}, and the layers of this model are called {', '.join(layers)}") from error
+        raise UserError(
+            f"{error}; {given}, and the layers of this model are called {', '.join(short_names(names))}"
+        ) from error
 
 
 def _settings(arguments, kind):

@@ -26,8 +26,8 @@ before and after tells whether training helped.
 The output folder then holds the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
 format), metrics.json, loss.png and checkpoints, from which --resume goes on.""",
     "chat": """\
-In the conversation: /adapter NAME switches to that adapter, /base answers without any, /clear forgets what was said,
-/quit ends.""",
+In the conversation: /adapter NAME lets that adapter answer and /base the model without any, each from a new beginning;
+/clear forgets what was said, /help lists the commands, /quit ends.""",
 }
 
 

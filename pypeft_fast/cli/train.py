@@ -55,19 +55,27 @@ class Data:
     held_out: list[Encoded]
     held_out_examples: list[Example]
     dropped: int  # examples of which max_length leaves no answer token
+    cut: int = 0  # of the others, those that are longer than max_length
+    longest: int = 0  # tokens of the longest example before cutting
 
 
 def prepare(tokenizer, examples: list[Example], settings: Settings) -> Data:
     """Splits and tokenises. UserError if max_length leaves nothing to train on or nothing held out."""
     train, held_out = split(examples, settings.eval_fraction, settings.seed)
-    kept, dropped = encode_all(tokenizer, train, settings.max_length)
-    kept_held_out, dropped_held_out = encode_all(tokenizer, held_out, settings.max_length)
-    if not kept or (held_out and not kept_held_out):
+    kept, other = (encode_all(tokenizer, part, settings.max_length) for part in (train, held_out))
+    if not kept.examples or (held_out and not other.examples):
         raise UserError(
             f"--max-length {settings.max_length} leaves no token of an answer in any "
-            f"{'held-out' if kept else 'training'} example; raise it"
+            f"{'held-out' if kept.examples else 'training'} example; raise it"
         )
-    return Data(kept, kept_held_out, held_out, dropped + dropped_held_out)
+    return Data(
+        kept.examples,
+        other.examples,
+        held_out,
+        dropped=kept.dropped + other.dropped,
+        cut=kept.cut + other.cut,
+        longest=max(kept.longest, other.longest),
+    )
 
 
 def fine_tune(model, data: Data, collator: Collator, settings: Settings, output: Path, checkpoint: Path | None) -> dict:
@@ -103,6 +111,8 @@ def fine_tune(model, data: Data, collator: Collator, settings: Settings, output:
         "train_examples": len(data.train),
         "eval_examples": len(data.held_out),
         "dropped_examples": data.dropped,
+        "cut_examples": data.cut,
+        "longest_example": data.longest,
         "trainable_parameters": trainable,
         "total_parameters": total,
         "settings": dataclasses.asdict(settings),
