@@ -1,12 +1,13 @@
 """pypeft_fast: LoRA fused with the frozen layer, forward and backward, and whole models through Hugging Face PEFT."""
 
-import importlib
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 # The first import from kernels/ sets the name `kernels` here: let it be now, so that the function below keeps the name.
 from . import kernels as _folder  # noqa: F401
 from . import nn
 from ._op import kernels, recording, using
-from ._with_peft import register_with_peft
+from ._with_peft import register_with_peft as _register_with_peft
 from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
@@ -54,19 +55,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> _Any:
     """Names of the model layer; every other public name is PEFT's own object."""
     if name in _LATE:
-        return getattr(importlib.import_module(f".model.{_LATE[name]}", __name__), name)
+        return getattr(_import_module(f".model.{_LATE[name]}", __name__), name)
     if not name.startswith("_"):
-        peft = importlib.import_module("peft")
+        peft = _import_module("peft")
         if hasattr(peft, name):
             return getattr(peft, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}, and neither has peft")
 
 
-def __dir__():
-    return [*globals(), *_LATE]
+def __dir__() -> list[str]:
+    """The public names: this package's, and PEFT's, which is imported to be asked for them."""
+    special = {name for name in globals() if name.startswith("__")}
+    return sorted({*special, *__all__, *_import_module("peft").__all__})
 
 
-register_with_peft()
+_register_with_peft()

@@ -34,11 +34,9 @@ def bitfit_linear(x, weight, bias):
     x [..., K]; weight [N, K] in x's dtype; bias [N] in any floating dtype, in which its gradient is. Under autocast x
     and weight are cast first, as in nn.Linear. ValueError: a shape does not fit, or the weight requires grad.
     """
-    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bitfit_linear: x [..., K], weight [N, K] and bias [N] do not fit: x {tuple(x.shape)}, "
-            f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
-        )
+    _check.matrix("bitfit_linear", weight=weight)
+    _check.features("bitfit_linear", x, "weight", weight)
+    _check.shape("bitfit_linear", "bias", bias, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")
     if weight.requires_grad:
         raise ValueError("bitfit_linear: weight requires grad, which this function does not compute; freeze it")
     x, weight = autocast_as_linear(x, weight)

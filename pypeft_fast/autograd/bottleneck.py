@@ -116,9 +116,10 @@ def bottleneck(
     _check.dropout_p("bottleneck", p)
     if activation not in ACTIVATIONS:
         raise ValueError(f"bottleneck: activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
+    _check.matrix("bottleneck", down=down, up=up)
+    _check.features("bottleneck", x, "down", down)
     added = x if residual is None else residual
-    fits = down.dim() == up.dim() == 2 and x.shape[-1:] == down.shape[1:] and up.shape[1] == down.shape[0]
-    if not fits or added.shape != (*x.shape[:-1], up.shape[0]):
+    if up.shape[1] != down.shape[0] or added.shape != (*x.shape[:-1], up.shape[0]):
         raise ValueError(
             f"bottleneck: x [..., K], down [m, K], up [N, m] and residual [..., N] do not fit: x {tuple(x.shape)}, "
             f"down {tuple(down.shape)}, up {tuple(up.shape)}, residual {tuple(added.shape)}"

@@ -163,13 +163,11 @@ def dora_linear(
 def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):
     op = "dora_linear"
     _check.dropout_p(op, p)
-    r = lora_A.shape[0] if lora_A.dim() else 0
-    expected = (weight.shape[0], x.shape[-1]) if weight.dim() == 2 and x.dim() else None
-    if expected is None or weight.shape[1] != x.shape[-1] or lora_A.shape[1:] != weight.shape[1:] or r < 1:
-        raise ValueError(
-            f"{op}: x [..., K], weight [N, K] and lora_A [r, K] do not fit: x {tuple(x.shape)}, "
-            f"weight {tuple(weight.shape)}, lora_A {tuple(lora_A.shape)}"
-        )
+    _check.matrix(op, weight=weight, lora_A=lora_A)
+    _check.features(op, x, "weight", weight)
+    _check.rank(op, lora_A)
+    r, K = lora_A.shape[0], weight.shape[1]
+    _check.shape(op, "lora_A", lora_A, (r, K), f"[r, K] for weight of shape {tuple(weight.shape)}")
     _check.floating(op, "weight", weight)
     _check.shape(op, "lora_B", lora_B, (weight.shape[0], r), f"[N, r] for weight of shape {tuple(weight.shape)}")
     _check.shape(op, "magnitude", magnitude, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")

@@ -22,15 +22,22 @@ def run(arguments) -> None:
     if arguments.json:
         say(json.dumps(facts, indent=2), keep="\n")
         return
+    reasons = {device: _reasons(ops) for device, ops in facts["kernels"].items()}
+    told_below = {reason for of_device in reasons.values() for _, reason in of_device}
     for section in ("versions", "machine", "build"):
         say(section)
         for name, value in facts[section].items():
-            say(f"  {name:<16} {', '.join(value) if isinstance(value, list) else value}")
+            text = ", ".join(value) if isinstance(value, list) else value
+            say(f"  {name:<16} {'none' if text in told_below else text}")
     for device, ops in facts["kernels"].items():
         for op, about in ops.items():
             say(f"{op} on {device} tensors: {about['choice']}")
-            for name, state in about["kernels"].items():
-                say(f"  {name:<16} {state}")
+            say(f"  available        {', '.join(_available(about['kernels']))}")
+        if reasons[device]:
+            say(f"not available on {device} tensors")
+        for (kernel, reason), of_ops in reasons[device].items():
+            having = [op for op, about in ops.items() if kernel in about["kernels"]]
+            say(f"  {kernel:<16} {reason}" + ("" if of_ops == having else f" ({', '.join(of_ops)})"))
 
 
 def collect() -> dict:
@@ -77,9 +84,23 @@ def _kernels(device: str) -> dict[str, dict]:
     return found
 
 
+def _available(states: dict[str, str]) -> list[str]:
+    return [name for name, state in states.items() if state == "available"]
+
+
+def _reasons(ops: dict[str, dict]) -> dict[tuple[str, str], list[str]]:
+    """{(kernel, why it is not available): the ops of which that is true}, so that each reason is told once."""
+    found = {}
+    for op, about in ops.items():
+        for kernel, state in about["kernels"].items():
+            if state != "available":
+                found.setdefault((kernel, state), []).append(op)
+    return found
+
+
 def _timed(states: dict[str, str]) -> str:
     """No single kernel: each shape of a call has its own fastest, which its first call finds out."""
-    fast = [name for name, state in states.items() if state == "available" and name != "reference"]
+    fast = [name for name in _available(states) if name != "reference"]
     if len(fast) == 1:
         return fast[0]
     if _tuning.enabled():
@@ -90,7 +111,7 @@ def _timed(states: dict[str, str]) -> str:
 
 def _choice(states: dict[str, str], forced: str | None) -> str:
     if forced is None:
-        return next(name for name, state in states.items() if state == "available")
+        return _available(states)[0]
     state = states.get(forced, "the op has no such kernel")
     return f"{forced} (PYPEFT_FAST_KERNEL)" if state == "available" else f"none: PYPEFT_FAST_KERNEL={forced}: {state}"
 

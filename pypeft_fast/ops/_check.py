@@ -26,6 +26,16 @@ def rows(op, name, tensor):
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
+def features(op, x, name, parameter):
+    """x [.., K] has the features that the layer takes, the columns of its parameter [.., K]; else x is at fault."""
+    K = parameter.shape[-1]
+    if x.dim() < 1 or x.shape[-1] != K:
+        raise ValueError(
+            f"{op}: x has shape {tuple(x.shape)}, expected (.., {K}): {name} of shape {tuple(parameter.shape)} "
+            f"takes {K} features"
+        )
+
+
 def shape(op, name, tensor, expected, why):
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}: {why}")

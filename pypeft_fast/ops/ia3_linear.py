@@ -25,8 +25,8 @@ ia3_linear = Op(
 def _(x, weight, bias, ia3_l, feedforward, need_z):
     op = "ia3_linear"
     _check.matrix(op, x=x, weight=weight)
-    K, N = x.shape[1], weight.shape[0]
-    _check.shape(op, "weight", weight, (N, K), f"[N, K] for x of shape {tuple(x.shape)}")
+    N = weight.shape[0]
+    _check.features(op, x, "weight", weight)
     _check.ia3_l(op, ia3_l, weight, feedforward)
     if bias is not None:
         _check.shape(op, "bias", bias, (N,), f"[N] for weight of shape {tuple(weight.shape)}")

@@ -21,10 +21,16 @@ lora_forward = Op(
 
 @lora_forward.check
 def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
-    rows = _check.rows("lora_forward", "x", x)
+    op = "lora_forward"
+    rows = _check.rows(op, "x", x)
+    _check.matrix(op, weight=weight, lora_A=lora_A)
+    _check.features(op, x, "weight", weight)
+    _check.shape(
+        op, "lora_A", lora_A, (lora_A.shape[0], weight.shape[1]), f"[r, K] for weight of shape {tuple(weight.shape)}"
+    )
     lora_shrink.check_arguments(rows, lora_A, p, seed)
     if seed is not None and seed.numel() != 1:
-        raise ValueError(f"lora_forward: seed has {seed.numel()} elements; it takes one projection, so give one")
+        raise ValueError(f"{op}: seed has {seed.numel()} elements; it takes one projection, so give one")
     s, _ = lora_shrink.fake_outputs(rows, lora_A, 0.0, None)
     lora_linear.check_arguments(rows, weight, bias, s, lora_B, scaling, None, False)
 

@@ -28,8 +28,8 @@ lora_linear = Op(
 def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     op = "lora_linear"
     _check.matrix(op, x=x, weight=weight, s=s, lora_B=lora_B)
-    (M, K), N = x.shape, weight.shape[0]
-    _check.shape(op, "weight", weight, (N, K), f"[N, K] for x of shape {tuple(x.shape)}")
+    M, N = x.shape[0], weight.shape[0]
+    _check.features(op, x, "weight", weight)
     _check.shape(
         op, "lora_B", lora_B, (N, s.shape[1]), f"[N, r] for weight {tuple(weight.shape)} and s {tuple(s.shape)}"
     )

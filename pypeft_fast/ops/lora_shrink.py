@@ -20,7 +20,7 @@ lora_shrink = Op("lora_shrink(Tensor x, Tensor lora_A, float p, Tensor? seed) ->
 def _(x, lora_A, p, seed):
     op = "lora_shrink"
     _check.matrix(op, x=x, lora_A=lora_A)
-    _check.shape(op, "lora_A", lora_A, (lora_A.shape[0], x.shape[1]), f"[r, K] for x of shape {tuple(x.shape)}")
+    _check.features(op, x, "lora_A", lora_A)
     _check.rank(op, lora_A)
     _check.floating(op, "x", x)
     _check.adapter_dtype(op, "x", x, "lora_A", lora_A)

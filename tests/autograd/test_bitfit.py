@@ -45,8 +45,14 @@ def test_half_precision_and_autocast():
 
 def test_bad_arguments():
     x, weight, bias = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4)
-    with pytest.raises(ValueError, match=r"bias \[N\] do not fit: .* bias \(3,\)"):
+    with pytest.raises(ValueError, match=r"bias has shape \(3,\), expected \(4,\)"):
         bitfit_linear(x, weight, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"x has shape \(2, 5\), expected \(.., 3\): weight of shape \(4, 3\) takes 3"):
+        bitfit_linear(torch.zeros(2, 5), weight, bias)
+    with pytest.raises(ValueError, match=r"x has shape \(\), expected \(.., 3\)"):
+        bitfit_linear(torch.zeros(()), weight, bias)
+    with pytest.raises(ValueError, match="weight must have 2 dimensions"):
+        bitfit_linear(x, torch.zeros(3), bias)
     with pytest.raises(ValueError, match="weight requires grad"):
         bitfit_linear(x, weight.clone().requires_grad_(), bias)
     with pytest.raises(TypeError, match="weight is torch.float64, x is torch.float32"):

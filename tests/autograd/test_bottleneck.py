@@ -113,6 +113,12 @@ def test_bad_arguments():
         bottleneck(**given, activation="sin")
     with pytest.raises(ValueError, match=r"p=1.0 must be in \[0, 1\)"):
         bottleneck(**given, dropout_p=1.0)
+    with pytest.raises(
+        ValueError, match=r"x has shape \(2, 3, 5\), expected \(.., 6\): down of shape \(4, 6\) takes 6"
+    ):
+        bottleneck(**given | dict(x=torch.zeros(2, 3, 5)))
+    with pytest.raises(ValueError, match="up must have 2 dimensions"):
+        bottleneck(**given | dict(up=torch.zeros(4)))
     with pytest.raises(ValueError, match=r"do not fit: .* residual \(2, 3, 5\)"):
         bottleneck(**given, residual=torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match=r"down_bias has shape \(1,\), expected \(4,\)"):

@@ -242,8 +242,14 @@ def test_compiles_in_one_graph(p):
     "change,error,words",
     [
         (dict(dropout_p=1.0), ValueError, r"dora_linear: dropout p=1.0 must be in \[0, 1\)"),
-        (dict(lora_A=torch.ones(4, 25)), ValueError, r"do not fit: x .*lora_A \(4, 25\)"),
-        (dict(x=torch.ones(())), ValueError, "do not fit"),
+        (dict(lora_A=torch.ones(4, 25)), ValueError, r"lora_A has shape \(4, 25\), expected \(4, 24\)"),
+        (dict(lora_A=torch.ones(0, 24)), ValueError, "the rank must be at least 1"),
+        (dict(x=torch.ones(())), ValueError, r"x has shape \(\), expected \(.., 24\)"),
+        (
+            dict(x=torch.ones(2, 25)),
+            ValueError,
+            r"x has shape \(2, 25\), expected \(.., 24\): weight of shape \(17, 24\)",
+        ),
         (dict(lora_B=torch.ones(17, 3)), ValueError, r"lora_B has shape \(17, 3\), expected \(17, 4\)"),
         (dict(magnitude=torch.ones(17, 1)), ValueError, r"magnitude has shape \(17, 1\), expected \(17,\)"),
         (dict(magnitude=torch.ones(17).half()), TypeError, "magnitude is torch.float16 over a torch.float32 x"),

@@ -183,7 +183,11 @@ def test_a_second_derivative_is_refused():
     [
         (dict(x=torch.ones(())), ValueError, r"x \[..., K\] and weight \[N, K\] do not fit: x \(\)"),
         (dict(weight=torch.ones(24)), ValueError, r"weight \(24,\)"),
-        (dict(x=torch.ones(2, 25)), ValueError, r"weight has shape \(17, 24\), expected \(17, 25\)"),
+        (
+            dict(x=torch.ones(2, 25)),
+            ValueError,
+            r"x has shape \(2, 25\), expected \(.., 24\): weight of shape \(17, 24\)",
+        ),
         (dict(feedforward=True), ValueError, r"ia3_l has shape \(17,\), expected \(24,\): \[K\] with feedforward"),
         (dict(bias=torch.ones(1)), ValueError, "bias has shape"),
         (dict(weight=torch.ones(17, 24, dtype=torch.float16)), TypeError, "weight is torch.float16 but x is"),

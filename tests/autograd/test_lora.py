@@ -244,7 +244,12 @@ def test_a_second_derivative_is_refused():
         (dict(dropout_p=-1), ValueError, "dropout p=-1"),
         (dict(lora_A=torch.ones(4, 24)), ValueError, "do not fit: x .* lora_A \\(4, 24\\), lora_B \\(17, 3\\)"),
         (dict(x=torch.ones(())), ValueError, "do not fit"),
-        (dict(x=torch.ones(2, 25)), ValueError, r"lora_A has shape \(3, 24\), expected \(3, 25\)"),
+        (dict(x=torch.ones(2, 25)), ValueError, r"x has shape \(2, 25\), expected \(.., 24\)"),
+        (
+            dict(lora_A=torch.ones(3, 25)),
+            ValueError,
+            r"expected \(3, 24\): \[r, K\] for weight|lora_A of shape \(3, 25\)",
+        ),
         (dict(bias=torch.ones(1)), ValueError, "bias has shape"),
         (dict(weight=torch.ones(17, 24, dtype=torch.float16)), TypeError, "weight is torch.float16 but x is"),
     ],

@@ -193,7 +193,7 @@ def test_a_second_derivative_is_refused():
         (dict(gate=torch.ones(())), ValueError, "gate must have at least 1 dimension"),
         (dict(up=torch.ones(20, 24)), ValueError, r"up has shape \(20, 24\), expected \(4, 5, 24\)"),
         (dict(up=torch.ones(4, 5, 24).half()), TypeError, "up is torch.float16 but gate is torch.float32"),
-        (dict(weight=torch.ones(17, 25)), ValueError, r"weight has shape \(17, 25\)"),
+        (dict(weight=torch.ones(17, 25)), ValueError, r"expected \(.., 25\): weight of shape \(17, 25\)"),
         (dict(bias=torch.ones(1)), ValueError, "bias has shape"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_forced_kernel_that_cannot_run_is_not_told_as_the_choice():
     assert "lora_forward on cpu tensors: none: PYPEFT_FAST_KERNEL=triton: the op has no such kernel" in told
     told = info(PYPEFT_FAST_KERNEL="triton", TRITON_INTERPRET="1").stdout
     assert "lora_shrink on cpu tensors: triton (PYPEFT_FAST_KERNEL)\n" in told
-    assert "  triton           available" in told
+    assert "  available        triton, " in told
 
 
 @pytest.mark.skipif(bool(_native.missing_cpu()), reason=str(_native.missing_cpu()))
@@ -101,3 +101,19 @@ def test_a_reader_that_has_gone():
 def test_help_has_an_example(command, name):
     code, out, _ = command(name, "--help")
     assert code == 0 and f"example:\n  pypeft-fast {name}" in out
+
+
+def test_it_says_a_reason_once(command, monkeypatch):
+    """Also where some of the ops that have a kernel can run it and others cannot: then it names those that cannot."""
+    monkeypatch.setattr(_native, "missing_cuda", lambda: "no CUDA library")
+    for op in _op.OPS.values():
+        its = [dataclasses.replace(k, missing=_native.missing_cuda) if k.name == "cuda" else k for k in op.kernels]
+        monkeypatch.setattr(op, "kernels", its)
+    _, text, _ = command("info")
+    assert text.count("no CUDA library") == 1 and "  cuda_library     none\n" in text
+    assert text.count("Triton's CPU interpreter") <= 1
+    op = _op.OPS["lora_da"]
+    some = [dataclasses.replace(k, missing=lambda: "spoiled") if k.name == "blas" else k for k in op.kernels]
+    monkeypatch.setattr(op, "kernels", some)
+    _, text, _ = command("info")
+    assert "  blas             spoiled (lora_da)\n" in text

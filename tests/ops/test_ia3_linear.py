@@ -18,7 +18,7 @@ FEEDFORWARD = dataclasses.replace(TWO, options={"feedforward": True})
     [
         (0, lambda x: x[0], ValueError, "x must have 2 dimensions"),
         (0, lambda x: x.int(), TypeError, "x has dtype torch.int32"),
-        (1, lambda weight: weight[:, 1:], ValueError, r"weight has shape \(10, 19\), expected \(10, 20\)"),
+        (1, lambda weight: weight[:, 1:], ValueError, r"x has shape \(6, 20\), expected \(.., 19\): weight of"),
         (1, lambda weight: weight.half(), TypeError, "weight is torch.float16 but x is torch.float32"),
         (2, lambda bias: bias[1:], ValueError, r"bias has shape \(9,\), expected \(10,\)"),
         (

@@ -11,7 +11,8 @@ from tests.ops.rejections import assert_rejects
     [
         (0, torch.tensor(1.0), ValueError, "x must have at least 1 dimension"),
         (0, lambda x: x.int(), TypeError, "x has dtype torch.int32"),
-        (1, lambda W: W[:, 1:], ValueError, r"weight has shape \(10, 19\), expected \(10, 20\)"),
+        (1, lambda W: W[:, 1:], ValueError, r"expected \(.., 19\): weight of shape \(10, 19\) takes 19"),
+        (0, lambda x: x[..., 1:], ValueError, r"x has shape \(.*19\), expected \(.., 20\): weight of shape \(10, 20\)"),
         (1, lambda W: W.half(), TypeError, "weight is torch.float16 but x is torch.float32"),
         (1, lambda W: W[0], ValueError, "weight must have 2 dimensions"),
         (2, lambda b: b[1:], ValueError, r"bias has shape \(9,\), expected \(10,\)"),

@@ -14,7 +14,7 @@ from tests.ops.rejections import assert_rejects
     [
         (0, lambda x: x[0], ValueError, "x must have 2 dimensions"),
         (0, lambda x: x.int(), TypeError, "x has dtype torch.int32"),
-        (0, lambda x: x[:, 1:], ValueError, r"lora_A has shape \(3, 20\), expected \(3, 19\)"),
+        (0, lambda x: x[:, 1:], ValueError, r"x has shape \(6, 19\), expected \(.., 20\): lora_A of shape \(3, 20\)"),
         (1, lambda A: A[:0], ValueError, "rank must be at least 1"),
         (1, lambda A: A.half(), TypeError, "lora_A is torch.float16 over a torch.float32 x"),
         (2, -0.1, ValueError, r"p=-0.1 must be in \[0, 1\)"),

@@ -1,0 +1,21 @@
+"""`dir(pypeft_fast)` is what the package offers, and every name of it is there."""
+
+import inspect
+
+import peft
+
+import pypeft_fast as pf
+
+OWN = "lora_linear dora_linear ia3_linear lora_gated_linear nn using recording kernels fuse unfuse register".split()
+
+
+def test_dir_holds_the_package_and_peft_and_every_name_is_there():
+    names = set(dir(pf))
+    assert {*OWN, "FuseCallback", "FuseReport", "PeftModel", "get_peft_model", "BitFitConfig", *peft.__all__} <= names
+    assert all(hasattr(pf, name) for name in names)
+
+
+def test_no_other_module_shows_as_a_name_of_the_package():
+    public = [name for name in dir(pf) if not name.startswith("_")]
+    assert [name for name in public if inspect.ismodule(getattr(pf, name))] == ["nn"]
+    assert not hasattr(pf, "importlib")
