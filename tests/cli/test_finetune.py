@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 def finetune(command, tiny_model, dialogues):
     def run(output, *options, steps=6):
         common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4]
-        return command("finetune", *common, "--rank", 4, "--max-steps", steps, *options)
+        return command("finetune", *common, "--rank", 4, "--max-steps", steps, "--keep-checkpoints", *options)
 
     return run
 
