@@ -7,7 +7,7 @@ import pypeft_fast
 from .errors import UserError, as_user_error
 from .library_errors import LIBRARY_ERRORS
 from .methods import method_config
-from .targets import check_targets, short_names
+from .targets import check_targets, short_names, shortened_targets
 from .terminal import quoted
 
 
@@ -21,10 +21,11 @@ def adapted(base, settings):
             return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
     names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
     check_targets(settings.target_modules, names)
+    modules = [name for name, _ in base.named_modules()]
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):
-            return pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings))
+            model = pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings))
     except UserError as error:
         if settings.target_modules in (None, "all-linear"):
             raise
@@ -32,3 +33,7 @@ def adapted(base, settings):
         raise UserError(
             f"{error}; {given}, and the layers of this model are called {', '.join(short_names(names))}"
         ) from error
+    if settings.target_modules == "all-linear":
+        (config,) = model.peft_config.values()
+        config.target_modules = shortened_targets(set(config.target_modules), modules)
+    return model

@@ -55,6 +55,12 @@ def remove(output: Path) -> dict[str, str]:
     return left
 
 
+def discard(checkpoint: Path) -> None:
+    """Deletes a checkpoint that could not be written whole, if it holds nothing but what a run writes."""
+    if checkpoint.is_dir() and foreign_file(checkpoint) is None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def keep_newest(output: Path, step: int, count: int, also: Path | None = None) -> None:
     """Deletes the older checkpoints of a run that is at this step: all but `count` of those that `remove` would, and
     but one more if it is given."""

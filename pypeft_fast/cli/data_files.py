@@ -40,7 +40,7 @@ def read_hub(spec: str, option: str = "--data") -> list[Example]:
     name, _, wanted = spec.partition(":")
     folder = hub.download(name, "dataset", [wanted] if wanted else [f"*{suffix}" for suffix in SUFFIXES], option)
     found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-    chosen = found if wanted else choose(found)
+    chosen = [path for path in found if str(path) == wanted] if wanted else choose(found)
     if not chosen:
         names = cut(", ".join(map(str, found)) or "none of " + ", ".join(SUFFIXES), 500)
         raise UserError(f"{option} {spec}: which of its files? Give {option} {name}:FILE; the files are: {names}")

@@ -119,6 +119,11 @@ def settings_of(arguments, examples: int, adapter: Adapter | None) -> Settings:
         given |= options_of(given["method"], {name: given[name] for name in options})
     else:
         given["method"] = method_of(adapter.config, arguments.adapter)
+        if given["method"] in ("prompt", "prefix"):
+            raise UserError(
+                f"--adapter {arguments.adapter} is of --method {given['method']}, which PEFT does not train on from "
+                "files; train a new one"
+            )
         for name in ("method", *sorted(options)):
             if getattr(arguments, name) is not None:
                 raise UserError(

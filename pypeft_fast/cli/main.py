@@ -9,8 +9,9 @@ import importlib
 import os
 import re
 import sys
+from typing import NoReturn
 
-from .errors import UserError
+from .errors import UserError, as_user_error
 from .terminal import safe, say
 
 # {subcommand: (the module of its options, the module that runs it)}, imported when asked for
@@ -22,6 +23,11 @@ COMMANDS = {
     "inspect": ("inspect_adapter", "inspect_adapter"),
     "merge": ("merge", "merge"),
 }
+
+# What other programs call an option, where no word of it is in this one's name.
+OTHERS = {"--r": "--rank", "--lora-r": "--rank", "--lr": "--learning-rate", "--lora-target": "--target-modules"}
+
+INTERRUPTED = 130  # the exit code, as shells give it
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,8 +48,10 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         if wrong is None:
             return ""
+        if OTHERS.get(wrong[1]) in self._option_string_actions:
+            return f"; did you mean {OTHERS[wrong[1]]}?"
         close = difflib.get_close_matches(wrong[1], self._option_string_actions, n=1)
-        parts = set(wrong[1].strip("-").split("-"))
+        parts = set(re.split("[-_]+", wrong[1].strip("-")))
         close = close or [option for option in self._option_string_actions if parts & set(option.strip("-").split("-"))]
         return f"; did you mean {close[0]}?" if close else ""
 
@@ -71,6 +79,14 @@ def make_parser() -> Parser:
     return parser
 
 
+def _check_kernel() -> None:
+    """UserError if PYPEFT_FAST_KERNEL names no kernel, which is an error of importing the ops."""
+    kernel = os.environ.get("PYPEFT_FAST_KERNEL")
+    if kernel is not None:
+        with as_user_error(f"PYPEFT_FAST_KERNEL={kernel}", (ValueError,)):
+            importlib.import_module(".._op", __package__)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code.
 
@@ -88,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command is None:
             parser.error("the following arguments are required: COMMAND")
         name = f"pypeft-fast {arguments.command}"
+        _check_kernel()
         importlib.import_module(f".{COMMANDS[arguments.command][1]}", __package__).run(arguments)
         sys.stdout.flush()
     except UserError as error:
@@ -95,8 +112,18 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         say(f"\n{name}: interrupted", file=sys.stderr, keep="\n")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
         return 141
     return 0
+
+
+def main_and_exit() -> NoReturn:
+    """The command as a process. After Ctrl-C it ends at once: the interpreter would take a second to undo PyTorch."""
+    code = main()
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

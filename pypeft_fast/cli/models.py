@@ -11,7 +11,6 @@ from pathlib import Path
 
 from . import hub, json_text
 from .errors import UserError, as_user_error, need
-from .library_errors import LIBRARY_ERRORS
 from .whole_files import settle
 
 SMOLLM2 = "smollm2"
@@ -29,6 +28,8 @@ def load_base(name: str, dtype="float32"):
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .library_errors import LIBRARY_ERRORS
 
     with as_user_error(f"--model {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
         path = base_path(name)

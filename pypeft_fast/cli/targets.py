@@ -11,6 +11,18 @@ def short_names(layers: list[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in layers})
 
 
+def shortened_targets(targets: set[str], modules: list[str]) -> list[str]:
+    """The same layers by the last part of their names, where that part names no other module; sorted.
+
+    targets: full names, as PEFT makes them of all-linear; modules: the names of all modules of the model.
+    """
+    by_end: dict[str, set[str]] = {}
+    for name in modules:
+        by_end.setdefault(name.rpartition(".")[2], set()).add(name)
+    ends = {name: name.rpartition(".")[2] for name in targets}
+    return sorted({end if by_end[end] <= targets else name for name, end in ends.items()})
+
+
 def check_targets(target_modules, layers: list[str]) -> None:
     """UserError for a name in a list that no layer has, since PEFT adapts the others and says nothing.
 

@@ -4,11 +4,7 @@
 """
 
 import contextlib
-import dataclasses
 import math
-import resource
-import statistics
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +16,24 @@ from .card import card, is_card
 from .data import Example, split
 from .errors import UserError, as_user_error
 from .evaluation import held_out_loss
+from .metrics import metrics_of, peak_memory_bytes
 from .models import public_name
 from .plot import Curve, plot_losses
 from .settings import Settings
 from .tokens import Collator, Encoded, encode_all
 from .trainer import TimedTrainer, check_finite, train_to_the_end
 from .whole_files import write_json, write_whole
+
+__all__ = [
+    "Data",
+    "Settings",
+    "fine_tune",
+    "held_out_loss",
+    "make_trainer",
+    "peak_memory_bytes",
+    "prepare",
+    "write_json",
+]
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,11 @@ def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: li
     if held_out is None:
         train, held_out = split(examples, settings.eval_fraction, settings.seed)
     kept = encode_all(tokenizer, train, settings.max_length)
-    other = held_out_data(tokenizer, held_out, settings.max_length) if held_out else Data([], [], [], 0)
     if not kept.examples:
         raise UserError(
             f"--max-length {settings.max_length} leaves no token of an answer in any training example; raise it"
         )
+    other = held_out_data(tokenizer, held_out, settings.max_length) if held_out else Data([], [], [], 0)
     return Data(
         kept.examples,
         other.held_out,
@@ -92,13 +100,15 @@ def fine_tune(
     check_finite("the loss on held-out data", after)
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
     check_finite("the sum of the adapter's values", sum(float(p.sum()) for p in trained))
-    metrics = _metrics(trainer, data, settings, before, after)
+    metrics = metrics_of(trainer, data, settings, before, after)
     readme = output / "README.md"
-    write_card = is_card(readme)
+    theirs = None if is_card(readme) else readme.read_bytes()
     with as_user_error(f"the adapter cannot be written to {output}", (OSError, RuntimeError, SafetensorError)):
         save_portable(model, output, public_name(settings.model))
-    if write_card:
+    if theirs is None:
         write_whole(readme, card(metrics, output.resolve().name).encode())
+    else:
+        write_whole(readme, theirs)  # PEFT has added to it
 
     losses, held_out = metrics["loss_history"]["train"], metrics["loss_history"]["held_out"]
     curve = Curve(output.resolve().name, [loss for _, loss in losses], before, after, held_out, metrics["best_step"])
@@ -115,36 +125,6 @@ def save_portable(model, output: Path, base: str) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
     model.save_pretrained(output, save_embedding_layers=False)
-
-
-def _metrics(trainer: TimedTrainer, data: Data, settings: Settings, before, after) -> dict:
-    """What metrics.json tells of a run that has ended."""
-    state, seconds = trainer.state, trainer.step_times.seconds
-    losses = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
-    held_out = [[entry["step"], entry["eval_loss"]] for entry in state.log_history if "eval_loss" in entry]
-    if before is not None:
-        held_out = [[0, before], *(held_out or [[state.global_step, after]])]
-    trainable, total = trainer.model.get_nb_trainable_parameters()
-    return {
-        "eval_loss_before": before,
-        "eval_loss_after": after,
-        "train_loss_last": losses[-1][1],
-        "steps": state.global_step,
-        "best_step": state.best_global_step,  # None: nothing was evaluated on the way
-        "stopped_early": state.global_step < state.max_steps,
-        "seconds_per_step": statistics.median(seconds) if seconds else None,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "train_examples": len(data.train),
-        "eval_examples": len(data.held_out),
-        "dropped_examples": data.dropped,
-        "cut_examples": data.cut,
-        "longest_example": data.longest,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "base_model": public_name(settings.model),
-        "loss_history": {"train": losses, "held_out": held_out},
-        "settings": dataclasses.asdict(settings),
-    }
 
 
 def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path, callbacks=()) -> TimedTrainer:
@@ -195,9 +175,3 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         eval_dataset=data.held_out or None,
         callbacks=callbacks,
     )
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far, as the system counts it."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -22,7 +22,8 @@ class TimedTrainer(Trainer):
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         self.remove_callback(ProgressCallback)
-        self.add_callback(ProgressBar)
+        self.progress_bar = ProgressBar()
+        self.add_callback(self.progress_bar)
         self.add_callback(EndAtDivergence)
         self.add_callback(BestIsHere)
         self.step_times = StepTimes()
@@ -31,15 +32,21 @@ class TimedTrainer(Trainer):
     def _save_checkpoint(self, *args, **kwargs):
         """Trainer's, in a folder that counts as whole when all is written; then the older ones go.
 
-        Trainer would count and delete every folder checkpoint-NUMBER, whoever made it.
+        Trainer would count and delete every folder checkpoint-NUMBER, whoever made it. What could be written to a disk
+        that is full is removed.
         """
         output, step = Path(self.args.output_dir), self.state.global_step
         folder = output / f"checkpoint-{step}"
-        with as_user_error(f"{folder} cannot be written", (OSError, RuntimeError, SafetensorError)):
-            (folder / STATE).unlink(missing_ok=True)  # of a checkpoint whose files are about to be replaced
-            super()._save_checkpoint(*args, **kwargs)
-            settle(folder)
-            best = self.state.best_model_checkpoint
+        try:
+            with as_user_error(f"{folder} cannot be written", (OSError, RuntimeError, SafetensorError)):
+                (folder / STATE).unlink(missing_ok=True)  # of a checkpoint whose files are about to be replaced
+                super()._save_checkpoint(*args, **kwargs)
+                settle(folder)
+        except UserError:
+            checkpoints.discard(folder)
+            raise
+        best = self.state.best_model_checkpoint
+        with as_user_error(f"an older checkpoint in {output} cannot be deleted", (OSError,)):
             checkpoints.keep_newest(output, step, KEPT, also=Path(best) if best else None)
 
     def evaluate(self, *args, metric_key_prefix="eval", **kwargs):
@@ -76,6 +83,11 @@ class ProgressBar(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def close(self):
+        """Ends the line of a bar that an error has left open."""
+        if self.training_bar is not None:
+            self.training_bar.close()
 
 
 class BestIsHere(TrainerCallback):
@@ -121,7 +133,10 @@ def train_to_the_end(trainer: TimedTrainer, checkpoint: Path | None) -> None:
     """Trains from the start or from a checkpoint. One of the last step is only loaded: Trainer would make one more."""
     end = finished(checkpoint) if checkpoint else None
     if end is None:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            trainer.progress_bar.close()
     else:
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = end
