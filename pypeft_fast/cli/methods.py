@@ -15,8 +15,8 @@ class Method:
 
 
 METHODS = {
-    "lora": Method(2e-4, ("rank", "alpha", "dropout", "target_modules")),
-    "dora": Method(2e-4, ("rank", "alpha", "dropout", "target_modules")),
+    "lora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules")),
+    "dora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules")),
     "ia3": Method(5e-3, ("target_modules",)),
     "bitfit": Method(1e-3, ("target_modules",)),
     "bottleneck": Method(5e-4, ("reduction_factor", "dropout")),

@@ -23,9 +23,9 @@ class Settings:
     adapter: str | None = None  # the folder of an adapter to go on training, in place of a new one
     epochs: float = 3
     max_steps: int = -1  # when positive, instead of epochs
-    batch_size: int = 8
+    batch_size: int = 4
     gradient_accumulation: int = 1
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     max_length: int = 512
     dtype: str = "float32"
     eval_data: str | None = None  # held out, in place of a part of the data
