@@ -1,8 +1,8 @@
 """python -m bench.defaults: the held-out loss over a run of SmolLM2-135M on small sets of dialogues.
 
-TUNED are the sets to choose a learning rate and a length on, CONFIRMED those to look at afterwards, once. A fifth of each
-set is held out. Prints, of every run, the loss before, the lowest one with its epoch, and the one at the end. One seed a
-run; all of it takes hours on two cores, and --sets and --rates choose less.
+TUNED are the sets to choose a learning rate and a length on, CONFIRMED those to look at afterwards, once. A fifth of
+each set is held out. Prints, of every run, the loss before, the lowest one with its epoch, and the one at the end. One
+seed a run; all of it takes hours on two cores, and --sets and --rates choose less.
 """
 
 import argparse
