@@ -1,19 +1,22 @@
 """pypeft_fast: LoRA fused with the frozen layer, forward and backward, and whole models through Hugging Face PEFT."""
 
 from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-# The first import from kernels/ sets the name `kernels` here: let it be now, so that the function below keeps the name.
+# The first import from kernels/ sets the name `kernels` here: let it be now, so that the function can have the name.
 from . import kernels as _folder  # noqa: F401
-from . import nn
-from ._op import kernels, recording, using
 from ._with_peft import register_with_peft as _register_with_peft
-from .autograd.dora import dora_linear
-from .autograd.ia3 import ia3_linear
-from .autograd.lora import lora_linear
-from .autograd.lora_mlp import lora_gated_linear
+
+if _TYPE_CHECKING:
+    from . import nn
+    from ._own import dora_linear, ia3_linear, lora_gated_linear, lora_linear, recording, using
+
+del kernels  # noqa: F821
 
 __version__ = "0.1.0"
+# Loaded when the first of these is asked for: the command tells of a wrong argument before PyTorch is imported.
+_OWN = ("dora_linear", "ia3_linear", "kernels", "lora_gated_linear", "lora_linear", "nn", "recording", "using")
 # Of the model layer, which imports peft and transformers: loaded when asked for.
 _LATE = {
     "AutoPeftModel": "auto",
@@ -56,7 +59,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """Names of the model layer; every other public name is PEFT's own object."""
+    """The names of this package, loaded when one is asked for; every other public name is PEFT's own object."""
+    if name == "nn":
+        return _import_module(".nn", __name__)
+    if name in _OWN:
+        globals()[name] = getattr(_import_module("._own", __name__), name)
+        return globals()[name]
     if name in _LATE:
         return getattr(_import_module(f".model.{_LATE[name]}", __name__), name)
     if not name.startswith("_"):

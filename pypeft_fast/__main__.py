@@ -1,8 +1,6 @@
 """`python -m pypeft_fast` is the command `pypeft-fast`."""
 
-import sys
-
-from .cli.main import main
+from .cli.main import main_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main_and_exit()

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from pypeft_fast import _own  # noqa: F401 - with it all ops are there, which tests are parametrized by
 from tests import device
 
 

@@ -21,7 +21,7 @@ LAYERS = [
     ("autograd",),
     ("nn",),
     ("model",),
-    ("",),
+    ("", "_own"),
     ("cli", "__main__"),
 ]
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -1,1 +1,1 @@
-"""The command `pypeft-fast`: info, finetune and chat."""
+"""The command `pypeft-fast`: info, finetune, evaluate, chat, inspect and merge."""

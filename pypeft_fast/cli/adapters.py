@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from .errors import UserError
-from .json_text import check_text, read_object
+from .json_text import check_text
 from .terminal import one_line, safe
 
 
 def parse_adapters(specs: list[str]) -> dict[str, Path]:
     """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name.
 
-    UserError: no such folder, or a name that is taken or cannot be one.
+    UserError: no such folder, or a name that is taken.
     """
     adapters: dict[str, Path] = {}
     for spec in specs:
@@ -21,10 +21,17 @@ def parse_adapters(specs: list[str]) -> dict[str, Path]:
         check_text(spec, f"--adapter {spec}")
         if not path.is_dir():
             raise UserError(f"--adapter {spec}: no such folder: {path}")
-        if trouble := "is taken already" if name in adapters else _cannot_name(name):
-            raise UserError(f"--adapter {spec}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
+        if name in adapters:
+            raise UserError(f"--adapter {spec}: {name!r} is taken already; give it another name: --adapter NAME={path}")
         adapters[name] = path
     return adapters
+
+
+def check_names(adapters: dict[str, Path]) -> None:
+    """UserError if an adapter cannot have the name that it is given here. Imports PEFT."""
+    for name, path in adapters.items():
+        if trouble := _cannot_name(name):
+            raise UserError(f"--adapter {path}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
 
 
 def _cannot_name(name: str) -> str | None:
@@ -36,16 +43,3 @@ def _cannot_name(name: str) -> str | None:
     except ValueError as error:
         return f"cannot name an adapter ({one_line(str(error))})"
     return None if name == safe(name) else "cannot name an adapter (it holds control characters)"
-
-
-def check_files(folder: Path) -> None:
-    """UserError unless an adapter's files are there and whole: PEFT looks on the hub for what a folder lacks."""
-    from . import damage
-
-    trouble = damage.of_weights(folder / damage.WEIGHTS)
-    if (folder / damage.CONFIG).exists():
-        read_object(folder / damage.CONFIG, f"--adapter {folder} cannot be loaded: {damage.CONFIG}")
-    elif not any(folder.glob(f"{damage.CONFIG}*")):  # one being saved has a longer name, and PeftModel knows it
-        trouble = f"{damage.CONFIG} is missing"
-    if trouble:
-        raise UserError(f"--adapter {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")

@@ -1,16 +1,14 @@
-"""`pypeft-fast chat`: streams a model's answers, with any of the adapters given, or none."""
+"""Answers of a model in a conversation, with any of several adapters, or none."""
 
 import contextlib
 from pathlib import Path
 
 import torch
 
-from .adapters import check_files, parse_adapters
-from .errors import UserError, as_user_error, need
+from .adapter_files import check_files
+from .errors import UserError, as_user_error
 from .json_text import check_text
 from .library_errors import LIBRARY_ERRORS
-from .models import DTYPES, load_base
-from .terminal import calm_libraries, say
 from .tokens import check_ids, positions, render_prompt
 
 
@@ -41,6 +39,13 @@ class Chat:
             self.model.set_adapter(name)
         self.current = name
 
+    @contextlib.contextmanager
+    def using(self, name: str | None):
+        """Within this block the model computes with that adapter, None: with none."""
+        self.use(name)
+        with self.model.disable_adapter() if self.adapters and name is None else contextlib.nullcontext():
+            yield
+
     @torch.no_grad()
     def answer(self, messages, streamer=None, **generation) -> str:
         """The answer to the conversation so far; also written token by token to a streamer.
@@ -63,10 +68,9 @@ class Chat:
         pad = self.tokenizer.pad_token_id
         generation["pad_token_id"] = self.tokenizer.eos_token_id if pad is None else pad
         generation |= self._limit(inputs["input_ids"].shape[1], generation.get("max_new_tokens"))
-        off = self.adapters and self.current is None
         kinds = (ValueError, TypeError, IndexError, OverflowError, RuntimeError)
         with as_user_error("the model cannot answer", kinds):
-            with self.model.disable_adapter() if off else contextlib.nullcontext():
+            with self.using(self.current):
                 tokens = self.model.generate(**inputs, streamer=streamer, **generation)
         return self.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -86,80 +90,3 @@ class Chat:
 
 def _roles(messages) -> str:
     return "a message of the role " + " after ".join(m["role"] for m in reversed(messages))
-
-
-def run(arguments) -> None:
-    need("transformers", "jinja2")
-    import transformers
-
-    calm_libraries()
-    adapters = parse_adapters(arguments.adapter)
-    model, tokenizer = load_base(arguments.model, DTYPES[arguments.dtype])
-    if arguments.system and tokenizer.chat_template is None:
-        raise UserError("--system: this tokenizer has no chat template to put a system message into; leave it out")
-    chat = Chat(model, tokenizer, adapters)
-    transformers.set_seed(arguments.seed)
-    generation = _generation(arguments)
-    start = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    if arguments.prompt is not None:
-        _answer_once(chat, [*start, {"role": "user", "content": arguments.prompt}], generation)
-    else:
-        _converse(chat, start, generation)
-
-
-def _generation(arguments) -> dict:
-    options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
-    if options["do_sample"]:
-        sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k or 0}
-        return options | sampling
-    return options | {"temperature": None, "top_p": None, "top_k": None}  # silences what a model's own file may set
-
-
-def _streamer(chat):
-    from transformers import TextStreamer
-
-    class SafeStreamer(TextStreamer):
-        def on_finalized_text(self, text, stream_end=False):
-            say(text, end="\n" if stream_end else "", keep="\n\t")
-
-    return SafeStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
-def _answer_once(chat, messages, generation) -> None:
-    for name in chat.adapters or [None]:
-        chat.use(name)
-        if len(chat.adapters) > 1:
-            say(f"[{name}]")
-        chat.answer(messages, _streamer(chat), **generation)
-
-
-def _converse(chat, start, generation) -> None:
-    names = ", ".join(chat.adapters) or "none"
-    say(f"adapters: {names}. /adapter NAME, /base, /clear and /quit are commands.")
-    remembers = chat.tokenizer.chat_template is not None
-    if not remembers:
-        say("this tokenizer has no chat template: each line is continued for itself, none is remembered")
-    messages = list(start)
-    while True:
-        try:
-            with as_user_error("what was typed is no text", (UnicodeDecodeError,)):
-                text = input(f"{chat.current or 'base'}> ").strip()
-        except EOFError:
-            say()
-            return
-        command, _, argument = text.partition(" ")
-        if command == "/quit":
-            return
-        if command == "/clear":
-            messages = list(start)
-        elif command in ("/adapter", "/base"):
-            try:
-                chat.use(argument.strip() if command == "/adapter" else None)
-            except UserError as error:
-                say(str(error))
-        elif command.startswith("/"):
-            say(f"{command} is not a command; there are /adapter NAME, /base, /clear and /quit")
-        elif text:
-            messages.append({"role": "user", "content": text})
-            answer = chat.answer(messages, _streamer(chat), **generation)
-            messages = [*messages, {"role": "assistant", "content": answer}] if remembers else []

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 from . import damage
+from .adapter_files import CONFIG, WEIGHTS
 from .errors import as_user_error
 
 # All that Trainer and PEFT write into a checkpoint, and what a kill leaves of an adapter's files being saved.
 SCRATCH = ".saving-"
 OWN_FILES = re.compile(
-    rf"\.?({damage.CONFIG}|{damage.WEIGHTS})(\..+)?|{damage.STATE}|optimizer\.pt|scheduler\.pt|scaler\.pt"
+    rf"\.?({CONFIG}|{WEIGHTS})(\..+)?|{damage.STATE}|optimizer\.pt|scheduler\.pt|scaler\.pt"
     r"|rng_state(_\d+)?\.pth|training_args\.bin|README\.md"
 )
 
@@ -54,11 +55,19 @@ def remove(output: Path) -> dict[str, str]:
     return left
 
 
-def keep_newest(output: Path, step: int, count: int) -> None:
-    """Deletes the older checkpoints of a run that is at this step: all but `count` of those that `remove` would."""
+def discard(checkpoint: Path) -> None:
+    """Deletes a checkpoint that could not be written whole, if it holds nothing but what a run writes."""
+    if checkpoint.is_dir() and foreign_file(checkpoint) is None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def keep_newest(output: Path, step: int, count: int, also: Path | None = None) -> None:
+    """Deletes the older checkpoints of a run that is at this step: all but `count` of those that `remove` would, and
+    but one more if it is given."""
     reached = [p for p in checkpoints(output) if step_of(p) <= step]
     for path in [p for p in reached if foreign_file(p) is None][count:]:
-        shutil.rmtree(path)
+        if also is None or path.name != also.name:
+            shutil.rmtree(path)
 
 
 def newest_whole(output: Path, earlier: dict[str, str]) -> tuple[Path | None, list[str]]:

@@ -1,4 +1,4 @@
-"""What is wrong with a file that a kill or a power cut may have damaged, in words; None if nothing is.
+"""What is wrong with a checkpoint that a kill or a power cut may have damaged, in words; None if nothing is.
 
 Every file is read to its end: torch.save's are zip archives with a checksum an entry, JSON must parse, and a
 safetensors file says in its header how long it is.
@@ -8,17 +8,10 @@ import pickle
 import zipfile
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from transformers import TrainerState
-from transformers.trainer_pt_utils import safe_globals
-
-from . import json_text
-from .errors import UserError
+from .adapter_files import fault, object_in, unreadable
 from .terminal import one_line
 
 STATE = "trainer_state.json"
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What torch.save wrote into a checkpoint, and the keys that resuming reads.
 SAVED = {
     "optimizer.pt": ("state", "param_groups"),
@@ -33,12 +26,14 @@ LOAD_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError
 def of_checkpoint(folder: Path) -> str | None:
     """What keeps a run from going on from this checkpoint."""
     saved = (of_saved(folder / name, keys) for name, keys in SAVED.items())
-    return of_state(folder / STATE) or next(filter(None, saved), None) or of_adapter(folder)
+    return of_state(folder / STATE) or next(filter(None, saved), None) or fault(folder)
 
 
 def of_state(path: Path) -> str | None:
     """Of Trainer's state: the steps done and to do, and the loss of each."""
-    value, trouble = _json(path)
+    from transformers import TrainerState
+
+    value, trouble = object_in(path)
     if trouble:
         return trouble
     for name in ("global_step", "max_steps"):
@@ -56,7 +51,10 @@ def of_state(path: Path) -> str | None:
 
 def of_saved(path: Path, keys: tuple[str, ...]) -> str | None:
     """Of a dict that torch.save wrote and Trainer reads with weights_only: it has these keys."""
-    if trouble := _unreadable(path):
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    if trouble := unreadable(path):
         return trouble
     try:
         with zipfile.ZipFile(path) as archive:
@@ -73,44 +71,3 @@ def of_saved(path: Path, keys: tuple[str, ...]) -> str | None:
     if not isinstance(value, dict) or any(key not in value for key in keys):
         return f"{path.name} has no {', '.join(keys)}"
     return None
-
-
-def of_adapter(folder: Path) -> str | None:
-    """Of an adapter's two files."""
-    value, trouble = _json(folder / CONFIG)
-    if trouble:
-        return trouble
-    if not isinstance(value.get("peft_type"), str):
-        return f"{CONFIG} has no peft_type"
-    return of_weights(folder / WEIGHTS)
-
-
-def of_weights(path: Path) -> str | None:
-    """Of a safetensors file."""
-    if trouble := _unreadable(path):
-        return trouble
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except (SafetensorError, OSError) as error:
-        return f"{path.name} is cut short or overwritten ({one_line(str(error))})"
-    return None if names else f"{path.name} holds no tensor"
-
-
-def _json(path: Path) -> tuple[dict, str | None]:
-    if trouble := _unreadable(path):
-        return {}, trouble
-    try:
-        return json_text.read_object(path, path.name), None
-    except UserError as error:
-        return {}, str(error)
-
-
-def _unreadable(path: Path) -> str | None:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    try:
-        with open(path, "rb") as file:
-            return None if file.read(1) else f"{path.name} is empty"
-    except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"

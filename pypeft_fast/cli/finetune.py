@@ -1,50 +1,72 @@
 """`pypeft-fast finetune`: an adapter from a base model and data."""
 
-import dataclasses
-import re
+import shlex
 import sys
+from pathlib import Path
 
-from .data import load_data
+from . import run_folder, threads
+from .adapter_files import check_files, read_adapter
+from .advice import after_training, before_training, shortened
+from .checkpoints import remove as remove_checkpoints
+from .data import leaked, load_data
 from .errors import UserError, as_user_error, need
-from .json_text import check_text
-from .methods import METHODS, method_config, options_of
-from .models import DTYPES, load_base
-from .terminal import calm_libraries, quoted, say
+from .finetune_arguments import settings_of
+from .models import check_base, load_base
+from .terminal import calm_libraries, say
 
 
 def run(arguments) -> None:
     need("transformers", "accelerate", "matplotlib", "jinja2")
+    check_base(arguments.model)
+    adapter = None
+    if arguments.adapter is not None:
+        if not Path(arguments.adapter).is_dir():
+            raise UserError(f"--adapter {arguments.adapter}: no such folder")
+        check_files(Path(arguments.adapter))
+        adapter = read_adapter(Path(arguments.adapter))
+    examples = load_data(arguments.data)
+    held_out = None if arguments.eval_data is None else load_data(arguments.eval_data, "--eval-data")
+    settings = settings_of(arguments, len(examples), adapter)
+    if not arguments.resume:
+        run_folder.open_new(arguments.output, arguments.overwrite)
+    threads.use(arguments.threads)
+    _train(arguments, settings, examples, held_out)
+
+
+def _train(arguments, settings, examples, held_out) -> None:
     import torch
     import transformers
 
-    import pypeft_fast
-
-    from . import run_folder, train
+    from . import train
+    from .adapted import adapted
     from .tokens import Collator, check_ids, check_length
 
-    calm_libraries()
-    settings = _settings(arguments, train.Settings)
-    examples = load_data(settings.data)
-    output, going_on = arguments.output, run_folder.GoingOn(None)
-    if arguments.resume:
-        going_on = run_folder.go_on(output, settings)
-    else:
-        run_folder.open_new(output, arguments.overwrite)
+    output = arguments.output
+    going_on = run_folder.go_on(output, settings) if arguments.resume else run_folder.GoingOn(None)
     if going_on.steps_done is not None:
         say(f"the run in {output} is complete: all {going_on.steps_done} steps are done")
         return
-
-    base, tokenizer = load_base(settings.model, DTYPES[settings.dtype])
-    data = train.prepare(tokenizer, examples, settings)
+    calm_libraries()
+    base, tokenizer = load_base(settings.model, settings.dtype)
+    data = train.prepare(tokenizer, examples, settings, held_out)
     check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
     longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)
     check_length(base, longest, settings.virtual_tokens, settings.max_length)
-    say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
-    if data.dropped:
-        say(f"{data.dropped} left out: --max-length {settings.max_length} ends before their answer")
     transformers.set_seed(settings.seed)
-    model = _adapted(pypeft_fast, base, settings)
-    model.print_trainable_parameters()
+    model = adapted(base, settings)
+
+    say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
+    say(
+        f"{settings.steps(len(data.train))} steps of {settings.batch_size * settings.gradient_accumulation} examples, "
+        f"learning rate {settings.learning_rate:g}"
+    )
+    for line in (*shortened(data, settings.max_length), *before_training(settings, data)):
+        say(line)
+    if held_out is not None and (both := leaked(examples, held_out)):
+        say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
+    if crowded := threads.crowded(torch.get_num_threads()):
+        say(crowded)
+    say(_count(model))
     if going_on.checkpoint and going_on.damaged:
         say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
     elif going_on.checkpoint:
@@ -53,51 +75,30 @@ def run(arguments) -> None:
         for name, why in run_folder.begin(output, settings).items():
             say(f"{name} stays: {why}")
 
+    metrics = _fine_tune(train, model, data, Collator.of(tokenizer), settings, output, going_on.checkpoint)
+    if not arguments.keep_checkpoints:
+        remove_checkpoints(output)
+    for line in after_training(metrics):
+        say(line)
+    say(f"adapter, README.md, metrics.json and loss.png are in {output}")
+    say(f"try it: pypeft-fast chat --model {shlex.quote(settings.model)} --adapter {shlex.quote(str(output))}")
+
+
+def _fine_tune(train, model, data, collator, settings, output: Path, checkpoint: Path | None) -> dict:
+    """train.fine_tune, with what can be done about an interruption or a full disk."""
+    import torch
+
+    from .progress import SayEvaluations
+
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            metrics = train.fine_tune(model, data, Collator.of(tokenizer), settings, output, going_on.checkpoint)
-    except KeyboardInterrupt:
+            return train.fine_tune(model, data, collator, settings, output, checkpoint, [SayEvaluations()])
+    except (KeyboardInterrupt, UserError):
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
         raise
-    if data.held_out:
-        say(f"loss on held-out data: {metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after")
-    say(f"adapter, metrics.json and loss.png are in {output}")
-    say(f"try it: pypeft-fast chat --model {settings.model} --adapter {output}")
 
 
-def _adapted(library, base, settings):
-    """The base model with a new adapter. UserError if the method, its options and this model do not go together."""
-    matrices = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
-    layers = sorted({name.rpartition(".")[2] for name in matrices})
-    kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
-    try:
-        with as_user_error("the adapter cannot be made", kinds):
-            return library.get_peft_model(base, method_config(library, settings))
-    except UserError as error:
-        if settings.target_modules in (None, "all-linear"):
-            raise
-        given = f"--target-modules is {quoted(settings.target_modules)}"
-        raise UserError(f"{error}; {given}, and the layers of this model are called {', '.join(layers)}") from error
-
-
-def _settings(arguments, kind):
-    """The arguments as Settings. --target-modules with a comma is a list; else one name, dotted or not, or an
-    expression.
-
-    Raises UserError for an option that the method does not have.
-    """
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(kind)}
-    given["max_steps"] = arguments.max_steps or -1
-    names = arguments.target_modules
-    if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
-        given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
-    if names is not None:
-        check_text(names, "--target-modules")
-    options = {name for method in METHODS.values() for name in method.options}
-    given |= options_of(arguments.method, {name: given[name] for name in options})
-    if given["learning_rate"] is None:
-        given["learning_rate"] = METHODS[arguments.method].learning_rate
-    if arguments.method == "prefix" and arguments.gradient_checkpointing:
-        raise UserError("--gradient-checkpointing does not go with --method prefix: it drops the cache that holds it")
-    return kind(**given)
+def _count(model) -> str:
+    trainable, total = model.get_nb_trainable_parameters()
+    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"

@@ -10,7 +10,7 @@ import torch
 
 import pypeft_fast
 
-from .. import _native, _op, _tuning
+from .. import _native, _op, _own, _tuning  # noqa: F401 - with _own all ops are there
 from .errors import as_user_error
 from .terminal import say
 

@@ -1,172 +1,90 @@
-"""The command's arguments. Each subcommand's work is in a module of its name, imported when it is asked for."""
+"""The command's subcommands. Each has a module that tells its options and does its work.
+
+These import no PyTorch before the arguments and the paths among them are checked.
+"""
 
 import argparse
+import difflib
+import importlib
 import os
+import re
 import sys
+from typing import NoReturn
 
-from .. import __version__
-from .errors import UserError
-from .methods import METHODS
-from .option_values import count, folder, positive, positive_int, probability, seed, temperature, top_p
+from .errors import UserError, as_user_error
 from .terminal import safe, say
 
-EXAMPLES = {
-    "info": "pypeft-fast info",
-    "finetune": "pypeft-fast finetune --model smollm2 --data chatterbot:tech_support --output my-adapter",
-    "chat": "pypeft-fast chat --model smollm2 --adapter my-adapter",
+# {subcommand: (the module of its options, the module that runs it)}, imported when asked for
+COMMANDS = {
+    "info": ("info_arguments", "info"),
+    "finetune": ("finetune_arguments", "finetune"),
+    "evaluate": ("evaluate", "evaluate"),
+    "chat": ("converse", "converse"),
+    "inspect": ("inspect_adapter", "inspect_adapter"),
+    "merge": ("merge", "merge"),
 }
-ADVICE = {
-    "finetune": """\
---data FILE.jsonl: one JSON object a line, a conversation or a prompt with its completion:
-  {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
-  {"prompt": "Hi", "completion": "Hello!"}
-The loss counts the assistant's tokens only. A part of the data is held out and never trained on; the loss on it
-before and after tells whether training helped.
 
-The output folder then holds the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
-format), metrics.json, loss.png and checkpoints, from which --resume goes on.""",
-    "chat": """\
-In the conversation: /adapter NAME switches to that adapter, /base answers without any, /clear forgets what was said,
-/quit ends.""",
-}
+# What other programs call an option, where no word of it is in this one's name.
+OTHERS = {"--r": "--rank", "--lora-r": "--rank", "--lr": "--learning-rate", "--lora-target": "--target-modules"}
+
+INTERRUPTED = 130  # the exit code, as shells give it
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line on stderr."""
+    """argparse, but a mistake is one line on stderr, with a guess at what was meant."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {safe(message)} (try {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {safe(message)}{self._guess(message)} (try {self.prog} --help)\n")
+
+    def parse_args(self, args=None, namespace=None):
+        """argparse's; an unknown option is the subcommand's error, which knows the options that there are."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            commands = next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices
+            commands.get(getattr(found, "command", None), self).error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found
+
+    def _guess(self, message: str) -> str:
+        wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        if wrong is None:
+            return ""
+        if OTHERS.get(wrong[1]) in self._option_string_actions:
+            return f"; did you mean {OTHERS[wrong[1]]}?"
+        close = difflib.get_close_matches(wrong[1], self._option_string_actions, n=1)
+        parts = set(re.split("[-_]+", wrong[1].strip("-")))
+        close = close or [option for option in self._option_string_actions if parts & set(option.strip("-").split("-"))]
+        return f"; did you mean {close[0]}?" if close else ""
 
 
 def make_parser() -> Parser:
+    modules = {name: importlib.import_module(f".{its[0]}", __package__) for name, its in COMMANDS.items()}
     parser = Parser(
         prog="pypeft-fast",
         description="Parameter-efficient fine-tuning: teaches a language model by training a small adapter for it.",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES.values()),
+        epilog="examples:\n" + "\n".join(f"  {its.EXAMPLE}" for its in modules.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"pypeft-fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_info(_command(commands, "info", "what this machine and this installation can run, and why not the rest"))
-    _add_finetune(_command(commands, "finetune", "train an adapter for a language model on your data"))
-    _add_chat(_command(commands, "chat", "talk to a model, with adapters or without"))
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, its in modules.items():
+        command = commands.add_parser(
+            name,
+            help=its.SUMMARY,
+            description=its.SUMMARY[0].upper() + its.SUMMARY[1:] + ".",
+            epilog=f"{its.ADVICE}\n\nexample:\n  {its.EXAMPLE}" if its.ADVICE else f"example:\n  {its.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        its.add_arguments(command)
     return parser
 
 
-def _command(commands, name, summary):
-    epilog = f"example:\n  {EXAMPLES[name]}"
-    if name in ADVICE:
-        epilog = f"{ADVICE[name]}\n\n{epilog}"
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _add_info(parser):
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-def _add_finetune(parser):
-    add = parser.add_argument
-    add("--model", required=True, metavar="PATH|smollm2", help="a model's folder, or SmolLM2-135M-Instruct from PyPI")
-    add("--data", required=True, metavar="FILE.jsonl|chatterbot:TOPIC", help="what to learn, see below")
-    add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
-    add("--method", choices=list(METHODS), default="lora", help="the kind of adapter (default: %(default)s)")
-    add("--rank", type=positive_int, metavar="N", help="lora, dora: size of the adapter (default: 16)")
-    add("--alpha", type=positive, metavar="X", help="lora, dora: the update is scaled by alpha/rank (default: 32)")
-    add("--dropout", type=probability, metavar="X", help="lora, dora, bottleneck: in the adapter (default: 0.05)")
-    add(
-        "--reduction-factor",
-        type=positive,
-        metavar="X",
-        help="bottleneck: the model's width over the adapter's (default: 16)",
-    )
-    add("--virtual-tokens", type=positive_int, metavar="N", help="prompt, prefix: how many (default: 20)")
-    add(
-        "--target-modules",
-        metavar="NAMES",
-        help="lora, dora, ia3, bitfit: layers to adapt: names with commas between, one regular expression, or "
-        "all-linear (default: all-linear; ia3: the usual ones for the architecture; bitfit: all that can have a bias)",
-    )
-    add("--epochs", type=positive, metavar="X", default=3, help="passes over the data (default: %(default)s)")
-    add("--max-steps", type=positive_int, metavar="N", help="stop after so many steps, instead of --epochs")
-    add(
-        "--batch-size",
-        type=positive_int,
-        metavar="N",
-        default=8,
-        help="examples at a time; less takes less memory (default: 8)",
-    )
-    add("--gradient-accumulation", type=positive_int, default=1, metavar="N", help="batches per step (default: 1)")
-    add(
-        "--learning-rate",
-        type=positive,
-        metavar="X",
-        help="the highest, decaying to 0 (default: what suits the method, for lora 2e-4)",
-    )
-    add(
-        "--max-length",
-        type=positive_int,
-        metavar="N",
-        default=512,
-        help="tokens; what is longer is cut (default: %(default)s)",
-    )
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model (default: %(default)s)")
-    add(
-        "--eval-fraction",
-        type=probability,
-        metavar="X",
-        default=0.1,
-        help="part of the data held out (default: %(default)s)",
-    )
-    add("--seed", type=seed, metavar="N", default=0, help="of the split, the order, the dropout (default: %(default)s)")
-    add("--save-every", type=count, default=100, metavar="STEPS", help="between checkpoints; 0: none (default: 100)")
-    add("--gradient-checkpointing", action="store_true", help="take less memory and more time")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    how.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in --output")
-
-
-def _add_chat(parser):
-    add = parser.add_argument
-    add("--model", required=True, metavar="PATH|smollm2", help="a model's folder, or SmolLM2-135M-Instruct from PyPI")
-    add(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="an adapter's folder; may be repeated. NAME is its folder's name if not given",
-    )
-    add("--prompt", metavar="TEXT", help="answer this once and end; with several adapters, each answers")
-    add("--system", metavar="TEXT", help="a system message to begin with")
-    add(
-        "--max-new-tokens",
-        type=positive_int,
-        metavar="N",
-        default=256,
-        help="the longest answer (default: %(default)s)",
-    )
-    add(
-        "--temperature",
-        type=temperature,
-        metavar="X",
-        default=0,
-        help="0: always the likeliest token; 1: sample (default: 0)",
-    )
-    add(
-        "--top-p",
-        type=top_p,
-        metavar="X",
-        default=1.0,
-        help="sample from the likeliest tokens of this total (default: 1)",
-    )
-    add("--top-k", type=positive_int, metavar="N", help="sample from so many likeliest tokens (default: all)")
-    add("--seed", type=seed, metavar="N", default=0, help="for sampling (default: %(default)s)")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model (default: %(default)s)")
+def _check_kernel() -> None:
+    """UserError if PYPEFT_FAST_KERNEL names no kernel, which is an error of importing the ops."""
+    kernel = os.environ.get("PYPEFT_FAST_KERNEL")
+    if kernel is not None:
+        with as_user_error(f"PYPEFT_FAST_KERNEL={kernel}", (ValueError,)):
+            importlib.import_module(".._op", __package__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,23 +92,38 @@ def main(argv: list[str] | None = None) -> int:
 
     0, 2 after a user's mistake, 130 after an interruption, 141 if what reads the output has gone.
     """
-    arguments = make_parser().parse_args(argv)
+    name = "pypeft-fast"
     try:
-        if arguments.command == "info":
-            from .info import run
-        elif arguments.command == "finetune":
-            from .finetune import run
-        else:
-            from .chat import run
-        run(arguments)
+        parser = make_parser()
+        arguments = parser.parse_args(argv)
+        if arguments.version:
+            from importlib.metadata import version
+
+            say(f"pypeft-fast {version('pypeft-fast')}")
+            return 0
+        if arguments.command is None:
+            parser.error("the following arguments are required: COMMAND")
+        name = f"pypeft-fast {arguments.command}"
+        _check_kernel()
+        importlib.import_module(f".{COMMANDS[arguments.command][1]}", __package__).run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        say(f"pypeft-fast {arguments.command}: {error}", file=sys.stderr)
+        say(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say(f"\npypeft-fast {arguments.command}: interrupted", file=sys.stderr, keep="\n")
-        return 130
+        say(f"\n{name}: interrupted", file=sys.stderr, keep="\n")
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
         return 141
     return 0
+
+
+def main_and_exit() -> NoReturn:
+    """The command as a process. After Ctrl-C it ends at once: the interpreter would take a second to undo PyTorch."""
+    code = main()
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

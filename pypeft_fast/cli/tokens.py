@@ -61,8 +61,8 @@ def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
     return text, spans
 
 
-def encode(tokenizer, example: Example, max_length: int) -> Encoded:
-    """Token ids of one conversation, cut after max_length tokens, and its labels.
+def encode(tokenizer, example: Example) -> Encoded:
+    """Token ids of one conversation and its labels.
 
     Prompts and answers are tokenised apart, so that an answer follows the very tokens that generation will see before
     it. Whitespace that a template writes after an answer's end token is no target, since generation stops there.
@@ -77,7 +77,7 @@ def encode(tokenizer, example: Example, max_length: int) -> Encoded:
             targets = ends[-1] + 1
         ids += tokens
         labels += tokens[:targets] + [IGNORE] * (len(tokens) - targets)
-    return Encoded(ids[:max_length], labels[:max_length])
+    return Encoded(ids, labels)
 
 
 def _tokenise(tokenizer, text: str, spans: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:
@@ -128,14 +128,28 @@ def check_length(model, longest: int, virtual_tokens: int | None, max_length: in
         )
 
 
-def encode_all(tokenizer, examples: list[Example], max_length: int) -> tuple[list[Encoded], int]:
-    """(encoded examples, how many were left out because max_length leaves none of their answer's tokens)."""
+@dataclass(frozen=True)
+class EncodedSet:
+    examples: list[Encoded]
+    dropped: int  # examples of which max_length leaves no token of an answer
+    cut: int  # of the others, those that are longer than max_length
+    longest: int  # tokens of the longest example before cutting
+
+
+def encode_all(tokenizer, examples: list[Example], max_length: int) -> EncodedSet:
+    """All examples, cut after max_length tokens; those without a target left are dropped."""
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} gives no character offsets; a fast one is needed")
-    encoded = [encode(tokenizer, e, max_length) for e in examples]
+    whole = [encode(tokenizer, e) for e in examples]
     # The model predicts each token from those before it: the first one is never a target.
-    kept = [e for e in encoded if any(label != IGNORE for label in e.labels[1:])]
-    return kept, len(encoded) - len(kept)
+    kept = [e for e in whole if any(label != IGNORE for label in e.labels[1:max_length])]
+    lengths = [len(e.input_ids) for e in kept]
+    return EncodedSet(
+        [Encoded(e.input_ids[:max_length], e.labels[:max_length]) for e in kept],
+        dropped=len(whole) - len(kept),
+        cut=sum(length > max_length for length in lengths),
+        longest=max((len(e.input_ids) for e in whole), default=0),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Files that are written whole or not at all, across a crash and a power cut too."""
 
+import contextlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError
@@ -39,3 +43,20 @@ def settle(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder to fill within this block, which then takes the target's name, whole; or leaves nothing.
+
+    Raises OSError.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        settle(scratch)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -93,8 +93,17 @@ def test_a_rank_that_no_memory_holds(finetune):
 
 def test_targets_that_match_nothing_list_what_there_is(finetune):
     code, _, err = finetune("--target-modules", "query")
-    assert code == 2 and err.startswith("pypeft-fast finetune: the adapter cannot be made: ")
-    assert "query" in err and "q_proj" in err and "Traceback" not in err
+    assert code == 2 and err.startswith("pypeft-fast finetune: --target-modules: no layer of this model is called ")
+    assert "'query'" in err and "q_proj" in err and "Traceback" not in err
+
+
+def test_one_wrong_target_among_right_ones(finetune, tmp_path):
+    mistake_after_loading = finetune("--target-modules", "q_prj,v_proj")
+    assert mistake_after_loading[0] == 2
+    assert "no layer of this model is called 'q_prj'; did you mean q_proj? There are " in mistake_after_loading[2]
+    assert not list(tmp_path.glob("adapter/*"))
+    code, _, err = finetune("--target-modules", "q_proj,zzz")
+    assert code == 2 and "'zzz'; There are down_proj, " in err
 
 
 def test_output_and_resume(finetune, tmp_path):

@@ -61,16 +61,37 @@ def test_one_question_to_two_adapters(chat, adapters, expected):
     assert out == "".join(f"[{name}]\n{answer}\n" for name, answer in answers.items())
 
 
-def test_a_conversation_that_switches(chat, adapters, expected, monkeypatch):
-    lines = ["hello", "/clear", "/base", "hello", "/clear", "/adapter b", "hello", "/adapter c", "/help", "", "/quit"]
-    waiting = iter(lines)
-    monkeypatch.setattr(builtins, "input", lambda prompt: print(prompt, end="\n") or next(waiting))
+@pytest.fixture
+def typing(monkeypatch):
+    """typing(lines...): what is typed; each prompt is printed."""
+
+    def typed(*lines):
+        waiting = iter(lines)
+        monkeypatch.setattr(builtins, "input", lambda prompt: print(prompt, end="\n") or next(waiting))
+        return waiting
+
+    return typed
+
+
+def test_a_conversation_that_switches(chat, adapters, expected, typing):
+    waiting = typing("hello", "/base", "hello", "/adapter b", "hello", "/adapter c", "/nope", "", "/help", "/quit")
     code, out, _ = chat("--adapter", f"a={adapters['first']}", "--adapter", f"b={adapters['second']}")
     assert code == 0 and next(waiting, None) is None
-    said = [f"a> \n{expected('first', 'hello')}\n", f"base> \n{expected(None, 'hello')}\n"]
-    said += [f"b> \n{expected('second', 'hello')}\n", "no adapter 'c'; there are: a, b", "/help is not a command"]
+    said = [f"a> \n{expected('first', 'hello')}\n", "the base model answers now, and the conversation begins anew"]
+    said += [f"base> \n{expected(None, 'hello')}\n", "b answers now", f"b> \n{expected('second', 'hello')}\n"]
+    said += ["no adapter 'c'; there are: a, b", "/nope is not a command", "/adapter NAME ", "/clear ", "/quit "]
     places = [out.find(text) for text in said]
     assert -1 not in places and places == sorted(places)
+
+
+def test_only_a_switch_begins_anew(chat, adapters, typing, monkeypatch):
+    from pypeft_fast.cli.chat import Chat
+
+    seen = []
+    monkeypatch.setattr(Chat, "answer", lambda self, messages, streamer, **g: seen.append(len(messages)) or "yes")
+    typing("1", "2", "/adapter a", "3", "/adapter nope", "4", "/base", "5", "/base", "6", "/quit")
+    assert chat("--adapter", f"a={adapters['first']}")[0] == 0
+    assert seen == [1, 3, 5, 7, 1, 3]
 
 
 def test_a_conversation_is_remembered_and_ends_with_the_input(chat, tiny_model, tokenizer, monkeypatch):

@@ -24,7 +24,7 @@ OPTIONS = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
 def finetune(command, tiny_model, dialogues):
     def run(output, *options, steps=4):
         common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4]
-        return command("finetune", *common, "--rank", 4, "--max-steps", steps, *OPTIONS, *options)
+        return command("finetune", *common, "--rank", 4, "--max-steps", steps, "--keep-checkpoints", *OPTIONS, *options)
 
     return run
 
@@ -180,6 +180,7 @@ def test_an_interruption_amid_a_checkpoint(finetune, tmp_path, monkeypatch, mome
 def test_every_method_goes_on(command, tiny_model, dialogues, tmp_path, method):
     def finetune(output, *options):
         common = ["--model", tiny_model, "--data", dialogues, "--batch-size", 4, "--max-steps", 4, "--save-every", 2]
+        common.append("--keep-checkpoints")
         fast = ["--learning-rate", 0.01, "--method", method, "--output", output]
         return command("finetune", *common, *fast, *options)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 def finetune(command, tiny_model, dialogues):
     def run(output, *options, steps=6):
         common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4]
-        return command("finetune", *common, "--rank", 4, "--max-steps", steps, *options)
+        return command("finetune", *common, "--rank", 4, "--max-steps", steps, "--keep-checkpoints", *options)
 
     return run
 
@@ -47,6 +47,20 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
     assert metrics["eval_loss_after"] == pytest.approx(
         train.held_out_loss(model, held_out, Collator.of(tokenizer), batch_size=3), abs=1e-4
     )
+
+
+def test_nothing_is_cut_in_silence(finetune, tmp_path, dialogues, tokenizer):
+    from pypeft_fast.cli import data, tokens
+
+    lengths = [len(tokens.encode(tokenizer, e).input_ids) for e in data.load_data(str(dialogues))]
+    limit = sorted(lengths)[-3]
+    cut = sum(length > limit for length in lengths)
+    code, out, _ = finetune(tmp_path / "a", "--max-length", limit, "--save-every", 0, steps=1)
+    assert code == 0 and f"{cut} of 20 examples cut at {limit} tokens (longest {max(lengths)})\n" in out
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert (metrics["cut_examples"], metrics["longest_example"]) == (cut, max(lengths)) and 0 < cut < 20
+    code, out, _ = finetune(tmp_path / "b", "--max-length", max(lengths), "--save-every", 0, steps=1)
+    assert code == 0 and " cut " not in out and " left out" not in out
 
 
 def test_checkpoints_hold_the_adapter_and_no_base_weight(finetune, tmp_path):

@@ -13,7 +13,9 @@ from tests.cli.test_bad_input import mistake
 def finetune(command, tiny_model, dialogues, tmp_path):
     def run(*options, steps=2, save_every=2):
         common = ["--model", tiny_model, "--data", dialogues, "--output", tmp_path / "run", "--batch-size", 4]
-        return command("finetune", *common, "--max-steps", steps, "--save-every", save_every, *options)
+        return command(
+            "finetune", *common, "--max-steps", steps, "--save-every", save_every, "--keep-checkpoints", *options
+        )
 
     return run
 

@@ -109,15 +109,15 @@ class Escaping:
 
 
 def test_a_model_s_answer(command, tiny_model, monkeypatch):
-    from pypeft_fast.cli import chat
+    from pypeft_fast.cli import converse
 
-    load = chat.load_base
+    load = converse.load_base
 
     def escaping(*args):
         model, tokenizer = load(*args)
         return model, Escaping(tokenizer)
 
-    monkeypatch.setattr(chat, "load_base", escaping)
+    monkeypatch.setattr(converse, "load_base", escaping)
     code, out, _ = command("chat", "--model", tiny_model, "--prompt", "hi", "--max-new-tokens", 3)
     assert code == 0 and "line\n\ttab \\x1b]0;owned\\x07\\x1b[2J\\x9b31m" in out and harmless(out)
 

@@ -35,14 +35,14 @@ def targets(encoded):
 
 
 def test_targets_are_every_answer_with_its_end_token(tokenizer):
-    encoded = encode(tokenizer, CHAT, 1000)
+    encoded = encode(tokenizer, CHAT)
     said = [tokenizer.decode(run) for run in targets(encoded)]
     assert said == ["paris — it is.\n<|im_end|>", "  why not<|im_end|>"]
     assert tokenizer.decode(encoded.input_ids) == tokenizer.apply_chat_template(list(CHAT.messages), tokenize=False)
 
 
 def test_what_precedes_the_targets_is_the_prompt_that_generation_will_see(tokenizer):
-    encoded = encode(tokenizer, PAIR, 1000)
+    encoded = encode(tokenizer, PAIR)
     first = next(i for i, label in enumerate(encoded.labels) if label != IGNORE)
     prompt = render_prompt(tokenizer, PAIR.messages[:1])
     assert encoded.input_ids[:first] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -61,7 +61,7 @@ def test_a_tokenizer_that_starts_every_text_with_a_space():
     )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", chat_template=template)
     pair = Example(({"role": "user", "content": "sky sky"}, {"role": "assistant", "content": "blue light"}), "x:1")
-    encoded = encode(wrapped, pair, 100)
+    encoded = encode(wrapped, pair)
     assert encoded.input_ids == wrapped(" sky sky blue light</s>")["input_ids"]
     assert [wrapped.convert_ids_to_tokens(run) for run in targets(encoded)] == [["▁blue", "▁light", "</s>"]]
 
@@ -69,36 +69,38 @@ def test_a_tokenizer_that_starts_every_text_with_a_space():
 def test_without_a_chat_template_a_pair_is_its_two_texts(tokenizer):
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
-    encoded = encode(plain, PAIR, 1000)
+    encoded = encode(plain, PAIR)
     assert plain.decode(encoded.input_ids) == "sky blue light<|im_end|>"
     assert [plain.decode(run) for run in targets(encoded)] == ["blue light<|im_end|>"]
     with pytest.raises(UserError, match="x:1: this tokenizer has no chat template"):
-        encode(plain, CHAT, 1000)
+        encode(plain, CHAT)
 
 
 def test_a_template_without_end_token_or_with_a_refusal(tokenizer):
     other = copy.deepcopy(tokenizer)
     other.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
     with pytest.raises(UserError, match="x:1: .*renders message 3 differently"):
-        encode(other, CHAT, 1000)
+        encode(other, CHAT)
     other.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(UserError, match="x:2: .*refuses it: roles must alternate"):
-        encode(other, PAIR, 1000)
+        encode(other, PAIR)
     other.chat_template = (
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    assert [other.decode(run) for run in targets(encode(other, PAIR, 1000))] == ["blue light\n"]
+    assert [other.decode(run) for run in targets(encode(other, PAIR))] == ["blue light\n"]
 
 
 def test_cutting_keeps_an_answer_token_or_leaves_the_example_out(tokenizer):
-    whole = encode(tokenizer, PAIR, 1000)
+    whole = encode(tokenizer, PAIR)
     first = next(i for i, label in enumerate(whole.labels) if label != IGNORE)
     for length in range(1, len(whole.input_ids) + 2):
-        kept, dropped = encode_all(tokenizer, [PAIR], length)
-        assert (len(kept), dropped) == ((1, 0) if length > first else (0, 1))
-        if kept:
-            assert kept[0] == Encoded(whole.input_ids[:length], whole.labels[:length])
+        found = encode_all(tokenizer, [PAIR], length)
+        assert (len(found.examples), found.dropped) == ((1, 0) if length > first else (0, 1))
+        assert found.longest == len(whole.input_ids)
+        assert found.cut == (len(found.examples) and length < found.longest)
+        if found.examples:
+            assert found.examples[0] == Encoded(whole.input_ids[:length], whole.labels[:length])
 
 
 def test_a_batch_is_padded_on_the_right_and_padding_is_no_target(tokenizer):

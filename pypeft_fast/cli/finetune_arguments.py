@@ -1,0 +1,138 @@
+"""What `pypeft-fast finetune` is told: its options, and the settings that follow from them."""
+
+import dataclasses
+import re
+
+from .adapter_files import Adapter
+from .common import add_dtype, add_model, add_seed, add_threads
+from .defaults import schedule
+from .errors import UserError
+from .json_text import check_text
+from .methods import METHODS, method_of, options_of
+from .option_values import count, folder, positive, positive_int, probability
+from .settings import Settings
+
+SUMMARY = "train an adapter for a language model on your data"
+EXAMPLE = "pypeft-fast finetune --model smollm2 --data examples/faq.jsonl --output my-adapter"
+ADVICE = """\
+--data: a file of JSON lines, or .json, .csv, .parquet with the same keys or columns. A record is one of:
+  {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+  {"prompt": "Hi", "completion": "Hello!"}        also "response", or "question" and "answer"
+  {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
+  {"instruction": "Greet", "input": "", "output": "Hello!"}
+The loss counts the assistant's tokens only. A part of the data, or --eval-data, is held out and never trained on. The
+loss on it is taken before, at each checkpoint and after; the adapter of the lowest one is kept.
+
+The output folder then holds the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
+format), README.md, metrics.json and loss.png; during the run checkpoints too, from which --resume goes on."""
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add_model(parser)
+    add("--data", required=True, metavar="FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC", help="what to learn, see below")
+    add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
+    add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
+    add("--adapter", metavar="DIR", help="go on training this adapter instead of a new one; its files stay")
+    add("--rank", type=positive_int, metavar="N", help="lora, dora: size of the adapter (default: 16)")
+    add("--alpha", type=positive, metavar="X", help="lora, dora: the update is scaled by alpha/rank (default: 32)")
+    add("--dropout", type=probability, metavar="X", help="lora, dora, bottleneck: in the adapter (default: 0.05)")
+    add(
+        "--reduction-factor",
+        type=positive,
+        metavar="X",
+        help="bottleneck: the model's width over the adapter's (default: 16)",
+    )
+    add("--virtual-tokens", type=positive_int, metavar="N", help="prompt, prefix: how many (default: 20)")
+    add(
+        "--target-modules",
+        metavar="NAMES",
+        help="lora, dora, ia3, bitfit: layers to adapt: names with commas between, one regular expression, or "
+        "all-linear (default: all-linear; ia3: the usual ones for the architecture; bitfit: all that can have a bias)",
+    )
+    add("--epochs", type=positive, metavar="X", help="passes over the data (default: 3, more for few examples)")
+    add("--max-steps", type=positive_int, metavar="N", help="stop after so many steps, instead of --epochs")
+    add("--batch-size", type=positive_int, metavar="N", help="examples at a time; less takes less memory (default: 4)")
+    add("--gradient-accumulation", type=positive_int, metavar="N", help="batches per step (default: 1)")
+    add(
+        "--learning-rate",
+        type=positive,
+        metavar="X",
+        help=f"the highest, decaying to 0 (default: what suits the method, for lora {METHODS['lora'].learning_rate:g})",
+    )
+    add(
+        "--max-length",
+        type=positive_int,
+        metavar="N",
+        default=512,
+        help="tokens; what is longer is cut (default: %(default)s)",
+    )
+    add_dtype(parser)
+    add("--eval-data", metavar="FILE", help="examples to hold out, instead of a part of --data")
+    add(
+        "--eval-fraction",
+        type=probability,
+        metavar="X",
+        default=0.1,
+        help="part of the data held out (default: %(default)s)",
+    )
+    add(
+        "--patience",
+        type=positive_int,
+        metavar="N",
+        help="stop after so many evaluations without a lower held-out loss (default: never)",
+    )
+    add_seed(parser, "of the split, the order, the dropout")
+    add(
+        "--eval-every",
+        "--save-every",
+        dest="save_every",
+        type=count,
+        metavar="STEPS",
+        help="between evaluations, each with a checkpoint; 0: none (default: an epoch, within 10 and 200)",
+    )
+    add("--keep-checkpoints", action="store_true", help="leave them beside the adapter when all is done")
+    add("--gradient-checkpointing", action="store_true", help="take less memory and more time")
+    add_threads(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    how.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in --output")
+
+
+def settings_of(arguments, examples: int, adapter: Adapter | None) -> Settings:
+    """The arguments as Settings of a run on so many examples, going on with an adapter if there is one.
+
+    --target-modules with a comma is a list; else one name, dotted or not, or an expression.
+
+    Raises UserError for an option that the method does not have.
+    """
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
+    given["max_steps"] = arguments.max_steps or -1
+    names = arguments.target_modules
+    if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
+        given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
+    if names is not None:
+        check_text(names, "--target-modules")
+    options = {name for method in METHODS.values() for name in method.options}
+    if adapter is None:
+        given["method"] = arguments.method or "lora"
+        given |= options_of(given["method"], {name: given[name] for name in options})
+    else:
+        given["method"] = method_of(adapter.config, arguments.adapter)
+        if given["method"] in ("prompt", "prefix"):
+            raise UserError(
+                f"--adapter {arguments.adapter} is of --method {given['method']}, which PEFT does not train on from "
+                "files; train a new one"
+            )
+        for name in ("method", *sorted(options)):
+            if getattr(arguments, name) is not None:
+                raise UserError(
+                    f"--{name.replace('_', '-')} does not go with --adapter, which has its own; leave it out"
+                )
+    usual = schedule(examples) | {"learning_rate": METHODS[given["method"]].learning_rate}
+    given |= {name: value for name, value in usual.items() if given[name] is None}
+    if given["eval_data"] is not None:
+        given["eval_fraction"] = 0
+    if given["method"] == "prefix" and arguments.gradient_checkpointing:
+        raise UserError("--gradient-checkpointing does not go with --method prefix: it drops the cache that holds it")
+    return Settings(**given)

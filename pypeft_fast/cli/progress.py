@@ -1,0 +1,13 @@
+"""What is said while a run trains."""
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from .terminal import safe
+
+
+class SayEvaluations(TrainerCallback):
+    """A line for each evaluation, above the progress bar."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        tqdm.write(safe(f"step {state.global_step}: loss on held-out data {metrics['eval_loss']:.3f}"))

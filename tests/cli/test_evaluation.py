@@ -1,0 +1,157 @@
+"""Evaluation protects: the best checkpoint is kept and loaded, training stops early, and the numbers get sentences."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pypeft_fast.cli.advice import after_training
+from pypeft_fast.cli.plot import Curve, loss_figure
+from tests.cli.test_bad_input import mistake
+
+
+@pytest.fixture(scope="module")
+def nonsense(tmp_path_factory):
+    """24 questions whose answers nothing tells: what is learned of some harms the others."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("data") / "nonsense.jsonl"
+    words = "sky blue light paris france model small why".split()
+    lines = [
+        {"prompt": f"what is {i}", "completion": " ".join(rng.choices(words, k=4))} for i in rng.sample(range(900), 24)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def finetune(command, tiny_model, nonsense):
+    def run(output, *options, steps=40, data=nonsense):
+        common = ["--model", tiny_model, "--data", data, "--output", output, "--learning-rate", 0.05, "--rank", 4]
+        return command("finetune", *common, "--max-steps", steps, "--eval-fraction", 0.25, *options)
+
+    return run
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_the_best_checkpoint_is_what_remains(finetune, tmp_path):
+    code, out, err = finetune(tmp_path / "a", "--eval-every", 4, "--keep-checkpoints")
+    assert code == 0, err
+    metrics = metrics_of(tmp_path / "a")
+    history = dict(metrics["loss_history"]["held_out"])
+    assert list(history) == [0, *range(4, 41, 4)] and len(metrics["loss_history"]["train"]) == 40
+    best = min((loss, step) for step, loss in history.items() if step)[1]
+    assert best < 40 and metrics["best_step"] == best, history
+    assert metrics["eval_loss_after"] == pytest.approx(history[best], abs=1e-5)
+    assert history[best] < history[40]
+    assert f"the adapter is that of step {best} of 40, the best one" in out and f"{history[40]:.3f}" in out
+    assert f"step {best}: loss on held-out data {history[best]:.3f}" in out
+    kept, last = (load_file(tmp_path / "a" / n / "adapter_model.safetensors") for n in (f"checkpoint-{best}", "."))
+    assert all(torch.equal(kept[name], last[name]) for name in kept)
+    assert (tmp_path / "a" / "checkpoint-40").is_dir()
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_best(finetune, tmp_path, monkeypatch):
+    from pypeft_fast.cli.trainer import TimedTrainer
+
+    assert finetune(tmp_path / "whole", "--eval-every", 4)[0] == 0
+    real = TimedTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 35:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimedTrainer, "training_step", interrupted)
+        assert finetune(tmp_path / "before", "--eval-every", 4)[0] == 130
+    (tmp_path / "before").rename(tmp_path / "parts")  # its best checkpoint has another path now
+    assert finetune(tmp_path / "parts", "--eval-every", 4, "--resume")[0] == 0
+    whole, parts = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "parts")
+    assert whole["best_step"] < 32
+    for name in ("best_step", "eval_loss_after", "loss_history"):
+        assert whole[name] == parts[name]
+    assert not list(tmp_path.glob("parts/checkpoint-*"))
+
+
+def test_patience_ends_the_run(finetune, tmp_path):
+    code, out, _ = finetune(tmp_path / "a", "--eval-every", 2, "--patience", 2)
+    metrics = metrics_of(tmp_path / "a")
+    assert code == 0 and metrics["stopped_early"] and metrics["steps"] == metrics["best_step"] + 4 < 40
+    assert f"stopped after step {metrics['steps']}: the held-out loss fell no more" in out
+    mistake(finetune(tmp_path / "b", "--patience", 0), "--patience")
+
+
+def test_an_epoch_is_the_default_within_bounds():
+    from pypeft_fast.cli.settings import Settings
+
+    settings = Settings("m", "d", batch_size=4, epochs=5)
+    assert [settings.checkpoint_steps(n) for n in (3, 40, 200, 4000)] == [10, 10, 50, 200]
+    assert (settings.steps(9), settings.steps(400)) == (15, 500)
+    assert Settings("m", "d", save_every=7).checkpoint_steps(1000) == 7
+    assert Settings("m", "d", batch_size=4, gradient_accumulation=2, epochs=2).steps(9) == 4
+
+
+def test_data_of_its_own_to_hold_out(finetune, tmp_path, nonsense, dialogues):
+    lines = nonsense.read_text().splitlines()
+    other = tmp_path / "held-out.jsonl"
+    other.write_text("\n".join([*dialogues.read_text().splitlines()[:8], *lines[:2]]))
+    code, out, err = finetune(tmp_path / "a", "--eval-data", other, steps=2)
+    assert code == 0, err
+    assert "24 examples to train on, 10 held out\n" in out
+    assert "warning: the questions of 2 of 10 examples of --eval-data are in --data too" in out
+    assert metrics_of(tmp_path / "a")["eval_examples"] == 10
+    mistake(finetune(tmp_path / "b", "--eval-data", tmp_path / "none"), "--eval-data", "no such file")
+
+
+def test_warnings_before(finetune, tmp_path, dialogues):
+    code, out, _ = finetune(tmp_path / "a", "--eval-fraction", 0.1, steps=6, data=dialogues)
+    assert code == 0 and "warning: only 6 steps, which teach little; for more give --epochs or --max-steps" in out
+    assert "warning: 2 held-out examples prove little; for more give --eval-fraction or --eval-data" in out
+    code, out, _ = finetune(tmp_path / "b", "--eval-fraction", 0, steps=20, data=dialogues)
+    assert code == 0 and "warning: nothing is held out" in out and "warning: only" not in out
+    assert metrics_of(tmp_path / "b")["loss_history"]["held_out"] == []
+
+
+def test_sentences_after():
+    metrics = {"eval_loss_before": 4.39, "eval_loss_after": 5.62, "best_step": None, "steps": 6, "stopped_early": False}
+    lines = after_training(metrics)
+    assert lines[0] == "loss on held-out data: 4.390 before, 5.620 after"
+    assert lines[1].startswith("warning: the held-out loss rose, so this adapter answers new questions worse")
+    assert after_training(metrics | {"eval_loss_after": 3.0}) == ["loss on held-out data: 4.390 before, 3.000 after"]
+    assert after_training(metrics | {"eval_loss_before": None}) == []
+
+
+def test_evaluate_tells_the_losses_that_training_told(finetune, command, tiny_model, tmp_path, nonsense, dialogues):
+    assert finetune(tmp_path / "a", "--eval-data", dialogues, "--eval-every", 4, steps=8)[0] == 0
+    metrics = metrics_of(tmp_path / "a")
+    common = ["evaluate", "--model", tiny_model, "--data", dialogues, "--adapter", f"mine={tmp_path / 'a'}"]
+    code, out, err = command(*common, "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["examples"] == 20 and facts["losses"].keys() == {"base", "mine"}
+    assert facts["losses"]["base"] == pytest.approx(metrics["eval_loss_before"], abs=1e-4)
+    assert facts["losses"]["mine"] == pytest.approx(metrics["eval_loss_after"], abs=1e-4)
+    code, out, _ = command(*common, "--max-length", 40)
+    assert code == 0 and f"base  loss {facts['losses']['base']:.3f}  perplexity " in out or " cut at 40 tokens" in out
+    mistake(command("evaluate", "--model", tiny_model, "--data", "none.jsonl"), "--data none.jsonl: no such file")
+    mistake(command(*common, "--adapter", tmp_path / "nope"), "no such folder")
+
+
+def drawn(curve):
+    (axes,) = loss_figure([curve]).axes
+    return axes, {line.get_label(): line for line in axes.lines}
+
+
+def test_the_picture():
+    axes, lines = drawn(Curve("mine", [3.0, 2.5, 2.0], 4.0, 3.5))
+    assert axes.get_title() == "Loss of mine" and axes.get_xlabel() == "step"
+    assert lines["training"].get_color() != lines["held out"].get_color()
+    assert lines["held out"].get_linestyle() == "None" and list(lines["held out"].get_xdata()) == [0, 3]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    axes, lines = drawn(Curve("mine", [3.0, 2.5, 2.0, 1.0], 4.0, 3.5, [(0, 4.0), (2, 3.0), (4, 3.5)], 2))
+    assert lines["held out"].get_linestyle() == "-" and list(lines["kept"].get_xdata()) == [2]

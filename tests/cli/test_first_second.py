@@ -1,0 +1,204 @@
+"""What a user meets before PyTorch is there, and how a run ends early: soon, in a line, with nothing half written."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pypeft_fast.cli import threads
+from tests.cli.test_bad_input import mistake
+
+COMMAND = [sys.executable, "-m", "pypeft_fast"]
+IMPORTS = """
+import sys
+from pypeft_fast.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+heavy = {"torch", "transformers", "peft", "numpy", "pandas", "huggingface_hub", "matplotlib"} & set(sys.modules)
+print(code, *sorted(heavy))
+"""
+
+
+def light(*arguments):
+    """The last line of a process that runs the command: its exit code and the heavy modules that it imported."""
+    run = [sys.executable, "-c", IMPORTS, *map(str, arguments)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1], done.stdout + done.stderr
+
+
+def test_nothing_heavy_is_imported_before_the_arguments_are_right(tiny_model, dialogues, tmp_path):
+    wrong = {
+        ("--help",): ("0", "COMMAND"),
+        ("finetune", "--help"): ("0", "--eval-data"),
+        ("--version",): ("0", "pypeft-fast "),
+        ("finetune", "--model", tiny_model, "--data", "none.jsonl", "--output", "x"): ("2", "no such file"),
+        ("finetune", "--model", "none", "--data", dialogues, "--output", "x"): ("2", "no such folder"),
+        ("finetune", "--model", tiny_model, "--data", dialogues, "--output", dialogues): ("2", "cannot be written"),
+        ("finetune", "--model", tiny_model, "--data", dialogues, "--output", tmp_path, "--rank", "0"): ("2", "--rank"),
+        ("chat", "--model", "none"): ("2", "no such folder"),
+        ("chat", "--model", tiny_model, "--adapter", "none"): ("2", "no such folder"),
+        ("evaluate", "--model", tiny_model, "--data", "none.jsonl"): ("2", "no such file"),
+        ("merge", "--model", tiny_model, "--adapter", "none", "--output", "x"): ("2", "no such folder"),
+        ("inspect", "none"): ("2", "no such folder"),
+    }
+    for arguments, (code, says) in wrong.items():
+        last, text = light(*arguments)
+        assert last == code and says in text, (arguments, text)
+
+
+def test_help_takes_little_cpu_time():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([*COMMAND, "finetune", "--help"], stdout=subprocess.DEVNULL, check=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.7  # importing PyTorch alone takes 1.6
+
+
+def test_an_unknown_option_is_guessed(command):
+    for given, meant in {
+        "--lora-r": "--rank", "--lr": "--learning-rate", "--learning-rat": "--learning-rate",
+        "--num_train_epochs": "--epochs", "--per-device-train-batch-size": "--batch-size", "--lora_alpha": "--alpha",
+    }.items():  # fmt: skip
+        result = command("finetune", "--model", "x", "--data", "y", "--output", "z", given, "8")
+        mistake(result, f"pypeft-fast finetune: unrecognized arguments: {given} 8; did you mean {meant}?")
+    mistake(command("chat", "--model", "x", "--nothing-like-it"), "unrecognized arguments: --nothing-like-it (try")
+
+
+@pytest.mark.parametrize("command", ["finetune", "chat", "info"])
+def test_a_forced_kernel_that_there_is_not(command, tiny_model, dialogues, tmp_path):
+    options = {"finetune": ["--data", dialogues, "--output", tmp_path / "a"], "chat": ["--prompt", "hi"], "info": []}
+    model = [] if command == "info" else ["--model", tiny_model]
+    done = subprocess.run(
+        [*COMMAND, command, *model, *options[command]],
+        env={**os.environ, "PYPEFT_FAST_KERNEL": "nope"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    mistake(
+        (done.returncode, done.stdout, done.stderr), "PYPEFT_FAST_KERNEL=nope", "cuda, triton, cpu, blas, reference"
+    )
+
+
+def test_a_disk_that_is_full_leaves_no_half_checkpoint(tiny_model, dialogues, tmp_path):
+    """Really: the system lets no file grow beyond what the adapter takes, so the optimizer's state is cut off."""
+    output = tmp_path / "a"
+    options = ["--data", dialogues, "--output", output, "--max-steps", 4, "--eval-every", 2]
+    done = subprocess.run(
+        [*COMMAND, "finetune", "--model", tiny_model, *map(str, options)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert f"{output}/checkpoint-2 cannot be written" in done.stderr.splitlines()[-1]
+    assert [path.name for path in output.iterdir()] == ["finetune.json"]
+
+
+def interrupted(arguments, when, **environment):
+    """(seconds from Ctrl-C to the end, exit code, stderr) of the command, interrupted once its stderr or stdout has
+    that text."""
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | environment
+    )
+    seen = b""
+    while not re.search(when.encode(), seen):
+        part = os.read(process.stdout.fileno(), 4096)
+        assert part, seen
+        seen += part
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    return time.monotonic() - start, process.returncode, (seen + rest).decode()
+
+
+def test_ctrl_c_ends_within_two_seconds(tiny_model, dialogues, tmp_path):
+    output = tmp_path / "a"
+    options = ["--output", output, "--max-steps", 100000, "--eval-every", 5, "--batch-size", 2]
+    run = ["finetune", "--model", tiny_model, "--data", dialogues, *options]
+    seconds, code, said = interrupted(run, r"step 10: ")
+    assert code == 130 and seconds < 2 and "Traceback" not in said
+    assert "with --resume" in said and said.rstrip().endswith("pypeft-fast finetune: interrupted")
+
+
+def test_ctrl_c_while_pytorch_is_imported():
+    starts = "import sys; from pypeft_fast.cli.main import main; print('here', flush=True); sys.exit(main(['info']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", starts], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "here\n"
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and err.endswith("pypeft-fast info: interrupted\n")
+
+
+def test_the_libraries_announcements_to_each_other_are_not_shown(tiny_model, dialogues, tmp_path):
+    options = ["--data", dialogues, "--output", tmp_path / "a", "--max-steps", 2]
+    run = [*COMMAND, "finetune", "--model", tiny_model, *map(str, options)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stdout + done.stderr, done.stderr
+    assert not list((tmp_path / "a").glob("checkpoint-*")), "the adapter is beside them"
+
+
+def test_threads(command, tiny_model, monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        code, _, err = command("chat", "--model", tiny_model, "--prompt", "hi", "--max-new-tokens", 1, "--threads", 2)
+        assert code == 0 and torch.get_num_threads() == 2, err
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+    mistake(command("chat", "--model", tiny_model, "--threads", 0), "--threads")
+
+
+def test_openmp_is_told_to_sleep_early_before_it_is_loaded():
+    code = (
+        "import os, sys; from pypeft_fast.cli import threads; threads.use(2); import torch; "
+        "print(os.environ.get('GOMP_SPINCOUNT'), torch.get_num_threads())"
+    )
+
+    def told(**environment):
+        known = {name: value for name, value in os.environ.items() if name not in (*threads.HOW_TO_WAIT, *environment)}
+        run = [sys.executable, "-c", code]
+        return subprocess.run(run, env=known | environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert told() == [str(threads.SPINS), "2"]
+    assert told(OMP_WAIT_POLICY="ACTIVE") == ["None", "2"] and told(GOMP_SPINCOUNT="7") == ["7", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="about two threads on two cores, and there is one")
+def test_two_threads_on_a_busy_machine_take_no_more_cpu_time_than_one():
+    code = (
+        "import os, sys, time; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2]); "
+        "from pypeft_fast.cli import threads; threads.use(int(sys.argv[1])); import torch; a = torch.ones(300, 300); "
+        "start = time.process_time(); [(a @ a).relu_() for _ in range(500)]; print(time.process_time() - start)"
+    )
+
+    def seconds(number, **environment):
+        run = [sys.executable, "-c", code, str(number)]
+        known = {name: value for name, value in os.environ.items() if name not in threads.HOW_TO_WAIT}
+        return float(subprocess.run(run, env=known | environment, capture_output=True, text=True, check=True).stdout)
+
+    busy = "import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\nwhile True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(2)]
+    try:
+        one, two, spinning = seconds(1), seconds(2), seconds(2, GOMP_SPINCOUNT="300000")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert two < 2 * one and two < spinning / 2, (one, two, spinning)
+
+
+def test_a_busy_machine_is_named(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.2, 0, 0))
+    assert "load 2.2 on 4 cores" in threads.crowded(4) and "--threads 2" in threads.crowded(4)
+    assert threads.crowded(2) is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0, 0))
+    assert "--threads 1" in threads.crowded(4) and threads.crowded(1) is None

@@ -1,0 +1,50 @@
+"""The whole way on real weights: training, what the folder tells, evaluation, a merge, an answer."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pypeft_fast.cli import models
+from pypeft_fast.cli.errors import UserError
+
+try:
+    models.smollm2_gguf()
+    REASON = ""
+except UserError as error:
+    REASON = str(error)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
+FAQ = Path(__file__).parents[2] / "examples" / "faq.jsonl"
+
+
+def test_from_data_to_a_merged_model(command, tmp_path):
+    lines = FAQ.read_text().splitlines()
+    facts = [line for k in range(3) for line in lines[24 * k : 24 * k + 6]]  # three phrasings of six facts
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "held-out.jsonl"
+    train.write_text("\n".join(facts[:12]))
+    held_out.write_text("\n".join(facts[12:]))
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    common = ["--model", "smollm2", "--data", train, "--eval-data", held_out, "--output", adapter]
+    code, out, err = command("finetune", *common, "--epochs", 7, "--eval-every", 7)
+    assert code == 0, err
+    assert "21 steps of 4 examples, learning rate 0.0005" in out
+    metrics = json.loads((adapter / "metrics.json").read_text())
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 1
+    assert [step for step, _ in metrics["loss_history"]["held_out"]] == [0, 7, 14, 21]
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    seven = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert sorted(config["target_modules"]) == seven
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in (adapter / "README.md").read_text()
+    assert str(models.cache_folder()) not in (adapter / "README.md").read_text() + json.dumps(config)
+    assert not list(adapter.glob("checkpoint-*"))
+
+    code, out, err = command("evaluate", "--model", "smollm2", "--adapter", adapter, "--data", held_out, "--json")
+    assert code == 0, err
+    assert json.loads(out)["losses"]["adapter"] == pytest.approx(metrics["eval_loss_after"], abs=1e-3)
+
+    assert command("merge", "--model", "smollm2", "--adapter", adapter, "--output", merged)[0] == 0
+    question = ["--prompt", "How long does delivery take?", "--max-new-tokens", 24]
+    with_adapter = command("chat", "--model", "smollm2", "--adapter", adapter, *question)[1]
+    assert command("chat", "--model", merged, *question)[1] == with_adapter
+    assert command("chat", "--model", "smollm2", *question)[1] != with_adapter
