@@ -6,7 +6,7 @@ from typing import Any as _Any
 
 # The first import from kernels/ sets the name `kernels` here: let it be now, so that the function can have the name.
 from . import kernels as _folder  # noqa: F401
-from ._with_peft import register_with_peft as _register_with_peft
+from ._when_imported import watch as _watch
 
 if _TYPE_CHECKING:
     from . import nn
@@ -80,4 +80,4 @@ def __dir__() -> list[str]:
     return sorted({*special, *__all__, *_import_module("peft").__all__})
 
 
-_register_with_peft()
+_watch()

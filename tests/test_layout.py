@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pypeft_fast"
 # From the bottom up. A module imports its own layer and those below; "" is the package itself, `import pypeft_fast`.
 LAYERS = [
-    ("_C", "_derivative", "_flops", "_library", "_native", "_op", "_storage", "_tuning", "_with_peft", "kernels"),
+    ("_C", "_derivative", "_flops", "_library", "_native", "_op", "_storage", "_tuning", "_when_imported", "kernels"),
     ("ops",),
     ("autograd",),
     ("nn",),

@@ -1,0 +1,29 @@
+"""The ops are registered once this package and PyTorch are imported, whichever came first; neither waits for the other."""
+
+import subprocess
+import sys
+
+import pytest
+
+OPS = "print(torch.ops.pypeft_fast.lora_forward.default.name())"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"import pypeft_fast, torch; {OPS}",
+        f"import torch, pypeft_fast; {OPS}",
+        f"import pypeft_fast; from pypeft_fast.autograd.lora import lora_linear; import torch; {OPS}",
+        f"from pypeft_fast.ops.lora_forward import lora_forward; import torch; {OPS}",
+        f"import pypeft_fast.nn, torch; {OPS}",
+        f"import peft, torch, pypeft_fast; {OPS}",
+    ],
+)
+def test_ops_are_registered(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("pypeft_fast::lora_forward\n", "")
+
+
+def test_the_package_alone_imports_no_pytorch():
+    code = "import pypeft_fast, sys; print('torch' in sys.modules, 'peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
