@@ -39,10 +39,10 @@ def first_order(backward):
     @functools.wraps(backward)
     def wrapped(ctx, *grads):
         saved = ctx.saved_tensors
+        if not torch.is_grad_enabled():  # no create_graph
+            return backward(ctx, saved, *grads)
         with torch.no_grad():
             outputs = backward(ctx, saved, *grads)
-        if not torch.is_grad_enabled():  # no create_graph
-            return outputs
         depends = [t for t in (*grads, *saved) if t is not None and t.requires_grad]
         found = [i for i, t in enumerate(outputs) if t is not None]
         if not depends or not found:

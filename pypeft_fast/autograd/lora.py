@@ -32,14 +32,12 @@ class LoRALinearFunction(torch.autograd.Function):
         still_trains("lora_linear", "lora_B", lora_B, need_B)
         dX = dW = dA = dB = db = None
         if need_x or need_A or need_B:
-            needs = need_x, need_A, need_B
-            grads = lora_backward(dY, *saved, ctx.scaling, ctx.p, *needs, ctx.dtype_A)
-            dX, dA, dB = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+            dX, dA, dB = lora_backward(dY, *saved, ctx.scaling, ctx.p, need_x, need_A, need_B, ctx.dtype_A)
         if need_weight:
             dW = _check.rows("lora_linear", "dY", dY).t() @ _check.rows("lora_linear", "x", x)
         if need_bias:
             db = _check.rows("lora_linear", "dY", dY).sum(0)
-        return dX, dW, db, dA, dB, None, None, None
+        return dX if need_x else None, dW, db, dA if need_A else None, dB if need_B else None, None, None, None
 
 
 def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
