@@ -84,7 +84,8 @@ def test_half_precision(kernel, dtype, adapter):
 def elsewhere(monkeypatch):
     """CPU tensors take the way of a GPU's: one op after the other."""
     for op in ("lora_forward", "lora_backward"):
-        monkeypatch.setattr(OPS[op], "has_forced", lambda: False)
+        monkeypatch.setattr(OPS[op], "_direct", None)
+        monkeypatch.setattr(OPS[op], "_is_in_parts", lambda first: True)
 
 
 @pytest.mark.cpu
