@@ -1,0 +1,137 @@
+"""Mutations of the C++ kernels for CPUs."""
+
+from .mutation import Mutation
+
+EVERY, ISAS = "tests/ops/test_every_op.py", "tests/ops/test_cpu_isa.py"
+AVX512, BF16 = "avx512", "avx512bf16"
+
+
+def agrees(op):
+    return f"{EVERY} -k 'test_agrees and {op}-cpu'"
+
+
+def _csrc(name, file, old, new, *tests, **options):
+    return Mutation(name, f"csrc/{file}", old, new, tests, **options)
+
+
+SIMD = [
+    _csrc("simd-whole-vectors-only", "cpu/isa/simd.h", "for (; k + W <= n; k += W) narrow(out + k",
+          "for (; k + W < n; k += W) narrow(out + k", agrees("lora_da"), agrees("lora_shrink"),
+          equivalent="the last whole vector goes the way of the rest, which writes all W elements of it"),
+    _csrc("simd-mask-loses-a-ninth-column", "cpu/isa/simd.h", "columns > 8)", "columns > 9)", agrees("lora_da"),
+          ISAS),
+    _csrc("simd-bfloat16-truncated", "cpu/isa/simd.h", "(bits + (0x7FFF + (bits >> 16 & 1)))", "(bits)",
+          agrees("lora_da"), f"{ISAS} -k baseline"),
+    _csrc("simd-bfloat16-ties-up", "cpu/isa/simd.h", "(0x7FFF + (bits >> 16 & 1))", "0x8000", agrees("lora_da"),
+          f"{ISAS} -k baseline"),
+    _csrc("simd-bfloat16-nan-rounds", "cpu/isa/simd.h", "v == v ? rounded : U{} + 0x7FC0", "rounded",
+          agrees("lora_da"), f"{ISAS} -k baseline"),
+    _csrc("simd-mask-one-byte-on", "cpu/isa/simd.h", "uint32_t bits = row[k / 8];", "uint32_t bits = row[k / 4];",
+          agrees("lora_da")),
+    _csrc("simd-steps-overwrite", "cpu/isa/simd.h", "store(out, add ? load(out) + sum[i][j] : sum[i][j]);",
+          "store(out, sum[i][j]);", agrees("lora_da")),
+    _csrc("simd-vector-too-wide", "cpu/isa/simd.h", "for (; j + W < columns;", "for (; j + W <= columns;",
+          agrees("lora_shrink"), "tests/ops/test_lora_shrink.py -k cpu", ISAS),
+    _csrc("avx512-float16-truncated", "cpu/isa/avx512.h", "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO",
+          agrees("lora_da"), ISAS, needs=AVX512),
+    _csrc("avx2-mask-bits-reversed", "cpu/isa/avx2.h", "0x0008000400020001", "0x0001000200040008", f"{ISAS} -k avx2",
+          needs="avx2"),
+    _csrc("baseline-mask-halves-exchanged", "cpu/isa/baseline.h", "16 * (j % 2)", "16 * (1 - j % 2)",
+          f"{ISAS} -k baseline"),
+]  # fmt: skip
+
+DROPOUT = [
+    _csrc("philox-six-rounds", "cpu/philox_body.h", "round < 7; ++round) {", "round < 6; ++round) {",
+          agrees("lora_shrink")),
+    _csrc("philox-high-word-dropped", "cpu/philox_body.h", "c1 = counters >> 32", "c1 = {}", agrees("lora_shrink"),
+          "tests/ops/test_philox.py"),
+    _csrc("philox-high-seed-dropped", "cpu/philox_body.h", "(uint32_t)((uint64_t)seed >> 32)", "0",
+          agrees("lora_shrink")),
+    _csrc("philox-tail-lost", "cpu/philox_body.h", "__builtin_memcpy(out + i, all, n - i);",
+          "__builtin_memcpy(out + i, all, n - i - 1);", agrees("lora_shrink")),
+    _csrc("threshold-truncated", "cpu/scratch.h", "static_cast<uint16_t>(std::nearbyint(p * 65536))",
+          "static_cast<uint16_t>(p * 65536)", agrees("lora_shrink"), f"{ISAS} -k baseline"),
+    _csrc("threshold-rounds-ties-up", "cpu/scratch.h", "std::nearbyint(p * 65536)); }", "p * 65536 + 0.5); }",
+          agrees("lora_shrink"), f"{ISAS} -k baseline"),
+    _csrc("dropout-scale-of-p", "cpu/scratch.h", "65536.0 / (65536 - dropout_threshold(p))", "1.0 / (1.0 - p)",
+          agrees("lora_shrink")),
+    _csrc("probability-rounds-to-one", "cpu/fits.h", "std::nearbyint(p * 65536) <= 65535",
+          "std::nearbyint(p * 65536) <= 65536", "tests/ops/test_lora_forward.py", "tests/ops/test_lora_backward.py",
+          "tests/autograd/test_lora.py -k bad_input"),
+    _csrc("shrink-mask-past-the-last-column", "cpu/lora_shrink_body.h", "if (a.K % 8 == 0) return;", "if (true) return;",
+          agrees("lora_shrink")),
+    _csrc("shrink-counters-by-columns", "cpu/lora_shrink_body.h", "(uint64_t)m * a.mask_row",
+          "(uint64_t)m * a.K / 8", agrees("lora_shrink")),
+    _csrc("shrink-one-seed-for-all", "cpu/lora_shrink.cpp", "[group * of_groups.stride(0)]", "[0]",
+          "tests/ops/test_lora_shrink.py"),
+    _csrc("shrink-seeds-without-stride", "cpu/lora_shrink.cpp", "group * of_groups.stride(0)", "group",
+          "tests/ops/test_lora_shrink.py"),
+    _csrc("shrink-masks-on-each-other", "cpu/lora_shrink.cpp", "+ group * M * bytes", "+ group * bytes",
+          "tests/ops/test_lora_shrink.py"),
+    _csrc("shrink-tiles-overwrite", "cpu/lora_shrink_body.h", "sums, a.ld, k > 0)", "sums, a.ld, false)",
+          agrees("lora_shrink")),
+    _csrc("da-dropout-not-scaled", "cpu/lora_da.cpp", "static_cast<float>(dropout_scale(p))", "1.0f",
+          agrees("lora_da")),
+    _csrc("da-tiles-overwrite", "cpu/lora_da_body.h", "DA_COLUMNS, m > 0)", "DA_COLUMNS, false)", agrees("lora_da")),
+]  # fmt: skip
+
+LOW_RANK = [
+    _csrc("ds-last-part-lost", "cpu/lora_ds_db_body.h", "task < a.tasks; ++task)", "task + 1 < a.tasks; ++task)",
+          agrees("lora_ds_db")),
+    _csrc("db-not-scaled", "cpu/lora_ds_db_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
+    _csrc("backward-ds-for-dx-only", "cpu/lora_backward.cpp", "need_dX || need_dA, need_dB)", "need_dX, need_dB)",
+          "tests/ops/test_lora_backward.py"),
+    _csrc("add-mask-on-the-frozen-part", "cpu/add_low_rank_body.h",
+          "widen(y + k) + (mask ? keep(sum, mask_bits(mask, k, W)) : sum)",
+          "(mask ? keep(widen(y + k) + sum, mask_bits(mask, k, W)) : sum)", agrees("lora_dx")),
+    _csrc("add-shift-lost-in-the-tail", "cpu/add_low_rank_body.h", "shift ? widen(shift + k, n - k) : F{}", "F{}",
+          agrees("lora_linear"), "tests/ops/test_lora_linear.py"),
+    _csrc("linear-bias-twice", "cpu/lora_linear.cpp", "across, std::nullopt, s, up", "across, bias, s, up",
+          "tests/ops/test_lora_linear.py"),
+    _csrc("few-rows-low-rank-not-scaled", "cpu/few_rows_body.h", "low[i][j] * a.factor", "low[i][j]",
+          agrees("lora_linear")),
+    _csrc("few-rows-last-column-lost", "cpu/few_rows_body.h", "if (k < end) part", "if (k + 1 < end) part",
+          agrees("lora_linear")),
+    _csrc("few-rows-addend-as-a-vector", "cpu/few_rows.cpp", "addend->dim() == 2 ? addend->stride(0) : 0", "0",
+          agrees("lora_dx")),
+    _csrc("storage-offset-forgotten", "storage.h", "(offset + last + 1)", "(last + 1)", "tests/ops/test_storages.py"),
+]  # fmt: skip
+
+GEMM = [
+    _csrc("gemm-odd-K-of-pairs", "cpu/gemm.cpp", "pairs && args.K % 2", "false && args.K % 2",
+          f"{EVERY} -k nan_stays_in_its_row", needs=BF16),
+    _csrc("gemm-odd-rank-of-pairs", "cpu/gemm.cpp", "(!pairs || args.r % 2 == 0)", "true",
+          f"{EVERY} -k 'nan_stays_in_its_row or (test_agrees and lora_linear-cpu)'", f"{ISAS} -k avx512bf16",
+          needs=BF16),
+    _csrc("gemm-odd-K-reads-a-row-more", "cpu/gemm_body.h", "rows < 2 ? F{} :", "rows < 1 ? F{} :",
+          f"{EVERY} -k nan_stays_in_its_row", f"{ISAS} -k avx512bf16", needs=BF16),
+    _csrc("gemm-mask-without-stride", "cpu/gemm.cpp", "args.mask_row = mask->stride(0)",
+          "args.mask_row = mask->size(1)", agrees("lora_dx"), ISAS, needs=AVX512),
+    _csrc("gemm-mask-of-the-first-columns", "cpu/gemm_body.h", "g.mask_row + p.n / 8", "g.mask_row", agrees("lora_dx"),
+          needs=AVX512),
+    _csrc("gemm-steps-overwrite", "cpu/gemm_body.h", "sum[i][j] += part[i][j];", "sum[i][j] = part[i][j];",
+          agrees("lora_linear"), needs=AVX512),
+    _csrc("gemm-tiles-of-eight-rows", "cpu/gemm_body.h", "m + TILE_ROWS <= last", "m + TILE_ROWS < last",
+          agrees("lora_linear"), agrees("lora_dx"), needs=AVX512,
+          equivalent="the last eight rows go as two tiles of four, which sum each element in the same order"),
+    _csrc("gemm-rows-past-the-block", "cpu/gemm_body.h", "for (; m + 4 <= last;", "for (; m + 3 <= last;",
+          agrees("lora_linear"), needs=AVX512),
+    _csrc("gemm-transposed-right", "cpu/gemm.cpp", "args.right = {right.const_data_ptr(), across ? 1",
+          "args.right = {right.const_data_ptr(), !across ? 1", agrees("lora_linear"), needs=AVX512),
+]  # fmt: skip
+
+COLUMNS = [
+    _csrc("dl-last-part-lost", "cpu/scale_columns_body.h", "task < a.tasks; ++task) sum", "task + 1 < a.tasks; ++task) sum",
+          agrees("ia3_dx_dl")),
+    _csrc("dl-without-z", "cpu/scale_columns_body.h",
+          "fma(value, WHOLE ? widen(saved + j * W) : widen(saved, columns), sum[j])", "sum[j] + value",
+          agrees("ia3_dx_dl")),
+    _csrc("ia3-dx-not-scaled", "cpu/ia3_dx_dl.cpp", "frozen_product(scaled, weight", "frozen_product(dY, weight",
+          agrees("ia3_dx_dl")),
+    _csrc("ia3-z-is-scaled", "cpu/ia3_linear.cpp", "need_z ? new_empty(z, {M, N}) : z", "z", agrees("ia3_linear")),
+    _csrc("sigmoid-infinite", "cpu/sigmoid_body.h", "exp_minus > finite ? finite : exp_minus", "exp_minus",
+          "tests/ops/test_swiglu_backward.py", agrees("swiglu_backward")),
+    _csrc("swiglu-tail-lost", "cpu/swiglu_body.h", "if (rest) narrow", "if (rest > 1) narrow", agrees("swiglu")),
+]  # fmt: skip
+
+MUTATIONS = [*SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]
