@@ -1,5 +1,5 @@
-"""csrc/cpu compiled for a copy of the tree: an object file for each source, kept by the hash of all that goes into it, so
-that a mutation compiles what includes its line and nothing else."""
+"""csrc/cpu compiled for a copy of the tree: an object file for each source, kept by the hash of all that goes into it,
+so that a mutation compiles what includes its line and nothing else."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""A mutation: one line of the tree made wrong in a way that a careless change could make it, and the tests that see it."""
+"""A mutation: one line of the tree made wrong as a careless change could make it, and the tests that should see it."""
 
 import contextlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old`, which stands once in `file`, becomes `new`.
+    """`old`, which stands in one line of `file` and once, becomes `new`.
 
     tests: arguments of pytest, a string for each run, in the order to try; one of these runs must fail.
     equivalent: why no test can see it, if that is so: then every run must pass.

@@ -12,21 +12,24 @@ def _merging(name, file, old, new, *tests, **options):
 
 
 LORA, DORA, IA3 = "tests/autograd/test_lora.py", "tests/autograd/test_dora.py", "tests/autograd/test_ia3.py"
+EVERY = "tests/autograd/test_every_function.py"
 MLP, BOTTLENECK = "tests/autograd/test_lora_mlp.py", "tests/autograd/test_bottleneck.py"
 NN, LAYERS, ADAPTERS = "tests/nn", "tests/model/layers/test_exact_merge.py", "tests/model/test_adapters.py"
 
 AUTOGRAD = [
     _autograd("lora-ds-saved-for-dx-only", "lora.py", "need_dS = need_x or need_A", "need_dS = need_x", LORA),
     _autograd("lora-ds-for-dx-only", "lora.py", "scaling, need_x or need_A, need_B)", "scaling, need_x, need_B)", LORA),
-    _autograd("lora-x-for-da-only", "lora.py", "x if need_A or need_weight else None", "x if need_A else None", LORA),
+    _autograd("lora-x-for-da-only", "lora.py", "x if need_A or need_weight else None", "x if need_A else None",
+              EVERY),
     _autograd("lora-drops-in-eval", "lora.py", "p if training else 0.0", "p", LORA),
     _autograd("lora-frozen-part-not-saved", "lora.py", "mask if need_dS else None", "mask if need_x else None", LORA),
-    _autograd("dora-mask-lost-for-dw", "dora.py", "p > 0 and (need_dS or need_weight)", "p > 0 and need_dS", DORA),
+    _autograd("dora-mask-lost-for-dw", "dora.py", "p > 0 and (need_dS or need_weight)", "p > 0 and need_dS", EVERY),
     _autograd("dora-db-of-no-rows", "dora.py", "g[:, None] * dB if dY.shape[0] else dB", "g[:, None] * dB", DORA),
     _autograd("dora-dx-counts-the-base-twice", "dora.py", "scaled(dY, g - 1)", "scaled(dY, g)", DORA),
     _autograd("dora-db-not-scaled", "dora.py", "g[:, None] * dB if", "dB if", DORA),
     _autograd("dora-magnitude-of-a-zero-row", "dora.py", ".masked_fill(norm == 0, 0.0)", "", DORA),
-    _autograd("dora-norm-not-scaled", "dora_norm.py", "(B * cross).sum(1), alpha=scaling)", "(B * cross).sum(1))", DORA),
+    _autograd("dora-norm-not-scaled", "dora_norm.py", "(B * cross).sum(1), alpha=scaling)", "(B * cross).sum(1))",
+              DORA),
     _autograd("dora-norm-cross-term-once", "dora_norm.py", "beta=2.0", "beta=1.0", DORA),
     _autograd("dora-norm-of-a-cancelled-row", "dora_norm.py", ".clamp_min(0)", "", DORA),
     _autograd("dora-scale-of-a-zero-row", "dora_norm.py", ".masked_fill(norm == 0, 1.0)", "", DORA),
@@ -53,7 +56,8 @@ AUTOGRAD = [
               "tests/autograd/test_first_order.py"),
     _autograd("frozen-by-anyone", "_still_trains.py", 'getattr(parameter, "frozen_by_switching", False)', "True",
               "tests/autograd/test_still_trains.py"),
-    _autograd("output-is-a-view", "_shaped.py", "rows.shape[1]).detach()", "rows.shape[1])", LORA),
+    _autograd("output-is-a-view", "_shaped.py", "rows.shape[1]).detach()", "rows.shape[1])",
+              "tests/autograd/test_first_order.py"),
 ]  # fmt: skip
 
 MERGING = [
@@ -73,6 +77,8 @@ MERGING = [
     _merging("layer-stays-broken", "model/layers/exact_merge.py", "self._put(before)", "pass", LAYERS, ADAPTERS),
     _merging("layer-names-stay-merged", "model/layers/exact_merge.py", "self.merged_adapters.clear()", "pass", LAYERS,
              ADAPTERS),
+    _merging("layer-deletes-the-adapter-alone", "model/layers/exact_merge.py",
+             "if adapter_name in self.merged_adapters:", "if False:", LAYERS),
     _merging("layer-adds-the-merged-twice", "model/layers/exact_merge.py",
              "self._frozen[0] if self._frozen else before[0]", "before[0]", LAYERS, ADAPTERS),
     _merging("dora-layer-length-of-the-sum", "model/layers/lora.py", "vector_norm(frozen + delta, dim=1)",

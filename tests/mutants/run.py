@@ -1,8 +1,8 @@
 """Whether the tests see what a careless change makes wrong: python -m tests.mutants.run [--list] [--only NAME...]
 
 Each mutation is applied to a copy of the tree, never to the tree itself, and the tests that should see it are run there
-until one fails. What failed is run again without a mutation at the end, where it must pass. The exit status is not 0 if a
-mutation survives that is not said to be equivalent, one that is said to be is killed, or one cannot be tried.
+until one fails. What failed is run again without a mutation at the end, where it must pass. The exit status is not 0 if
+a mutation survives that is not said to be equivalent, one that is said to be is killed, or one cannot be tried.
 """
 
 import argparse

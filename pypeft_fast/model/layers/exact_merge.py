@@ -87,6 +87,12 @@ class ExactMerge:
     def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight: the frozen one, not the merged
         self._with_frozen(lambda: super(ExactMerge, self).update_layer(*args, **kwargs))
 
+    def delete_adapter(self, adapter_name):  # of the layer itself, as transformers calls it: PEFT's model refuses
+        if adapter_name in self.merged_adapters:
+            self._with_frozen(lambda: super(ExactMerge, self).delete_adapter(adapter_name))
+        else:
+            super().delete_adapter(adapter_name)
+
     def _apply(self, fn, recurse=True):  # .to(), .half()
         self._with_frozen(lambda: super(ExactMerge, self)._apply(fn, recurse))
         return self

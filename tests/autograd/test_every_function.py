@@ -1,4 +1,4 @@
-"""Every function with any of its tensors frozen: the gradients that are left are those of a call that needs them all."""
+"""Every function with any of its tensors frozen: the gradients left are those of a call that needs them all."""
 
 from itertools import product
 
@@ -47,9 +47,8 @@ FUNCTIONS = {
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["one call each way", "one op after the other"])
 @pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_gradients_do_not_depend_on_which_are_needed(name, one_by_one, monkeypatch):
-    if one_by_one:
-        for op in ("lora_forward", "lora_backward"):
-            monkeypatch.setattr(OPS[op], "has_forced", lambda: False)
+    for op in ("lora_forward", "lora_backward") if one_by_one else ():
+        monkeypatch.setattr(OPS[op], "has_forced", lambda: False)
     function, names = FUNCTIONS[name]
     tensors = [torch.randn(SHAPES[of]) for of in names.split()]
     every = [t.clone().requires_grad_() for t in tensors]
