@@ -48,7 +48,7 @@ def first_failure(tree, arguments):
     """The name of the first test that fails in this tree, or None."""
     environment = {
         **os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1", "COLUMNS": "400",
+        "HF_HUB_OFFLINE": "1", "COLUMNS": "400", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-x", "-v", "--tb=line", "-p", "no:cacheprovider", *arguments]
     try:

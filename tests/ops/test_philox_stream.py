@@ -1,4 +1,4 @@
-"""The kernels' Philox where the counter passes 32 bits, which no mask in a test's memory reaches."""
+"""The kernels' Philox where the counter passes 32 bits, which no mask in a test's memory does, and at the threshold."""
 
 import ctypes
 import shutil
@@ -12,7 +12,7 @@ from pypeft_fast.ops import _triton, philox
 from tests.ops.test_cpu_isa import AVAILABLE
 from tests.sanitizers import build
 
-SEED, T = -0x0123456789ABCDEF, 20000
+SEED = -0x0123456789ABCDEF
 KEY = (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF)
 FIRSTS = [0, 2**32 - 9, 2**32, 5 * 2**32 - 30, 2**45 + 12345]
 COUNT = 61  # no multiple of what a vector makes at once
@@ -22,8 +22,14 @@ def words(index):
     return philox.philox_4x32_7((index & 0xFFFFFFFF, index >> 32, 0, 0), KEY)
 
 
-def byte(index):
-    return sum((words(index)[j // 2] >> 16 * (j % 2) & 0xFFFF >= T) << j for j in range(8))
+def threshold(first):
+    """That of which the stream's part 3 from there on is just not dropped."""
+    return words(first)[1] >> 16
+
+
+def expected(first, count):
+    lanes = [[words(first + i)[j // 2] >> 16 * (j % 2) & 0xFFFF for j in range(8)] for i in range(count)]
+    return [sum((lane >= threshold(first)) << j for j, lane in enumerate(eight)) for eight in lanes]
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +52,26 @@ def test_of_the_cpu_kernels(library, isa, first):
     stream = getattr(library, f"stream_{isa}")
     stream.argtypes = [ctypes.c_int64, ctypes.c_uint16, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p]
     stream.restype = None
-    stream(SEED, T, first, COUNT, found)
-    assert list(found) == [byte(first + i) for i in range(COUNT)]
+    stream(SEED, threshold(first), first, COUNT, found)
+    assert list(found) == expected(first, COUNT)
 
 
 if _triton.why_no_triton() is None:
     import triton
     import triton.language as tl
 
-    from pypeft_fast.kernels._philox import philox_4x32_7
+    from pypeft_fast.kernels._philox import keep_lanes
 
     @triton.jit
-    def _words(first_ptr, seed_ptr, out_ptr):
-        at = tl.arange(0, 16)
-        w0, w1, w2, w3 = philox_4x32_7(tl.load(first_ptr) + at, tl.load(seed_ptr))
-        tl.store(out_ptr + 4 * at, w0.to(tl.int64))
-        tl.store(out_ptr + 4 * at + 1, w1.to(tl.int64))
-        tl.store(out_ptr + 4 * at + 2, w2.to(tl.int64))
-        tl.store(out_ptr + 4 * at + 3, w3.to(tl.int64))
+    def _bytes(first_ptr, seed_ptr, bytes_ptr, threshold):
+        at = tl.arange(0, 64)
+        _, packed = keep_lanes((tl.load(first_ptr) + at)[None, :], tl.load(seed_ptr), threshold)
+        tl.store(bytes_ptr + at[None, :], packed)
 
 
 @pytest.mark.skipif(_triton.why_no_triton() is not None, reason=str(_triton.why_no_triton()))
 @pytest.mark.parametrize("first", FIRSTS)
 def test_of_the_triton_kernels(first):
-    out = torch.empty(16, 4, dtype=torch.int64)
-    _words[(1,)](torch.tensor([first]), torch.tensor([SEED]), out)
-    assert out.tolist() == [list(words(first + i)) for i in range(16)]
+    found = torch.empty(64, dtype=torch.int32)
+    _bytes[(1,)](torch.tensor([first]), torch.tensor([SEED]), found, threshold(first))
+    assert found.tolist() == expected(first, 64)

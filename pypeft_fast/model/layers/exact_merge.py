@@ -22,7 +22,7 @@ class ExactMerge:
             super().merge(safe_merge, names)
             return
         weight, bias = _parameters(base)
-        before = weight.data, None if bias is None else bias.data
+        before, merged = (weight.data, None if bias is None else bias.data), list(self.merged_adapters)
         untouched = self._frozen is None or self._merged_bits[0] == _bits(weight)
         values = self.merged_weight(self._frozen[0] if self._frozen else before[0], self.merged_adapters + names)
         try:
@@ -36,8 +36,9 @@ class ExactMerge:
                     raise ValueError(f"NaNs detected in the merged weights: the adapter {', '.join(names)} is broken")
                 weight.data = values
                 self.merged_adapters.extend(names)
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError):  # of several, PEFT has merged those before the one that fails
             self._put(before)
+            self.merged_adapters[:] = merged
             raise
         self._frozen = self._frozen or before
         self._merged_bits = _bits(weight) if untouched else None, _bits(bias)

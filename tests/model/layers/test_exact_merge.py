@@ -175,3 +175,26 @@ def test_deleting_a_merged_adapter_of_a_layer_takes_it_off_the_weight(kind, writ
     layer.delete_adapter("y")
     assert layer.merged_adapters == [] and not layer.merged
     torch.testing.assert_close(layer.base_layer.weight, before + written, rtol=0, atol=1e-5 if written else 0)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["nothing merged before", "one merged before"])
+def test_of_several_adapters_that_peft_merges_a_broken_one_leaves_the_layer(first):
+    """With a bias in the adapter PEFT's own arithmetic merges, one adapter after the other."""
+    model = linear(pf, ("plain",))
+    for name in ("good", "broken"):
+        options = dict(r=4, target_modules=["0"], init_lora_weights=False, lora_bias=True)
+        model.add_adapter(name, pf.LoraConfig(**options))
+    layer = model.base_model.model[0]
+    own = [p.detach().clone() for p in (layer.base_layer.weight, layer.base_layer.bias)]
+    if first:
+        model.merge_adapter(["plain"])
+    before = [p.detach().clone() for p in (layer.base_layer.weight, layer.base_layer.bias)]
+    layer.lora_B["broken"].weight.data[0, 0] = float("nan")
+    merges = [lambda names: layer.merge(True, names), lambda names: model.merge_adapter(names, safe_merge=True)]
+    for merge in merges:
+        with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+            merge(["good", "broken"])
+        assert layer.merged_adapters == ["plain"] * first
+        assert torch.equal(layer.base_layer.weight, before[0]) and torch.equal(layer.base_layer.bias, before[1])
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, own[0]) and torch.equal(layer.base_layer.bias, own[1])
