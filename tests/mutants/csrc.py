@@ -41,7 +41,7 @@ DROPOUT = [
     _csrc("philox-high-word-dropped", "cpu/philox_body.h", "c1 = counters >> 32", "c1 = {}",
           "tests/ops/test_philox_stream.py"),
     _csrc("threshold-rounds-ties-up", "cpu/scratch.h", "std::nearbyint(p * 65536)); }", "p * 65536 + 0.5); }",
-          agrees("lora_shrink"), f"{ISAS} -k baseline"),
+          "tests/ops/test_lora_da.py"),
     _csrc("dropout-scale-of-p", "cpu/scratch.h", "65536.0 / (65536 - dropout_threshold(p))", "1.0 / (1.0 - p)",
           agrees("lora_shrink")),
     _csrc("probability-rounds-to-one", "cpu/fits.h", "std::nearbyint(p * 65536) <= 65535",
