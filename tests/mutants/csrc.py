@@ -60,8 +60,8 @@ DROPOUT = [
 ]  # fmt: skip
 
 LOW_RANK = [
-    _csrc("ds-last-part-lost", "cpu/lora_ds_db_body.h", "task < a.tasks; ++task)", "task + 1 < a.tasks; ++task)",
-          agrees("lora_ds_db")),
+    _csrc("ds-last-of-many-parts-lost", "cpu/lora_ds_db_body.h", "task < a.tasks; ++task)",
+          "task + 1 < a.tasks; ++task)", agrees("lora_ds_db")),
     _csrc("db-not-scaled", "cpu/lora_ds_db_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
     _csrc("backward-ds-for-dx-only", "cpu/lora_backward.cpp", "need_dX || need_dA, need_dB)", "need_dX, need_dB)",
           "tests/ops/test_lora_backward.py"),
@@ -100,8 +100,8 @@ GEMM = [
 ]  # fmt: skip
 
 COLUMNS = [
-    _csrc("dl-last-part-lost", "cpu/scale_columns_body.h", "task < a.tasks; ++task) sum",
-          "task + 1 < a.tasks; ++task) sum", agrees("ia3_dx_dl")),
+    _csrc("dl-first-of-many-parts-lost", "cpu/scale_columns_body.h", "int64_t task = 0; task < a.tasks",
+          "int64_t task = a.tasks > 1; task < a.tasks", agrees("ia3_dx_dl")),
     _csrc("ia3-dx-not-scaled", "cpu/ia3_dx_dl.cpp", "frozen_product(scaled, weight", "frozen_product(dY, weight",
           agrees("ia3_dx_dl")),
     _csrc("ia3-z-is-scaled", "cpu/ia3_linear.cpp", "need_z ? new_empty(z, {M, N}) : z", "z", agrees("ia3_linear")),

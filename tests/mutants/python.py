@@ -75,6 +75,8 @@ MERGING = [
     _merging("layer-forgets-the-first-base", "model/layers/exact_merge.py", "self._frozen = self._frozen or before",
              "self._frozen = before", LAYERS, ADAPTERS),
     _merging("layer-stays-broken", "model/layers/exact_merge.py", "self._put(before)", "pass", LAYERS, ADAPTERS),
+    _merging("layer-failed-but-named", "model/layers/exact_merge.py", "self.merged_adapters[:] = merged", "pass",
+             LAYERS),
     _merging("layer-names-stay-merged", "model/layers/exact_merge.py", "self.merged_adapters.clear()", "pass", LAYERS,
              ADAPTERS),
     _merging("layer-deletes-the-adapter-alone", "model/layers/exact_merge.py",
