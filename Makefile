@@ -9,13 +9,13 @@ CSRC := $(sort $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 
 EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o -name '*.h'))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-all test-libraries test-oldest-peft test-emulator test-asan test-tsan \
-	check-compilers lint format bench bench-model bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
+.PHONY: help venv demo methods test test-all test-libraries test-oldest-peft test-emulator test-asan test-tsan mutants \
+	check-compilers lint format bench bench-model bench-ranks bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
 
 help:
-	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-emulator | test-asan | test-tsan'
+	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-emulator | test-asan | test-tsan | mutants'
 	@echo '     check-compilers | lint | format'
-	@echo '     bench | bench-model | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
+	@echo '     bench | bench-model | bench-ranks | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
 	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
 
 $(BIN)/python:
@@ -81,12 +81,13 @@ test-libraries: .venv-libraries/.installed
 
 # The model layer on the oldest PEFT that is accepted. Left out: T5, for which it calls what transformers no longer has;
 # and what it lacks itself (biases of lora_only in files, experts by their older names, aLoRA's own dispatch,
-# several merged DoRA adapters, ...).
+# several merged DoRA adapters, an error for deleting a merged one, ...).
 OLDEST := $(addprefix tests/model/,tuners files layers joints $(addprefix test_,adapters.py against_peft.py dropout.py \
 	fuse.py ia3.py switching.py wrapping.py))
 NOT_IN_OLDEST := not t5 and not SEQ_2_SEQ_LM and not lora_only and not several_adapters_over_half and not \
 	compiled_hotswap and not experts_by_pefts and not ALoraLinearVariant and not an_injected_model and not \
-	generates_with_beams and not images_of_a_language and not several_dora_adapters_merge
+	generates_with_beams and not images_of_a_language and not several_dora_adapters_merge and not \
+	deleting_a_merged_adapter_of_a_model
 test-oldest-peft: export HF_HUB_OFFLINE = 1
 test-oldest-peft: export OMP_NUM_THREADS = 1
 test-oldest-peft: venv
@@ -109,6 +110,10 @@ test-asan: venv
 
 test-tsan: venv
 	$(BIN)/python -m tests.sanitizers.tsan
+
+# Whether the tests see what a careless change makes wrong: named mutations of one line each, in a copy of the tree.
+mutants: venv
+	$(BIN)/python -m tests.mutants.run $(if $(ONLY),--only $(ONLY))
 
 # csrc/ without a warning by g++, clang++ and aarch64-linux-gnu-g++, those that are installed.
 check-compilers: venv

@@ -40,12 +40,12 @@ def test_values_and_gradients(activation, norm, separate):
 
 def test_dropout_is_the_philox_stream():
     given = arguments(False, False)
-    y = bottleneck(**given, dropout_p=0.4, generator=torch.Generator(DEVICE).manual_seed(5))
+    y = bottleneck(**given, scaling=0.7, dropout_p=0.4, generator=torch.Generator(DEVICE).manual_seed(5))
     seed = philox.draw_seed(DEVICE, torch.Generator(DEVICE).manual_seed(5))
     keep = philox.unpack(philox.packed_mask(6, 4, 0.4, seed), 4).view(2, 3, 4)
     x, down, bias, up, up_bias = given.values()
     inner = F.relu(F.linear(x, down, bias)) * keep * philox.scale(0.4)
-    expected = x + F.linear(inner, up, up_bias)
+    expected = x + 0.7 * F.linear(inner, up, up_bias)
     torch.testing.assert_close(y, expected)
     assert not keep.all()
     for a, b in zip(*(torch.autograd.grad(out.sum(), list(given.values())) for out in (y, expected)), strict=True):

@@ -310,6 +310,13 @@ def test_a_row_of_zeros_is_zero_plus_its_update_and_learns(dtype, p):
     assert merged.isfinite().all() and not merged[3].any()
 
 
+def test_a_row_that_its_update_cancels_has_a_length_and_no_root_of_a_negative_number():
+    A, B = torch.randn(4, 64), torch.randn(200, 4)
+    W = -1.5 * B @ A
+    norm = norms.dora_norm(W, A, B, 1.5)
+    assert norm.isfinite().all() and (norm <= 1e-2 * W.norm(dim=1)).all()
+
+
 def test_nan_stays_nan():
     x, W, A, B, magnitude, bias = (t.detach().clone() for t in tensors())
     W[3, 0] = float("nan")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import pypeft_fast as pf
+from pypeft_fast.autograd._scaling import scaling_into
 from pypeft_fast.autograd.bottleneck import bottleneck
 
 K, N, R = 8, 6, 2
@@ -147,3 +148,9 @@ def test_a_generator_under_compile(name):
     for run in (OURS[name], torch.compile(OURS[name], backend="aot_eager")):
         results.append(run(t, 0.5, dropout_p=0.5, generator=torch.Generator().manual_seed(7)))
     assert torch.equal(*results) and results[0].requires_grad
+
+
+def test_a_parameter_in_half_precision_is_not_rounded_again():
+    B = torch.randn(N, R).bfloat16()
+    one, scaled = scaling_into("f", torch.tensor(0.3), B)
+    assert one == 1.0 and torch.equal(scaled, B.float() * 0.3) and scaled.dtype == torch.float32

@@ -15,8 +15,9 @@ def assert_rejects(op_name, index, value, error, words):
     args = list(sample(op_name, CASE))
     args[index] = value(args[index]) if callable(value) else value
     for kernel in available(OPS[op_name]):
-        with using(kernel), pytest.raises(error, match=words):
-            OPS[op_name](*args)
+        for grad in (True, False):  # without, an op of one call asks its C++ kernel first
+            with using(kernel), torch.set_grad_enabled(grad), pytest.raises(error, match=words):
+                OPS[op_name](*args)
     with torch._subclasses.FakeTensorMode() as mode:  # where torch.compile traces, and no kernel runs
         fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
         with pytest.raises(error, match=words):

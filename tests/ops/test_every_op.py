@@ -85,7 +85,7 @@ def test_is_deterministic_at_any_number_of_threads(op, kernel):
 
 
 # (op, the argument whose rows are the result's)
-ROWWISE = [("lora_linear", 0), ("lora_dx", 0), ("ia3_linear", 0), ("ia3_dx_dl", 0)]
+ROWWISE = [("lora_linear", 0), ("lora_linear", 3), ("lora_dx", 0), ("lora_dx", 2), ("ia3_linear", 0), ("ia3_dx_dl", 0)]
 
 
 @pytest.mark.parametrize("op,index,kernel", [(o, i, k) for o, i in ROWWISE for k in available(OPS[o])])

@@ -84,6 +84,16 @@ def test_an_expanded_gradient(kernel):
     torch.testing.assert_close(dl_feedforward, weight.sum(0) * x.sum(0))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_infinity_in_the_last_row_stays_infinity(kernel):
+    """A tile's rows past the end repeat the last one; times 0 it would be NaN."""
+    dY, weight, x = torch.ones(5, 4), torch.ones(4, 7), torch.ones(5, 7)
+    dY[4] = float("inf")
+    with using(kernel):
+        _, dl = ia3_dx_dl(dY, weight, torch.ones(7), x, True, True, True)
+    assert dl.eq(float("inf")).all()
+
+
 @pytest.mark.parametrize("how", SPOILED["ia3_dx_dl"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_spoiled_feedforward_kernel_fails(kernel, how, monkeypatch):

@@ -1,7 +1,10 @@
 import pytest
 import torch
 
+from pypeft_fast import using
+from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_da import lora_da
+from tests.ops.checks import available
 from tests.ops.rejections import assert_rejects
 
 
@@ -23,3 +26,12 @@ def test_rejects(index, value, error, words):
 def test_small_example():
     dS, x, mask = torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]]), torch.tensor([[0b01]], dtype=torch.uint8)
     assert lora_da(dS, x, mask, 0.5, torch.float32).tolist() == [[20.0, 0.0], [30.0, 0.0]]
+
+
+@pytest.mark.parametrize("kernel", available(OPS["lora_da"]))
+@pytest.mark.parametrize("tie", [65532.5, 65533.5])
+def test_a_probability_between_two_thresholds_rounds_to_the_even_one(kernel, tie):
+    dS, x, mask = torch.randn(6, 3), torch.randn(6, 20), torch.full((6, 3), 255, dtype=torch.uint8)
+    with using(kernel):
+        dA = OPS["lora_da"](dS, x, mask, tie / 65536, torch.float32)
+    torch.testing.assert_close(dA * (65536 - round(tie)) / 65536, dS.t() @ x)

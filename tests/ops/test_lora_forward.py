@@ -24,6 +24,7 @@ from tests.ops.rejections import assert_rejects
         (4, lambda B: B[1:], ValueError, r"lora_B has shape \(9, 3\), expected \(10, 3\)"),
         (4, lambda B: B.half(), TypeError, "lora_B is torch.float16 over a torch.float32 x"),
         (6, 1.0, ValueError, "p=1.0 must be in"),
+        (6, 1 - 2**-18, ValueError, "p=0.9999961853027344"),  # rounds to 65536 of 65536
         (6, 0.0, ValueError, "give a seed if and only if p > 0"),
         (7, None, ValueError, "give a seed if and only if p > 0"),
         (7, lambda seed: seed.int(), TypeError, "seed must be an int64 tensor"),

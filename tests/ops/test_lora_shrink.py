@@ -5,7 +5,7 @@ from pypeft_fast import using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
 from pypeft_fast.ops.lora_shrink import lora_shrink
-from tests.ops.checks import available
+from tests.ops.checks import Case, assert_agrees, available
 from tests.ops.rejections import assert_rejects
 
 
@@ -62,3 +62,9 @@ def test_seeds_may_have_any_stride(kernel):
         for seeds in (torch.tensor([5, 1, 7, 1, 11, 1])[::2], torch.tensor([5]).expand(3)):
             _, mask = lora_shrink(x, A, 0.3, seeds)
             assert torch.equal(mask, torch.cat([philox.packed_mask(5, 24, 0.3, seed) for seed in seeds.split(1)]))
+
+
+@pytest.mark.parametrize("kernel", available(OPS["lora_shrink"]))
+@pytest.mark.parametrize("r", [4, 8, 16, 48])
+def test_a_rank_of_whole_vectors_and_several_tiles_of_columns(kernel, r, poisoned):
+    assert_agrees("lora_shrink", kernel, Case(20, 600, 9, r, 0.3))

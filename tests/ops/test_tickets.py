@@ -1,12 +1,16 @@
 """The tickets of Triton's sums: whose memory they are."""
 
+import importlib
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
 from tests.device import ON_GPU
+from tests.ops.checks import Case, sample
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if ON_GPU:
@@ -48,3 +52,20 @@ def test_a_captured_graph_has_its_own(made):
     stream.capturing = True
     first, second = (_reduce.tickets(10, torch.device("cuda:0")) for _ in range(2))
     assert first is not second and set(threads) == {threading.get_ident()}
+
+
+LONG, WIDE = Case(150, 130, 140, 4, 0.3), Case(20, 300, 17, 4, 0.3)
+SUMS = {"lora_shrink": WIDE, "lora_ds_db": LONG, "lora_da": LONG, "ia3_dx_dl": LONG}  # each in several parts
+
+
+@pytest.mark.parametrize("name", list(SUMS))
+def test_a_launch_leaves_its_tickets_as_it_was(name, monkeypatch):
+    """On a GPU the next launch takes the same ones; on a CPU each has its own."""
+    kept = torch.zeros(1000, dtype=torch.int32)
+    kernel = importlib.import_module(f"pypeft_fast.kernels.{name}")
+    monkeypatch.setattr(kernel, "tickets", lambda count, device: kept)
+    args = sample(name, SUMS[name])
+    with pf.using("triton"):
+        first = OPS[name](*args)
+        assert not kept.any()
+        torch.testing.assert_close(OPS[name](*args), first, rtol=0, atol=0)

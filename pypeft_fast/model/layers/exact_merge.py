@@ -22,7 +22,7 @@ class ExactMerge:
             super().merge(safe_merge, names)
             return
         weight, bias = _parameters(base)
-        before = weight.data, None if bias is None else bias.data
+        before, merged = (weight.data, None if bias is None else bias.data), list(self.merged_adapters)
         untouched = self._frozen is None or self._merged_bits[0] == _bits(weight)
         values = self.merged_weight(self._frozen[0] if self._frozen else before[0], self.merged_adapters + names)
         try:
@@ -36,8 +36,9 @@ class ExactMerge:
                     raise ValueError(f"NaNs detected in the merged weights: the adapter {', '.join(names)} is broken")
                 weight.data = values
                 self.merged_adapters.extend(names)
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError):  # of several, PEFT has merged those before the one that fails
             self._put(before)
+            self.merged_adapters[:] = merged
             raise
         self._frozen = self._frozen or before
         self._merged_bits = _bits(weight) if untouched else None, _bits(bias)
@@ -86,6 +87,12 @@ class ExactMerge:
 
     def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight: the frozen one, not the merged
         self._with_frozen(lambda: super(ExactMerge, self).update_layer(*args, **kwargs))
+
+    def delete_adapter(self, adapter_name):  # of the layer itself, as transformers calls it: PEFT's model refuses
+        if adapter_name in self.merged_adapters:
+            self._with_frozen(lambda: super(ExactMerge, self).delete_adapter(adapter_name))
+        else:
+            super().delete_adapter(adapter_name)
 
     def _apply(self, fn, recurse=True):  # .to(), .half()
         self._with_frozen(lambda: super(ExactMerge, self)._apply(fn, recurse))

@@ -94,3 +94,107 @@ def test_attention_that_peft_merges_in_its_forward_stays_as_it_is():
     outputs = [layer(x, x, x)[0] for _ in range(3)]
     torch.testing.assert_close(outputs[1], outputs[0])
     torch.testing.assert_close(outputs[2], outputs[0])
+
+
+def several(kind):
+    """A layer with the adapters "x" and "y", both active, an input, and the bits of its weight."""
+    model = nn.Sequential(nn.Linear(16, 12))
+    for name in ("x", "y"):
+        if kind == "ia3":
+            config = pf.IA3Config(target_modules=["0"], feedforward_modules=[], init_ia3_weights=False)
+        else:
+            options = dict(r=4, target_modules=["0"], init_lora_weights=False, use_dora=kind == "dora")
+            config = pf.LoraConfig(**options)
+        model = pf.get_peft_model(model, config, name) if name == "x" else model
+        if name == "y":
+            model.add_adapter(name, config)
+    model.base_model.set_adapter(["x", "y"])
+    layer = model.eval().base_model.model[0]
+    return model, layer, torch.randn(5, 16), layer.base_layer.weight.detach().clone()
+
+
+KINDS = pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+
+
+@KINDS
+@pytest.mark.parametrize("again", [None, ["x"], ["x", "y"], ["y", "x"]], ids=str)
+def test_merging_what_is_merged_changes_nothing(kind, again):
+    model, layer, x, before = several(kind)
+    model.merge_adapter(["x", "y"])
+    merged = layer.base_layer.weight.detach().clone()
+    for merge in (lambda: model.merge_adapter(again), lambda: layer.merge(adapter_names=again)):
+        with pytest.warns(UserWarning, match="already merged"):
+            merge()
+        assert layer.merged_adapters == ["x", "y"] and torch.equal(layer.base_layer.weight, merged)
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, before)
+
+
+@KINDS
+def test_merging_one_that_is_merged_and_one_that_is_not_adds_the_other_alone(kind):
+    model, layer, x, before = several(kind)
+    active = model(x)
+    model.merge_adapter(["x"])
+    with pytest.warns(UserWarning, match="additionally merging y"):
+        model.merge_adapter(["x", "y"])
+    assert layer.merged_adapters == ["x", "y"]
+    torch.testing.assert_close(model(x), active, rtol=1e-4, atol=1e-5)
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, before)
+
+
+@KINDS
+def test_deleting_a_merged_adapter_of_a_model_is_refused_and_changes_nothing(kind):
+    model, layer, x, before = several(kind)
+    model.merge_adapter(["x", "y"])
+    expected = model(x)
+    with pytest.raises(ValueError, match="Cannot delete adapter.*'x'.* while they are merged"):
+        model.delete_adapter("x")
+    assert list(model.peft_config) == layer.merged_adapters == ["x", "y"] and torch.equal(model(x), expected)
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, before)
+    model.delete_adapter("x")
+    assert list(model.peft_config) == ["y"] and torch.equal(layer.base_layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    "kind,written", [("lora", False), ("lora", True), ("dora", False), ("dora", True), ("ia3", False)]
+)
+def test_deleting_a_merged_adapter_of_a_layer_takes_it_off_the_weight(kind, written):
+    """As transformers' delete_adapter does, which asks no model of PEFT's."""
+    model, layer, x, before = several(kind)
+    model.base_model.set_adapter(["y"])
+    alone = model(x)
+    model.merge_adapter(["x", "y"])
+    if written:  # by an averaging of weights
+        layer.base_layer.weight.data += 1
+    layer.delete_adapter("x")
+    assert layer.merged_adapters == ["y"] and not layer.holds("x")
+    if not written:
+        torch.testing.assert_close(model(x), alone, rtol=1e-4, atol=1e-5)
+    layer.delete_adapter("y")
+    assert layer.merged_adapters == [] and not layer.merged
+    torch.testing.assert_close(layer.base_layer.weight, before + written, rtol=0, atol=1e-5 if written else 0)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["nothing merged before", "one merged before"])
+def test_of_several_adapters_that_peft_merges_a_broken_one_leaves_the_layer(first):
+    """With a bias in the adapter PEFT's own arithmetic merges, one adapter after the other."""
+    model = linear(pf, ("plain",))
+    for name in ("good", "broken"):
+        options = dict(r=4, target_modules=["0"], init_lora_weights=False, lora_bias=True)
+        model.add_adapter(name, pf.LoraConfig(**options))
+    layer = model.base_model.model[0]
+    own = [p.detach().clone() for p in (layer.base_layer.weight, layer.base_layer.bias)]
+    if first:
+        model.merge_adapter(["plain"])
+    before = [p.detach().clone() for p in (layer.base_layer.weight, layer.base_layer.bias)]
+    layer.lora_B["broken"].weight.data[0, 0] = float("nan")
+    merges = [lambda names: layer.merge(True, names), lambda names: model.merge_adapter(names, safe_merge=True)]
+    for merge in merges:
+        with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+            merge(["good", "broken"])
+        assert layer.merged_adapters == ["plain"] * first
+        assert torch.equal(layer.base_layer.weight, before[0]) and torch.equal(layer.base_layer.bias, before[1])
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, own[0]) and torch.equal(layer.base_layer.bias, own[1])

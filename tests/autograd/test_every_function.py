@@ -1,0 +1,66 @@
+"""Every function with any of its tensors frozen: the gradients left are those of a call that needs them all."""
+
+from itertools import product
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from tests.device import DEVICE
+
+M, K, N, R, P = 6, 12, 9, 3, 0.3
+SHAPES = {"x": (2, M // 2, K), "weight": (N, K), "lora_A": (R, K), "lora_B": (N, R), "bias": (N,), "magnitude": (N,),
+          "gate": (2, M // 2, K), "up": (2, M // 2, K), "l_N": (N,), "l_K": (K,)}  # fmt: skip
+
+
+def _generator():
+    return torch.Generator(DEVICE).manual_seed(5)
+
+
+def _lora(x, weight, lora_A, lora_B, bias):
+    return pf.lora_linear(x, weight, lora_A, lora_B, bias, scaling=0.7, dropout_p=P, generator=_generator())
+
+
+def _dora(x, weight, lora_A, lora_B, magnitude, bias):
+    options = dict(scaling=0.7, dropout_p=P, generator=_generator())
+    return pf.dora_linear(x, weight, lora_A, lora_B, magnitude, bias, **options)
+
+
+def _gated(gate, up, weight, lora_A, lora_B, bias):
+    options = dict(scaling=0.7, dropout_p=P, generator=_generator())
+    return pf.lora_gated_linear(gate, up, weight, lora_A, lora_B, bias, **options)
+
+
+FUNCTIONS = {
+    "lora": (_lora, "x weight lora_A lora_B bias"),
+    "dora": (_dora, "x weight lora_A lora_B magnitude bias"),
+    "gated": (_gated, "gate up weight lora_A lora_B bias"),
+    "ia3": (lambda x, weight, l_N, bias: pf.ia3_linear(x, weight, l_N, bias), "x weight l_N bias"),
+    "ia3 feedforward": (
+        lambda x, weight, l_K, bias: pf.ia3_linear(x, weight, l_K, bias, feedforward=True),
+        "x weight l_K bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["one call each way", "one op after the other"])
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_gradients_do_not_depend_on_which_are_needed(name, one_by_one, monkeypatch):
+    for op in ("lora_forward", "lora_backward") if one_by_one else ():
+        monkeypatch.setattr(OPS[op], "has_forced", lambda: False)
+    function, names = FUNCTIONS[name]
+    tensors = [torch.randn(SHAPES[of]) for of in names.split()]
+    every = [t.clone().requires_grad_() for t in tensors]
+    y = function(*every)
+    dY = torch.randn_like(y)
+    expected = torch.autograd.grad(y, every, dY)
+    for needed in product((True, False), repeat=len(tensors)):
+        given = [t.clone().requires_grad_(need) for t, need in zip(tensors, needed, strict=True)]
+        y = function(*given)
+        if not any(needed):
+            assert not y.requires_grad
+            continue
+        grads = torch.autograd.grad(y, [t for t in given if t.requires_grad], dY)
+        wanted = [g for g, need in zip(expected, needed, strict=True) if need]
+        torch.testing.assert_close(grads, tuple(wanted), rtol=1e-5, atol=1e-5)

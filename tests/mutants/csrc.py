@@ -1,0 +1,136 @@
+"""Mutations of the C++ kernels for CPUs."""
+
+from .mutation import Mutation
+
+EVERY, ISAS = "tests/ops/test_every_op.py", "tests/ops/test_cpu_isa.py"
+SURROUNDINGS = "tests/ops/test_surroundings.py -k cpu"
+AVX512, BF16 = "avx512", "avx512bf16"
+
+
+def agrees(op):
+    return f"{EVERY} -k 'test_agrees and {op}-cpu'"
+
+
+def _csrc(name, file, old, new, *tests, **options):
+    return Mutation(name, f"csrc/{file}", old, new, tests, **options)
+
+
+SIMD = [
+    _csrc("simd-whole-vectors-only", "cpu/isa/simd.h", "for (; k + W <= n; k += W) narrow(out + k",
+          "for (; k + W < n; k += W) narrow(out + k", agrees("lora_da"), agrees("lora_shrink"),
+          equivalent="the last whole vector goes the way of the rest, which writes all W elements of it"),
+    _csrc("simd-mask-loses-a-ninth-column", "cpu/isa/simd.h", "columns > 8)", "columns > 9)", agrees("lora_da"),
+          ISAS),
+    _csrc("simd-bfloat16-ties-up", "cpu/isa/simd.h", "(0x7FFF + (bits >> 16 & 1))", "0x8000", agrees("lora_da"),
+          f"{ISAS} -k baseline"),
+    _csrc("simd-bfloat16-nan-rounds", "cpu/isa/simd.h", "v == v ? rounded : U{} + 0x7FC0", "rounded",
+          agrees("lora_da"), f"{ISAS} -k baseline"),
+    _csrc("simd-vector-too-wide", "cpu/isa/simd.h", "for (; j + W < columns;", "for (; j + W <= columns;",
+          "tests/ops/test_lora_shrink.py"),
+    _csrc("avx512-float16-truncated", "cpu/isa/avx512.h", "_MM_FROUND_TO_NEAREST_INT", "_MM_FROUND_TO_ZERO",
+          agrees("lora_da"), ISAS, needs=AVX512),
+    _csrc("avx2-mask-bits-reversed", "cpu/isa/avx2.h", "0x0008000400020001", "0x0001000200040008", f"{ISAS} -k avx2",
+          needs="avx2"),
+    _csrc("baseline-mask-halves-exchanged", "cpu/isa/baseline.h", "16 * (j % 2)", "16 * (1 - j % 2)",
+          f"{ISAS} -k baseline"),
+]  # fmt: skip
+
+DROPOUT = [
+    _csrc("philox-six-rounds", "cpu/philox_body.h", "round < 7; ++round) {", "round < 6; ++round) {",
+          agrees("lora_shrink")),
+    _csrc("philox-high-word-dropped", "cpu/philox_body.h", "c1 = counters >> 32", "c1 = {}",
+          "tests/ops/test_philox_stream.py"),
+    _csrc("threshold-rounds-ties-up", "cpu/scratch.h", "std::nearbyint(p * 65536)); }", "p * 65536 + 0.5); }",
+          "tests/ops/test_lora_da.py"),
+    _csrc("dropout-scale-of-p", "cpu/scratch.h", "65536.0 / (65536 - dropout_threshold(p))", "1.0 / (1.0 - p)",
+          agrees("lora_shrink")),
+    _csrc("probability-rounds-to-one", "cpu/fits.h", "std::nearbyint(p * 65536) <= 65535",
+          "std::nearbyint(p * 65536) <= 65536", "tests/ops/test_lora_forward.py"),
+    _csrc("shrink-mask-past-the-last-column", "cpu/lora_shrink_body.h", "if (a.K % 8 == 0) return;",
+          "if (true) return;", agrees("lora_shrink")),
+    _csrc("shrink-counters-by-columns", "cpu/lora_shrink_body.h", "(uint64_t)m * a.mask_row",
+          "(uint64_t)m * a.K / 8", agrees("lora_shrink")),
+    _csrc("shrink-one-seed-for-all", "cpu/lora_shrink.cpp", "[group * of_groups.stride(0)]", "[0]",
+          "tests/ops/test_lora_shrink.py"),
+    _csrc("shrink-tiles-overwrite", "cpu/lora_shrink_body.h", "sums, a.ld, k > 0)", "sums, a.ld, false)",
+          agrees("lora_shrink")),
+    _csrc("da-dropout-not-scaled", "cpu/lora_da.cpp", "static_cast<float>(dropout_scale(p))", "1.0f",
+          agrees("lora_da")),
+    _csrc("da-tiles-overwrite", "cpu/lora_da_body.h", "DA_COLUMNS, m > 0)", "DA_COLUMNS, false)", agrees("lora_da")),
+]  # fmt: skip
+
+LOW_RANK = [
+    _csrc("ds-last-of-many-parts-lost", "cpu/lora_ds_db_body.h", "task < a.tasks; ++task)",
+          "task + 1 < a.tasks; ++task)", agrees("lora_ds_db")),
+    _csrc("db-not-scaled", "cpu/lora_ds_db_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
+    _csrc("backward-ds-for-dx-only", "cpu/lora_backward.cpp", "need_dX || need_dA, need_dB)", "need_dX, need_dB)",
+          "tests/ops/test_lora_backward.py"),
+    _csrc("add-mask-on-the-frozen-part", "cpu/product/add_body.h",
+          "widen(y + k) + (mask ? keep(sum, mask_bits(mask, k, W)) : sum)",
+          "(mask ? keep(widen(y + k) + sum, mask_bits(mask, k, W)) : sum)", agrees("lora_dx")),
+    _csrc("add-shift-lost-in-the-tail", "cpu/product/add_body.h", "shift ? widen(shift + k, n - k) : F{}", "F{}",
+          "tests/ops/test_lora_linear.py", ISAS),
+    _csrc("linear-bias-twice", "cpu/lora_linear.cpp", "Epilogue epilogue;", "Epilogue epilogue{bias, {}};",
+          "tests/ops/test_lora_linear.py"),
+    _csrc("few-rows-low-rank-not-scaled", "cpu/product/few_rows_body.h", "low[i][j] * a.factor", "low[i][j]",
+          agrees("lora_linear")),
+    _csrc("few-rows-bias-without-stride", "cpu/product/few_rows.cpp", "bias_step = epilogue.bias->stride(0)",
+          "bias_step = 1", SURROUNDINGS, agrees("lora_linear")),
+    _csrc("storage-offset-forgotten", "storage.h", "(offset + last + 1)", "(last + 1)", "tests/ops/test_storages.py"),
+]  # fmt: skip
+
+GEMM = [
+    _csrc("gemm-odd-K-of-pairs", "cpu/product/gemm.cpp", "pairs && args.K % 2", "false && args.K % 2",
+          f"{EVERY} -k nan_stays_in_its_row", needs=BF16),
+    _csrc("gemm-odd-rank-of-pairs", "cpu/product/gemm.cpp", "(!pairs || args.r % 2 == 0)", "true",
+          f"{EVERY} -k nan_stays_in_its_row", needs=BF16),
+    _csrc("gemm-odd-K-reads-a-row-more", "cpu/product/gemm_body.h", "rows < 2 ? F{} :", "rows < 1 ? F{} :",
+          SURROUNDINGS, needs=BF16),
+    _csrc("gemm-mask-without-stride", "cpu/product/gemm.cpp", "args.mask_row = mask->stride(0)",
+          "args.mask_row = mask->size(1)", SURROUNDINGS, needs=AVX512),
+    _csrc("gemm-mask-of-the-first-columns", "cpu/product/gemm_body.h", "g.mask_row + p.n / 8", "g.mask_row", agrees("lora_dx"),
+          needs=AVX512),
+    _csrc("gemm-steps-overwrite", "cpu/product/gemm_body.h", "sum[i][j] += part[i][j];", "sum[i][j] = part[i][j];",
+          agrees("lora_linear"), needs=AVX512),
+    _csrc("gemm-tiles-of-eight-rows", "cpu/product/gemm_body.h", "m + TILE_ROWS <= last", "m + TILE_ROWS < last",
+          agrees("lora_linear"), agrees("lora_dx"), needs=AVX512,
+          equivalent="the last eight rows go as two tiles of four, which sum each element in the same order"),
+    _csrc("gemm-last-block-lost", "cpu/product/gemm.cpp", "parallel_for(0, ceil_div(args.M, args.block)",
+          "parallel_for(0, args.M / args.block", agrees("lora_linear"), needs=AVX512),
+]  # fmt: skip
+
+COLUMNS = [
+    _csrc("dl-first-of-many-parts-lost", "cpu/product/scale_columns_body.h", "int64_t task = 0; task < a.tasks",
+          "int64_t task = a.tasks > 1; task < a.tasks", agrees("ia3_dx_dl")),
+    _csrc("ia3-dx-not-scaled", "cpu/ia3_dx_dl.cpp", "product(scaled, weight", "product(dY, weight",
+          agrees("ia3_dx_dl")),
+    _csrc("ia3-z-not-written", "cpu/ia3_linear.cpp", "if (need_z) epilogue", "if (false) epilogue",
+          agrees("ia3_linear")),
+    _csrc("gemm-z-is-scaled", "cpu/product/gemm_body.h", "(T*)g.scale.z + at, total[i][j]",
+          "(T*)g.scale.z + at, total[i][j] * load(p.factors + j * W)", agrees("ia3_linear"), needs=AVX512),
+    _csrc("sigmoid-infinite", "cpu/sigmoid_body.h", "exp_minus > finite ? finite : exp_minus", "exp_minus",
+          "tests/ops/test_swiglu_backward.py", agrees("swiglu_backward")),
+    _csrc("swiglu-tail-lost", "cpu/swiglu_body.h", "if (rest) narrow", "if (rest > 1) narrow", agrees("swiglu")),
+]  # fmt: skip
+
+HIGH = "tests/ops/test_high_ranks.py"
+VENDOR = [
+    _csrc("vendor-takes-a-factor-of-zero", "cpu/product/vendor.cpp", "factor == 0 || ", "", f"{HIGH} -k zero"),
+    _csrc("vendor-shrink-mask-of-the-first-group", "cpu/lora_shrink.cpp", "p > 0 ? group * M : 0", "0",
+          f"{HIGH} -k stacked"),
+    _csrc("vendor-shrink-not-scaled", "cpu/lora_shrink.cpp", "transposed(A), scale)", "transposed(A), 1)",
+          f"{HIGH} -k shrink"),
+    _csrc("vendor-ds-blocks-overwrite", "cpu/lora_ds_db.cpp", "n > 0 ? 1 : 0", "0", f"{HIGH} -k blocks"),
+    _csrc("vendor-da-not-scaled", "cpu/lora_da.cpp", "part, dropout_scale(p))", "part, 1)", f"{HIGH} -k lora_da"),
+    _csrc("vendor-da-mask-of-the-first-columns", "cpu/lora_da.cpp", "0, M, k / 8,", "0, M, 0,", f"{HIGH} -k blocks"),
+    _csrc("vendor-add-not-scaled", "cpu/product/add.cpp", "0, args.r), right, factor)", "0, args.r), right, 1)",
+          f"{HIGH} -k 'lora_linear or scaled'"),
+    _csrc("vendor-add-z-of-the-first-block", "cpu/product/add.cpp", "args.scale.z = static_cast<char*>(args.scale.z) +",
+          "args.scale.z = static_cast<char*>(args.scale.z) + 0 *", f"{HIGH} -k scaled"),
+    _csrc("kept-mask-without-rows", "cpu/kept_body.h", "a.mask + m * a.mask_row", "a.mask", f"{HIGH} -k shrink"),
+    _csrc("norm-blocks-at-the-start", "cpu/dora_norm.cpp", "n += step, args.norm += step", "n += step",
+          "tests/ops/test_dora_norm.py"),
+    _csrc("norm-tail-lost", "cpu/dora_norm_body.h", "if (k < last) {", "if (k + W < last) {", agrees("dora_norm")),
+]  # fmt: skip
+
+MUTATIONS = [*VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]

@@ -1,0 +1,93 @@
+"""Mutations of the autograd functions and of merging."""
+
+from .mutation import Mutation
+
+
+def _autograd(name, file, old, new, *tests, **options):
+    return Mutation(name, f"pypeft_fast/autograd/{file}", old, new, tests, **options)
+
+
+def _merging(name, file, old, new, *tests, **options):
+    return Mutation(name, f"pypeft_fast/{file}", old, new, tests, **options)
+
+
+LORA, DORA, IA3 = "tests/autograd/test_lora.py", "tests/autograd/test_dora.py", "tests/autograd/test_ia3.py"
+EVERY = "tests/autograd/test_every_function.py"
+NORM = "tests/ops/test_every_op.py -k dora_norm"
+MLP, BOTTLENECK = "tests/autograd/test_lora_mlp.py", "tests/autograd/test_bottleneck.py"
+NN, LAYERS, ADAPTERS = "tests/nn", "tests/model/layers/test_exact_merge.py", "tests/model/test_adapters.py"
+
+AUTOGRAD = [
+    _autograd("lora-ds-saved-for-dx-only", "lora.py", "need_dS = need_x or need_A", "need_dS = need_x", LORA),
+    _merging("lora-ds-for-dx-only", "ops/lora_backward.py",
+              "dS, dB = ds_db(grad, lora_B, s, scaling, need_dX or need_dA",
+              "dS, dB = ds_db(grad, lora_B, s, scaling, need_dX", LORA, "tests/ops/test_lora_backward.py"),
+    _autograd("lora-x-for-da-only", "lora.py", "x if need_A or need_weight else None", "x if need_A else None",
+              EVERY),
+    _autograd("lora-drops-in-eval", "lora.py", "p if training else 0.0", "p", LORA),
+    _autograd("lora-frozen-part-not-saved", "lora.py", "mask if need_dS else None", "mask if need_x else None", LORA),
+    _autograd("dora-mask-lost-for-dw", "dora.py", "p > 0 and (need_dS or need_weight)", "p > 0 and need_dS", EVERY),
+    _autograd("dora-db-of-no-rows", "dora.py", "g[:, None] * dB if dY.shape[0] else dB", "g[:, None] * dB", DORA),
+    _autograd("dora-dx-counts-the-base-twice", "dora.py", "scaled(dY, g - 1)", "scaled(dY, g)", DORA),
+    _autograd("dora-db-not-scaled", "dora.py", "g[:, None] * dB if", "dB if", DORA),
+    _autograd("dora-magnitude-of-a-zero-row", "dora.py", ".masked_fill(norm == 0, 0.0)", "", DORA),
+    _merging("dora-norm-not-scaled", "ops/dora_norm.py", "(B * cross).sum(1), alpha=scaling)", "(B * cross).sum(1))",
+              NORM),
+    _merging("dora-norm-cross-term-once", "ops/dora_norm.py", "beta=2.0", "beta=1.0", NORM),
+    _merging("dora-norm-of-a-cancelled-row", "ops/dora_norm.py", ".clamp_min(0)", "", NORM, DORA),
+    _autograd("dora-scale-of-a-zero-row", "dora_norm.py", ".masked_fill(norm == 0, 1.0)", "", DORA),
+    _autograd("dora-norm-not-detached", "dora_norm.py", "weight.detach(), lora_A.detach(), lora_B.detach()",
+              "weight, lora_A, lora_B", DORA, "tests/ops/test_derivatives.py"),
+    _autograd("ia3-z-always-saved", "ia3.py", "need_z = need_l and not feedforward", "need_z = not feedforward", IA3),
+    _autograd("ia3-dl-without-z", "ia3.py", "(rows if feedforward else z)", "(rows if feedforward else dY)", IA3),
+    _autograd("ia3-db-not-scaled", "ia3.py", "dZ = dY if feedforward else scaled(dY, ia3_l)", "dZ = dY", IA3),
+    _autograd("mlp-ds-for-h-only", "lora_mlp.py", "need_h or need_A, need_B)", "need_h, need_B)", MLP),
+    _autograd("mlp-inputs-not-for-dw", "lora_mlp.py", "need_h or need_A or need_weight", "need_h or need_A", MLP),
+    _autograd("mlp-gradients-exchanged", "lora_mlp.py", "dgate if need_gate else None, dup if need_up",
+              "dup if need_gate else None, dgate if need_up", MLP),
+    _autograd("bottleneck-d-up-not-scaled", "bottleneck.py", "d_up * ctx.scaling, dz", "d_up, dz", BOTTLENECK),
+    _autograd("bottleneck-up-bias-not-scaled", "bottleneck.py", "y + scaling * up_bias", "y + up_bias", BOTTLENECK),
+    _autograd("bottleneck-residual-lost", "bottleneck.py", "d_normed + dY if ctx.own_residual else d_normed",
+              "d_normed", BOTTLENECK),
+    _autograd("bitfit-sum-in-half-precision", "bitfit.py", ".sum(0, dtype=wide)", ".sum(0)",
+              "tests/autograd/test_bitfit.py"),
+    _autograd("scaling-rounded-to-half", "_scaling.py", "p.to(torch.promote_types(p.dtype, torch.float32)) * factor",
+              "p * factor", "tests/autograd/test_scaling.py"),
+    _autograd("autocast-of-float64", "_autocast.py", "t is None or t.dtype == torch.float64", "t is None",
+              "tests/autograd/test_autocast.py", LORA),
+    _autograd("second-derivatives-are-zero", "_first_order.py", "if not torch.is_grad_enabled():", "if True:",
+              "tests/autograd/test_first_order.py"),
+    _autograd("frozen-by-anyone", "_still_trains.py", 'getattr(parameter, "frozen_by_switching", False)', "True",
+              "tests/autograd/test_still_trains.py"),
+    _autograd("output-is-a-view", "_shaped.py", "else out.detach()", "else out",
+              "tests/autograd/test_first_order.py"),
+]  # fmt: skip
+
+MERGING = [
+    _merging("merge-delta-not-scaled", "nn/merge.py", ".mul_(scaling)", "", NN),
+    _merging("merge-in-place", "nn/merge.py", ", copy=True)", ")", NN),
+    _merging("merge-dora-length-of-the-base", "nn/merge.py", "vector_norm(total, dim=1)",
+             "vector_norm(weight, dim=1)", NN),
+    _merging("merge-twice", "nn/adapter_linear.py", "if not self.merged:", "if True:", "tests/nn/test_merging.py"),
+    _merging("merge-marked-first", "nn/adapter_linear.py", "values = self._merged_values()",
+             "self._frozen, values = {}, self._merged_values()", "tests/nn/test_merging.py"),
+    _merging("merge-lost-by-a-cast", "nn/adapter_linear.py", "merged = self.merged", "merged = False", NN),
+    _merging("merge-saved-as-merged", "nn/adapter_linear.py", "(self._frozen or {}).items()", "{}.items()", NN),
+    _merging("layer-merges-again", "model/layers/exact_merge.py", "check_adapters_to_merge(self, adapter_names) or ()",
+             "(adapter_names or self.active_adapters)", LAYERS, ADAPTERS),
+    _merging("layer-forgets-the-first-base", "model/layers/exact_merge.py", "self._frozen = self._frozen or before",
+             "self._frozen = before", LAYERS, ADAPTERS),
+    _merging("layer-stays-broken", "model/layers/exact_merge.py", "self._put(before)", "pass", LAYERS, ADAPTERS),
+    _merging("layer-failed-but-named", "model/layers/exact_merge.py", "self.merged_adapters[:] = merged", "pass",
+             LAYERS),
+    _merging("layer-names-stay-merged", "model/layers/exact_merge.py", "self.merged_adapters.clear()", "pass", LAYERS,
+             ADAPTERS),
+    _merging("layer-deletes-the-adapter-alone", "model/layers/exact_merge.py",
+             "if adapter_name in self.merged_adapters:", "if False:", LAYERS),
+    _merging("layer-adds-the-merged-twice", "model/layers/exact_merge.py",
+             "self._frozen[0] if self._frozen else before[0]", "before[0]", LAYERS, ADAPTERS),
+    _merging("dora-layer-length-of-the-sum", "model/layers/lora.py", "vector_norm(frozen + delta, dim=1)",
+             "vector_norm(total, dim=1)", LAYERS),
+]  # fmt: skip
+
+MUTATIONS = [*AUTOGRAD, *MERGING]

@@ -1,0 +1,53 @@
+"""Mutations of the Triton kernels; the tests run them in Triton's interpreter."""
+
+from .mutation import Mutation
+
+EVERY, MEMORY = "tests/ops/test_every_op.py", "tests/ops/test_triton_memory.py"
+
+
+def agrees(op):
+    return f"{EVERY} -k 'test_agrees and {op}-triton'"
+
+
+def _triton(name, file, old, new, *tests, **options):
+    return Mutation(f"triton-{name}", f"kernels/{file}", old, new, tests, **options)
+
+
+MUTATIONS = [
+    _triton("philox-six-rounds", "_philox.py", "static_range(7)", "static_range(6)", agrees("lora_shrink")),
+    _triton("philox-high-word-dropped", "_philox.py", "(counter >> 32).to(tl.uint32)",
+            "(counter >> 63).to(tl.uint32)", "tests/ops/test_philox_stream.py"),
+    _triton("threshold-kept", "_philox.py", ">= threshold", "> threshold", "tests/ops/test_philox_stream.py"),
+    _triton("mask-bits-exchanged", "_philox.py", "l1.to(tl.int32) * 2 + l2.to(tl.int32) * 4",
+            "l1.to(tl.int32) * 4 + l2.to(tl.int32) * 2", agrees("lora_shrink")),
+    _triton("shrink-mask-past-the-last-column", "lora_shrink.py", "tl.minimum(K - byte * 8, 8)", "(byte * 0 + 8)",
+            agrees("lora_shrink")),
+    _triton("shrink-one-seed-for-all", "lora_shrink.py", "tl.load(seed_ptr + g)", "tl.load(seed_ptr)",
+            "tests/ops/test_lora_shrink.py"),
+    _triton("shrink-every-block-stores-the-mask", "lora_shrink.py", "if rank_block == 0:", "if rank_block >= 0:",
+            agrees("lora_shrink"), equivalent="all blocks of ranks draw the same mask and store the same bytes"),
+    _triton("shrink-group-without-stride", "lora_shrink.py", "a_ptr + g * tl.cast(r, tl.int64) * a_r",
+            "a_ptr + g * tl.cast(r, tl.int64)", "tests/ops/test_lora_shrink.py"),
+    _triton("load-a-column-more", "_gemm.py", "mask=column < columns", "mask=column <= columns", MEMORY),
+    _triton("offset-in-31-bits", "_gemm.py", "row[:, None].to(tl.int64) * row_stride + column[None, :].to(",
+            "row[:, None] * row_stride + column[None, :].to(", f"{MEMORY} -k past_31_bits"),
+    _triton("product-offset-in-31-bits", "_gemm.py", "tl.minimum(row, M - 1).to(tl.int64)", "tl.minimum(row, M - 1)",
+            f"{MEMORY} -k past_31_bits"),
+    _triton("tiles-of-a-short-group", "_gemm.py", "min(down - group * GROUP, GROUP)", "GROUP", agrees("lora_linear")),
+    _triton("last-partial-lost", "_reduce.py", "tl.range(partials,", "tl.range(partials - 1,", agrees("lora_da")),
+    _triton("ticket-left", "_reduce.py", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, 1)", agrees("lora_da"),
+            "tests/ops/test_tickets.py"),
+    _triton("linear-not-scaled", "lora_linear.py", "acc *= scaling", "acc *= 1.0", agrees("lora_linear")),
+    _triton("linear-bias-twice", "lora_linear.py", "if bias_ptr is not None and scale_ptr is None:",
+            "if bias_ptr is not None:", "tests/ops/test_lora_linear.py"),
+    _triton("dx-dropout-not-scaled", "lora_dx.py", "acc * scale, 0.0", "acc, 0.0", agrees("lora_dx")),
+    _triton("da-sums-in-bfloat16", "lora_da.py", "dot(x.T, ds, da, PRECISION)",
+            "dot(x.T, ds, da, PRECISION).to(tl.bfloat16).to(tl.float32)", agrees("lora_da")),
+    _triton("db-takes-the-next-stripe", "lora_ds_db.py", "s_m, s_r, end, r)", "s_m, s_r, M, r)", agrees("lora_ds_db"),
+            equivalent="a stripe is made of whole tiles of rows, so that none reaches into the next one"),
+    _triton("ia3-dx-not-scaled", "ia3_dx_dl.py", "acc *= load_row(l_ptr, column, l_i, K)", "acc *= 1.0",
+            "tests/ops/test_ia3_dx_dl.py"),
+    _triton("dl-rows-past-the-end", "ia3_dx_dl.py", "tl.where(row[:, None] < M, acc * x.to(tl.float32), 0.0)",
+            "acc * x.to(tl.float32)", agrees("ia3_dx_dl"), "tests/ops/test_ia3_dx_dl.py"),
+    _triton("sigmoid-of-the-size", "swiglu.py", "tl.where(x < 0, small, 1.0)", "1.0", agrees("swiglu")),
+]  # fmt: skip

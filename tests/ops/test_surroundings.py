@@ -1,0 +1,48 @@
+"""What lies between and behind the rows of an operand is in no result of a kernel, not even times 0."""
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast._op import OPS
+from tests.ops.checks import Case, available, sample
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+KERNELS = [(name, k) for name, op in OPS.items() for k in available(op) if k not in ("reference", "blas")]
+# Odd sizes everywhere: of few rows, of those that the vendor multiplies, and of those that the package does.
+FEW = [Case(3, 33, 49, 3, 0.0, BF16), Case(21, 33, 49, 3, 0.3, F16, F32)]
+MANY = [Case(40, 33, 49, 3, 0.3, F32), Case(200, 33, 49, 3, 0.3, BF16), Case(200, 33, 49, 3, 0.0, BF16, F32)]
+CALLS = [(*kernel, case) for kernel in KERNELS for case in FEW + MANY * (kernel[1] != "triton")]
+
+
+def _behind(tensor):
+    """Its elements at the beginning of a storage, and as many bad ones behind them."""
+    wide = tensor.new_full((2 * max(1, tensor.shape[0]), *tensor.shape[1:]), _bad(tensor))
+    return wide[: tensor.shape[0]].copy_(tensor)
+
+
+def _between(tensor):
+    """Its rows with bad elements before and behind each; of a vector, behind it."""
+    if tensor.dim() < 2:
+        return _behind(tensor)
+    wide = tensor.new_full((tensor.shape[0] + 1, tensor.shape[1] + 5), _bad(tensor))
+    return wide[: tensor.shape[0], 2:-3].copy_(tensor)
+
+
+def _across(tensor):
+    """The same of its columns."""
+    return _between(tensor.t()).t() if tensor.dim() == 2 else tensor
+
+
+def _bad(tensor):
+    return float("nan") if tensor.is_floating_point() else 255
+
+
+@pytest.mark.parametrize("op,kernel,case", CALLS, ids=str)
+def test_what_lies_around_an_operand_is_in_no_result(op, kernel, case):
+    args, eps = sample(op, case), torch.finfo(case.dtype).eps
+    with pf.using(kernel):
+        expected = OPS[op](*args)
+        for where in (_behind, _between, _across):
+            around = [where(a) if isinstance(a, torch.Tensor) and a.dtype != torch.int64 else a for a in args]
+            torch.testing.assert_close(OPS[op](*around), expected, rtol=4 * eps, atol=64 * eps)
