@@ -1,4 +1,4 @@
-"""The ops are registered once this package and PyTorch are imported, whichever came first; neither waits for the other."""
+"""The ops are registered once this package and PyTorch are imported, whichever came first."""
 
 import subprocess
 import sys
