@@ -10,13 +10,24 @@ from ._when_imported import watch as _watch
 
 if _TYPE_CHECKING:
     from . import nn
-    from ._own import dora_linear, ia3_linear, lora_gated_linear, lora_linear, recording, using
+    from ._own import Frozen, dora_linear, frozen_of, ia3_linear, lora_gated_linear, lora_linear, recording, using
 
 del kernels  # noqa: F821
 
 __version__ = "0.1.0"
 # Loaded when the first of these is asked for: the command tells of a wrong argument before PyTorch is imported.
-_OWN = ("dora_linear", "ia3_linear", "kernels", "lora_gated_linear", "lora_linear", "nn", "recording", "using")
+_OWN = (
+    "Frozen",
+    "dora_linear",
+    "frozen_of",
+    "ia3_linear",
+    "kernels",
+    "lora_gated_linear",
+    "lora_linear",
+    "nn",
+    "recording",
+    "using",
+)
 # Of the model layer, which imports peft and transformers: loaded when asked for.
 _LATE = {
     "AutoPeftModel": "auto",
@@ -46,7 +57,9 @@ _LATE = {
     "unfuse": "fuse",
 }
 __all__ = [
+    "Frozen",
     "dora_linear",
+    "frozen_of",
     "ia3_linear",
     "kernels",
     "lora_gated_linear",

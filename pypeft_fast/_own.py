@@ -6,9 +6,12 @@ from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .autograd.lora_mlp import lora_gated_linear
+from .frozen import Frozen, frozen_of
 
 __all__ = [
+    "Frozen",
     "dora_linear",
+    "frozen_of",
     "ia3_linear",
     "kernels",
     "lora_gated_linear",

@@ -17,6 +17,7 @@ PACKAGE = "pypeft_fast"
 # From the bottom up. A module imports its own layer and those below; "" is the package itself, `import pypeft_fast`.
 LAYERS = [
     ("_C", "_derivative", "_flops", "_library", "_native", "_op", "_storage", "_tuning", "_when_imported", "kernels"),
+    ("frozen",),
     ("ops",),
     ("autograd",),
     ("nn",),

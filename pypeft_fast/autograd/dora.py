@@ -8,6 +8,7 @@ z and g. Never the sum of the weights, nor x'.
 
 import torch
 
+from ..frozen.operand import Frozen, dense
 from ..ops import _check, philox
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
@@ -104,7 +105,7 @@ def _dw(dY, rows, mask, p, g):
 
 def dora_linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Frozen,
     lora_A: torch.Tensor,
     lora_B: torch.Tensor,
     magnitude: torch.Tensor,
@@ -123,7 +124,7 @@ def dora_linear(
 
     Args:
         x: [..., K], float32, bfloat16, float16 or float64, any strides.
-        weight: [N, K], x's dtype, any strides; need not require grad.
+        weight: [N, K], x's dtype, any strides; need not require grad. Or a `Frozen`.
         lora_A, lora_B: [r, K] and [N, r], x's dtype, or float32 over a bfloat16 or float16 x.
         magnitude: [N] in x's dtype, or float32 over a bfloat16 or float16 x.
         bias: [N] in x's dtype, or None.
@@ -143,6 +144,7 @@ def dora_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    weight = dense(weight)
     p = float(dropout_p)
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
     scaling, lora_B = scaling_into("dora_linear", scaling, lora_B)

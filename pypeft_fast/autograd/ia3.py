@@ -6,6 +6,7 @@ the input, and neither if l needs no gradient.
 
 import torch
 
+from ..frozen.operand import Frozen, dense
 from ..ops import _check
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
@@ -60,7 +61,7 @@ class IA3LinearFunction(torch.autograd.Function):
 
 def ia3_linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Frozen,
     ia3_l: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
@@ -73,7 +74,7 @@ def ia3_linear(
 
     Args:
         x: [..., K], float32, bfloat16, float16 or float64, any strides.
-        weight: [N, K], x's dtype, any strides; need not require grad.
+        weight: [N, K], x's dtype, any strides; need not require grad. Or a `Frozen`.
         ia3_l: l, [N], or [K] with feedforward; x's dtype, or float32 over a bfloat16 or float16 x.
         bias: [N] in x's dtype, or None.
         feedforward: whether l multiplies the inputs.
@@ -87,6 +88,7 @@ def ia3_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    weight = dense(weight)
     if x.dim() < 1 or weight.dim() != 2:
         raise ValueError(
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"

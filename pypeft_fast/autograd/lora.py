@@ -5,6 +5,7 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 
 import torch
 
+from ..frozen.operand import Frozen, dense
 from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward
 from ..ops.lora_forward import lora_forward
@@ -54,7 +55,7 @@ def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
 
 def lora_linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Frozen,
     lora_A: torch.Tensor,
     lora_B: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -70,7 +71,7 @@ def lora_linear(
 
     Args:
         x: [..., K], float32, bfloat16, float16 or float64, any strides.
-        weight: [N, K], x's dtype, any strides; need not require grad.
+        weight: [N, K], x's dtype, any strides; need not require grad. Or a `Frozen`.
         lora_A, lora_B: [r, K] and [N, r], x's dtype, or float32 over a bfloat16 or float16 x.
         bias: [N] in x's dtype, or None.
         scaling: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA (arXiv:2312.03732); a number, or a tensor of one,
@@ -89,6 +90,7 @@ def lora_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    weight = dense(weight)
     p = float(dropout_p)
     if p != 0:
         _check.dropout_p("lora_linear", p)

@@ -6,6 +6,7 @@ layer's input h = silu(gate) * up are not kept: the pass that forms the gradient
 
 import torch
 
+from ..frozen.operand import Frozen, dense
 from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_ds_db import lora_ds_db
@@ -68,7 +69,7 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
 def lora_gated_linear(
     gate: torch.Tensor,
     up: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Frozen,
     lora_A: torch.Tensor,
     lora_B: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -96,6 +97,7 @@ def lora_gated_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    weight = dense(weight)
     p = float(dropout_p)
     _check.dropout_p("lora_gated_linear", p)
     if lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:

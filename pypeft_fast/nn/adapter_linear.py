@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..frozen.modules import is_conv1d, weight_of
 from .swapping import watch
 
 # What nn.Module calls around or instead of an instance's forward, in the order in which from_linear looks for it.
@@ -19,12 +20,13 @@ class AdapterLinear(nn.Linear):
 
     @classmethod
     def _sharing(cls, linear):
-        """A layer over the Parameters of `linear` themselves, without an adapter yet: nothing is copied.
+        """A layer over the Parameters of `linear` themselves, without an adapter yet: nothing is copied. That of a
+        Conv1D is a view of its weight.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
-        it has hooks or a forward of its own, which the new layer would not run.
+        Raises TypeError if `linear` is not exactly an nn.Linear or transformers' Conv1D: a subclass may compute
+        something else; ValueError if it has hooks or a forward of its own, which the new layer would not run.
         """
-        if type(linear) is not nn.Linear:
+        if type(linear) is not nn.Linear and not is_conv1d(linear):
             raise TypeError(f"from_linear: linear is a {type(linear).__qualname__}, expected a torch.nn.Linear")
         own = [name for name in _HOOKS if getattr(linear, name)] + ["forward"] * ("forward" in vars(linear))
         if own:
@@ -34,8 +36,10 @@ class AdapterLinear(nn.Linear):
             )
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
+        if is_conv1d(linear):
+            layer.weight = nn.Parameter(weight_of(linear).detach())
+        layer.out_features, layer.in_features = layer.weight.shape
         layer.training = linear.training
         return layer
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules import module as nn_module
 
+from ...frozen.modules import is_plain
 from ...ops._check import ACTIVATIONS
 from ...ops.philox import threshold
-from ..linear import is_conv1d
 
 FUSED = "fused"  # in a layer's counter: calls that the ops ran; the other keys are reasons why PEFT's forward ran
 HALF = (torch.bfloat16, torch.float16)
@@ -92,23 +92,9 @@ def why_not_parameter(tensor, name, is_loaded=True) -> str | None:
     return None
 
 
-def _is_plain(base) -> bool:
-    """Whether the module computes x W^T + b: nn.Linear, a subclass without a forward of its own, Conv1D, Falcon's.
-
-    Not the class of nn.MultiheadAttention's out_proj: that module reads its weight, and PEFT's own layer around it
-    merges into it in a way that autograd sees.
-    """
-    kind = type(base)
-    if kind is nn.Linear or is_conv1d(base):
-        return True
-    falcon = kind.__name__ == "FalconLinear" and kind.__module__ == "transformers.models.falcon.modeling_falcon"
-    is_read = kind is nn.modules.linear.NonDynamicallyQuantizableLinear
-    return issubclass(kind, nn.Linear) and not is_read and (falcon or kind.forward is _LINEAR)
-
-
 def why_not_base(base) -> str | None:
     """The frozen layer: a plain linear one, with plain parameters of one dtype."""
-    if not _is_plain(base):
+    if not is_plain(base):
         return f"the base layer is a {type(base).__name__}"
     if hooked(base):
         return "the base layer has hooks or a forward of its own"

@@ -7,9 +7,9 @@ import torch
 from peft.tuners.ia3.layer import Linear as IA3Linear
 
 from ...autograd.ia3 import ia3_linear
+from ...frozen.modules import is_conv1d
 from ..joints import rows as rows_of_batch
 from ..joints.mixed_rows import mixed_rows_scale
-from ..linear import is_conv1d
 from . import can_fuse
 from .exact_merge import ExactMerge
 from .switching import Marked

@@ -16,10 +16,10 @@ from torch import nn
 from ...autograd.dora import dora_linear
 from ...autograd.dora_norm import row_scale
 from ...autograd.lora import lora_linear, lora_linear_unchecked
+from ...frozen.modules import is_conv1d
 from ...nn.merge import lora_delta
 from ..joints import rows as rows_of_batch
 from ..joints.mixed_rows import mixed_rows_linear
-from ..linear import is_conv1d
 from . import can_fuse
 from .exact_merge import ExactMerge, in_float32
 from .ordinary_call import ordinary_call

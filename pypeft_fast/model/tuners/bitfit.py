@@ -11,7 +11,7 @@ import peft
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 
-from ..linear import is_linear
+from ...frozen.modules import is_linear
 from .bitfit_layer import BitFitLayer, BitFitLinear
 from .bottleneck_layer import BottleneckLinear
 from .configs import BitFitConfig

@@ -14,7 +14,7 @@ the feedforward part is the pair of linear layers, one wide and one back, outsid
 import peft
 from torch import nn
 
-from ..linear import is_conv1d, is_linear
+from ...frozen.modules import is_conv1d, is_linear
 from .bottleneck_layer import BottleneckLinear, Tap
 from .configs import BottleneckConfig
 from .model import TunerModel, base_of, own_modules, wrapped

@@ -5,8 +5,8 @@ import functools
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ...autograd.bitfit import bitfit_linear
+from ...frozen.modules import weight_of
 from ..layers import can_fuse
-from ..linear import weight_of
 
 
 def call_with_bias(module, bias, *args, **kwargs):

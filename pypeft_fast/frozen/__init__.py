@@ -1,0 +1,6 @@
+"""The frozen operand: how a weight is stored, as a value that modules hand to the functions of autograd/."""
+
+from .modules import frozen_of
+from .operand import Frozen
+
+__all__ = ["Frozen", "frozen_of"]
