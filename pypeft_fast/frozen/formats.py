@@ -10,8 +10,11 @@ ACCEPTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @dataclass(frozen=True)
 class Format:
-    """tensors: the names of its tensors in order. check(tensors, shape, dtype): ValueError or TypeError unless they fit
-    a weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): that weight, the reference."""
+    """A way to store a weight.
+
+    tensors: the names of its tensors in order. check(tensors, shape, dtype): ValueError or TypeError unless they fit a
+    weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): that weight, the reference.
+    """
 
     tensors: tuple[str, ...]
     check: Callable
