@@ -10,11 +10,11 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-libraries test-oldest-peft test-emulator test-asan test-tsan mutants \
-	check-compilers lint format bench bench-model bench-ranks bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
+	check-compilers docs lint format bench bench-model bench-ranks bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
 
 help:
 	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-emulator | test-asan | test-tsan | mutants'
-	@echo '     check-compilers | lint | format'
+	@echo '     check-compilers | docs | lint | format'
 	@echo '     bench | bench-model | bench-ranks | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
 	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
 
@@ -130,6 +130,10 @@ test-emulator: venv
 	PYPEFT_EMULATOR=sanitized $(BIN)/python -m tests.emulator.build
 	PYPEFT_EMULATOR=sanitized ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(g++ -print-file-name=libasan.so) \
 	  $(BIN)/python -m pytest -n 2 tests/ops/test_every_op.py -k 'cuda and agrees'
+
+# The reference of the public names, into out/api.
+docs: venv
+	$(BIN)/python docs/api.py
 
 lint: .venv/.tools
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ class Frozen:
         return self.tensors[0].device
 
     def dequantize(self) -> torch.Tensor:
-        """The weight [N, K] in `dtype`, the reference of every kernel that reads the stored one; of a dense one itself."""
+        """The weight [N, K] in `dtype`: the reference of every kernel that reads the stored one."""
         return FORMATS[self.format].dequantize(self.tensors, self.shape, self.dtype)
 
     def __repr__(self) -> str:
