@@ -12,5 +12,10 @@
 #include <algorithm>
 #include <cstdint>
 
+// PyTorch 2.10 and 2.11 have the check without the error's text alone.
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

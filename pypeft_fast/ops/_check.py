@@ -9,7 +9,9 @@ ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def autocasts(device) -> bool:
     """Whether autocast is on for this device. Some, such as meta, have none, and PyTorch raises if asked."""
-    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+    if torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace is_autocast_available
+        return device.type != "meta" and torch.is_autocast_enabled(device.type)
+    if not torch._C._is_any_autocast_enabled():
         return False  # a tenth of what the questions below cost
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
