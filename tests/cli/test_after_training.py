@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli import models
+from pypeft_fast.finetune import base_models as models
 from tests.cli.test_bad_input import mistake
 
 
@@ -156,7 +156,7 @@ def test_public_names(tmp_path, tiny_model):
 
 
 def test_a_model_of_the_hub(command, monkeypatch, tiny_model):
-    from pypeft_fast.cli import hub
+    from pypeft_fast.finetune import hub
 
     monkeypatch.setattr(hub, "download", lambda name, kind, patterns, option: tiny_model)
     assert answers(command, "owner/tiny") == answers(command, tiny_model)

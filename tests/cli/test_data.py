@@ -5,8 +5,12 @@ import random
 
 import pytest
 
-from pypeft_fast.cli.data import Example, chatterbot_topics, load_data, read_jsonl, split
-from pypeft_fast.cli.errors import UserError
+from pypeft_fast.finetune.data.chatterbot import chatterbot_topics
+from pypeft_fast.finetune.data.files import read_jsonl
+from pypeft_fast.finetune.data.load import load_data
+from pypeft_fast.finetune.data.records import Example
+from pypeft_fast.finetune.data.split import split
+from pypeft_fast.finetune.errors import UserError
 
 
 def example(*texts, source="x:1", system=None):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli.advice import after_training
-from pypeft_fast.cli.plot import Curve, loss_figure
+from pypeft_fast.finetune.report.advice import after_training
+from pypeft_fast.finetune.report.plot import Curve, loss_figure
 from tests.cli.test_bad_input import mistake
 
 
@@ -56,7 +56,7 @@ def test_the_best_checkpoint_is_what_remains(finetune, tmp_path):
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_best(finetune, tmp_path, monkeypatch):
-    from pypeft_fast.cli.trainer import TimedTrainer
+    from pypeft_fast.finetune.training.trainer import TimedTrainer
 
     assert finetune(tmp_path / "whole", "--eval-every", 4)[0] == 0
     real = TimedTrainer.training_step
@@ -87,7 +87,7 @@ def test_patience_ends_the_run(finetune, tmp_path):
 
 
 def test_an_epoch_is_the_default_within_bounds():
-    from pypeft_fast.cli.settings import Settings
+    from pypeft_fast.finetune.training.settings import Settings
 
     settings = Settings("m", "d", batch_size=4, epochs=5)
     assert [settings.checkpoint_steps(n) for n in (3, 40, 200, 4000)] == [10, 10, 50, 200]

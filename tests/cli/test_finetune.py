@@ -20,8 +20,9 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
     import peft
     from transformers import AutoModelForCausalLM
 
-    from pypeft_fast.cli import data, train
-    from pypeft_fast.cli.tokens import Collator
+    from pypeft_fast.finetune.data import split as data
+    from pypeft_fast.finetune.data.tokens import Collator
+    from pypeft_fast.finetune.training import train
 
     output = tmp_path / "adapter"
     code, out, _ = finetune(output, "--learning-rate", 0.02, "--save-every", 10, "--eval-fraction", 0.2, steps=25)
@@ -50,7 +51,8 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
 
 
 def test_nothing_is_cut_in_silence(finetune, tmp_path, dialogues, tokenizer):
-    from pypeft_fast.cli import data, tokens
+    from pypeft_fast.finetune.data import split as data
+    from pypeft_fast.finetune.data import tokens
 
     lengths = [len(tokens.encode(tokenizer, e).input_ids) for e in data.load_data(str(dialogues))]
     limit = sorted(lengths)[-3]
@@ -76,7 +78,7 @@ def test_checkpoints_hold_the_adapter_and_no_base_weight(finetune, tmp_path):
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, monkeypatch):
-    from pypeft_fast.cli import train
+    from pypeft_fast.finetune.training import train
 
     options = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
     assert finetune(tmp_path / "whole", *options)[0] == 0

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pypeft_fast.cli import threads
+from pypeft_fast.finetune import threads
 from tests.cli.test_bad_input import mistake
 
 COMMAND = [sys.executable, "-m", "pypeft_fast"]

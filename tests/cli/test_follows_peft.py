@@ -4,12 +4,14 @@ import peft
 import pytest
 
 import pypeft_fast
-from pypeft_fast.cli import models
-from pypeft_fast.cli.data import load_data
-from pypeft_fast.cli.errors import UserError
-from pypeft_fast.cli.methods import method_config
-from pypeft_fast.cli.tokens import Collator
-from pypeft_fast.cli.train import Settings, make_trainer, prepare
+from pypeft_fast.finetune import base_models as models
+from pypeft_fast.finetune.adapters.methods import method_config
+from pypeft_fast.finetune.data.load import load_data
+from pypeft_fast.finetune.data.tokens import Collator
+from pypeft_fast.finetune.errors import UserError
+from pypeft_fast.finetune.training.prepare import prepare
+from pypeft_fast.finetune.training.settings import Settings
+from pypeft_fast.finetune.training.train import make_trainer
 
 try:
     models.smollm2_gguf()

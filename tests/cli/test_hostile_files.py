@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from pypeft_fast.cli.data import read_jsonl
-from pypeft_fast.cli.errors import UserError, as_user_error
+from pypeft_fast.finetune.data.files import read_jsonl
+from pypeft_fast.finetune.errors import UserError, as_user_error
 from tests.cli.test_bad_input import mistake
 
 DIGITS, DEEP = "1" * 10_000, "[" * 100_000

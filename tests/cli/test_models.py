@@ -5,8 +5,8 @@ import importlib.metadata
 import pytest
 import torch
 
-from pypeft_fast.cli import models
-from pypeft_fast.cli.errors import UserError
+from pypeft_fast.finetune import base_models as models
+from pypeft_fast.finetune.errors import UserError
 
 try:
     models.smollm2_gguf()

@@ -5,10 +5,11 @@ import json
 import pandas
 import pytest
 
-from pypeft_fast.cli import data_files, hub
-from pypeft_fast.cli.data import load_data
-from pypeft_fast.cli.errors import UserError
-from pypeft_fast.cli.records import conversation
+from pypeft_fast.finetune import hub
+from pypeft_fast.finetune.data import files as data_files
+from pypeft_fast.finetune.data.load import load_data
+from pypeft_fast.finetune.data.records import conversation
+from pypeft_fast.finetune.errors import UserError
 
 
 def texts(example):

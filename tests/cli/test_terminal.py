@@ -109,7 +109,7 @@ class Escaping:
 
 
 def test_a_model_s_answer(command, tiny_model, monkeypatch):
-    from pypeft_fast.cli import converse
+    from pypeft_fast.cli import chat as converse
 
     load = converse.load_base
 

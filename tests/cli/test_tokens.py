@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from pypeft_fast.cli.data import Example
-from pypeft_fast.cli.errors import UserError
-from pypeft_fast.cli.tokens import IGNORE, Collator, Encoded, encode, encode_all, render_prompt
+from pypeft_fast.finetune.data.records import Example
+from pypeft_fast.finetune.data.tokens import IGNORE, Collator, Encoded, encode, encode_all, render_prompt
+from pypeft_fast.finetune.errors import UserError
 
 CHAT = Example(
     (

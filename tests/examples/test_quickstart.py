@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli.errors import UserError
-from pypeft_fast.cli.models import smollm2_gguf
+from pypeft_fast.finetune.base_models import smollm2_gguf
+from pypeft_fast.finetune.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 OURS, PEFT = "from pypeft_fast import ", "from peft import "

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .errors import UserError
-from .terminal import quoted
+from ..errors import UserError
+from ..text import quoted
 
 TASK = "CAUSAL_LM"
 

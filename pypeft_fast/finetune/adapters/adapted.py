@@ -4,11 +4,11 @@ import re
 
 import pypeft_fast
 
-from .errors import UserError, as_user_error
-from .library_errors import LIBRARY_ERRORS
+from ..errors import UserError, as_user_error
+from ..library_errors import LIBRARY_ERRORS
+from ..text import quoted
 from .methods import method_config
 from .targets import check_targets, short_names, shortened_targets
-from .terminal import quoted
 
 
 def adapted(base, settings):

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import hub, json_text
-from .errors import UserError, as_user_error, need
+from .. import hub, json_text
+from ..errors import UserError, as_user_error, need
+from ..text import cut
 from .records import Example, conversation
-from .terminal import cut
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # of several forms of the same data on the Hub the first is taken
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
 
+from ..errors import UserError, as_user_error
+from ..held_out import held_out_loss
+from ..whole_files import settle
 from . import checkpoints
 from .damage import STATE
-from .errors import UserError, as_user_error
-from .evaluation import held_out_loss
-from .whole_files import settle
 
 KEPT = 2  # checkpoints: the newest, and one to fall back on
 

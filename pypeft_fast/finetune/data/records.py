@@ -5,9 +5,9 @@ A conversation is a list of {"role": ..., "content": ...}; a prompt with its com
 
 from dataclasses import dataclass
 
-from . import json_text
-from .errors import UserError
-from .terminal import cut, quoted
+from .. import json_text
+from ..errors import UserError
+from ..text import cut, quoted
 
 ROLES = ("system", "user", "assistant")
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))

@@ -1,33 +1,9 @@
-"""Training data as conversations, from files, the Hub or the chatterbot corpus, split with nothing held out leaking."""
+"""The split into examples to train on and examples held out: no question of the latter occurs in training."""
 
 import hashlib
-from pathlib import Path
 
-from . import hub
-from .chatterbot import TOPIC_PREFIX, chatterbot_topics, read_chatterbot
-from .data_files import read_file, read_hub, read_jsonl
-from .errors import UserError
+from ..errors import UserError
 from .records import Example
-
-__all__ = ["Example", "chatterbot_topics", "leaked", "load_data", "read_chatterbot", "read_jsonl", "split"]
-
-
-def load_data(spec: str, option: str = "--data") -> list[Example]:
-    """Reads FILE, OWNER/NAME of the Hub with or without :FILE, or chatterbot:TOPIC. `option` is what errors call it.
-
-    Raises UserError: no such file or topic (it lists the topics), a record that is not what it should be (with file
-    and line number), nothing in it, or a package that is missing.
-    """
-    if spec.startswith(TOPIC_PREFIX):
-        return read_chatterbot(spec.removeprefix(TOPIC_PREFIX))
-    if not Path(spec).is_file() and hub.is_name(spec.partition(":")[0]):
-        return read_hub(spec, option)
-    if not Path(spec).is_file():
-        raise UserError(
-            f"{option} {spec}: no such file; give a file of .jsonl, .json, .csv or .parquet, OWNER/NAME of the Hugging "
-            f"Face Hub, or {TOPIC_PREFIX}TOPIC"
-        )
-    return read_file(Path(spec), option)
 
 
 def leaked(train: list[Example], held_out: list[Example]) -> int:

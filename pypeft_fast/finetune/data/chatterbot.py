@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .errors import UserError, need
+from ..errors import UserError, need
 from .records import Example
 
 TOPIC_PREFIX = "chatterbot:"

@@ -2,7 +2,7 @@
 
 import torch
 
-from .tokens import IGNORE, Collator, Encoded
+from .data.tokens import IGNORE, Collator, Encoded
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from .errors import UserError
-from .terminal import cut, one_line
+from .text import cut, one_line
 
 
 def is_name(text: str) -> bool:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from . import json_text
-from .errors import UserError
-from .terminal import one_line
+from .. import json_text
+from ..errors import UserError
+from ..text import one_line
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

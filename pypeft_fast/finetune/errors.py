@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from .terminal import cut, one_line
+from .text import cut, one_line
 
 # What to type for a missing module, where it is not just `pip install MODULE`.
 PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}

@@ -1,13 +1,16 @@
-"""A base model with an adapter folded into its weights."""
+"""A base model with an adapter folded into its weights, and the folder of such a model."""
 
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 import pypeft_fast
 
-from .errors import UserError, as_user_error
-from .library_errors import LIBRARY_ERRORS
+from ..base_models import load_base
+from ..errors import UserError, as_user_error
+from ..library_errors import LIBRARY_ERRORS
+from ..whole_files import new_folder
 
 
 def merged(base, adapter: Path):
@@ -28,6 +31,19 @@ def merged(base, adapter: Path):
         model = model.merge_and_unload(safe_merge=True)
     _give_biases_a_place(model, adapter)
     return model
+
+
+def save_merged(model: str, adapter: Path, output: Path, dtype="float32") -> None:
+    """Writes a base model, named as `load_base` takes it, with an adapter folded in: a new folder, whole or not at all.
+
+    UserError as `load_base` and `merged` raise it, or if the folder cannot be written.
+    """
+    base, tokenizer = load_base(model, dtype)
+    whole = merged(base, adapter)
+    kinds = (OSError, RuntimeError, SafetensorError)
+    with as_user_error(f"--output {output} cannot be written", kinds), new_folder(output) as scratch:
+        tokenizer.save_pretrained(scratch)
+        whole.save_pretrained(scratch)
 
 
 def _give_biases_a_place(model, adapter: Path) -> None:

@@ -5,7 +5,7 @@ import resource
 import statistics
 import sys
 
-from .models import public_name
+from ..base_models import public_name
 from .settings import Settings
 
 

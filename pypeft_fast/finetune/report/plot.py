@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import need
-from .terminal import safe
-from .whole_files import write_whole
+from ..errors import need
+from ..text import safe
+from ..whole_files import write_whole
 
 
 @dataclass(frozen=True)

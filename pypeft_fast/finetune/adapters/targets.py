@@ -2,8 +2,8 @@
 
 import difflib
 
-from .errors import UserError
-from .terminal import quoted
+from ..errors import UserError
+from ..text import quoted
 
 
 def short_names(layers: list[str]) -> list[str]:

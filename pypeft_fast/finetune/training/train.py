@@ -5,77 +5,23 @@
 
 import contextlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from .card import card, is_card
-from .data import Example, split
-from .errors import UserError, as_user_error
-from .evaluation import held_out_loss
-from .metrics import metrics_of, peak_memory_bytes
-from .models import public_name
-from .plot import Curve, plot_losses
+from ..base_models import public_name
+from ..data.tokens import Collator
+from ..errors import UserError, as_user_error
+from ..held_out import held_out_loss
+from ..report.card import card, is_card
+from ..report.plot import Curve, plot_losses
+from ..whole_files import write_json, write_whole
+from .metrics import metrics_of
+from .prepare import Data
 from .settings import Settings
-from .tokens import Collator, Encoded, encode_all
 from .trainer import TimedTrainer, check_finite, train_to_the_end
-from .whole_files import write_json, write_whole
-
-__all__ = [
-    "Data",
-    "Settings",
-    "fine_tune",
-    "held_out_loss",
-    "make_trainer",
-    "peak_memory_bytes",
-    "prepare",
-    "write_json",
-]
-
-
-@dataclass(frozen=True)
-class Data:
-    train: list[Encoded]
-    held_out: list[Encoded]
-    held_out_examples: list[Example]
-    dropped: int  # examples of which max_length leaves no answer token
-    cut: int = 0  # of the others, those that are longer than max_length
-    longest: int = 0  # tokens of the longest example before cutting
-
-
-def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: list[Example] | None = None) -> Data:
-    """Tokenises the examples and those held out, which are split from them if they are not given.
-
-    UserError if max_length leaves nothing to train on or nothing held out.
-    """
-    train = examples
-    if held_out is None:
-        train, held_out = split(examples, settings.eval_fraction, settings.seed)
-    kept = encode_all(tokenizer, train, settings.max_length)
-    if not kept.examples:
-        raise UserError(
-            f"--max-length {settings.max_length} leaves no token of an answer in any training example; raise it"
-        )
-    other = held_out_data(tokenizer, held_out, settings.max_length) if held_out else Data([], [], [], 0)
-    return Data(
-        kept.examples,
-        other.held_out,
-        held_out,
-        dropped=kept.dropped + other.dropped,
-        cut=kept.cut + other.cut,
-        longest=max(kept.longest, other.longest),
-    )
-
-
-def held_out_data(tokenizer, examples: list[Example], max_length: int) -> Data:
-    """Examples that are all held out. UserError if max_length leaves nothing of their answers."""
-    encoded = encode_all(tokenizer, examples, max_length)
-    if not encoded.examples:
-        raise UserError(f"--max-length {max_length} leaves no token of an answer in any held-out example; raise it")
-    return Data([], encoded.examples, examples, encoded.dropped, encoded.cut, encoded.longest)
 
 
 def fine_tune(

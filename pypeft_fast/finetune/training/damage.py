@@ -8,8 +8,8 @@ import pickle
 import zipfile
 from pathlib import Path
 
-from .adapter_files import fault, object_in, unreadable
-from .terminal import one_line
+from ..adapters.files import fault, object_in, unreadable
+from ..text import one_line
 
 STATE = "trainer_state.json"
 # What torch.save wrote into a checkpoint, and the keys that resuming reads.

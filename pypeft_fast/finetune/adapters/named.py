@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .errors import UserError
-from .json_text import check_text
-from .terminal import one_line, safe
+from ..errors import UserError
+from ..json_text import check_text
+from ..text import one_line, safe
 
 
 def parse_adapters(specs: list[str]) -> dict[str, Path]:

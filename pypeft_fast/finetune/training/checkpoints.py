@@ -5,9 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
+from ..adapters.files import CONFIG, WEIGHTS
+from ..errors import as_user_error
 from . import damage
-from .adapter_files import CONFIG, WEIGHTS
-from .errors import as_user_error
 
 # All that Trainer and PEFT write into a checkpoint, and what a kill leaves of an adapter's files being saved.
 SCRATCH = ".saving-"

@@ -4,11 +4,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import checkpoints, json_text
-from .adapter_files import CONFIG, WEIGHTS, fault
-from .errors import UserError, as_user_error
-from .terminal import quoted
-from .whole_files import write_json
+from .. import json_text
+from ..adapters.files import CONFIG, WEIGHTS, fault
+from ..errors import UserError, as_user_error
+from ..text import quoted
+from ..whole_files import write_json
+from . import checkpoints
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
 FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .data import Example
-from .errors import UserError, as_user_error
-from .library_errors import LIBRARY_ERRORS
+from ..errors import UserError, as_user_error
+from ..library_errors import LIBRARY_ERRORS
+from .records import Example
 
 IGNORE = -100  # the label that torch's cross entropy leaves out
 
