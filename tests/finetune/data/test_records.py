@@ -6,7 +6,7 @@ import pandas
 import pytest
 
 from pypeft_fast.finetune import hub
-from pypeft_fast.finetune.data import files as data_files
+from pypeft_fast.finetune.data import files
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.records import conversation
 from pypeft_fast.finetune.errors import UserError
@@ -130,9 +130,9 @@ def test_of_two_forms_of_the_same_data_one_is_taken():
     from pathlib import Path
 
     both = [Path("train.csv"), Path("train/0.parquet"), Path("train/1.parquet"), Path("test.csv")]
-    assert data_files.choose(both) == [Path("train/0.parquet"), Path("train/1.parquet")]
-    assert data_files.choose([Path("all.csv")]) == [Path("all.csv")]
-    assert data_files.choose([Path("a.csv"), Path("b.csv")]) == []
+    assert files.choose(both) == [Path("train/0.parquet"), Path("train/1.parquet")]
+    assert files.choose([Path("all.csv")]) == [Path("all.csv")]
+    assert files.choose([Path("a.csv"), Path("b.csv")]) == []
 
 
 def test_a_hub_that_cannot_be_reached_says_how_to_get_a_folder(monkeypatch):

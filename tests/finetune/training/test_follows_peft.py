@@ -4,7 +4,7 @@ import peft
 import pytest
 
 import pypeft_fast
-from pypeft_fast.finetune import base_models as models
+from pypeft_fast.finetune import base_models
 from pypeft_fast.finetune.adapters.methods import method_config
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.tokens import Collator
@@ -14,7 +14,7 @@ from pypeft_fast.finetune.training.settings import Settings
 from pypeft_fast.finetune.training.train import make_trainer
 
 try:
-    models.smollm2_gguf()
+    base_models.smollm2_gguf()
     REASON = ""
 except UserError as error:
     REASON = str(error)
@@ -22,7 +22,7 @@ except UserError as error:
 
 def losses(library, start, settings, output):
     """Each step's loss of a run from the adapter in the folder `start`."""
-    base, tokenizer = models.load_base(settings.model)
+    base, tokenizer = base_models.load_base(settings.model)
     model = library.PeftModel.from_pretrained(base, start, is_trainable=True)
     data = prepare(tokenizer, load_data(settings.data), settings)
     trainer = make_trainer(model, data, Collator.of(tokenizer), settings, output)
@@ -34,7 +34,7 @@ def follows(settings, tmp_path):
     import transformers
 
     transformers.set_seed(0)
-    base, _ = models.load_base(settings.model)
+    base, _ = base_models.load_base(settings.model)
     peft.get_peft_model(base, method_config(peft, settings)).save_pretrained(tmp_path / "start")
     theirs = losses(peft, tmp_path / "start", settings, tmp_path / "peft")
     ours = losses(pypeft_fast, tmp_path / "start", settings, tmp_path / "ours")

@@ -1,7 +1,6 @@
-"""Reading JSON lines and chatterbot's topics, and the split: nothing that is held out may occur in training."""
+"""Reading JSON lines and chatterbot's topics: every record or one clear error."""
 
 import json
-import random
 
 import pytest
 
@@ -9,14 +8,9 @@ from pypeft_fast.finetune.data.chatterbot import chatterbot_topics
 from pypeft_fast.finetune.data.files import read_jsonl
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.records import Example
-from pypeft_fast.finetune.data.split import split
 from pypeft_fast.finetune.errors import UserError
 
-
-def example(*texts, source="x:1", system=None):
-    start = ({"role": "system", "content": system},) if system else ()
-    turns = tuple({"role": "assistant" if i % 2 else "user", "content": t} for i, t in enumerate(texts))
-    return Example(start + turns, source)
+DIGITS, DEEP = "1" * 10_000, "[" * 100_000
 
 
 def test_both_forms_of_a_line_and_blank_lines(tmp_path):
@@ -30,7 +24,8 @@ def test_both_forms_of_a_line_and_blank_lines(tmp_path):
     path.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     first, second = read_jsonl(path)
     assert list(first.messages) == messages and first.source == f"{path}:1"
-    assert second == example("a", "b", source=f"{path}:3")
+    pair = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    assert second == Example(pair, f"{path}:3")
 
 
 @pytest.mark.parametrize(
@@ -85,35 +80,23 @@ def test_an_unknown_topic_lists_the_topics():
         load_data("chatterbot:gardening")
 
 
-@pytest.mark.parametrize("topic", ["tech_support", "coding", "ai", "conversations", "greetings"])
-def test_no_held_out_question_is_trained_on(topic):
-    examples = load_data(f"chatterbot:{topic}")
-    for seed in range(5):
-        train, held_out = split(examples, 0.2, seed)
-        assert sorted(map(id, train + held_out)) == sorted(map(id, examples))
-        assert train and 0.1 * len(examples) <= len(held_out) <= 0.3 * len(examples)
-        assert not {q for e in train for q in e.questions} & {q for e in held_out for q in e.questions}
-
-
-def test_the_split_depends_on_the_seed_not_on_the_order():
-    examples = load_data("chatterbot:coding")
-    shuffled = random.Random(1).sample(examples, len(examples))
-    assert {e.source for e in split(examples, 0.2, 3)[1]} == {e.source for e in split(shuffled, 0.2, 3)[1]}
-    assert {e.source for e in split(examples, 0.2, 3)[1]} != {e.source for e in split(examples, 0.2, 4)[1]}
-
-
-def test_case_spacing_and_later_turns_do_not_hide_a_shared_question():
-    linked = [example("How are  YOU", "fine"), example("hello", "hi", "how are you", "well"), example("Hello", "yes")]
-    others = [example(f"question {i}", "answer") for i in range(5)]
-    for seed in range(8):
-        train, held_out = split(linked + others, 0.4, seed)
-        assert len({id(e) for e in linked} & {id(e) for e in train}) in (0, 3)
-    shared_system = [example(f"question {i}", "answer", system="Be brief.") for i in range(4)]
-    assert len(split(shared_system, 0.25, 0)[1]) == 1
-
-
-def test_nothing_to_hold_out():
-    same = [example("a", "b"), example("A", "c")]
-    assert split(same, 0, 0) == (same, [])
-    with pytest.raises(UserError, match="--eval-fraction 0"):
-        split(same, 0.5, 0)
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (DIGITS, "too many digits"),
+        (f'{{"prompt": "a", "completion": "b", "id": {DIGITS}}}', "too many digits"),
+        (DEEP, "nested too deeply"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+        ('{"prompt": "\\ud800", "completion": "b"}', "half of a surrogate pair"),
+        ('{"prompt": "a", "completion": "b\\udfff"}', "message 2 (assistant) holds '\\udfff'"),
+        ('{"messages": [{"role": ["user"], "content": "a"}]}', "the role ['user']"),
+        ('{"messages": [{"role": "' + "x" * 100_000 + '", "content": "a"}]}', "100002 characters"),
+    ],
+)
+def test_a_line_of_data(tmp_path, line, says):
+    path = tmp_path / "data.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError) as error:
+        read_jsonl(path)
+    text = str(error.value)
+    assert text.startswith(f"{path}:1: ") and says in text and len(text) < 1000

