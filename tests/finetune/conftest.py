@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights and a small tokenizer with a chat template, on disk, as a user's model would be."""
+"""A tiny Llama with random weights, a small tokenizer with a chat template, dialogues and an adapter, all on disk."""
 
 import json
 
@@ -81,3 +81,20 @@ def dialogues(tmp_path_factory):
             records.append({"messages": messages})
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory, tiny_model):
+    """The folder of a LoRA of rank 3 on that Llama, whose B is not zero."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    folder = tmp_path_factory.mktemp("adapter") / "tiny-lora"
+    model.save_pretrained(folder)
+    return folder
