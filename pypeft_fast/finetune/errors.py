@@ -1,4 +1,4 @@
-"""Mistakes a user can make and mend: one clear line on stderr and exit code 2, never a traceback."""
+"""Mistakes a user can make and mend: one clear line, which the command ends with, never a traceback."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""The methods that the command offers: the config of each, its usual learning rate, and the options that it has."""
+"""The methods that a run can train: the config of each, its usual learning rate, and the options that it has."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def options_of(method: str, given: dict) -> dict:
 
 
 def method_of(config: dict, folder) -> str:
-    """The method of an adapter_config.json. UserError for one that this command does not train."""
+    """The method of an adapter_config.json. UserError for one that a run cannot train."""
     kinds = {"LORA": "dora" if config.get("use_dora") else "lora", "IA3": "ia3", "BITFIT": "bitfit"}
     kinds |= {"BOTTLENECK": "bottleneck", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
     kind = config.get("peft_type")

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which one it can go on from, and which ones this command may delete."""
+"""The checkpoints of a run: which one it can go on from, and which ones a run may delete."""
 
 import hashlib
 import re

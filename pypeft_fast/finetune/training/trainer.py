@@ -1,4 +1,4 @@
-"""transformers.Trainer as this command uses it: a progress bar, the times of the steps, checkpoints that are whole."""
+"""transformers.Trainer as this package uses it: a progress bar, the times of the steps, checkpoints that are whole."""
 
 import math
 import time
@@ -17,7 +17,7 @@ KEPT = 2  # checkpoints: the newest, and one to fall back on
 
 
 class TimedTrainer(Trainer):
-    """A Trainer with this command's progress bar, that keeps the times of its steps."""
+    """A Trainer with this package's progress bar, that keeps the times of its steps."""
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
