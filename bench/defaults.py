@@ -11,14 +11,15 @@ from pathlib import Path
 
 import transformers
 
-from pypeft_fast.cli.adapted import adapted
-from pypeft_fast.cli.data import load_data
-from pypeft_fast.cli.defaults import schedule
-from pypeft_fast.cli.models import load_base
-from pypeft_fast.cli.settings import Settings
 from pypeft_fast.cli.terminal import calm_libraries
-from pypeft_fast.cli.tokens import Collator
-from pypeft_fast.cli.train import fine_tune, prepare
+from pypeft_fast.finetune.adapters.adapted import adapted
+from pypeft_fast.finetune.base_models import load_base
+from pypeft_fast.finetune.data.load import load_data
+from pypeft_fast.finetune.data.tokens import Collator
+from pypeft_fast.finetune.training.prepare import prepare
+from pypeft_fast.finetune.training.schedule import schedule
+from pypeft_fast.finetune.training.settings import Settings
+from pypeft_fast.finetune.training.train import fine_tune
 
 FAQ = str(Path(__file__).parents[1] / "examples" / "faq.jsonl")
 TUNED = ("chatterbot:tech_support", "chatterbot:emotion", "chatterbot:trivia")

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast.cli.errors import UserError
-from pypeft_fast.cli.measure import counting_saved_bytes
-from pypeft_fast.cli.models import load_base
+from pypeft_fast.finetune.base_models import load_base
+from pypeft_fast.finetune.errors import UserError
+from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
 from . import parsers, report
 from .targets import at_least, at_most

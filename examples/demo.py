@@ -18,23 +18,20 @@ import transformers
 from tqdm import tqdm
 
 import pypeft_fast
-from pypeft_fast.cli.chat import Chat
-from pypeft_fast.cli.data import load_data
-from pypeft_fast.cli.errors import UserError, need
-from pypeft_fast.cli.measure import counting_saved_bytes, one_step
-from pypeft_fast.cli.methods import method_config
-from pypeft_fast.cli.models import SMOLLM2, base_path, load_base
-from pypeft_fast.cli.plot import Curve, plot_losses
-from pypeft_fast.cli.tokens import Collator
-from pypeft_fast.cli.train import (
-    Settings,
-    fine_tune,
-    held_out_loss,
-    make_trainer,
-    peak_memory_bytes,
-    prepare,
-    write_json,
-)
+from pypeft_fast.finetune.adapters.methods import method_config
+from pypeft_fast.finetune.base_models import SMOLLM2, base_path, load_base
+from pypeft_fast.finetune.chat import Chat
+from pypeft_fast.finetune.data.load import load_data
+from pypeft_fast.finetune.data.tokens import Collator
+from pypeft_fast.finetune.errors import UserError, need
+from pypeft_fast.finetune.held_out import held_out_loss
+from pypeft_fast.finetune.report.plot import Curve, plot_losses
+from pypeft_fast.finetune.training.measure import counting_saved_bytes, one_step
+from pypeft_fast.finetune.training.metrics import peak_memory_bytes
+from pypeft_fast.finetune.training.prepare import prepare
+from pypeft_fast.finetune.training.settings import Settings
+from pypeft_fast.finetune.training.train import fine_tune, make_trainer
+from pypeft_fast.finetune.whole_files import write_json
 
 STEPS = {"tech_support": 20, "coding": 20}  # the topic, which names its adapter, and how long it is trained
 QUICK_STEPS = 8

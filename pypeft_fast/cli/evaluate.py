@@ -3,13 +3,14 @@
 import json
 import math
 
-from . import threads
-from .adapter_files import check_files
-from .adapters import check_names, parse_adapters
+from ..finetune import threads
+from ..finetune.adapters.files import check_files
+from ..finetune.adapters.named import check_names, parse_adapters
+from ..finetune.base_models import check_base
+from ..finetune.data.load import load_data
+from ..finetune.errors import need
+from ..finetune.report.advice import shortened
 from .common import add_dtype, add_model, add_threads
-from .data import load_data
-from .errors import need
-from .models import check_base, load_base
 from .option_values import positive_int
 from .terminal import calm_libraries, say
 
@@ -42,33 +43,21 @@ def run(arguments) -> None:
         check_files(path)
     examples = load_data(arguments.data)
     threads.use(arguments.threads)
-    from .advice import shortened
-    from .chat import Chat
-    from .evaluation import held_out_loss, target_tokens
-    from .tokens import Collator, check_ids, check_length
-    from .train import held_out_data
+    from ..finetune.evaluate import evaluate
 
     calm_libraries()
     check_names(adapters)
-    model, tokenizer = load_base(arguments.model, arguments.dtype)
-    data = held_out_data(tokenizer, examples, arguments.max_length)
-    check_ids(model, [token for encoded in data.held_out for token in encoded.input_ids])
-    check_length(model, max(len(e.input_ids) for e in data.held_out), None, arguments.max_length)
-    chat = Chat(model, tokenizer, adapters)
-    losses = {}
-    for name in (None, *chat.adapters):
-        with chat.using(name):
-            losses[name or "base"] = held_out_loss(
-                chat.model, data.held_out, Collator.of(tokenizer), arguments.batch_size
-            )
+    options = {"dtype": arguments.dtype, "max_length": arguments.max_length, "batch_size": arguments.batch_size}
+    result = evaluate(arguments.model, adapters, examples, **options)
+    data, losses = result.data, result.losses
     if arguments.json:
-        facts = {"data": arguments.data, "examples": len(data.held_out), "tokens": target_tokens(data.held_out)}
+        facts = {"data": arguments.data, "examples": len(data.held_out), "tokens": result.tokens}
         facts |= {"dropped_examples": data.dropped, "cut_examples": data.cut, "losses": losses}
         say(json.dumps(facts, indent=2), keep="\n")
         return
     for line in shortened(data, arguments.max_length):
         say(line)
-    say(f"{len(data.held_out)} examples, {target_tokens(data.held_out)} tokens of answers")
+    say(f"{len(data.held_out)} examples, {result.tokens} tokens of answers")
     wide = max(map(len, losses))
     for name, loss in losses.items():
         perplexity = math.exp(loss) if loss < 700 else math.inf

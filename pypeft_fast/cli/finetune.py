@@ -1,17 +1,21 @@
 """`pypeft-fast finetune`: an adapter from a base model and data."""
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
 
-from . import run_folder, threads
-from .adapter_files import check_files, read_adapter
-from .advice import after_training, before_training, shortened
-from .checkpoints import remove as remove_checkpoints
-from .data import leaked, load_data
-from .errors import UserError, as_user_error, need
-from .finetune_arguments import settings_of
-from .models import check_base, load_base
+from ..finetune import threads
+from ..finetune.adapters.files import check_files, read_adapter
+from ..finetune.base_models import check_base
+from ..finetune.data.load import load_data
+from ..finetune.data.split import leaked
+from ..finetune.errors import UserError, as_user_error, need
+from ..finetune.report.advice import after_training, before_training, shortened
+from ..finetune.training import run_folder
+from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.resolve import resolve
+from ..finetune.training.settings import Settings
 from .terminal import calm_libraries, say
 
 
@@ -26,7 +30,8 @@ def run(arguments) -> None:
         adapter = read_adapter(Path(arguments.adapter))
     examples = load_data(arguments.data)
     held_out = None if arguments.eval_data is None else load_data(arguments.eval_data, "--eval-data")
-    settings = settings_of(arguments, len(examples), adapter)
+    asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
+    settings = resolve(asked, len(examples), adapter)
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     threads.use(arguments.threads)
@@ -35,11 +40,8 @@ def run(arguments) -> None:
 
 def _train(arguments, settings, examples, held_out) -> None:
     import torch
-    import transformers
 
-    from . import train
-    from .adapted import adapted
-    from .tokens import Collator, check_ids, check_length
+    from ..finetune.training.ready import make_ready
 
     output = arguments.output
     going_on = run_folder.go_on(output, settings) if arguments.resume else run_folder.GoingOn(None)
@@ -47,13 +49,8 @@ def _train(arguments, settings, examples, held_out) -> None:
         say(f"the run in {output} is complete: all {going_on.steps_done} steps are done")
         return
     calm_libraries()
-    base, tokenizer = load_base(settings.model, settings.dtype)
-    data = train.prepare(tokenizer, examples, settings, held_out)
-    check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
-    longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)
-    check_length(base, longest, settings.virtual_tokens, settings.max_length)
-    transformers.set_seed(settings.seed)
-    model = adapted(base, settings)
+    ready = make_ready(settings, examples, held_out)
+    data = ready.data
 
     say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
     say(
@@ -66,7 +63,7 @@ def _train(arguments, settings, examples, held_out) -> None:
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(crowded)
-    say(_count(model))
+    say(_count(ready.model))
     if going_on.checkpoint and going_on.damaged:
         say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
     elif going_on.checkpoint:
@@ -75,7 +72,7 @@ def _train(arguments, settings, examples, held_out) -> None:
         for name, why in run_folder.begin(output, settings).items():
             say(f"{name} stays: {why}")
 
-    metrics = _fine_tune(train, model, data, Collator.of(tokenizer), settings, output, going_on.checkpoint)
+    metrics = _fine_tune(ready, settings, output, going_on.checkpoint)
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
@@ -84,15 +81,16 @@ def _train(arguments, settings, examples, held_out) -> None:
     say(f"try it: pypeft-fast chat --model {shlex.quote(settings.model)} --adapter {shlex.quote(str(output))}")
 
 
-def _fine_tune(train, model, data, collator, settings, output: Path, checkpoint: Path | None) -> dict:
-    """train.fine_tune, with what can be done about an interruption or a full disk."""
+def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
+    """`fine_tune`, with what can be done about an interruption or a full disk."""
     import torch
 
+    from ..finetune.training.train import fine_tune
     from .progress import SayEvaluations
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return train.fine_tune(model, data, collator, settings, output, checkpoint, [SayEvaluations()])
+            return fine_tune(ready.model, ready.data, ready.collator, settings, output, checkpoint, [SayEvaluations()])
     except (KeyboardInterrupt, UserError):
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")

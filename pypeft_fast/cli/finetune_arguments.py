@@ -1,16 +1,8 @@
-"""What `pypeft-fast finetune` is told: its options, and the settings that follow from them."""
+"""What `pypeft-fast finetune` is told: its options."""
 
-import dataclasses
-import re
-
-from .adapter_files import Adapter
+from ..finetune.adapters.methods import METHODS
 from .common import add_dtype, add_model, add_seed, add_threads
-from .defaults import schedule
-from .errors import UserError
-from .json_text import check_text
-from .methods import METHODS, method_of, options_of
 from .option_values import count, folder, positive, positive_int, probability
-from .settings import Settings
 
 SUMMARY = "train an adapter for a language model on your data"
 EXAMPLE = "pypeft-fast finetune --model smollm2 --data examples/faq.jsonl --output my-adapter"
@@ -97,42 +89,3 @@ def add_arguments(parser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
     how.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in --output")
-
-
-def settings_of(arguments, examples: int, adapter: Adapter | None) -> Settings:
-    """The arguments as Settings of a run on so many examples, going on with an adapter if there is one.
-
-    --target-modules with a comma is a list; else one name, dotted or not, or an expression.
-
-    Raises UserError for an option that the method does not have.
-    """
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings)}
-    given["max_steps"] = arguments.max_steps or -1
-    names = arguments.target_modules
-    if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
-        given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
-    if names is not None:
-        check_text(names, "--target-modules")
-    options = {name for method in METHODS.values() for name in method.options}
-    if adapter is None:
-        given["method"] = arguments.method or "lora"
-        given |= options_of(given["method"], {name: given[name] for name in options})
-    else:
-        given["method"] = method_of(adapter.config, arguments.adapter)
-        if given["method"] in ("prompt", "prefix"):
-            raise UserError(
-                f"--adapter {arguments.adapter} is of --method {given['method']}, which PEFT does not train on from "
-                "files; train a new one"
-            )
-        for name in ("method", *sorted(options)):
-            if getattr(arguments, name) is not None:
-                raise UserError(
-                    f"--{name.replace('_', '-')} does not go with --adapter, which has its own; leave it out"
-                )
-    usual = schedule(examples) | {"learning_rate": METHODS[given["method"]].learning_rate}
-    given |= {name: value for name, value in usual.items() if given[name] is None}
-    if given["eval_data"] is not None:
-        given["eval_fraction"] = 0
-    if given["method"] == "prefix" and arguments.gradient_checkpointing:
-        raise UserError("--gradient-checkpointing does not go with --method prefix: it drops the cache that holds it")
-    return Settings(**given)

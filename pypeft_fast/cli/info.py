@@ -11,7 +11,7 @@ import torch
 import pypeft_fast
 
 from .. import _native, _op, _own, _tuning  # noqa: F401 - with _own all ops are there
-from .errors import as_user_error
+from ..finetune.errors import as_user_error
 from .terminal import say
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "peft")

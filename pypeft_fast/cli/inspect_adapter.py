@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from .adapter_files import Adapter, object_in, read_adapter
-from .errors import UserError
-from .terminal import cut, say
+from ..finetune.adapters.describe import describe
+from ..finetune.text import cut
+from .terminal import say
 
 SUMMARY = "what an adapter is: method, base, rank, layers, size, losses"
 EXAMPLE = "pypeft-fast inspect my-adapter"
@@ -18,11 +18,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    folder = Path(arguments.adapter)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    metrics, _ = object_in(folder / "metrics.json")
-    facts = describe(read_adapter(folder), metrics)
+    facts = describe(Path(arguments.adapter))
     if arguments.json:
         say(json.dumps(facts, indent=2), keep="\n")
         return
@@ -30,32 +26,3 @@ def run(arguments) -> None:
         if value is not None:
             text = ", ".join(map(str, value)) if isinstance(value, list) else value
             say(f"{name:<16} {cut(str(text), 500)}")
-
-
-def describe(adapter: Adapter, metrics: dict) -> dict:
-    """What there is to say of an adapter, from its files and the metrics.json beside them, if it is there."""
-    config = adapter.config
-    targets = config.get("target_modules")
-    settings = metrics.get("settings") if isinstance(metrics.get("settings"), dict) else {}
-    return {
-        "method": "DORA" if config.get("use_dora") else config["peft_type"],
-        "base": config.get("base_model_name_or_path"),
-        "rank": config.get("r"),
-        "alpha": config.get("lora_alpha"),
-        "dropout": config.get("lora_dropout"),
-        "virtual tokens": config.get("num_virtual_tokens"),
-        "targets": sorted(targets) if isinstance(targets, list) else targets,
-        "parameters": f"{adapter.parameters:,} in {len(adapter.shapes)} tensors, {', '.join(adapter.dtypes)}",
-        "size": f"{adapter.bytes / 1e6:.1f} MB",
-        "data": settings.get("data"),
-        "steps": metrics.get("steps"),
-        "best step": metrics.get("best_step"),
-        "held-out loss": _losses(metrics),
-    }
-
-
-def _losses(metrics: dict) -> str | None:
-    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
-    if not all(isinstance(loss, float) for loss in (before, after)):
-        return None
-    return f"{before:.3f} before, {after:.3f} after, on {metrics.get('eval_examples')} examples"

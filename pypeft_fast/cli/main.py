@@ -11,15 +11,16 @@ import re
 import sys
 from typing import NoReturn
 
-from .errors import UserError, as_user_error
-from .terminal import safe, say
+from ..finetune.errors import UserError, as_user_error
+from ..finetune.text import safe
+from .terminal import say
 
 # {subcommand: (the module of its options, the module that runs it)}, imported when asked for
 COMMANDS = {
     "info": ("info_arguments", "info"),
     "finetune": ("finetune_arguments", "finetune"),
     "evaluate": ("evaluate", "evaluate"),
-    "chat": ("converse", "converse"),
+    "chat": ("chat", "chat"),
     "inspect": ("inspect_adapter", "inspect_adapter"),
     "merge": ("merge", "merge"),
 }

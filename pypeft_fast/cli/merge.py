@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from . import threads
-from .adapter_files import check_files
+from ..finetune import threads
+from ..finetune.adapters.files import check_files
+from ..finetune.base_models import check_base
+from ..finetune.errors import UserError, need
 from .common import add_dtype, add_model, add_threads
-from .errors import UserError, as_user_error, need
-from .models import check_base, load_base
 from .option_values import folder
 from .terminal import calm_libraries, say
-from .whole_files import new_folder
 
 SUMMARY = "fold an adapter into the weights of its base model, as a model of its own"
 EXAMPLE = "pypeft-fast merge --model smollm2 --adapter my-adapter --output my-model"
@@ -35,19 +34,9 @@ def run(arguments) -> None:
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists; name a new folder")
     threads.use(arguments.threads)
-    from safetensors import SafetensorError
-
-    from .merged import merged
+    from ..finetune.adapters.merged import save_merged
 
     calm_libraries()
-    base, tokenizer = load_base(arguments.model, arguments.dtype)
-    model = merged(base, Path(arguments.adapter))
-    kinds = (OSError, RuntimeError, SafetensorError)
-    with (
-        as_user_error(f"--output {arguments.output} cannot be written", kinds),
-        new_folder(arguments.output) as scratch,
-    ):
-        tokenizer.save_pretrained(scratch)
-        model.save_pretrained(scratch)
+    save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
     say(f"the merged model is in {arguments.output}")
     say(f"try it: pypeft-fast chat --model {arguments.output}")

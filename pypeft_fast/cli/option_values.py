@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .terminal import cut
+from ..finetune.text import cut
 
 MOST = 10**15  # far beyond any use, and exact as a float
 

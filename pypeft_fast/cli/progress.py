@@ -3,7 +3,7 @@
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from .terminal import safe
+from ..finetune.text import safe
 
 
 class SayEvaluations(TrainerCallback):

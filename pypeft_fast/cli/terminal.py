@@ -1,27 +1,10 @@
-"""What the command prints. Text of data, of files and of models reaches the terminal without what could steer it.
-
-A terminal obeys control characters: an escape sequence in a data line or in an answer may recolour, rewrite or rename
-it, a carriage return overwrites its line, and an override of the writing direction shows a text as another. Each such
-character is printed as its Python escape, `\\x1b` for ESC.
-"""
+"""What the command prints: everything goes through `finetune.text.safe`, so that nothing steers the terminal."""
 
 import logging
 import sys
-import unicodedata
 import warnings
 
-# Of Unicode's categories: controls, halves of surrogate pairs, separators of lines and of paragraphs.
-UNSAFE = ("Cc", "Cs", "Zl", "Zp")
-# Embeddings, overrides and isolates of the writing direction (unicode.org/reports/tr9).
-DIRECTION = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-LONGEST = 200  # characters of a value that a message quotes
-
-
-def safe(text: str, keep: str = "") -> str:
-    """The text with every character that could steer a terminal as its escape, those in `keep` as they are."""
-    if text.isprintable():  # the usual case: no character is of an unsafe category
-        return text
-    return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
+from ..finetune.text import safe
 
 
 def say(text: str = "", end: str = "\n", file=None, keep: str = "") -> None:
@@ -33,25 +16,6 @@ def say(text: str = "", end: str = "\n", file=None, keep: str = "") -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     written = (safe(text, keep) + end).encode(encoding, "backslashreplace").decode(encoding)
     print(written, end="", file=stream, flush=True)
-
-
-def one_line(text: str) -> str:
-    """A text's words, safe, with single spaces between."""
-    return safe(" ".join(text.split()))
-
-
-def quoted(value) -> str:
-    """A value's repr, cut after LONGEST characters."""
-    return cut(repr(value))
-
-
-def cut(text: str, longest: int = LONGEST) -> str:
-    """A text, cut after so many characters."""
-    return text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
-
-
-def _steers(character: str) -> bool:
-    return unicodedata.category(character) in UNSAFE or ord(character) in DIRECTION
 
 
 def calm_libraries() -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pypeft_fast.cli.defaults import schedule
+from pypeft_fast.finetune.training.schedule import schedule
 
 defaults = importlib.import_module("bench.defaults")
 
@@ -33,7 +33,7 @@ def test_more_data_takes_fewer_epochs():
 
 @pytest.mark.parametrize("part", ["TUNED", "CONFIRMED"])
 def test_the_sets_are_there(part):
-    from pypeft_fast.cli.data import load_data
+    from pypeft_fast.finetune.data.load import load_data
 
     assert all(len(load_data(name)) >= 10 for name in getattr(defaults, part))
     assert not set(defaults.TUNED) & set(defaults.CONFIRMED)

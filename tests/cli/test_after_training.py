@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli import models
 from tests.cli.test_bad_input import mistake
 
 
@@ -146,17 +145,8 @@ def test_a_readme_of_the_user_stays(finetune, tmp_path):
     assert (tmp_path / "a" / "README.md").read_text() == "my notes\n"
 
 
-def test_public_names(tmp_path, tiny_model):
-    assert models.public_name("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert models.public_name("owner/name") == "owner/name"
-    assert models.public_name(str(tiny_model)) == str(tiny_model)
-    config = json.loads((tiny_model / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"_name_or_path": "owner/name"}))
-    assert models.public_name(str(tmp_path)) == "owner/name"
-
-
 def test_a_model_of_the_hub(command, monkeypatch, tiny_model):
-    from pypeft_fast.cli import hub
+    from pypeft_fast.finetune import hub
 
     monkeypatch.setattr(hub, "download", lambda name, kind, patterns, option: tiny_model)
     assert answers(command, "owner/tiny") == answers(command, tiny_model)

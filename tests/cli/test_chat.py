@@ -85,7 +85,7 @@ def test_a_conversation_that_switches(chat, adapters, expected, typing):
 
 
 def test_only_a_switch_begins_anew(chat, adapters, typing, monkeypatch):
-    from pypeft_fast.cli.chat import Chat
+    from pypeft_fast.finetune.chat import Chat
 
     seen = []
     monkeypatch.setattr(Chat, "answer", lambda self, messages, streamer, **g: seen.append(len(messages)) or "yes")
@@ -95,7 +95,7 @@ def test_only_a_switch_begins_anew(chat, adapters, typing, monkeypatch):
 
 
 def test_a_conversation_is_remembered_and_ends_with_the_input(chat, tiny_model, tokenizer, monkeypatch):
-    from pypeft_fast.cli.chat import Chat
+    from pypeft_fast.finetune.chat import Chat
 
     seen = []
     monkeypatch.setattr(Chat, "answer", lambda self, messages, streamer, **g: seen.append(list(messages)) or "yes")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli import damage
+from pypeft_fast.finetune.training import damage
 from tests.cli.test_bad_input import mistake
 
 FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_config.json")

@@ -7,8 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli.advice import after_training
-from pypeft_fast.cli.plot import Curve, loss_figure
 from tests.cli.test_bad_input import mistake
 
 
@@ -56,7 +54,7 @@ def test_the_best_checkpoint_is_what_remains(finetune, tmp_path):
 
 
 def test_a_run_that_was_cut_off_ends_with_the_same_best(finetune, tmp_path, monkeypatch):
-    from pypeft_fast.cli.trainer import TimedTrainer
+    from pypeft_fast.finetune.training.trainer import TimedTrainer
 
     assert finetune(tmp_path / "whole", "--eval-every", 4)[0] == 0
     real = TimedTrainer.training_step
@@ -86,16 +84,6 @@ def test_patience_ends_the_run(finetune, tmp_path):
     mistake(finetune(tmp_path / "b", "--patience", 0), "--patience")
 
 
-def test_an_epoch_is_the_default_within_bounds():
-    from pypeft_fast.cli.settings import Settings
-
-    settings = Settings("m", "d", batch_size=4, epochs=5)
-    assert [settings.checkpoint_steps(n) for n in (3, 40, 200, 4000)] == [10, 10, 50, 200]
-    assert (settings.steps(9), settings.steps(400)) == (15, 500)
-    assert Settings("m", "d", save_every=7).checkpoint_steps(1000) == 7
-    assert Settings("m", "d", batch_size=4, gradient_accumulation=2, epochs=2).steps(9) == 4
-
-
 def test_data_of_its_own_to_hold_out(finetune, tmp_path, nonsense, dialogues):
     lines = nonsense.read_text().splitlines()
     other = tmp_path / "held-out.jsonl"
@@ -117,15 +105,6 @@ def test_warnings_before(finetune, tmp_path, dialogues):
     assert metrics_of(tmp_path / "b")["loss_history"]["held_out"] == []
 
 
-def test_sentences_after():
-    metrics = {"eval_loss_before": 4.39, "eval_loss_after": 5.62, "best_step": None, "steps": 6, "stopped_early": False}
-    lines = after_training(metrics)
-    assert lines[0] == "loss on held-out data: 4.390 before, 5.620 after"
-    assert lines[1].startswith("warning: the held-out loss rose, so this adapter answers new questions worse")
-    assert after_training(metrics | {"eval_loss_after": 3.0}) == ["loss on held-out data: 4.390 before, 3.000 after"]
-    assert after_training(metrics | {"eval_loss_before": None}) == []
-
-
 def test_evaluate_tells_the_losses_that_training_told(finetune, command, tiny_model, tmp_path, nonsense, dialogues):
     assert finetune(tmp_path / "a", "--eval-data", dialogues, "--eval-every", 4, steps=8)[0] == 0
     metrics = metrics_of(tmp_path / "a")
@@ -140,18 +119,3 @@ def test_evaluate_tells_the_losses_that_training_told(finetune, command, tiny_mo
     assert code == 0 and f"base  loss {facts['losses']['base']:.3f}  perplexity " in out or " cut at 40 tokens" in out
     mistake(command("evaluate", "--model", tiny_model, "--data", "none.jsonl"), "--data none.jsonl: no such file")
     mistake(command(*common, "--adapter", tmp_path / "nope"), "no such folder")
-
-
-def drawn(curve):
-    (axes,) = loss_figure([curve]).axes
-    return axes, {line.get_label(): line for line in axes.lines}
-
-
-def test_the_picture():
-    axes, lines = drawn(Curve("mine", [3.0, 2.5, 2.0], 4.0, 3.5))
-    assert axes.get_title() == "Loss of mine" and axes.get_xlabel() == "step"
-    assert lines["training"].get_color() != lines["held out"].get_color()
-    assert lines["held out"].get_linestyle() == "None" and list(lines["held out"].get_xdata()) == [0, 3]
-    assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    axes, lines = drawn(Curve("mine", [3.0, 2.5, 2.0, 1.0], 4.0, 3.5, [(0, 4.0), (2, 3.0), (4, 3.5)], 2))
-    assert lines["held out"].get_linestyle() == "-" and list(lines["kept"].get_xdata()) == [2]

@@ -20,8 +20,11 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
     import peft
     from transformers import AutoModelForCausalLM
 
-    from pypeft_fast.cli import data, train
-    from pypeft_fast.cli.tokens import Collator
+    from pypeft_fast.finetune.data.load import load_data
+    from pypeft_fast.finetune.data.tokens import Collator
+    from pypeft_fast.finetune.held_out import held_out_loss
+    from pypeft_fast.finetune.training.prepare import prepare
+    from pypeft_fast.finetune.training.settings import Settings
 
     output = tmp_path / "adapter"
     code, out, _ = finetune(output, "--learning-rate", 0.02, "--save-every", 10, "--eval-fraction", 0.2, steps=25)
@@ -36,8 +39,8 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
     # The loss of the adapter's files in PEFT itself, token by token, is what was reported.
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     model = peft.PeftModel.from_pretrained(base, output).eval()
-    settings = train.Settings(**metrics["settings"])
-    held_out = train.prepare(tokenizer, data.load_data(str(dialogues)), settings).held_out
+    settings = Settings(**metrics["settings"])
+    held_out = prepare(tokenizer, load_data(str(dialogues)), settings).held_out
     nats = []
     with torch.no_grad():
         for encoded in held_out:
@@ -45,14 +48,15 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
             nats += [-float(logits[i - 1, t]) for i, t in enumerate(encoded.labels) if i and t != -100]
     assert metrics["eval_loss_after"] == pytest.approx(sum(nats) / len(nats), abs=1e-4)
     assert metrics["eval_loss_after"] == pytest.approx(
-        train.held_out_loss(model, held_out, Collator.of(tokenizer), batch_size=3), abs=1e-4
+        held_out_loss(model, held_out, Collator.of(tokenizer), batch_size=3), abs=1e-4
     )
 
 
 def test_nothing_is_cut_in_silence(finetune, tmp_path, dialogues, tokenizer):
-    from pypeft_fast.cli import data, tokens
+    from pypeft_fast.finetune.data.load import load_data
+    from pypeft_fast.finetune.data.tokens import encode
 
-    lengths = [len(tokens.encode(tokenizer, e).input_ids) for e in data.load_data(str(dialogues))]
+    lengths = [len(encode(tokenizer, e).input_ids) for e in load_data(str(dialogues))]
     limit = sorted(lengths)[-3]
     cut = sum(length > limit for length in lengths)
     code, out, _ = finetune(tmp_path / "a", "--max-length", limit, "--save-every", 0, steps=1)
@@ -76,7 +80,7 @@ def test_checkpoints_hold_the_adapter_and_no_base_weight(finetune, tmp_path):
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, monkeypatch):
-    from pypeft_fast.cli import train
+    from pypeft_fast.finetune.training import train
 
     options = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
     assert finetune(tmp_path / "whole", *options)[0] == 0

@@ -5,8 +5,6 @@ import shutil
 
 import pytest
 
-from pypeft_fast.cli.data import read_jsonl
-from pypeft_fast.cli.errors import UserError, as_user_error
 from tests.cli.test_bad_input import mistake
 
 DIGITS, DEEP = "1" * 10_000, "[" * 100_000
@@ -20,28 +18,6 @@ def finetune(command, tiny_model, dialogues, tmp_path):
         return command("finetune", *common, *options)
 
     return run
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        (DIGITS, "too many digits"),
-        (f'{{"prompt": "a", "completion": "b", "id": {DIGITS}}}', "too many digits"),
-        (DEEP, "nested too deeply"),
-        ('{"a": ' * 100_000, "nested too deeply"),
-        ('{"prompt": "\\ud800", "completion": "b"}', "half of a surrogate pair"),
-        ('{"prompt": "a", "completion": "b\\udfff"}', "message 2 (assistant) holds '\\udfff'"),
-        ('{"messages": [{"role": ["user"], "content": "a"}]}', "the role ['user']"),
-        ('{"messages": [{"role": "' + "x" * 100_000 + '", "content": "a"}]}', "100002 characters"),
-    ],
-)
-def test_a_line_of_data(tmp_path, line, says):
-    path = tmp_path / "data.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(UserError) as error:
-        read_jsonl(path)
-    text = str(error.value)
-    assert text.startswith(f"{path}:1: ") and says in text and len(text) < 1000
 
 
 def test_settings(finetune, tmp_path):
@@ -170,11 +146,3 @@ def test_a_model_whose_weights_are_nan(finetune, tiny_model, tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     code, _, err = finetune(model=folder)
     assert code == 2 and f"the loss before training is already nan: --model {folder} is damaged" in err
-
-
-def test_only_the_errors_meant_become_a_user_s():
-    with pytest.raises(ZeroDivisionError), as_user_error("x", (ValueError, Exception)):
-        raise ZeroDivisionError
-    for error in (UnicodeError("a\nb"), Exception("a b")):
-        with pytest.raises(UserError, match="^x: a b$"), as_user_error("x", (ValueError, Exception)):
-            raise error

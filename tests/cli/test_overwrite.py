@@ -77,7 +77,7 @@ def test_a_run_does_not_go_on_from_what_an_earlier_one_left(finetune, run, monke
     (mine / "notes.txt").write_text("mine")
     state = json.loads((mine / "trainer_state.json").read_text())
     (mine / "trainer_state.json").write_text(json.dumps(state | {"global_step": 6, "max_steps": 8}))
-    from pypeft_fast.cli.trainer import TimedTrainer
+    from pypeft_fast.finetune.training.trainer import TimedTrainer
 
     real = TimedTrainer.training_step
 

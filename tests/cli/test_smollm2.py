@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pypeft_fast.cli import models
-from pypeft_fast.cli.errors import UserError
+from pypeft_fast.finetune import base_models
+from pypeft_fast.finetune.errors import UserError
 
 try:
-    models.smollm2_gguf()
+    base_models.smollm2_gguf()
     REASON = ""
 except UserError as error:
     REASON = str(error)
@@ -36,7 +36,7 @@ def test_from_data_to_a_merged_model(command, tmp_path):
     seven = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     assert sorted(config["target_modules"]) == seven
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in (adapter / "README.md").read_text()
-    assert str(models.cache_folder()) not in (adapter / "README.md").read_text() + json.dumps(config)
+    assert str(base_models.cache_folder()) not in (adapter / "README.md").read_text() + json.dumps(config)
     assert not list(adapter.glob("checkpoint-*"))
 
     code, out, err = command("evaluate", "--model", "smollm2", "--adapter", adapter, "--data", held_out, "--json")

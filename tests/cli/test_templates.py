@@ -7,8 +7,8 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from tests.cli.conftest import TEMPLATE
 from tests.cli.test_bad_input import mistake
+from tests.finetune.conftest import TEMPLATE
 
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 

@@ -1,3 +1,3 @@
-"""The tiny Llama of the command's tests, for the examples too."""
+"""The tiny Llama and the tokenizer of the library's tests, for the examples too."""
 
-from tests.cli.conftest import tiny_model, tokenizer  # noqa: F401
+from tests.finetune.conftest import tiny_model, tokenizer  # noqa: F401

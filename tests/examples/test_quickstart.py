@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.cli.errors import UserError
-from pypeft_fast.cli.models import smollm2_gguf
+from pypeft_fast.finetune.base_models import smollm2_gguf
+from pypeft_fast.finetune.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 OURS, PEFT = "from pypeft_fast import ", "from peft import "
@@ -36,7 +36,8 @@ def run(script, folder):
 def test_only_the_import_line_differs(tmp_path):
     script = ROOT / "examples" / "quickstart.py"
     text = script.read_text()
-    assert text.count(OURS) == 1 and "peft_fast" not in text.replace(OURS, "").replace("pypeft_fast.cli.models", "")
+    assert text.count(OURS) == 1
+    assert "peft_fast" not in text.replace(OURS, "").replace("pypeft_fast.finetune.base_models", "")
     other = tmp_path / "quickstart_peft.py"
     other.write_text(text.replace(OURS, PEFT))
 

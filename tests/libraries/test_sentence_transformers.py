@@ -13,7 +13,7 @@ from sentence_transformers.models import Pooling, Transformer
 from transformers import BertConfig, BertModel
 
 import pypeft_fast as pf
-from tests.cli.conftest import make_tokenizer
+from tests.finetune.conftest import make_tokenizer
 
 
 def encoder(folder):

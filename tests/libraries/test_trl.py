@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 import pypeft_fast as pf
-from tests.cli.conftest import make_tokenizer
+from tests.finetune.conftest import make_tokenizer
 
 COMMON = dict(
     max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True, bf16=False,

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import pypeft_fast as pf
-from tests.cli.conftest import make_tokenizer
+from tests.finetune.conftest import make_tokenizer
 from tests.model.zoo import IDS, TARGETS, assert_fused, assert_same, build, liven, logits, tied
 
 pytestmark = pytest.mark.cpu  # use_cpu moves the model away from the tensors that a GPU's run makes

@@ -1,0 +1,39 @@
+"""A base model with the adapter that a run trains: a new one, or one from a folder."""
+
+import re
+
+import pypeft_fast
+
+from ..errors import UserError, as_user_error
+from ..library_errors import LIBRARY_ERRORS
+from ..text import quoted
+from .methods import method_config
+from .targets import check_targets, short_names, shortened_targets
+
+
+def adapted(base, settings):
+    """The base model with the adapter of these settings.
+
+    UserError if the method, its options and this model do not go together, or if the adapter's files do not fit it.
+    """
+    if settings.adapter is not None:
+        with as_user_error(f"--adapter {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
+            return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
+    names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
+    check_targets(settings.target_modules, names)
+    modules = [name for name, _ in base.named_modules()]
+    kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
+    try:
+        with as_user_error("the adapter cannot be made", kinds):
+            model = pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings))
+    except UserError as error:
+        if settings.target_modules in (None, "all-linear"):
+            raise
+        given = f"--target-modules is {quoted(settings.target_modules)}"
+        raise UserError(
+            f"{error}; {given}, and the layers of this model are called {', '.join(short_names(names))}"
+        ) from error
+    if settings.target_modules == "all-linear":
+        (config,) = model.peft_config.values()
+        config.target_modules = shortened_targets(set(config.target_modules), modules)
+    return model

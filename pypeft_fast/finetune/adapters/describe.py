@@ -1,0 +1,41 @@
+"""What an adapter is, told from its folder; no model is loaded."""
+
+from pathlib import Path
+
+from ..errors import UserError
+from .files import object_in, read_adapter
+
+
+def describe(folder: Path) -> dict:
+    """What there is to say of an adapter, from its files and the metrics.json beside them, if it is there.
+
+    UserError: no such folder, or files that are not whole.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    adapter, (metrics, _) = read_adapter(folder), object_in(folder / "metrics.json")
+    config = adapter.config
+    targets = config.get("target_modules")
+    settings = metrics.get("settings") if isinstance(metrics.get("settings"), dict) else {}
+    return {
+        "method": "DORA" if config.get("use_dora") else config["peft_type"],
+        "base": config.get("base_model_name_or_path"),
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "dropout": config.get("lora_dropout"),
+        "virtual tokens": config.get("num_virtual_tokens"),
+        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "parameters": f"{adapter.parameters:,} in {len(adapter.shapes)} tensors, {', '.join(adapter.dtypes)}",
+        "size": f"{adapter.bytes / 1e6:.1f} MB",
+        "data": settings.get("data"),
+        "steps": metrics.get("steps"),
+        "best step": metrics.get("best_step"),
+        "held-out loss": _losses(metrics),
+    }
+
+
+def _losses(metrics: dict) -> str | None:
+    before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
+    if not all(isinstance(loss, float) for loss in (before, after)):
+        return None
+    return f"{before:.3f} before, {after:.3f} after, on {metrics.get('eval_examples')} examples"

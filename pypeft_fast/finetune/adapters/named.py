@@ -1,0 +1,45 @@
+"""The adapters that --adapter names: a name and a folder each, checked before a model is loaded."""
+
+from pathlib import Path
+
+from ..errors import UserError
+from ..json_text import check_text
+from ..text import one_line, safe
+
+
+def parse_adapters(specs: list[str]) -> dict[str, Path]:
+    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name.
+
+    UserError: no such folder, or a name that is taken.
+    """
+    adapters: dict[str, Path] = {}
+    for spec in specs:
+        name, equals, folder = spec.partition("=")
+        named = equals and (Path(folder).is_dir() or not Path(spec).is_dir())
+        path = Path(folder if named else spec)
+        name = name if named else path.resolve().name
+        check_text(spec, f"--adapter {spec}")
+        if not path.is_dir():
+            raise UserError(f"--adapter {spec}: no such folder: {path}")
+        if name in adapters:
+            raise UserError(f"--adapter {spec}: {name!r} is taken already; give it another name: --adapter NAME={path}")
+        adapters[name] = path
+    return adapters
+
+
+def check_names(adapters: dict[str, Path]) -> None:
+    """UserError if an adapter cannot have the name that it is given here. Imports PEFT."""
+    for name, path in adapters.items():
+        if trouble := _cannot_name(name):
+            raise UserError(f"--adapter {path}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
+
+
+def _cannot_name(name: str) -> str | None:
+    """Why an adapter cannot have this name, None if it can."""
+    from pypeft_fast.model.files import check_adapter_name
+
+    try:
+        check_adapter_name(name)
+    except ValueError as error:
+        return f"cannot name an adapter ({one_line(str(error))})"
+    return None if name == safe(name) else "cannot name an adapter (it holds control characters)"

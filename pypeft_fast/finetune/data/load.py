@@ -1,0 +1,27 @@
+"""Training data as conversations, from a file, the Hugging Face Hub or the chatterbot corpus."""
+
+from pathlib import Path
+
+from .. import hub
+from ..errors import UserError
+from .chatterbot import TOPIC_PREFIX, read_chatterbot
+from .files import read_file, read_hub
+from .records import Example
+
+
+def load_data(spec: str, option: str = "--data") -> list[Example]:
+    """Reads FILE, OWNER/NAME of the Hub with or without :FILE, or chatterbot:TOPIC. `option` is what errors call it.
+
+    Raises UserError: no such file or topic (it lists the topics), a record that is not what it should be (with file
+    and line number), nothing in it, or a package that is missing.
+    """
+    if spec.startswith(TOPIC_PREFIX):
+        return read_chatterbot(spec.removeprefix(TOPIC_PREFIX))
+    if not Path(spec).is_file() and hub.is_name(spec.partition(":")[0]):
+        return read_hub(spec, option)
+    if not Path(spec).is_file():
+        raise UserError(
+            f"{option} {spec}: no such file; give a file of .jsonl, .json, .csv or .parquet, OWNER/NAME of the Hugging "
+            f"Face Hub, or {TOPIC_PREFIX}TOPIC"
+        )
+    return read_file(Path(spec), option)

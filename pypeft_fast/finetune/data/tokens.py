@@ -1,0 +1,177 @@
+"""From conversations to token ids and labels: the loss sees what the assistant says, and nothing else."""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UserError, as_user_error
+from ..library_errors import LIBRARY_ERRORS
+from .records import Example
+
+IGNORE = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class Encoded:
+    input_ids: list[int]
+    labels: list[int]  # input_ids where the token is the assistant's, else IGNORE; not shifted
+
+
+def render_prompt(tokenizer, messages) -> str:
+    """The text that the model is to continue with its answer.
+
+    By the tokenizer's chat template; a tokenizer without one gets the text of the only message as it stands, and
+    UserError if there are more.
+    """
+    if tokenizer.chat_template is None:
+        if len(messages) != 1:
+            raise UserError(f"this tokenizer has no chat template, so it cannot render {len(messages)} messages")
+        return messages[0]["content"]
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+
+def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a whole conversation, and where in it each answer starts and ends, its end token included."""
+    from jinja2 import TemplateError
+
+    messages = list(example.messages)
+    if tokenizer.chat_template is None:
+        if [m["role"] for m in messages] != ["user", "assistant"]:
+            raise UserError(
+                f"{example.source}: this tokenizer has no chat template, so each example must be one "
+                '"prompt" and its "completion"'
+            )
+        prompt, answer = messages[0]["content"], messages[1]["content"] + (tokenizer.eos_token or "")
+        return prompt + answer, [(len(prompt), len(prompt) + len(answer))]
+    spans = []
+    refused = f"{example.source}: the tokenizer's chat template refuses it"
+    with as_user_error(refused, (TemplateError, *LIBRARY_ERRORS)):
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = render_prompt(tokenizer, messages[:i]) if i else ""
+                through = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
+                if not (text.startswith(through) and through.startswith(before)):
+                    raise UserError(
+                        f"{example.source}: the tokenizer's chat template renders message {i + 1} differently within "
+                        "the conversation, so its answer cannot be located; give conversations of one turn"
+                    )
+                spans.append((len(before), len(through)))
+    return text, spans
+
+
+def encode(tokenizer, example: Example) -> Encoded:
+    """Token ids of one conversation and its labels.
+
+    Prompts and answers are tokenised apart, so that an answer follows the very tokens that generation will see before
+    it. Whitespace that a template writes after an answer's end token is no target, since generation stops there.
+    """
+    text, spans = _render(tokenizer, example)
+    special = set(tokenizer.all_special_ids)
+    ids, labels = [], []
+    for tokens, is_answer in _tokenise(tokenizer, text, spans):
+        targets = len(tokens) if is_answer else 0
+        ends = [i for i, token in enumerate(tokens[:targets]) if token in special]
+        if ends and not tokenizer.decode(tokens[ends[-1] + 1 :]).strip():
+            targets = ends[-1] + 1
+        ids += tokens
+        labels += tokens[:targets] + [IGNORE] * (len(tokens) - targets)
+    return Encoded(ids, labels)
+
+
+def _tokenise(tokenizer, text: str, spans: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:
+    """The text's tokens in consecutive pieces, each with whether it is an answer."""
+    plain = tokenizer.chat_template is None  # a chat template writes the first special token itself
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    pieces = [
+        (tokenizer(text[a:b], add_special_tokens=plain and a == 0)["input_ids"], (a, b) in spans)
+        for a, b in zip(edges, edges[1:], strict=False)
+        if a < b
+    ]
+    whole = tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True)
+    ids = whole["input_ids"]
+    apart = [token for tokens, _ in pieces for token in tokens]
+    if tokenizer.decode(apart) == tokenizer.decode(ids):
+        return pieces
+    # This tokenizer marks the start of every piece with a space of its own, as SentencePiece does: locate the answers
+    # among the tokens of the whole by their characters instead.
+    inside = [any(start <= a < b <= end for start, end in spans) for a, b in whole["offset_mapping"]]
+    return [([ids[i] for i, _ in run], key) for key, run in itertools.groupby(enumerate(inside), lambda pair: pair[1])]
+
+
+def check_ids(model, ids: list[int]) -> None:
+    """UserError if a token has no row in the model's embedding: its tokenizer belongs to another model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise UserError(
+            f"the tokenizer gives token {max(ids)}, but the model's vocabulary has {rows}; they do not belong together"
+        )
+
+
+def positions(model) -> int | None:
+    """How many tokens a model with a table of positions reads; None if it computes a position from its number."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+    # Some tables begin with up to two rows for padding.
+    return most if most is not None and any(most <= rows <= most + 2 for rows in tables) else None
+
+
+def check_length(model, longest: int, virtual_tokens: int | None, max_length: int) -> None:
+    """UserError if an example has more tokens than the model has positions for."""
+    room = positions(model)
+    if room is not None and longest + (virtual_tokens or 0) > room:
+        virtual = f" and {virtual_tokens} virtual tokens" if virtual_tokens else ""
+        raise UserError(
+            f"--max-length {max_length}: an example has {longest} tokens{virtual}, and this model reads at most {room}"
+        )
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    examples: list[Encoded]
+    dropped: int  # examples of which max_length leaves no token of an answer
+    cut: int  # of the others, those that are longer than max_length
+    longest: int  # tokens of the longest example before cutting
+
+
+def encode_all(tokenizer, examples: list[Example], max_length: int) -> EncodedSet:
+    """All examples, cut after max_length tokens; those without a target left are dropped."""
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer {type(tokenizer).__name__} gives no character offsets; a fast one is needed")
+    whole = [encode(tokenizer, e) for e in examples]
+    # The model predicts each token from those before it: the first one is never a target.
+    kept = [e for e in whole if any(label != IGNORE for label in e.labels[1:max_length])]
+    lengths = [len(e.input_ids) for e in kept]
+    return EncodedSet(
+        [Encoded(e.input_ids[:max_length], e.labels[:max_length]) for e in kept],
+        dropped=len(whole) - len(kept),
+        cut=sum(length > max_length for length in lengths),
+        longest=max((len(e.input_ids) for e in whole), default=0),
+    )
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads a batch on the right, to its longest example: ids with pad_id, labels with IGNORE, attention with 0."""
+
+    pad_id: int
+
+    @classmethod
+    def of(cls, tokenizer) -> "Collator":
+        """With the tokenizer's padding token, or its end token where it has none (attention hides it either way)."""
+        known = [i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None]
+        return cls(known[0] if known else 0)
+
+    def __call__(self, batch: list[Encoded]) -> dict[str, torch.Tensor]:
+        longest = max(len(e.input_ids) for e in batch)
+
+        def rows(values, padding):
+            return torch.tensor([v + [padding] * (longest - len(v)) for v in values])
+
+        return {
+            "input_ids": rows([e.input_ids for e in batch], self.pad_id),
+            "attention_mask": rows([[1] * len(e.input_ids) for e in batch], 0),
+            "labels": rows([e.labels for e in batch], IGNORE),
+        }

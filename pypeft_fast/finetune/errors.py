@@ -1,0 +1,41 @@
+"""Mistakes a user can make and mend: one clear line, which the command ends with, never a traceback."""
+
+import importlib.util
+
+from .text import cut, one_line
+
+# What to type for a missing module, where it is not just `pip install MODULE`.
+PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}
+
+
+class UserError(Exception):
+    """Raised with a message that names what was given, what is accepted and the remedy."""
+
+
+def need(*modules: str) -> None:
+    """Raises UserError with the pip command if one of these modules is not installed. Imports nothing."""
+    missing = [PIP_NAME.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UserError(f"this needs {', '.join(missing)}, not installed here; run: pip install {' '.join(missing)}")
+
+
+class as_user_error:
+    """Within this block, a library's own errors about bad input become a UserError that starts with `what`.
+
+    `kinds` are the errors meant, with those derived from them. Exception among them means errors of exactly that class,
+    which the tokenizers library raises for every file that it cannot read; a mistake in this program is never of it.
+    """
+
+    def __init__(self, what: str, kinds: tuple[type[Exception], ...] = (ValueError, TypeError, OSError)):
+        self.what = what
+        self.kinds = kinds
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None or issubclass(kind, UserError):
+            return
+        if any(kind is meant if meant is Exception else issubclass(kind, meant) for meant in self.kinds):
+            says = cut(one_line(str(error)), 1000) or kind.__name__
+            raise UserError(f"{self.what}: {'unknown or missing: ' if kind is KeyError else ''}{says}") from error

@@ -1,0 +1,25 @@
+"""The loss of a model on examples that it was not trained on."""
+
+import torch
+
+from .data.tokens import IGNORE, Collator, Encoded
+
+
+@torch.no_grad()
+def held_out_loss(model, encoded: list[Encoded], collator: Collator, batch_size: int = 8) -> float | None:
+    """Mean cross entropy in nats per target token, over all of them, in evaluation mode. None if there are none."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(encoded), batch_size):
+        batch = {k: v.to(model.device) for k, v in collator(encoded[start : start + batch_size]).items()}
+        targets = int((batch["labels"][:, 1:] != IGNORE).sum())
+        total += float(model(**batch).loss) * targets
+        count += targets
+    model.train(was_training)
+    return total / count if count else None
+
+
+def target_tokens(encoded: list[Encoded]) -> int:
+    """How many tokens the loss is the mean of."""
+    return sum(label != IGNORE for example in encoded for label in example.labels[1:])

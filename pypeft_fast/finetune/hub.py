@@ -1,0 +1,33 @@
+"""Names of the Hugging Face Hub, OWNER/NAME, and the files behind them."""
+
+import re
+from pathlib import Path
+
+from .errors import UserError
+from .text import cut, one_line
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the Hub's name of a model or of a data set: OWNER/NAME."""
+    return re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", text) is not None
+
+
+def download(name: str, kind: str, patterns: list[str], option: str) -> Path:
+    """The folder of the files of a "model" or a "dataset" that match, from the Hub's cache or the Hub.
+
+    UserError that says how to get a folder, if neither has it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The library raises errors of the client below it too, which are OSErrors or RuntimeErrors.
+    errors = (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, RuntimeError)
+    try:
+        return Path(snapshot_download(name, repo_type=kind, allow_patterns=patterns))
+    except errors as error:
+        what = "" if kind == "model" else " --repo-type dataset"
+        raise UserError(
+            f"{option} {name}: there is no such folder here, and the Hugging Face Hub does not give it "
+            f"({cut(one_line(str(error)))}); on a machine with a network run: hf download {name}{what} --local-dir "
+            f"FOLDER   and give FOLDER"
+        ) from error

@@ -1,0 +1,130 @@
+"""The folder of a run: whether it may be written, what an earlier run left in it, and what a run goes on from."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import json_text
+from ..adapters.files import CONFIG, WEIGHTS, fault
+from ..errors import UserError, as_user_error
+from ..text import quoted
+from ..whole_files import write_json
+from . import checkpoints
+
+SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
+FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
+# In the settings file, beside the settings: checkpoints of an earlier run that --overwrite left, see checkpoints.py.
+EARLIER = "earlier_checkpoints"
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """Where --resume goes on, and what is wrong with newer checkpoints; or how many steps a run has that has ended."""
+
+    checkpoint: Path | None
+    damaged: list[str] = field(default_factory=list)
+    steps_done: int | None = None
+
+
+def open_new(output: Path, overwrite: bool) -> None:
+    """Makes the folder for a new run; removes nothing.
+
+    Raises UserError if it cannot be written, or holds an earlier run and overwrite is false.
+    """
+    _make(output)
+    earlier = [*output.glob("checkpoint-*"), *output.glob("adapter_*")]
+    if earlier and not overwrite:
+        raise UserError(
+            f"--output {output} already holds {earlier[0].name}; go on with --resume, replace it with --overwrite, or "
+            "name another folder"
+        )
+
+
+def begin(output: Path, settings) -> dict[str, str]:
+    """Removes what tells of an earlier run's course and writes the new one's settings.
+
+    The earlier run's adapter stays until this run's takes its place. Returns what is named like a checkpoint but is no
+    run's own, which stays too: {name: why}.
+    """
+    with as_user_error(f"{output / METRICS_FILE} cannot be deleted", (OSError,)):
+        (output / METRICS_FILE).unlink(missing_ok=True)
+    left = checkpoints.remove(output)
+    with as_user_error(f"--output {output} cannot be read", (OSError,)):
+        stay = {path.name: checkpoints.fingerprint(path) for path in checkpoints.checkpoints(output)}
+    write_json(output / SETTINGS_FILE, dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
+    return left
+
+
+def go_on(output: Path, settings) -> GoingOn:
+    """What --resume does in this folder.
+
+    Raises UserError: no run in it, one of other settings, settings that cannot be read, or no checkpoint that is whole.
+    """
+    none = f"--resume: no complete checkpoint in {output}; start without --resume"
+    if not (output / SETTINGS_FILE).is_file():
+        raise UserError(none)
+    _check_names(output)
+    now = dataclasses.asdict(settings)
+    earlier = _check_settings(output / SETTINGS_FILE, now)
+    if (steps := _steps_of_complete(output, now)) is not None:
+        return GoingOn(None, steps_done=steps)
+    with as_user_error(f"--output {output} cannot be read", (OSError,)):
+        checkpoint, damaged = checkpoints.newest_whole(output, earlier)
+    if checkpoint is None and damaged:
+        raise UserError(f"--resume: {'; '.join(damaged)}: no whole checkpoint is left; start again with --overwrite")
+    if checkpoint is None:
+        raise UserError(none)
+    return GoingOn(checkpoint, damaged)
+
+
+def can_go_on(output: Path) -> bool:
+    """Whether --resume with the same options would find a checkpoint."""
+    try:
+        saved = json_text.read_object(output / SETTINGS_FILE, SETTINGS_FILE)
+    except UserError:
+        return False
+    return checkpoints.newest_whole(output, saved.get(EARLIER, {}))[0] is not None
+
+
+def _make(output: Path) -> None:
+    with as_user_error(f"--output {output} cannot be written", (OSError,)):
+        output.mkdir(parents=True, exist_ok=True)
+    _check_names(output)
+
+
+def _check_names(output: Path) -> None:
+    with as_user_error(f"--output {output} cannot be read", (OSError,)):
+        blocked = next((name for name in FILES if (output / name).exists() and not (output / name).is_file()), None)
+    if blocked:
+        raise UserError(f"--output {output}: {blocked} in it is not a file; move it away or name another folder")
+
+
+def _check_settings(path: Path, now: dict) -> dict[str, str]:
+    """UserError unless the file holds just these settings; returns the earlier checkpoints that it names."""
+    remedy = "start again with --overwrite"
+    try:
+        saved = json_text.read_object(path, str(path))
+    except UserError as error:
+        raise UserError(f"--resume: {error}; {remedy}") from error
+    earlier = saved.pop(EARLIER, {})
+    missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys())
+    if missing or unknown or not isinstance(earlier, dict):
+        what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0] if unknown else EARLIER}"
+        raise UserError(f"--resume: {path} {what}: another version of this command wrote it; {remedy}")
+    for name, value in now.items():
+        if saved[name] != value:
+            raise UserError(
+                f"--resume: --{name.replace('_', '-')} was {quoted(saved[name])} in the run to go on with and is "
+                f"{quoted(value)} now; give the same options"
+            )
+    return earlier
+
+
+def _steps_of_complete(output: Path, settings: dict) -> int | None:
+    """The steps of a run with these settings that has written all it writes, metrics.json last; None if none has."""
+    try:
+        metrics = json_text.read_object(output / METRICS_FILE, METRICS_FILE)
+    except UserError:
+        return None
+    whole = metrics.get("settings") == settings and fault(output) is None
+    return metrics.get("steps") if whole else None

@@ -1,0 +1,18 @@
+"""The loss plot: what its lines and marks show."""
+
+from pypeft_fast.finetune.report.plot import Curve, loss_figure
+
+
+def drawn(curve):
+    (axes,) = loss_figure([curve]).axes
+    return axes, {line.get_label(): line for line in axes.lines}
+
+
+def test_the_picture():
+    axes, lines = drawn(Curve("mine", [3.0, 2.5, 2.0], 4.0, 3.5))
+    assert axes.get_title() == "Loss of mine" and axes.get_xlabel() == "step"
+    assert lines["training"].get_color() != lines["held out"].get_color()
+    assert lines["held out"].get_linestyle() == "None" and list(lines["held out"].get_xdata()) == [0, 3]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    axes, lines = drawn(Curve("mine", [3.0, 2.5, 2.0, 1.0], 4.0, 3.5, [(0, 4.0), (2, 3.0), (4, 3.5)], 2))
+    assert lines["held out"].get_linestyle() == "-" and list(lines["kept"].get_xdata()) == [2]

@@ -1,0 +1,33 @@
+"""A run made ready: an adapter whose first values follow from the seed, and the examples as tokens."""
+
+import pytest
+import torch
+
+from pypeft_fast.finetune.data.load import load_data
+from pypeft_fast.finetune.errors import UserError
+from pypeft_fast.finetune.training.ready import make_ready
+from pypeft_fast.finetune.training.settings import Settings
+
+
+def trained(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_the_seed_decides(tiny_model, dialogues):
+    examples, options = load_data(str(dialogues)), {"rank": 2, "target_modules": ["q_proj"]}
+    runs = [make_ready(Settings(str(tiny_model), str(dialogues), seed=seed, **options), examples) for seed in (1, 1, 2)]
+    first, again, other = (trained(run.model) for run in runs)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert (len(runs[0].data.train), len(runs[0].data.held_out)) == (18, 2)
+    assert runs[0].collator(runs[0].data.held_out)["input_ids"].shape[0] == 2
+
+
+def test_examples_of_their_own_to_hold_out(tiny_model, dialogues):
+    examples = load_data(str(dialogues))
+    ready = make_ready(Settings(str(tiny_model), str(dialogues)), examples[4:], examples[:4])
+    assert (len(ready.data.train), len(ready.data.held_out)) == (16, 4)
+
+
+def test_a_target_that_there_is_not(tiny_model, dialogues):
+    with pytest.raises(UserError, match="no layer of this model is called 'q_prog'; did you mean q_proj"):
+        make_ready(Settings(str(tiny_model), "d", target_modules=["q_prog"]), load_data(str(dialogues)))

@@ -1,0 +1,45 @@
+"""The settings that follow from what was asked."""
+
+import dataclasses
+
+import pytest
+
+from pypeft_fast.finetune.adapters.files import Adapter
+from pypeft_fast.finetune.errors import UserError
+from pypeft_fast.finetune.training.resolve import resolve
+from pypeft_fast.finetune.training.settings import Settings
+
+NOTHING = {field.name: None for field in dataclasses.fields(Settings)}
+ASKED = NOTHING | {"model": "m", "data": "d", "max_length": 512, "eval_fraction": 0.1, "gradient_checkpointing": False}
+
+
+def test_what_is_not_asked_follows_from_the_method_and_the_data():
+    lora = resolve(ASKED, 40, None)
+    assert (lora.method, lora.rank, lora.target_modules, lora.max_steps) == ("lora", 16, "all-linear", -1)
+    assert (lora.epochs, lora.batch_size, lora.learning_rate) == (10.0, 4, 5e-4)
+    assert resolve(ASKED | {"epochs": 2.0, "learning_rate": 1.0}, 40, None).epochs == 2.0
+    ia3 = resolve(ASKED | {"method": "ia3"}, 4000, None)
+    assert (ia3.rank, ia3.target_modules, ia3.epochs, ia3.learning_rate) == (None, None, 3.0, 5e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("q_proj, v_proj", ["q_proj", "v_proj"]), ("a.q_proj", ["a.q_proj"]), (r".*\.q", r".*\.q")],
+)
+def test_a_text_of_targets(given, expected):
+    assert resolve(ASKED | {"target_modules": given}, 40, None).target_modules == expected
+
+
+def test_an_adapter_brings_its_method_and_allows_no_other():
+    adapter = Adapter({"peft_type": "LORA", "use_dora": True}, {}, [], 0)
+    assert resolve(ASKED | {"adapter": "a"}, 40, adapter).method == "dora"
+    with pytest.raises(UserError, match="--rank does not go with --adapter"):
+        resolve(ASKED | {"adapter": "a", "rank": 4}, 40, adapter)
+    with pytest.raises(UserError, match="--adapter a is of --method prompt"):
+        resolve(ASKED | {"adapter": "a"}, 40, Adapter({"peft_type": "PROMPT_TUNING"}, {}, [], 0))
+
+
+def test_what_was_asked_stays_as_it_is():
+    asked = dict(ASKED)
+    resolve(asked, 40, None)
+    assert asked == ASKED
