@@ -19,7 +19,7 @@ from .ops import (
 )
 
 _FILES = (
-    lora_da, lora_shrink, lora_linear, lora_forward, lora_ds_db, lora_dx, lora_backward, ia3_linear, ia3_dx_dl,
+    lora_shrink, lora_linear, lora_forward, lora_ds_db, lora_dx, lora_da, lora_backward, ia3_linear, ia3_dx_dl,
     dora_norm, swiglu, swiglu_backward,
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {file.ENTRY.op.name: file.ENTRY for file in _FILES}
