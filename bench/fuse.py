@@ -20,9 +20,10 @@ from pypeft_fast.finetune.base_models import load_base
 from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
-from . import parsers, report
-from .targets import at_least, at_most
-from .timing import interleaved, machine
+from .harness import parsers, report
+from .harness.causal_lm import graph_to_the_embeddings, liven, loss_of, token_steps, training_steps
+from .harness.targets import at_least, at_most
+from .harness.timing import interleaved_wall, machine
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CASES = [  # method, dropout
@@ -52,15 +53,6 @@ def config_of(method, p):
     return peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=p, target_modules=TARGETS, use_dora=method == "DoRA")
 
 
-def liven(model):
-    """Values for what starts as zeros or ones, so that an adapter left out would show."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name or "ia3_l" in name:
-            std = 0.05 if "lora_B" in name else 0.2
-            parameter.data += std * torch.randn(parameter.shape, generator=generator)
-
-
 def fused_twin(model):
     """A copy of the model that shares its parameters, fused; and the seconds that pf.fuse took."""
     twin = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
@@ -76,19 +68,10 @@ def batch_of(tokenizer, shape):
     return ids.repeat(-(-math.prod(shape) // len(ids)))[: math.prod(shape)].view(shape)
 
 
-def loss_of(model, tokens):
-    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
-
-
 def saved_bytes(model, tokens):
     with counting_saved_bytes(model) as counted:
         loss_of(model, tokens)
     return counted[0]
-
-
-def graph_to_the_embeddings(model):
-    """Makes backward as long as the frozen model's, whose inputs alone would ask for no gradient."""
-    return model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
 
 def off(got, want):
@@ -119,33 +102,15 @@ def tolerance(made, what="logits"):
     return TOLERANCE[str(made["PEFT"].dtype).removeprefix("torch.")][what]
 
 
-def token_steps(made, rows, **options):
-    """({name: a function that decodes one token for each row}, {name: its logits}), a cache kept for each."""
-    from transformers import DynamicCache
-
-    prompt = torch.arange(100, 100 + PROMPT).repeat(rows, 1)
-    steps, logits = {}, {}
-    for name, model in made.items():
-        cache = DynamicCache()
-        model.eval()(input_ids=prompt, past_key_values=cache, use_cache=True, **options)
-
-        def step(model=model, cache=cache):
-            token = model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True, **options).logits
-            cache.crop(-1)
-            return token
-
-        steps[name], logits[name] = step, step()
-    return steps, logits
-
-
 @torch.no_grad()
 def decoding(made, seconds, rows=1, **options):
     """{name: seconds of one token of each row}; SystemExit if the logits are not PEFT's."""
-    steps, logits = token_steps(made, rows, **options)
+    prompt = torch.arange(100, 100 + PROMPT).repeat(rows, 1)
+    steps, logits = token_steps(made, prompt, **options)
     wrong = off(logits["fused"].double(), logits["PEFT"].double())
     if not wrong <= tolerance(made, "token"):
         sys.exit(f"fused, the logits are {wrong:.2g} off PEFT's: no speed is reported")
-    return interleaved(steps, time.perf_counter, seconds)
+    return interleaved_wall(steps, seconds)
 
 
 def run_case(base, method, p, tokens, floor, seconds):
@@ -159,13 +124,7 @@ def run_case(base, method, p, tokens, floor, seconds):
     made = {"PEFT": model, "fused": twin}
     agree(made, tokens)
     saved = {name: saved_bytes(m, tokens) - floor for name, m in made.items()}
-
-    def step(model):
-        loss_of(model, tokens).backward()
-        model.zero_grad()
-
-    steps = {name: lambda m=m: step(m) for name, m in made.items()}
-    times = interleaved(steps, time.perf_counter, seconds)
+    times = interleaved_wall(training_steps(made, tokens), seconds)
     token = decoding(made, seconds / 4)
     model.unload()
     return {"step": times, "saved": saved, "token": token, "fuse": fuse_seconds}

@@ -13,11 +13,11 @@ import torch
 
 import pypeft_fast as pf
 
-from . import gpu_timing, parsers, report
-from .cases import PROVIDERS, SCALING, Case, Operands, gradients, ours, provider
-from .check import WrongResult, check
-from .targets import at_least, at_most, geometric_mean, ratios
-from .timing import bytes_of, flops_of
+from .harness import gpu_timing, parsers, report
+from .harness.cases import PROVIDERS, SCALING, Case, Operands, gradients, ours, provider
+from .harness.check import WrongResult, check
+from .harness.targets import at_least, at_most, geometric_mean, ratios
+from .harness.timing import bytes_of, flops_of
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 # Tokens, in and out: the projections of a model of eight billion parameters, one of a small model, and few tokens.

@@ -6,7 +6,6 @@ medians. The frozen model's step is forward and backward down to its embeddings.
 
 import gc
 import sys
-import time
 
 import torch
 
@@ -15,10 +14,10 @@ from pypeft_fast.finetune.base_models import load_base
 from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
-from . import parsers, report
-from .fuse import liven
-from .targets import at_least, at_most
-from .timing import interleaved, machine
+from .harness import parsers, report
+from .harness.causal_lm import graph_to_the_embeddings, liven, loss_of, token_steps, training_steps
+from .harness.targets import at_least, at_most
+from .harness.timing import interleaved_wall, machine
 
 NAMES = ("frozen", "PEFT", "ours")
 HEADER = ("dtype", "what", *NAMES)
@@ -38,13 +37,8 @@ def models(name, dtype):
         made[label] = library.get_peft_model(load_base(name, dtype)[0], config)
         liven(made[label])
     for model in made.values():
-        # Gradients reach the embeddings in all three, so that the frozen model's backward pass is whole.
-        model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+        graph_to_the_embeddings(model)
     return made
-
-
-def loss_of(model, tokens):
-    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
 
 
 def training(made, shape, seconds):
@@ -57,32 +51,14 @@ def training(made, shape, seconds):
             loss_of(model, tokens)
         saved[name] = counted[0]
 
-    def step(model):
-        loss_of(model, tokens).backward()
-        model.zero_grad()
-
-    steps = {name: lambda model=model: step(model) for name, model in made.items()}
-    return interleaved_wall(steps, seconds), saved
+    return interleaved_wall(training_steps(made, tokens), seconds), saved
 
 
 def decoding(made, seconds):
     """{name: seconds of one token after 32 others, adapter active}; SystemExit if ours is not PEFT's, or B not used."""
-    from transformers import DynamicCache
-
-    prompt = torch.arange(100, 132)[None]
-    steps, logits = {}, {}
     with torch.no_grad():
-        for name, model in made.items():
-            model.eval()
-            cache = DynamicCache()
-            model(input_ids=prompt, past_key_values=cache, use_cache=True)
-
-            def step(model=model, cache=cache):
-                token = model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True).logits
-                cache.crop(-1)
-                return token
-
-            steps[name], logits[name] = step, step().double()
+        steps, logits = token_steps(made, torch.arange(100, 132)[None])
+        logits = {name: t.double() for name, t in logits.items()}
         size, off = logits["PEFT"].norm(), (logits["ours"] - logits["PEFT"]).norm()
         limit = 0.02 if made["ours"].dtype == torch.bfloat16 else 1e-4
         if not off <= limit * size:
@@ -90,10 +66,6 @@ def decoding(made, seconds):
         if not (logits["PEFT"] - logits["frozen"]).norm() > limit * size:
             sys.exit("the adapter changes nothing, so that a wrong one would not show: no speed is reported")
         return interleaved_wall(steps, seconds)
-
-
-def interleaved_wall(steps, seconds):
-    return interleaved(steps, time.perf_counter, seconds)
 
 
 def overhead(seconds):

@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from . import readme, report
+from . import readme
+from .harness import report
 
 NAMES = ("layer", "model", "fuse", "gpu")
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 import pypeft_fast as pf
 
-from . import parsers, report
-from .targets import at_least
-from .timing import interleaved, machine
+from .harness import parsers, report
+from .harness.targets import at_least
+from .harness.timing import interleaved, machine
 
 SCALING = 2.0
 ROWS, RANKS = (1, 16, 64, 256, 1024, 4096), (1, 16, 64, 256, 1024)

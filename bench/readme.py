@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from .report import RESULTS
+from .harness.report import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ROOT / "README.md", ROOT / "docs/benchmarks.md"

@@ -9,11 +9,11 @@ import sys
 
 import torch
 
-from . import parsers, report
-from .cases import PROVIDERS, Operands, all_cases, providers_of
-from .check import WrongResult, check
-from .targets import layer_rows
-from .timing import bytes_of, clock_of, flops_of, interleaved, machine
+from .harness import parsers, report
+from .harness.cases import PROVIDERS, Operands, all_cases, providers_of
+from .harness.check import WrongResult, check
+from .harness.targets import layer_rows
+from .harness.timing import bytes_of, clock_of, flops_of, interleaved, machine
 
 
 def measure(case, seconds, compiled=False):

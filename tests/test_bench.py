@@ -18,19 +18,19 @@ def python(code, *arguments):
 
 RUN = """
 import dataclasses, sys, torch
-import bench.cases, bench.run
+import bench.harness.cases, bench.run
 folder, dtype, *spoiled = sys.argv[1:]
 d = getattr(torch, dtype)
 bench.run.all_cases = lambda: [
-    bench.cases.Case(16, 24, 40, r=16, p=p, dtype=d, adapter=d, kind=k)
+    bench.harness.cases.Case(16, 24, 40, r=16, p=p, dtype=d, adapter=d, kind=k)
     for p, k in ((0.25, "lora"), (0.0, "lora"), (0.25, "ia3"))
 ]
 for name in spoiled:
-    right = bench.cases.PROVIDERS[name]
+    right = bench.harness.cases.PROVIDERS[name]
     def build(case, operands):
         step = right.build(case, operands)
         return lambda: tuple(0.5 * t for t in step())
-    bench.cases.PROVIDERS[name] = dataclasses.replace(right, build=build)
+    bench.harness.cases.PROVIDERS[name] = dataclasses.replace(right, build=build)
 bench.run.main(["--seconds", "0", "--output", folder])
 """
 
@@ -59,7 +59,7 @@ def test_no_speed_of_a_wrong_provider(name, tmp_path):
 
 def test_rounds_are_interleaved_and_the_median_is_kept():
     done = python(
-        "from bench.timing import interleaved\n"
+        "from bench.harness.timing import interleaved\n"
         "now, order = [0.0], []\n"
         "def step(name, took):\n"
         "    def run():\n"
@@ -73,7 +73,7 @@ def test_rounds_are_interleaved_and_the_median_is_kept():
 
 def test_targets_pass_or_fall_short():
     done = python(
-        "from bench.targets import layer_rows\n"
+        "from bench.harness.targets import layer_rows\n"
         "def result(p, threads, ours, r=16):\n"
         "    case = dict(kind='lora', r=r, p=p, threads=threads, dtypes='float32', M=512, K=576, N=1536)\n"
         "    return dict(case=case, flops=r, seconds={'frozen': 1.0, 'PEFT': 1.3, 'ours': ours, 'ours p=0': 1.2})\n"

@@ -13,20 +13,20 @@ from tests.device import ON_GPU
 ROOT = Path(__file__).resolve().parents[1]
 RUN = """
 import dataclasses, sys, torch
-import bench.cases, bench.gpu
-from bench.timing import interleaved
+import bench.harness.cases, bench.gpu
+from bench.harness.timing import interleaved
 folder, *spoiled = sys.argv[1:]
 bench.gpu.prepare = lambda: None
 bench.gpu.all_cases = lambda: [
-    bench.cases.Case(16, 24, 40, r=16, p=p, dtype=torch.bfloat16, adapter=a, kind=k)
+    bench.harness.cases.Case(16, 24, 40, r=16, p=p, dtype=torch.bfloat16, adapter=a, kind=k)
     for p, a, k in ((0.25, torch.float32, "lora"), (0.0, torch.bfloat16, "lora"), (0.25, torch.float32, "ia3"))
 ]
 for name in spoiled:
-    right = bench.cases.PROVIDERS[name]
+    right = bench.harness.cases.PROVIDERS[name]
     def build(case, operands, right=right):
         step = right.build(case, operands)
         return lambda: tuple(0.5 * t for t in step())
-    bench.cases.PROVIDERS[name] = dataclasses.replace(right, build=build)
+    bench.harness.cases.PROVIDERS[name] = dataclasses.replace(right, build=build)
 timer = lambda steps, seconds: interleaved(steps, seconds=seconds, least=1)
 bench.gpu.main(["--seconds", "0", "--no-compiled", "--output", folder], timer, lambda: {"gpu": "none"})
 """

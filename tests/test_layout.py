@@ -22,6 +22,7 @@ LAYERS = [
     ("frozen",),
     ("ops",),
     ("autograd",),
+    ("testing",),
     ("nn",),
     ("model",),
     ("", "_own"),
@@ -56,8 +57,9 @@ def stem_violations(root):
     ops = {p.stem: p for p in files(root, f"{PACKAGE}/ops", ".py")}
     found = [f"{p.relative_to(root)}: no op {p.stem}" for p in kernels if is_kernel(p) and p.stem not in ops]
     for stem, path in ops.items():
-        if defines_an_op(path) and not (root / f"tests/ops/test_{stem}.py").is_file():
-            found.append(f"{path.relative_to(root)}: no tests/ops/test_{stem}.py")
+        if defines_an_op(path):
+            needed = (f"tests/ops/test_{stem}.py", f"{PACKAGE}/testing/ops/{stem}.py")
+            found += [f"{path.relative_to(root)}: no {n}" for n in needed if not (root / n).is_file()]
     return found
 
 
@@ -82,6 +84,8 @@ def import_violations(root):
                 found.append(f"{where}:{line}: imports {name}")
             if target == "kernels" and top != "tests":
                 found.append(f"{where}:{line}: imports {name}, which is another package's; write {PACKAGE}.{name}")
+            if name.startswith(f"{PACKAGE}.testing") and mine not in (None, "testing"):
+                found.append(f"{where}:{line}: imports {name}, which is for tests")
             if target == PACKAGE and mine is not None and layer(name) > LAYER[mine]:
                 found.append(f"{where}:{line}: {mine} imports {name}, which is above it")
     return found
@@ -130,15 +134,19 @@ def test_this_tree(rule):
     assert files(ROOT, PACKAGE, ".py") and files(ROOT, "kernels", ".py") and files(ROOT, "csrc/cpu", ".cpp")
 
 
+BARE = {"pypeft_fast/ops/bare.py": "bare = Op('bare()')"}
 BROKEN = {
     stem_violations: [
         ({"kernels/lost.py": ""}, "kernels/lost.py: no op lost"),
         ({"csrc/cpu/lost.cpp": "STABLE_TORCH_LIBRARY_IMPL(a, CPU, m) {}"}, "csrc/cpu/lost.cpp: no op lost"),
         ({"csrc/cuda/lost.cu": "STABLE_TORCH_LIBRARY_IMPL(a, CUDA, m) {}"}, "csrc/cuda/lost.cu: no op lost"),
-        ({"pypeft_fast/ops/bare.py": "bare = Op('bare()')"}, "pypeft_fast/ops/bare.py: no tests/ops/test_bare.py"),
+        (BARE | {"pypeft_fast/testing/ops/bare.py": ""}, "pypeft_fast/ops/bare.py: no tests/ops/test_bare.py"),
+        (BARE | {"tests/ops/test_bare.py": ""}, "pypeft_fast/ops/bare.py: no pypeft_fast/testing/ops/bare.py"),
     ],
     import_violations: [
         ({"pypeft_fast/ops/a.py": "from ..autograd.lora import f"}, "ops imports pypeft_fast.autograd.lora.f"),
+        ({"pypeft_fast/testing/a.py": "from ..nn.b import x"}, "testing imports pypeft_fast.nn.b.x"),
+        ({"pypeft_fast/cli/a.py": "from ..testing import sample"}, "which is for tests"),
         ({"pypeft_fast/nn/a.py": "def f():\n  from .. import model"}, "a.py:2: nn imports pypeft_fast.model"),
         ({"pypeft_fast/_op.py": "import pypeft_fast.ops.a"}, "_op imports pypeft_fast.ops.a"),
         ({"pypeft_fast/autograd/__init__.py": "from ..nn import x"}, "autograd imports pypeft_fast.nn.x"),
@@ -190,7 +198,8 @@ SOUND = {
     "pypeft_fast/nn/b.py": "from ..ops.a import a",
     "pypeft_fast/cli/main.py": "from .. import public\nimport pypeft_fast as pf\nfrom ..finetune import a",
     "pypeft_fast/finetune/a.py": "import pypeft_fast\nfrom ..model.c import d",
-    "tests/ops/test_a.py": "from tests.ops import checks\nimport kernels",
+    "pypeft_fast/testing/ops/a.py": "from ...ops.a import a\nfrom ..case import Case",
+    "tests/ops/test_a.py": "from pypeft_fast.testing import Case\nfrom tests import device\nimport kernels",
 }
 
 

@@ -16,7 +16,7 @@ import pypeft_fast as pf
 from pypeft_fast import _library, _native
 from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.cli.info import collect
-from tests.ops.checks import Case, sample
+from pypeft_fast.testing import Case, sample
 
 ARGS = sample("lora_shrink", Case(p=0.3))
 shrink = OPS["lora_shrink"]

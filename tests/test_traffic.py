@@ -82,7 +82,7 @@ def test_ia3_moves_a_fraction_of_what_peft_moves(rows):
 
 COUNTED = """
 import torch
-from bench.traffic_count import Counting, Shape, bytes_of
+from bench.traffic.count import Counting, Shape, bytes_of
 x, W, v = torch.zeros(6, 4), torch.zeros(5, 4, dtype=torch.bfloat16), torch.zeros(5)
 with Counting(Shape(6, 4, 5, r=2)) as counting:
     W.float().t()  # 40 bytes read, 80 written; the view is no kernel

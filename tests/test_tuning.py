@@ -13,7 +13,7 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast import _native, _op, _tuning
 from pypeft_fast._op import OPS
-from tests.ops.checks import Case, sample
+from pypeft_fast.testing import Case, sample
 
 CPU = torch.device("cpu")
 COST = {"a": 3.0, "b": 1.0, "c": 2.0}

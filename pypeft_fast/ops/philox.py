@@ -56,7 +56,8 @@ def packed_mask(rows: int, columns: int, p: float, seed):
     lanes = torch.stack([words[j // 2] >> 16 * (j % 2) & 0xFFFF for j in range(8)], dim=1)
     keep = (lanes >= threshold(p)).view(rows, bytes_per_row * 8)
     keep[:, columns:] = False
-    return (keep.view(rows, bytes_per_row, 8) << torch.arange(8, device=seed.device)).sum(-1).to(torch.uint8)
+    bits = keep.view(rows, bytes_per_row, 8).byte() << torch.arange(8, device=seed.device, dtype=torch.uint8)
+    return bits.sum(-1).to(torch.uint8)
 
 
 def unpack(mask, columns: int):

@@ -13,9 +13,9 @@ from pypeft_fast.autograd import dora_norm as norms
 from pypeft_fast.autograd.dora import DoRALinearFunction
 from pypeft_fast.nn.merge import dora_weight
 from pypeft_fast.ops import philox
+from pypeft_fast.testing import available
 from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
-from tests.ops.checks import available
 
 OPS_OF_DORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da", "ia3_dx_dl")
 KERNELS = sorted(set.intersection(*(set(available(OPS[name])) for name in OPS_OF_DORA)))

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import available
 from tests.autograd.halves import HALVES, assert_as_close_as_eager
 from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
-from tests.ops.checks import available
 
 KERNELS = sorted(set(available(OPS["ia3_linear"])) & set(available(OPS["ia3_dx_dl"])))
 BOTH = pytest.mark.parametrize("feedforward", [False, True], ids=["outputs", "feedforward"])

@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from pypeft_fast.testing import available
 from tests.autograd.halves import HALVES, assert_as_close_as_eager
 from tests.autograd.saving import saved_and_ran
 from tests.device import DEVICE
-from tests.ops.checks import available
 
 OPS_OF_LORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
 KERNELS = sorted(set.intersection(*(set(available(OPS[name])) for name in OPS_OF_LORA)))

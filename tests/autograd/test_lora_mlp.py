@@ -8,11 +8,11 @@ from torch.utils.checkpoint import checkpoint
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from pypeft_fast.testing import available
 from tests.autograd.halves import HALVES, assert_as_close_as_eager
 from tests.autograd.test_lora import KERNELS as OF_LORA
 from tests.autograd.test_lora import eager
 from tests.device import DEVICE, ON_GPU
-from tests.ops.checks import available
 
 KERNELS = [k for k in OF_LORA if k in available(OPS["swiglu"])]
 NAMES = ("gate", "up", "weight", "lora_A", "lora_B", "bias")

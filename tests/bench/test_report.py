@@ -26,7 +26,7 @@ def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
         for name, value in (("level", level), ("type", kind), ("size", size)):
             (index / name).write_text(f"{value}\n")
     done = python(
-        "from pathlib import Path; from bench import report, timing\n"
+        "from pathlib import Path; from bench.harness import report, timing\n"
         "folder = Path(sys.argv[1]); facts = timing.cpu_facts(folder / 'cpuinfo')\n"
         "print(facts['cpu family'], facts['model'], facts['model name'], timing.caches(folder), sep='; ')\n"
         "print(timing.cpu_facts(folder / 'none'), repr(timing.caches(folder / 'none')))\n"
@@ -40,7 +40,7 @@ def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
 
 def test_columns_stand_under_each_other():
     done = python(
-        "from bench import report, targets\n"
+        "from bench.harness import report, targets\n"
         "line = report.aligned(('case', 'a', 'a longer name'), ['short', 'the longest case'])\n"
         "print(line(('case', 'a', 'a longer name'))); print(line(('short', 1.25, '')))\n"
         "print(targets.markdown(('case', 'n'), [('one', 1), ('another', 12345)]))\n"
@@ -84,7 +84,9 @@ def test_nothing_to_publish_is_said(tmp_path):
 
 
 def test_a_benchmark_writes_into_out_unless_told(tmp_path):
-    done = python("from bench import parsers; print(parsers.of_layer('run', 'x', 1, 'y').parse_args([]).output)")
+    done = python(
+        "from bench.harness import parsers; print(parsers.of_layer('run', 'x', 1, 'y').parse_args([]).output)"
+    )
     assert done.stdout == "out/bench\n", done.stderr
 
 
@@ -103,7 +105,7 @@ def test_the_documents_are_those_of_the_results():
 
 def test_a_picture_has_a_panel_for_each_dtype_and_our_name(tmp_path):
     done = python(
-        "from bench import report\n"
+        "from bench.harness import report\n"
         "def result(dtypes, M, ours, r=16):\n"
         "    case = dict(dtypes=dtypes, M=M, K=2, N=3, r=r)\n"
         "    return dict(case=case, seconds={'frozen': 1.0, 'PEFT': 1.5, 'ours': ours})\n"

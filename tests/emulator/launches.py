@@ -10,14 +10,15 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import VARIANTS, Case, sample
 from tests import emulator
-from tests.ops.checks import Case, sample
 
 from .build import build
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
-OPTIONS = {"ia3_linear": [{}, {"feedforward": True}], "ia3_dx_dl": [{}, {"feedforward": True}]}
+# [(op, options)], every way to call an op that has a CUDA kernel.
+RUNS = [(op, o) for op, o in VARIANTS.values() if any(k.name == "cuda" for k in OPS[op].kernels)]
 # M, rank, multiprocessors: decoding with 8 and with 16 rows; small and large tiles, of ranks and of rows.
 SIZES = [(8, 5, 4), (16, 5, 4), (136, 5, 1), (72, 40, 132)]
 LAYOUTS = ("contiguous", "transposed", "strided")  # the second of the weight alone: read by 16 bytes down its columns
@@ -36,11 +37,11 @@ def run_every_kernel():
     """Every op in every dtype, layout and size, float32 with and without tf32; nothing is compared."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
-    cuda = [name for name, op in OPS.items() if any(k.name == "cuda" for k in op.kernels)]
     try:
-        for op, layout, (M, r, multiprocessors), (dtype, adapter) in itertools.product(cuda, LAYOUTS, SIZES, DTYPES):
+        for run, layout, (M, r, multiprocessors), (dtype, adapter) in itertools.product(RUNS, LAYOUTS, SIZES, DTYPES):
+            op, options = run
             emulator.configure(multiprocessors=multiprocessors)
-            for options, precision in itertools.product(OPTIONS.get(op, [{}]), ("ieee", "tf32")):
+            for precision in ("ieee", "tf32"):
                 if precision == "tf32" and F32 not in (dtype, adapter):
                     continue
                 matmul.fp32_precision = precision

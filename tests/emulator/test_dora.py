@@ -7,8 +7,8 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import Case, assert_agrees, sample
 from tests import emulator
-from tests.ops.checks import Case, assert_agrees, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 EVERY_SIZE = pytest.mark.parametrize("M,multiprocessors", [(5, 4), (136, 1), (70, 132)])  # decoding, large tiles, small

@@ -14,10 +14,10 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import VARIANTS, Case, sample
 from tests import emulator
-from tests.emulator.launches import DTYPES, LAYOUTS, arguments
+from tests.emulator.launches import DTYPES, LAYOUTS, RUNS, arguments
 from tests.emulator.test_ops import counted
-from tests.ops.checks import Case, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -63,8 +63,8 @@ def sums(op, K, N, *sectors):
     }
 
 
-FEEDFORWARD = {"feedforward": True}
-SCALE = {"scale": True}  # DoRA's
+FEEDFORWARD = VARIANTS["ia3_linear, feedforward"][1]
+SCALE = VARIANTS["lora_linear, scale"][1]
 BY_OP = {
     "lora_shrink": sums("lora_shrink", 128, 192, 1.15, 1.25, 1.05),
     "lora_linear": products("lora_linear") | decoding("lora_linear", (2.2, 2.6)),
@@ -79,6 +79,10 @@ BY_OP = {
 }
 PATHS = {f"{name}: {way}": path for name, ways in BY_OP.items() for way, path in ways.items()}
 EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+
+
+def test_every_variant_of_every_op_has_its_ways():
+    assert set(BY_OP) == {title for title, run in VARIANTS.items() if run in RUNS}
 
 
 @pytest.fixture(autouse=True)

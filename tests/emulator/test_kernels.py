@@ -9,18 +9,13 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
+from pypeft_fast.testing import Case, assert_agrees, sample
 from tests import emulator
-from tests.ops.checks import Case, assert_agrees, sample
+from tests.emulator.launches import DTYPES, RUNS
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-VARIANTS = [  # of every op
-    *((op, {}) for op, has in sorted(OPS.items()) if any(k.name == "cuda" for k in has.kernels)),
-    *((op, {"feedforward": True}) for op in ("ia3_dx_dl", "ia3_linear")),
-    ("lora_linear", {"scale": True}),
-]
-PRODUCTS = [v for v in VARIANTS if v[0] in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")]
-DECODING = [v for v in VARIANTS if v[0] in ("lora_linear", "ia3_linear")]
-DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
+PRODUCTS = [v for v in RUNS if v[0] in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")]
+DECODING = [v for v in RUNS if v[0] in ("lora_linear", "ia3_linear")]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +70,7 @@ def test_stacked_projections_have_masks_of_their_own(M, K, r, multiprocessors, p
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("op,options", VARIANTS)
+@pytest.mark.parametrize("op,options", RUNS)
 def test_tf32_only_where_pytorch_allows_it(op, options):
     """Its 11 bits are seen in the result, and 24 bits are not lost without it."""
     args = sample(op, Case(24, 64, 48, 8, 0.0, options=options))
@@ -93,7 +88,7 @@ def test_tf32_only_where_pytorch_allows_it(op, options):
     assert errors["ieee"] < 1e-6 and 1e-5 < errors["tf32"] < 2e-3
 
 
-@pytest.mark.parametrize("op,options", VARIANTS)
+@pytest.mark.parametrize("op,options", RUNS)
 def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
     """16-byte copies are right only if every row starts at a multiple of 16 bytes; others go element by element."""
     args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))
@@ -110,9 +105,7 @@ def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
             torch.testing.assert_close(OPS[op](*moved), aligned, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    "op,options", [v for v in VARIANTS if v[0] in ("lora_ds_db", "lora_da", "lora_dx", "ia3_dx_dl")]
-)
+@pytest.mark.parametrize("op,options", [v for v in RUNS if v[0] in ("lora_ds_db", "lora_da", "lora_dx", "ia3_dx_dl")])
 def test_expanded_gradients(op, options):
     """Autograd's stride 0, as of y.sum().backward()."""
     for dtype in (F32, BF16):
@@ -124,7 +117,7 @@ def test_expanded_gradients(op, options):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("op,options", VARIANTS)
+@pytest.mark.parametrize("op,options", RUNS)
 @pytest.mark.parametrize("M,K,N", [(0, 16, 16), (4, 0, 16), (4, 16, 0)])
 def test_empty_dimensions(op, options, M, K, N, poisoned):
     args = sample(op, Case(M, K, N, 4, 0.0, options=options))
@@ -134,7 +127,7 @@ def test_empty_dimensions(op, options, M, K, N, poisoned):
         torch.testing.assert_close(got, OPS[op](*args), check_stride=False)
 
 
-@pytest.mark.parametrize("op,options", VARIANTS)
+@pytest.mark.parametrize("op,options", RUNS)
 def test_a_gpu_older_than_the_oldest_target_is_refused(op, options):
     args = sample(op, Case(options=options))
     assert emulator.library().pypeft_fast_oldest_target() == 80

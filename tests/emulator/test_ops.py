@@ -12,8 +12,8 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import Case, assert_agrees, sample
 from tests import emulator
-from tests.ops.checks import Case, assert_agrees, sample
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = sorted(name for name, op in OPS.items() if any(k.name == "cuda" for k in op.kernels))

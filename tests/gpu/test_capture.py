@@ -6,8 +6,8 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast import _tuning
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import available
 from tests.device import ON_GPU
-from tests.ops.checks import available
 
 if not ON_GPU:
     pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)

@@ -5,21 +5,17 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import VARIANTS, Case, assert_agrees, available, sample
 from tests.device import ON_GPU
-from tests.ops.checks import Case, assert_agrees, available, sample
 
 if not ON_GPU:
     pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [(BF16, None), (F16, None), (BF16, F32), (F32, None)]
-FEEDFORWARD, SCALE = {"feedforward": True}, {"scale": True}
-VARIANTS = [
-    *((name, {}) for name in ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")),
-    *((name, options) for name in ("ia3_linear", "ia3_dx_dl") for options in ({}, FEEDFORWARD)),
-    ("lora_linear", SCALE),
-]
-RUNS = [pytest.param(op, o, k, id="-".join((op, *o, k))) for op, o in VARIANTS for k in available(OPS[op])]
+# Every way to call an op that has a kernel of its own for GPUs in csrc/cuda.
+ONE_LAUNCH = [v for v in VARIANTS.values() if any(k.name == "cuda" for k in OPS[v[0]].kernels)]
+RUNS = [pytest.param(op, o, k, id="-".join((op, *o, k))) for op, o in ONE_LAUNCH for k in available(OPS[op])]
 COMPILED = [name for name in ("cuda", "triton") if name in available(OPS["lora_linear"])]
 
 

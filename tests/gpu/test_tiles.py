@@ -7,8 +7,8 @@ import torch
 
 from pypeft_fast import _tuning
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import Case, assert_agrees
 from tests.device import ON_GPU
-from tests.ops.checks import Case, assert_agrees
 
 if not ON_GPU:
     pytest.skip("needs a GPU: make test-gpu", allow_module_level=True)

@@ -5,7 +5,7 @@ import torch
 
 from pypeft_fast import using
 from pypeft_fast._op import OPS
-from tests.ops.checks import Case, available, sample
+from pypeft_fast.testing import Case, available, sample
 
 CASE = Case(6, 20, 10, 3, 0.3)
 

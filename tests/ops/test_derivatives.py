@@ -8,8 +8,8 @@ from torch.autograd import forward_ad
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import Case, available, sample
 from tests.device import DEVICE
-from tests.ops.checks import Case, available, sample
 
 F64 = torch.float64
 WITH_FORMULA = ("lora_forward", "lora_shrink", "lora_linear", "ia3_linear", "swiglu")

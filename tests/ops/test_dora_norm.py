@@ -4,7 +4,7 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.dora_norm import dora_norm
-from tests.ops.checks import Case, available, sample
+from pypeft_fast.testing import Case, available, sample
 from tests.ops.rejections import assert_rejects
 
 FORMED = [kernel for kernel in available(OPS["dora_norm"]) if kernel != "blas"]  # that one sums squares instead

@@ -8,7 +8,7 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast import _native
 from pypeft_fast._op import OPS
-from tests.ops.checks import Case, assert_agrees, sample
+from pypeft_fast.testing import Case, assert_agrees, sample
 
 pytestmark = [
     pytest.mark.cpu,

@@ -7,12 +7,11 @@ import torch
 from pypeft_fast import using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.ia3_dx_dl import ia3_dx_dl
-from tests.ops.checks import Case, assert_agrees, available
+from pypeft_fast.testing import CASES, VARIANTS, Case, assert_agrees, available
 from tests.ops.rejections import assert_rejects
-from tests.ops.test_every_op import CASES, SPOILED, TWO, assert_spoiling_fails
 
 KERNELS = available(OPS["ia3_dx_dl"])
-FEEDFORWARD = dataclasses.replace(TWO, options={"feedforward": True})
+FEEDFORWARD = VARIANTS["ia3_dx_dl, feedforward"][1]
 NEED = [(True, False), (False, True), (False, False)]
 
 
@@ -49,7 +48,7 @@ def test_small_example():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", [dataclasses.replace(c, options={"feedforward": True}) for c in CASES], ids=str)
+@pytest.mark.parametrize("case", [dataclasses.replace(c, options=FEEDFORWARD) for c in CASES], ids=str)
 def test_feedforward_agrees_with_float64(kernel, case, poisoned):
     assert_agrees("ia3_dx_dl", kernel, case)
 
@@ -92,9 +91,3 @@ def test_infinity_in_the_last_row_stays_infinity(kernel):
     with using(kernel):
         _, dl = ia3_dx_dl(dY, weight, torch.ones(7), x, True, True, True)
     assert dl.eq(float("inf")).all()
-
-
-@pytest.mark.parametrize("how", SPOILED["ia3_dx_dl"])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_spoiled_feedforward_kernel_fails(kernel, how, monkeypatch):
-    assert_spoiling_fails("ia3_dx_dl", kernel, SPOILED["ia3_dx_dl"][how], FEEDFORWARD, monkeypatch)

@@ -5,12 +5,11 @@ import torch
 
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.ia3_linear import ia3_linear
-from tests.ops.checks import Case, assert_agrees, available
+from pypeft_fast.testing import CASES, VARIANTS, Case, assert_agrees, available
 from tests.ops.rejections import assert_rejects
-from tests.ops.test_every_op import CASES, SPOILED, TWO, assert_spoiling_fails
 
 KERNELS = available(OPS["ia3_linear"])
-FEEDFORWARD = dataclasses.replace(TWO, options={"feedforward": True})
+FEEDFORWARD = VARIANTS["ia3_linear, feedforward"][1]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def test_small_example():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("case", [dataclasses.replace(c, options={"feedforward": True}) for c in CASES], ids=str)
+@pytest.mark.parametrize("case", [dataclasses.replace(c, options=FEEDFORWARD) for c in CASES], ids=str)
 def test_feedforward_agrees_with_float64(kernel, case, poisoned):
     assert_agrees("ia3_linear", kernel, case)
 
@@ -54,10 +53,3 @@ def test_feedforward_agrees_with_float64(kernel, case, poisoned):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_z_is_empty_if_not_needed(kernel, dtype, adapter, poisoned):
     assert_agrees("ia3_linear", kernel, Case(70, 33, 45, dtype=dtype, adapter=adapter, options={"need_z": False}))
-
-
-# With feedforward there is no z to spoil.
-@pytest.mark.parametrize("how", [how for how in SPOILED["ia3_linear"] if how != "z is y"])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_spoiled_feedforward_kernel_fails(kernel, how, monkeypatch):
-    assert_spoiling_fails("ia3_linear", kernel, SPOILED["ia3_linear"][how], FEEDFORWARD, monkeypatch)

@@ -5,7 +5,7 @@ import torch
 
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_backward import lora_backward
-from tests.ops.checks import Case, assert_agrees, available, sample
+from pypeft_fast.testing import Case, assert_agrees, available, sample
 from tests.ops.rejections import assert_rejects
 
 

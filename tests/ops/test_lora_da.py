@@ -4,7 +4,7 @@ import torch
 from pypeft_fast import using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_da import lora_da
-from tests.ops.checks import available
+from pypeft_fast.testing import available
 from tests.ops.rejections import assert_rejects
 
 

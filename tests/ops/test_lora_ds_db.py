@@ -4,7 +4,7 @@ import torch
 from pypeft_fast import using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_ds_db import lora_ds_db
-from tests.ops.checks import Case, assert_agrees, available
+from pypeft_fast.testing import Case, assert_agrees, available
 from tests.ops.rejections import assert_rejects
 
 

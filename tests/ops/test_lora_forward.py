@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pypeft_fast.ops.lora_forward import lora_forward
-from tests.ops.checks import Case, assert_agrees
+from pypeft_fast.testing import Case, assert_agrees
 from tests.ops.rejections import assert_rejects
 
 

@@ -6,12 +6,11 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_linear import lora_linear
-from tests.ops.checks import Case, assert_agrees, available, sample
+from pypeft_fast.testing import CASES, VARIANTS, Case, assert_agrees, available, sample
 from tests.ops.rejections import assert_rejects
-from tests.ops.test_every_op import CASES, SPOILED, TWO, assert_spoiling_fails
 
 KERNELS = available(OPS["lora_linear"])
-SCALE = {"scale": True}
+SCALE = VARIANTS["lora_linear, scale"][1]
 
 
 def scaled(case, **options):
@@ -99,37 +98,6 @@ def test_the_scaled_sum_is_rounded_once_and_the_bias_after_it(kernel, dtype):
     with pf.using(kernel):
         y, z = lora_linear(x, weight, bias, s, B, 1.0, scale, True)
     assert (z == 1).all() and (y == 2**10 * eps).all()
-
-
-def unscaled(function, *args):
-    return function(*args[:6], torch.ones_like(args[6]), args[7])
-
-
-def scaled_bias(function, *args):
-    return function(*args[:2], args[2] * args[6], *args[3:])
-
-
-def z_of_zero(index):
-    """z as of a zero argument: one term of it is forgotten."""
-    return lambda f, *a: (f(*a)[0], f(*a[:index], torch.zeros_like(a[index]), *a[index + 1 :])[1])
-
-
-SPOILED_SCALE = SPOILED["lora_linear"] | {
-    "no scale": unscaled,
-    "bias scaled too": scaled_bias,
-    "zero z": lambda f, *a: (f(*a)[0], torch.zeros_like(f(*a)[1])),
-    "z is y": lambda f, *a: (f(*a)[0],) * 2,
-    "z scaled": lambda f, *a: (f(*a)[0], f(*a)[1] * a[6]),
-    "z with the bias": lambda f, *a: (f(*a)[0], f(*a)[1] + a[2]),
-    "z without the low rank": z_of_zero(3),
-    "z without the base": z_of_zero(1),
-}
-
-
-@pytest.mark.parametrize("how", SPOILED_SCALE)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_a_spoiled_scaling_kernel_fails(kernel, how, monkeypatch):
-    assert_spoiling_fails("lora_linear", kernel, SPOILED_SCALE[how], scaled(TWO), monkeypatch)
 
 
 @pytest.mark.parametrize("kernel", available(lora_linear))

@@ -5,7 +5,7 @@ from pypeft_fast import using
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
 from pypeft_fast.ops.lora_shrink import lora_shrink
-from tests.ops.checks import Case, assert_agrees, available
+from pypeft_fast.testing import Case, assert_agrees, available
 from tests.ops.rejections import assert_rejects
 
 

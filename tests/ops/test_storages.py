@@ -5,8 +5,8 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import Case, available, sample
 from tests.device import DEVICE
-from tests.ops.checks import Case, available, sample
 
 CASE = Case(6, 24, 10, 3, 0.3, options={"scale": True})
 COMPILED = ("cpu", "cuda", "triton")  # what does not leave the reading to PyTorch

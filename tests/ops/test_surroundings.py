@@ -5,7 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
-from tests.ops.checks import Case, available, sample
+from pypeft_fast.testing import Case, available, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 KERNELS = [(name, k) for name, op in OPS.items() for k in available(op) if k not in ("reference", "blas")]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.swiglu import swiglu
-from tests.ops.checks import available
+from pypeft_fast.testing import available
 from tests.ops.rejections import assert_rejects
 
 KERNELS = available(OPS["swiglu"])

@@ -7,7 +7,7 @@ import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops.swiglu import swiglu
 from pypeft_fast.ops.swiglu_backward import swiglu_backward
-from tests.ops.checks import Case, assert_agrees, available
+from pypeft_fast.testing import Case, assert_agrees, available
 from tests.ops.rejections import assert_rejects
 from tests.ops.test_swiglu import EDGES
 

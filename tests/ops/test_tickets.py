@@ -9,8 +9,8 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import Case, sample
 from tests.device import ON_GPU
-from tests.ops.checks import Case, sample
 
 pytest.importorskip("triton", reason="Triton is not installed")
 if ON_GPU:

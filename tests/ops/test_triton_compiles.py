@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # In a process of its own: under TRITON_INTERPRET a kernel is not the object that the compiler takes.
 START = """
 import json, sys
-from bench.gpu_static_plan import *
-from bench.gpu_static_triton import compiled, rows
+from bench.static.plan import *
+from bench.static.triton_rows import compiled, rows
 from pypeft_fast.kernels import _tiles
 def made(jobs):
     return [[r.target, r.kernel, r.faults(), r.tensor_core, r.loads, r.specialized] for r in rows((), jobs)]

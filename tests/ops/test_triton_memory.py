@@ -8,8 +8,8 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import _triton
+from pypeft_fast.testing import Case, assert_agrees, sample
 from tests.device import ON_GPU
-from tests.ops.checks import Case, assert_agrees, sample
 
 if _triton.why_no_triton() is not None or ON_GPU:
     pytest.skip("needs Triton's interpreter", allow_module_level=True)

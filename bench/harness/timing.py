@@ -26,6 +26,11 @@ def interleaved(steps, clock=time.process_time, seconds=2.0, least=4, most=51):
     return {name: statistics.median(its[1:]) for name, its in times.items()}
 
 
+def interleaved_wall(steps, seconds):
+    """`interleaved` by the wall clock, for steps of several threads."""
+    return interleaved(steps, time.perf_counter, seconds)
+
+
 def clock_of(threads):
     """CPU time of the process for one thread, which other programs disturb least; wall time for several."""
     return time.process_time if threads == 1 else time.perf_counter

@@ -1,15 +1,16 @@
 """Which of Triton's launches the static report compiles: every kernel in every dtype, larger ranks, and other tiles.
 
-Nothing about a kernel is repeated here: a job names an op's own launch, whose arguments `arguments` makes.
+Nothing about a kernel is repeated here: a job names an op's own launch, for the arguments that pypeft_fast.testing has.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
+from pypeft_fast._op import OPS
 from pypeft_fast.kernels import _tiles
+from pypeft_fast.testing import VARIANTS, Case, sample
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = {BF16: "bf16", F16: "fp16", F32: "fp32"}
@@ -18,11 +19,21 @@ M, K, N = 4096, 4096, 4096
 # the tiles that tuning may choose are compiled as well.
 FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 RANKS = (64, 128)
-NAMES = (
-    "lora_shrink", "lora_shrink, dropout", "lora_shrink, dropout, 3 groups", "lora_shrink, dropout, split K",
-    "lora_linear", "lora_linear, scale", "lora_ds_db", "lora_dx", "lora_dx, dropout", "lora_da", "lora_da, dropout",
-    "ia3_linear", "ia3_linear, feedforward", "ia3_dx_dl", "ia3_dx_dl, feedforward", "swiglu", "swiglu_backward",
-)  # fmt: skip
+P, FEW = 0.05, 64  # the probability of dropout, and rows so few that K is split
+# What a launch is compiled with besides the options of its op's variant.
+DROPOUT, GROUPS, SPLIT = ", dropout", ", 3 groups", ", split K"
+LAUNCHES = {
+    "lora_shrink": ("", DROPOUT, DROPOUT + GROUPS, DROPOUT + SPLIT),
+    "lora_dx": ("", DROPOUT),
+    "lora_da": ("", DROPOUT),
+}
+# {name: (op, options, launch)}, of each variant of an op that has a Triton kernel.
+NAMES = {
+    title + launch: (op, options, launch)
+    for title, (op, options) in VARIANTS.items()
+    if any(kernel.name == "triton" for kernel in OPS[op].kernels)
+    for launch in LAUNCHES.get(op, ("",))
+}
 # The launches that hold most in registers: of the ops that the rank matters to, and of those with tiles of their own
 # (lora_da has those of lora_shrink, ia3_linear those of lora_linear).
 FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
@@ -84,32 +95,15 @@ def architecture(target: str):
 
 
 def arguments(job: Job) -> tuple:
-    """Of the function that launches the op. The memory is never touched."""
-    matrix = functools.partial(torch.empty, dtype=job.x)
-    small = functools.partial(torch.empty, dtype=job.adapter)
-    r = job.rank
-    A, B, s, seed = small(r, K), small(N, r), small(M, r), torch.empty(1, dtype=torch.int64)
-    mask = torch.empty(M, K // 8, dtype=torch.uint8)
-    X, dY, W, bias = matrix(M, K), matrix(M, N), matrix(N, K), matrix(N)
-    return {
-        "lora_shrink": lambda: (X, A, 0, 1.0, None),
-        "lora_shrink, dropout": lambda: (X, A, 3277, 1.05, seed),
-        "lora_shrink, dropout, 3 groups": lambda: (X, small(3 * r, K), 3277, 1.05, seed.expand(3)),
-        "lora_shrink, dropout, split K": lambda: (X[:64], A, 3277, 1.05, seed),
-        "lora_linear": lambda: (X, W, bias, s, B, 2.0, None, False),
-        "lora_linear, scale": lambda: (X, W, bias, s, B, 2.0, small(N), True),
-        "lora_ds_db": lambda: (dY, B, s, 2.0, True, True),
-        "lora_dx": lambda: (dY, W, s, A, mask, None),
-        "lora_dx, dropout": lambda: (dY, W, s, A, mask, 1.05),
-        "lora_da": lambda: (s, X, mask, None, job.adapter),
-        "lora_da, dropout": lambda: (s, X, mask, 1.05, job.adapter),
-        "ia3_linear": lambda: (X, W, bias, small(N), False, True),
-        "ia3_linear, feedforward": lambda: (X, W, bias, small(K), True, False),
-        "ia3_dx_dl": lambda: (dY, W, small(N), dY, False, True, True),
-        "ia3_dx_dl, feedforward": lambda: (dY, W, small(K), X, True, True, True),
-        "swiglu": lambda: (dY, matrix(M, N)),
-        "swiglu_backward": lambda: (dY, matrix(M, N), matrix(M, N), True),
-    }[job.name]()
+    """Of the op, on tensors without memory: a launch is compiled, and never made."""
+    op, options, launch = NAMES[job.name]
+    case = Case(FEW if SPLIT in launch else M, K, N, job.rank, P if DROPOUT in launch else 0.0, job.x, job.adapter)
+    with torch.device("meta"):
+        args = sample(op, replace(case, options=options))
+        if GROUPS in launch:
+            x, A, p, seed = args
+            args = x, A.repeat(3, 1), p, seed.expand(3)
+    return args
 
 
 def plan(targets: tuple[str, ...]) -> Iterator[Job]:

@@ -6,7 +6,6 @@ Nothing about a kernel is repeated here: argument types, alignment and constants
 import collections
 import contextlib
 import functools
-import importlib
 import multiprocessing
 import os
 import re
@@ -23,10 +22,11 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pypeft_fast._op import OPS
 from pypeft_fast.kernels import _tiles
 
-from .gpu_static import Row
-from .gpu_static_plan import arguments, plan
+from .plan import arguments, plan
+from .row import Row
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8",
@@ -62,7 +62,7 @@ def captured(job):
         mock.patch.object(_tiles, "launch", launch),
         fp32_precision("tf32" if job.tf32 else "ieee"),
     ):
-        getattr(importlib.import_module(f"pypeft_fast.kernels.{job.op}"), job.op)(*arguments(job))
+        OPS[job.op].function("triton")(*arguments(job))
     (one,) = found
     return one
 

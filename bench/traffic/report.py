@@ -1,55 +1,20 @@
-"""python -m bench.traffic: the bytes that forward and backward of one layer move, and the kernels that move them.
+"""The page that `python -m bench.traffic` prints, and the rows behind it."""
 
-Counted, on any machine: PEFT's own layers op by op, ours in Triton's interpreter. Writes traffic.md and traffic.json in
-bench/results.
-"""
-
-import argparse
-import dataclasses
-import json
 import textwrap
 from collections import Counter
-from pathlib import Path
 
-import torch
+from ..harness.targets import markdown
+from . import eager, interpreted
+from .count import CLASSES, Shape
+from .interpreted import TRACED
 
-from . import traffic_eager, traffic_published, traffic_triton
-from .report import RESULTS
-from .targets import markdown
-from .traffic_count import CLASSES, Shape
-from .traffic_triton import IA3, IA3_FEEDFORWARD, LORA, TRACED, Method
-
-F32 = torch.float32
 SIZE = Shape(4096, 4096, 4096)
 TARGET = {"MK": 4.4, "MN": 2.0}  # of ours with dropout
 
 
-LORA_PROVIDERS = {
-    "PEFT default, bf16 autocast": lambda s: traffic_eager.peft_lora(s, F32, autocast=True),
-    "PEFT default, no autocast": lambda s: traffic_eager.peft_lora(s, F32),
-    "PEFT bf16 adapters": lambda s: traffic_eager.peft_lora(s),
-    "addmm style, no dropout": traffic_eager.addmm,
-    "LoRAFusion": traffic_published.lorafusion,
-    "ours": traffic_triton.ours,
-    "ours, float32 adapters": lambda s: traffic_triton.ours(s, Method("lora", adapter=F32)),
-    "ours, no dropout": lambda s: traffic_triton.ours(s, Method("lora", p=0.0)),
-    "ours, vendor's GEMM": traffic_triton.by_vendor,
-    "ours, vendor's GEMM, no dropout": lambda s: traffic_triton.by_vendor(s, Method("lora", p=0.0)),
-    "ours, r = 64": lambda s: traffic_triton.ours(dataclasses.replace(s, r=64)),
-}
-IA3_PROVIDERS = {
-    "PEFT default": lambda s: traffic_eager.peft_ia3(s, False, F32),
-    "PEFT bf16": lambda s: traffic_eager.peft_ia3(s, False),
-    "ours": lambda s: traffic_triton.ours(s, IA3),
-    "PEFT default, feedforward": lambda s: traffic_eager.peft_ia3(s, True, F32),
-    "PEFT bf16, feedforward": lambda s: traffic_eager.peft_ia3(s, True),
-    "ours, feedforward": lambda s: traffic_triton.ours(s, IA3_FEEDFORWARD),
-}
-
-
 def outside(step, shape):
     """The bytes by class outside the two base GEMMs: what the frozen layer moves is taken off."""
-    moved, base = step.moved(), traffic_eager.frozen(shape).moved()
+    moved, base = step.moved(), eager.frozen(shape).moved()
     return {kind: moved[kind] - base[kind] for kind in CLASSES}
 
 
@@ -81,7 +46,7 @@ def launches(methods):
     """A row for each launch of ours at TRACED: passes over the matrices, and the bytes of all else."""
     rows = []
     for label, method in methods.items():
-        for traced in traffic_triton.traced(method, TRACED.r):
+        for traced in interpreted.traced(method, TRACED.r):
             launch, read, written = traced.launch, Counter(), Counter()
             for name, (_, kind) in traced.operands.items():
                 read[kind] += launch.once[name]
@@ -119,7 +84,7 @@ INTRODUCTION = f"""
     Printed by `make traffic`. Counted, not measured: no speed, no GPU. bf16, dropout 0.05, r = {TRACED.r},
     every gradient but the weight's. **MK** and **MN** are bytes for each element of x [M, K] and of y [M, N]
     outside the two base GEMMs, exact at every shape; MiB are at {SIZE}, the workspaces with the tiles of
-    sm_{traffic_triton.ARCH} and {traffic_triton.PROCESSORS} multiprocessors. Each operand counts once a kernel.
+    sm_{interpreted.ARCH} and {interpreted.PROCESSORS} multiprocessors. Each operand counts once a kernel.
     Kernels: forward + backward, the base GEMMs among them; for its dropout ours has PyTorch draw a seed, 8
     bytes. Kept for backward: parameters do not count; of ours and of addmm style, 2 MK is x itself.
 """
@@ -161,22 +126,3 @@ def report(lora, ia3, traced):
         markdown(tuple(traced[0]), (r.values() for r in traced)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.traffic", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report (default bench/results)")
-    options = parser.parse_args(arguments)
-    lora = [row(name, provider) for name, provider in LORA_PROVIDERS.items()]
-    ia3 = [row(name, provider) for name, provider in IA3_PROVIDERS.items()]
-    traced = launches({"LoRA": LORA, "IA3": IA3, "IA3, feedforward": IA3_FEEDFORWARD})
-    text = report(lora, ia3, traced)
-    options.output.mkdir(parents=True, exist_ok=True)
-    data = {"traced": str(TRACED), "size": str(SIZE), "lora": lora, "ia3": ia3, "launches": traced}
-    (options.output / "traffic.json").write_text(json.dumps(data, indent=1) + "\n")
-    (options.output / "traffic.md").write_text(text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -25,7 +25,7 @@ import pypeft_fast as pf  # noqa: E402
 from pypeft_fast._op import OPS  # noqa: E402
 from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
 
-from .traffic_count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
+from .count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
 
 ARCH, PROCESSORS = 90, 132  # whose tiles are used; on other GPUs the workspaces differ
 TRACED = Shape(M=160, K=192, N=320)

@@ -16,9 +16,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from .gpu_static import Row
+from .row import Row
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/cuda"
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from .traffic_count import Kernel, Step
+from .count import Kernel, Step
 
 
 def lorafusion(shape):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .traffic_count import Counting, Step, counted
+from .count import Counting, Step, counted
 
 BF16, F32 = torch.bfloat16, torch.float32
 SCALING, P = 2.0, 0.05

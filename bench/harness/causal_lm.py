@@ -1,0 +1,52 @@
+"""What benchmarks of a whole language model do to it: a step's loss, and steps that decode one token."""
+
+import torch
+
+
+def liven(model):
+    """Values for what starts as zeros or ones, so that an adapter left out would show."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "ia3_l" in name:
+            std = 0.05 if "lora_B" in name else 0.2
+            parameter.data += std * torch.randn(parameter.shape, generator=generator)
+
+
+def graph_to_the_embeddings(model):
+    """Makes backward as long as the frozen model's, whose inputs alone would ask for no gradient."""
+    return model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
+
+
+def loss_of(model, tokens):
+    return model(input_ids=tokens, labels=tokens, use_cache=False).loss
+
+
+def training_steps(made, tokens):
+    """{name: a function that runs forward and backward on the tokens} of {name: model}."""
+
+    def step(model):
+        loss_of(model, tokens).backward()
+        model.zero_grad()
+
+    return {name: lambda model=model: step(model) for name, model in made.items()}
+
+
+def token_steps(made, prompt, **options):
+    """({name: a function that decodes one token for each row of the prompt}, {name: its logits}), each with its cache.
+
+    options: of the model's forward. The models are left in eval mode.
+    """
+    from transformers import DynamicCache
+
+    steps, logits = {}, {}
+    for name, model in made.items():
+        cache = DynamicCache()
+        model.eval()(input_ids=prompt, past_key_values=cache, use_cache=True, **options)
+
+        def step(model=model, cache=cache):
+            token = model(input_ids=prompt[:, :1], past_key_values=cache, use_cache=True, **options).logits
+            cache.crop(-1)
+            return token
+
+        steps[name], logits[name] = step, step()
+    return steps, logits

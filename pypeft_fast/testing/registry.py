@@ -1,0 +1,41 @@
+"""The entries of all ops, and the tables that are read off them. A new op adds its file to the import."""
+
+from .case import Case
+from .entry import Entry, title
+from .operands import Operands
+from .ops import (
+    dora_norm,
+    ia3_dx_dl,
+    ia3_linear,
+    lora_backward,
+    lora_da,
+    lora_ds_db,
+    lora_dx,
+    lora_forward,
+    lora_linear,
+    lora_shrink,
+    swiglu,
+    swiglu_backward,
+)
+
+_FILES = (
+    lora_shrink, lora_linear, lora_forward, lora_ds_db, lora_dx, lora_da, lora_backward, ia3_linear, ia3_dx_dl,
+    dora_norm, swiglu, swiglu_backward,
+)  # fmt: skip
+ENTRIES: dict[str, Entry] = {file.ENTRY.op.name: file.ENTRY for file in _FILES}
+# {op: what eager PyTorch would run}.
+EAGER = {op: entry.eager for op, entry in ENTRIES.items()}
+# {title: (op, options)}, as "lora_linear, scale".
+VARIANTS = {title(op, name): (op, v.options) for op, entry in ENTRIES.items() for name, v in entry.variants.items()}
+# {title: {what is wrong: spoil(kernel, *arguments)}}.
+SPOILED = {title(op, name): v.spoiled for op, entry in ENTRIES.items() for name, v in entry.variants.items()}
+
+
+def sample(op_name: str, case: Case, draw: int = 0) -> tuple:
+    """Arguments of the op for this case; scaled so that the low-rank term weighs as much as the frozen one.
+
+    They are on PyTorch's default device: inside `with torch.device("meta")` they take no memory.
+    """
+    if op_name not in ENTRIES:
+        raise ValueError(f"op_name={op_name!r} is no op with sample arguments; those are {', '.join(ENTRIES)}")
+    return ENTRIES[op_name].arguments(Operands(case, draw))
