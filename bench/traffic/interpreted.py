@@ -24,6 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 import pypeft_fast as pf  # noqa: E402
 from pypeft_fast._op import OPS  # noqa: E402
 from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
+from pypeft_fast.testing import Case, sample  # noqa: E402
 
 from .count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
 
@@ -164,18 +165,12 @@ def ours(shape, method=LORA) -> Step:
 
 def _by_blas(op, shape, method) -> list[Kernel]:
     """The kernels that the "blas" route of lora_linear or lora_dx runs, counted on tensors without memory."""
-    M, K, N, r, make = shape.M, shape.K, shape.N, shape.r, functools.partial(torch.empty, dtype=torch.bfloat16)
     counting = Counting(shape)
     counting.backward = op == "lora_dx"
     with FakeTensorMode():
-        weight, s, A, B = make(N, K), make(M, r), make(r, K), make(N, r)
-        mask = torch.empty(M if method.p else 0, K // 8, dtype=torch.uint8)
-        arguments = {
-            "lora_linear": (make(M, K), weight, None, s, B, SCALING, None, False),
-            "lora_dx": (make(M, N), weight, s, A, mask, method.p),
-        }
+        arguments = sample(op, Case(shape.M, shape.K, shape.N, shape.r, method.p, torch.bfloat16, bias=False))
         with counting:
-            OPS[op].function("blas")(*arguments[op])
+            OPS[op].function("blas")(*arguments)
     return counting.kernels
 
 
