@@ -51,6 +51,8 @@ TORCH_INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/
 venv: .venv/.installed
 
 # make demo QUICK=1: fewer steps, one comparison with PEFT.
+# GNU OpenMP's threads sleep early when they wait: pypeft_fast/finetune/threads.py says what it costs if not.
+demo methods: export GOMP_SPINCOUNT ?= 1000
 demo: .venv/.built
 	$(BIN)/python examples/demo.py $(if $(QUICK),--quick)
 
