@@ -111,6 +111,7 @@ def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
 
 def check_together(model: str, settings: dict[str, Settings], output: Path) -> tuple[Chat, dict[str, float]]:
     """Both adapters on one base model, read from their files, and the held-out loss of each when it is switched to."""
+    print("both adapters on one base model, read from their files: held-out losses …", flush=True)
     base, tokenizer = load_base(model)
     chat = Chat(base, tokenizer, {topic: output / topic for topic in settings})
     losses = {}
@@ -162,7 +163,7 @@ def show_answers(chat: Chat) -> None:
     table = Table(title="The same three questions (likeliest tokens)", show_lines=True)
     for column in ("question", "base", *chat.adapters):
         table.add_column(column, overflow="fold")
-    for question in QUESTIONS:
+    for question in tqdm(QUESTIONS, desc="answers", leave=False):
         row = [question]
         for name in (None, *chat.adapters):
             chat.use(name)

@@ -34,8 +34,11 @@ def run(arguments) -> None:
     settings = resolve(asked, len(examples), adapter)
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
-    threads.use(arguments.threads)
-    _train(arguments, settings, examples, held_out)
+    elif not arguments.output.is_dir():
+        run_folder.go_on(arguments.output, settings)  # says that there is nothing to go on with
+    with run_folder.alone(arguments.output):
+        threads.use(arguments.threads)
+        _train(arguments, settings, examples, held_out)
 
 
 def _train(arguments, settings, examples, held_out) -> None:
@@ -53,10 +56,9 @@ def _train(arguments, settings, examples, held_out) -> None:
     data = ready.data
 
     say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
-    say(
-        f"{settings.steps(len(data.train))} steps of {settings.batch_size * settings.gradient_accumulation} examples, "
-        f"learning rate {settings.learning_rate:g}"
-    )
+    steps = _counted(settings.steps(len(data.train)), "step")
+    each = _counted(settings.batch_size * settings.gradient_accumulation, "example")
+    say(f"{steps} of {each}, learning rate {settings.learning_rate:g}")
     for line in (*shortened(data, settings.max_length), *before_training(settings, data)):
         say(line)
     if held_out is not None and (both := leaked(examples, held_out)):
@@ -95,6 +97,10 @@ def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
         raise
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _count(model) -> str:

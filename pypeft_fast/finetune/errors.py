@@ -16,7 +16,10 @@ def need(*modules: str) -> None:
     """Raises UserError with the pip command if one of these modules is not installed. Imports nothing."""
     missing = [PIP_NAME.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise UserError(f"this needs {', '.join(missing)}, not installed here; run: pip install {' '.join(missing)}")
+        raise UserError(
+            f"this needs {', '.join(missing)}, not installed here; run: pip install {' '.join(missing)} (the extra "
+            "[cli] of this package brings all that the command needs)"
+        )
 
 
 class as_user_error:

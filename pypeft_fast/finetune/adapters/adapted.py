@@ -22,6 +22,9 @@ def adapted(base, settings):
     names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
     check_targets(settings.target_modules, names)
     modules = [name for name, _ in base.named_modules()]
+    widest = max((max(base.get_submodule(name).weight.shape) for name in names), default=0)
+    if settings.rank is not None and settings.rank > widest:
+        raise UserError(f"--rank {settings.rank} is more than the widest layer of this model has, {widest}")
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):

@@ -12,7 +12,7 @@ def describe(folder: Path) -> dict:
     UserError: no such folder, or files that are not whole.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: {'is a file, give the folder' if folder.exists() else 'no such folder'}")
     adapter, (metrics, _) = read_adapter(folder), object_in(folder / "metrics.json")
     config = adapter.config
     targets = config.get("target_modules")
@@ -38,4 +38,5 @@ def _losses(metrics: dict) -> str | None:
     before, after = metrics.get("eval_loss_before"), metrics.get("eval_loss_after")
     if not all(isinstance(loss, float) for loss in (before, after)):
         return None
-    return f"{before:.3f} before, {after:.3f} after, on {metrics.get('eval_examples')} examples"
+    examples = metrics.get("eval_examples")
+    return f"{before:.3f} before, {after:.3f} after, on {examples} example{'s' * (examples != 1)}"

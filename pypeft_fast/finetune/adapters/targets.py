@@ -34,8 +34,7 @@ def check_targets(target_modules, layers: list[str]) -> None:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = short_names(layers)
             close = difflib.get_close_matches(target, known, n=1)
-            guess = f"did you mean {close[0]}? " if close else ""
+            guess = f"did you mean {close[0]}? There" if close else "there"
             raise UserError(
-                f"--target-modules: no layer of this model is called {quoted(target)}; {guess}There are "
-                f"{', '.join(known)}"
+                f"--target-modules: no layer of this model is called {quoted(target)}; {guess} are {', '.join(known)}"
             )

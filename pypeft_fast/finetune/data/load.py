@@ -20,8 +20,9 @@ def load_data(spec: str, option: str = "--data") -> list[Example]:
     if not Path(spec).is_file() and hub.is_name(spec.partition(":")[0]):
         return read_hub(spec, option)
     if not Path(spec).is_file():
+        what = "is a folder" if Path(spec).is_dir() else "no such file"
         raise UserError(
-            f"{option} {spec}: no such file; give a file of .jsonl, .json, .csv or .parquet, OWNER/NAME of the Hugging "
+            f"{option} {spec}: {what}; give a file of .jsonl, .json, .csv or .parquet, OWNER/NAME of the Hugging "
             f"Face Hub, or {TOPIC_PREFIX}TOPIC"
         )
     return read_file(Path(spec), option)

@@ -2,6 +2,7 @@
 
 FEW_STEPS = 20
 FEW_HELD_OUT = 5
+SAME = 1e-4  # relative: losses that differ by less are the same one, rounded otherwise
 
 
 def shortened(data, max_length: int) -> list[str]:
@@ -23,9 +24,9 @@ def before_training(settings, data) -> list[str]:
         )
     if not data.held_out:
         lines.append("warning: nothing is held out, so nothing tells whether training helps")
-    elif len(data.held_out) < FEW_HELD_OUT:
+    elif (few := len(data.held_out)) < FEW_HELD_OUT:
         lines.append(
-            f"warning: {len(data.held_out)} held-out example{'s' * (len(data.held_out) > 1)} prove little; "
+            f"warning: {few} {'held-out examples prove' if few > 1 else 'held-out example proves'} little; "
             "for more give --eval-fraction or --eval-data"
         )
     return lines
@@ -43,7 +44,9 @@ def after_training(metrics: dict) -> list[str]:
     if best is not None and best < steps:
         last = metrics["loss_history"]["held_out"][-1][1]
         lines.append(f"the adapter is that of step {best} of {steps}, the best one; at the end the loss was {last:.3f}")
-    if after >= before:
+    if after == before or abs(after - before) < SAME * before:
+        lines.append("warning: the held-out loss stayed, so nothing was learned of new questions; give more steps")
+    elif after > before:
         lines.append(
             "warning: the held-out loss rose, so this adapter answers new questions worse than before; give more data, "
             "a lower --learning-rate or fewer --epochs"

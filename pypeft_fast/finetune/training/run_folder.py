@@ -1,6 +1,9 @@
 """The folder of a run: whether it may be written, what an earlier run left in it, and what a run goes on from."""
 
+import contextlib
 import dataclasses
+import fcntl
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from ..whole_files import write_json
 from . import checkpoints
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
+LOCK_FILE = ".finetune.lock"  # there while a run writes the folder
 FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
 # In the settings file, beside the settings: checkpoints of an earlier run that --overwrite left, see checkpoints.py.
 EARLIER = "earlier_checkpoints"
@@ -32,12 +36,32 @@ def open_new(output: Path, overwrite: bool) -> None:
     Raises UserError if it cannot be written, or holds an earlier run and overwrite is false.
     """
     _make(output)
-    earlier = [*output.glob("checkpoint-*"), *output.glob("adapter_*")]
+    own = [output / name for name in (METRICS_FILE, PLOT_FILE) if (output / name).exists()]
+    earlier = [*output.glob("checkpoint-*"), *output.glob("adapter_*"), *own]
     if earlier and not overwrite:
         raise UserError(
             f"--output {output} already holds {earlier[0].name}; go on with --resume, replace it with --overwrite, or "
             "name another folder"
         )
+
+
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Inside of it no other process writes this folder; UserError if one does already."""
+    with as_user_error(f"--output {output} cannot be written", (OSError,)):
+        output.mkdir(parents=True, exist_ok=True)
+        file = open(output / LOCK_FILE, "w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--output {output}: another finetune is writing it; wait for its end or name another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            (output / LOCK_FILE).unlink(missing_ok=True)
 
 
 def begin(output: Path, settings) -> dict[str, str]:

@@ -92,7 +92,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.05,
+        warmup_steps=settings.steps(len(data.train)) // 20,  # the first of them has a learning rate of 0
         seed=settings.seed,
         logging_steps=1,
         logging_first_step=True,

@@ -7,6 +7,7 @@ from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.ready import make_ready
 from pypeft_fast.finetune.training.settings import Settings
+from pypeft_fast.finetune.training.train import fine_tune
 
 
 def trained(model):
@@ -31,3 +32,16 @@ def test_examples_of_their_own_to_hold_out(tiny_model, dialogues):
 def test_a_target_that_there_is_not(tiny_model, dialogues):
     with pytest.raises(UserError, match="no layer of this model is called 'q_prog'; did you mean q_proj"):
         make_ready(Settings(str(tiny_model), "d", target_modules=["q_prog"]), load_data(str(dialogues)))
+
+
+def test_a_rank_beyond_every_layer_is_refused(tiny_model, dialogues):
+    with pytest.raises(UserError, match="--rank 1000000 is more than the widest layer of this model has"):
+        make_ready(Settings(str(tiny_model), "d", rank=1000000), load_data(str(dialogues)))
+
+
+def test_one_step_trains(tiny_model, dialogues, tmp_path):
+    settings = Settings(str(tiny_model), str(dialogues), max_steps=1, rank=2)
+    ready = make_ready(settings, load_data(str(dialogues)))
+    before = trained(ready.model).clone()
+    fine_tune(ready.model, ready.data, ready.collator, settings, tmp_path, None)
+    assert not torch.equal(trained(ready.model), before)

@@ -1,0 +1,35 @@
+"""The folder of a run: one run at a time writes it, and nothing of the user's in it is replaced in silence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pypeft_fast.finetune.errors import UserError
+from pypeft_fast.finetune.training import run_folder
+
+
+def test_one_run_at_a_time_writes_a_folder(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pypeft_fast.finetune.training.run_folder import alone\n"
+        f"with alone(Path({str(tmp_path)!r})): print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="another finetune is writing it"), run_folder.alone(tmp_path):
+            pass
+        other.stdin.close()
+        assert other.wait() == 0
+    with run_folder.alone(tmp_path):
+        assert (tmp_path / run_folder.LOCK_FILE).exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "loss.png"])
+def test_a_file_that_a_run_would_replace_is_named(name, tmp_path):
+    (tmp_path / name).write_text("the user's")
+    with pytest.raises(UserError, match=f"already holds {name}"):
+        run_folder.open_new(tmp_path, overwrite=False)
+    run_folder.open_new(tmp_path, overwrite=True)
