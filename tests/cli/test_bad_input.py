@@ -103,7 +103,7 @@ def test_one_wrong_target_among_right_ones(finetune, tmp_path):
     assert "no layer of this model is called 'q_prj'; did you mean q_proj? There are " in mistake_after_loading[2]
     assert not list(tmp_path.glob("adapter/*"))
     code, _, err = finetune("--target-modules", "q_proj,zzz")
-    assert code == 2 and "'zzz'; There are down_proj, " in err
+    assert code == 2 and "'zzz'; there are down_proj, " in err
 
 
 def test_output_and_resume(finetune, tmp_path):
