@@ -12,7 +12,6 @@ from pypeft_fast.autograd.bitfit import bitfit_linear
 from pypeft_fast.autograd.bottleneck import bottleneck
 from tests.device import DEVICE
 
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap runs an op once a sample
 N, K, R = 6, 8, 2
 torch.manual_seed(0)
 X = torch.randn(3, 4, K, device=DEVICE)

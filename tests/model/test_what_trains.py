@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pypeft_fast as pf
-from pypeft_fast.model.linear import is_conv1d
+from pypeft_fast.frozen.modules import is_conv1d
 from tests.model.zoo import IDS, assert_fused, build, logits
 
 # Linear layers: the targets of LoRA, DoRA and IA3; those of them whose inputs IA3 rescales; and those whose output a
