@@ -70,12 +70,15 @@ class DoRALinearFunction(torch.autograd.Function):
         dX = dW = dA = dB = None
         if need_x or need_A or need_B:
             # (g * dY) B = dY (g * B), and (g * dY)^T s = g * (dY^T s): the smaller matrices take the factor
-            scaled_B = (g[:, None] * lora_B).to(lora_B.dtype)
+            factor = g.to(lora_B.dtype)[:, None]
+            scaled_B = factor * lora_B
             dS, dB = lora_ds_db(dY, scaled_B, s, ctx.scaling, need_x or need_A, need_B)
             if need_B:  # of no rows it is zero, whatever g is
-                dB = (g[:, None] * dB if dY.shape[0] else dB).to(lora_B.dtype)
+                dB = factor * dB if dY.shape[0] else dB
         if need_x:
-            dX = _dx(dY, weight, dS, lora_A, mask, p, g).view(ctx.x_shape)
+            # One pass over dY, where the magnitude is no finer than dY itself.
+            factor = g.to(dY.dtype) if ctx.dtype_magnitude == dY.dtype else g
+            dX = _dx(dY, weight, dS, lora_A, mask, p, factor).view(ctx.x_shape)
         if x is not None:
             rows = _check.rows("dora_linear", "x", x)
             dA = lora_da(dS, rows, mask, p, ctx.dtype_A) if need_A else None
