@@ -53,12 +53,13 @@ bool has_amx_bf16() {
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
 }
 
-// Panels are packed while their rows of `a` wait in a cache: at most this many bytes of them at a time.
-constexpr int64_t BLOCK_BYTES = int64_t{8} << 20;
+// Panels are packed while their rows of `a` wait in a cache: this many bytes of them at a time, but so many rows that
+// packing costs little beside the products.
+constexpr int64_t BLOCK_BYTES = int64_t{2} << 20, LEAST_ROWS = 256;
 
 int64_t rows_of_a_block(int64_t M, int64_t row_bytes, int64_t panels) {
   const int64_t threads = torch::stable::get_num_threads();
-  int64_t rows = std::min(M, std::max<int64_t>(64, BLOCK_BYTES / std::max<int64_t>(1, row_bytes)));
+  int64_t rows = std::min(M, std::max(LEAST_ROWS, BLOCK_BYTES / std::max<int64_t>(1, row_bytes)));
   while (rows > 64 && ceil_div(M, rows) * panels < 4 * threads) rows = ceil_div(rows, 2);
   return round_up(std::max<int64_t>(1, rows), 8);
 }
