@@ -15,19 +15,6 @@ if _TYPE_CHECKING:
 del kernels  # noqa: F821
 
 __version__ = "0.1.0"
-# Loaded when the first of these is asked for: the command tells of a wrong argument before PyTorch is imported.
-_OWN = (
-    "Frozen",
-    "dora_linear",
-    "frozen_of",
-    "ia3_linear",
-    "kernels",
-    "lora_gated_linear",
-    "lora_linear",
-    "nn",
-    "recording",
-    "using",
-)
 # Of the model layer, which imports peft and transformers: loaded when asked for.
 _LATE = {
     "AutoPeftModel": "auto",
@@ -69,6 +56,8 @@ __all__ = [
     "using",
     *_LATE,
 ]
+# Loaded when the first of these is asked for: the command tells of a wrong argument before PyTorch is imported.
+_OWN = frozenset(__all__) - frozenset(_LATE)
 
 
 def __getattr__(name: str) -> _Any:

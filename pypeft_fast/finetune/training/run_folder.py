@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,16 +54,27 @@ def alone(output: Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK_FILE, "w")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _is_held(file, output / LOCK_FILE):
             raise UserError(
                 f"--output {output}: another finetune is writing it; wait for its end or name another folder"
-            ) from error
+            )
         try:
             yield
         finally:
             (output / LOCK_FILE).unlink(missing_ok=True)
+
+
+def _is_held(file, path: Path) -> bool:
+    """Whether this process has the file's lock, and the folder still has the file: a run that ends deletes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
+        return True  # a file system without locks
 
 
 def begin(output: Path, settings) -> dict[str, str]:
