@@ -8,6 +8,7 @@ import difflib
 import importlib
 import os
 import re
+import signal
 import sys
 from typing import NoReturn
 
@@ -120,11 +121,28 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _end_at_once() -> NoReturn:
+    """Ends the process as interrupted: the interpreter would take a second to undo PyTorch."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+def _interrupt(_signal, frame) -> None:
+    """Ctrl-C: KeyboardInterrupt, but within an import the end, as PyTorch's imports swallow exceptions or abort."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            say("\npypeft-fast: interrupted", file=sys.stderr, keep="\n")
+            _end_at_once()
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def main_and_exit() -> NoReturn:
-    """The command as a process. After Ctrl-C it ends at once: the interpreter would take a second to undo PyTorch."""
+    """The command as a process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job's is SIG_IGN
+        signal.signal(signal.SIGINT, _interrupt)
     code = main()
     if code == INTERRUPTED:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _end_at_once()
     sys.exit(code)
