@@ -42,7 +42,7 @@ class Derivative:
                     "pf.lora_linear, pf.dora_linear, pf.ia3_linear or pf.lora_gated_linear, once"
                 )
             with enable_single_level_autograd_function():
-                return _Call.apply(self, keyset, *args)
+                return _Call.apply(self, keyset, *_flat(args))
         if _has_tangent(args):
             raise RuntimeError(
                 f"{self.name}: it has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; take vjp or "
@@ -63,24 +63,37 @@ def _has_tangent(args) -> bool:
     return any(forward_ad.unpack_dual(a, level=level).tangent is not None for a in floating)
 
 
+def _flat(args):
+    """(how many of the arguments are those of a list that ends them, every argument)."""
+    if args and isinstance(args[-1], (list, tuple)):
+        return len(args[-1]), *args[:-1], *args[-1]
+    return 0, *args
+
+
+def _nested(count, args):
+    """The arguments of which `count` were in a list."""
+    return (*args[: len(args) - count], list(args[len(args) - count :])) if count else args
+
+
 # Not autograd.Function: torch.func calls an Autograd kernel once a level, and Function.apply would start at all levels.
 class _Call(_SingleLevelFunction):
     @staticmethod
-    def forward(ctx, derivative, keyset, *args):
-        outputs = derivative.below(keyset, args)
+    def forward(ctx, derivative, keyset, count, *args):
+        outputs = derivative.below(keyset, _nested(count, args))
         others = outputs[1:] if isinstance(outputs, tuple) else ()
         ctx.save_for_backward(*(a if isinstance(a, torch.Tensor) else None for a in args), *others)
         ctx.rest = tuple(None if isinstance(a, torch.Tensor) else a for a in args)
-        ctx.derivative = derivative
+        ctx.derivative, ctx.count = derivative, count
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
     def backward(ctx, *grads):
         if all(grad is None for grad in grads):
-            return None, None, *(None for _ in ctx.rest)
-        formula, needs = ctx.derivative.formula, ctx.needs_input_grad[2:]
-        return None, None, *_Gradients.apply(formula, needs, ctx.rest, len(grads), *grads, *ctx.saved_tensors)
+            return None, None, None, *(None for _ in ctx.rest)
+        formula, needs = ctx.derivative.formula, ctx.needs_input_grad[3:]
+        rest = ctx.count, ctx.rest
+        return None, None, None, *_Gradients.apply(formula, needs, rest, len(grads), *grads, *ctx.saved_tensors)
 
 
 class _Gradients(torch.autograd.Function):
@@ -90,9 +103,10 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(formula, needs, rest, n, *tensors):
+        count, rest = rest
         grads, given, others = tensors[:n], tensors[n : n + len(rest)], tensors[n + len(rest) :]
         args = tuple(value if tensor is None else tensor for tensor, value in zip(given, rest, strict=True))
-        return formula(needs, grads, args, others)
+        return formula(needs, grads, _nested(count, args), others)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -17,6 +17,7 @@ from . import _flops, _library, _native, _storage, _tuning
 from ._derivative import Derivative, nobody_asks
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
+NATIVE = ("cpu",)  # kernels that take what crosses a schema
 PARTS = "parts"  # what `choose` names an op that runs as calls of others
 TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
 OPS: dict[str, "Op"] = {}
@@ -110,16 +111,19 @@ def _with_derivative(name, overload):
 class Op:
     """`Op(schema)`, then the decorators check, fake, reference and kernel; CONTRIBUTING.md walks through one."""
 
-    def __init__(self, schema: str):
+    def __init__(self, schema: str, trailing: str = ""):
         self.name = schema.partition("(")[0]
         self.kernels: list[Kernel] = []
         self.schema = schema
+        self._trailing = trailing  # arguments with defaults that end the schema
         self._check: Callable[..., None]
         self._fake: Callable
         self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
         self._parts: Callable | None = None
         self._depends: Callable[..., tuple] | None = None
-        self._op = _library.define(self.name, schema)
+        self._op = _library.define(self.name, self._with_more(trailing))
+        # Those that the op's functions take.
+        self._names = [argument.name for argument in self._op._schema.arguments if not argument.has_default_value()]
         _library.bind(self.name, "CompositeExplicitAutograd", self._run)
         self._derivative = _with_derivative(self.name, self._op)
         OPS[self.name] = self
@@ -141,12 +145,24 @@ class Op:
                 or not first.is_cpu
                 or first.dtype == torch.float64
             ):
-                return self._parts(*args) if self._is_in_parts(first) else self._op(*args)
+                return self._parts(*self.given(args)) if self._is_in_parts(first) else self._op(*args)
             try:
                 return self._direct(*args)
             except RuntimeError:
-                self._check(*args)  # it finds the words for what the kernel refused
+                self._check(*self.given(args))  # it finds the words for what the kernel refused
                 raise
+
+    def given(self, args):
+        """The arguments of the schema as the op's functions take them."""
+        return args
+
+    def crossing(self, args):
+        """The arguments of the op's functions as the schema takes them."""
+        return args
+
+    def takes(self, name, function):
+        """A function of that kernel as one of all arguments that the op's functions take."""
+        return function
 
     def check(self, function):
         """Validates the arguments: in eager, where a fake never runs, and while tracing. Kernels trust it."""
@@ -174,6 +190,7 @@ class Op:
         self._fake = function
 
         def checked(*args):
+            args = self.given(args)
             self._check(*args)
             return function(*args)
 
@@ -182,12 +199,17 @@ class Op:
 
     def gradients(self, formula):
         """What `Derivative` calls a formula, for calls that no autograd.Function stands over."""
-        self._derivative.formula = formula
+
+        def of_all(needs, grads, args, outputs):
+            found = formula(needs[: len(self._names)], grads, self.given(args), outputs)
+            return *found, *(None for _ in needs[len(found) :])
+
+        self._derivative.formula = of_all
         return formula
 
     def flops(self, formula):
         """formula(*args): the floating-point operations of the op's products, for torch.utils.flop_counter."""
-        _flops.FORMULAS[getattr(torch.ops.pypeft_fast, self.name)] = formula
+        _flops.FORMULAS[getattr(torch.ops.pypeft_fast, self.name)] = lambda *args: formula(*self.given(args))
         return formula
 
     def reference(self, function):
@@ -199,6 +221,7 @@ class Op:
 
         def bind(function):
             function = self._with_storages(function) if name == "triton" else function
+            function = function if name in NATIVE else self.takes(name, function)
             self.kernels.append(Kernel(_known(name), function, devices, interpreted, missing, rejects))
             self.kernels.sort(key=lambda k: KERNELS.index(k.name))
             return function
@@ -207,10 +230,9 @@ class Op:
 
     def _with_storages(self, function):
         """The kernel behind csrc/storage.h's check, for one that reads memory by pointers and cannot make it itself."""
-        names = [argument.name for argument in self._op._schema.arguments]
 
         def checked(*args):
-            for name, value in zip(names, args, strict=True):
+            for name, value in zip(self._names, args, strict=True):
                 if isinstance(value, torch.Tensor):
                     _storage.check(self.name, name, value)
             return function(*args)
@@ -245,15 +267,15 @@ class Op:
         checks: it refuses with RuntimeError whatever `check` refuses, so that a plain call may go straight to it: this
         op's Python costs about 15 microseconds a call, more than a small layer's arithmetic.
         """
-        function = self._twin("cpu")
-        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(function)
+        twin = self._twin("cpu", "", self._trailing)
+        self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(lambda *args: twin(*self.crossing(args)))
         if checks and _native.missing_cpu() is None:
-            self._direct = function
+            self._direct = twin
 
     def native_cuda(self, rejects=lambda *_: None):
         """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one argument more:
         whether products of float32 may be rounded to tf32, as PyTorch's own setting says at the call."""
-        twin = self._twin("cuda", ", bool allow_tf32")
+        twin = self._twin("cuda", ", bool allow_tf32", "")
 
         def of_this_gpu(*args):
             return _native.too_old(args[0].device) or rejects(*args)
@@ -263,11 +285,14 @@ class Op:
 
         self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(run)
 
-    def _twin(self, kernel, more=""):
+    def _twin(self, kernel, more, trailing):
         name = f"{self.name}_{kernel}"
-        twin = _library.define(name, self.schema.replace(self.name, name, 1).replace(") ->", f"{more}) ->", 1))
+        twin = _library.define(name, self._with_more(more + trailing).replace(self.name, name, 1))
         _with_derivative(name, twin)
         return twin
+
+    def _with_more(self, arguments):
+        return self.schema.replace(") ->", f"{arguments}) ->", 1)
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now, or `parts`; RuntimeError if the forced one cannot."""
@@ -289,6 +314,7 @@ class Op:
         return named[_tuning.fastest(key, named, lambda kernel: kernel.function(*args), args[0].device)]
 
     def _run(self, *args):
+        args = self.given(args)
         self._check(*args)
         device = args[0].device
         if device.type == "cuda" and device.index != torch.cuda.current_device():

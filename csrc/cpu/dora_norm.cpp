@@ -4,6 +4,7 @@
 //
 // Some rows of B A are made at a time, by the vendor and in the adapters' dtype, and read once beside those of W.
 #include "cpu/fits.h"
+#include "cpu/frozen/frozen.h"
 #include "cpu/kept.h"
 #include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
@@ -26,12 +27,14 @@ struct NormArgs {
 
 namespace pypeft {
 namespace {
-Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& given_B, double scaling) {
-  check_storages("dora_norm", "weight", weight, "lora_A", given_A, "lora_B", given_B);
-  fits(is_matrix(weight) && is_matrix(given_A) && is_matrix(given_B) && is_activation(weight));
-  const int64_t N = weight.size(0), K = weight.size(1), r = given_A.size(0);
-  fits(r > 0 && given_A.size(1) == K && given_B.size(0) == N && given_B.size(1) == r);
-  fits(is_adapter(given_A, weight) && like(given_B, given_A));
+Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& given_B, double scaling,
+                 const std::string& format, const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("dora_norm", "lora_A", given_A, "lora_B", given_B);
+  fits(is_matrix(given_A) && is_matrix(given_B) && is_activation(given_A));
+  const int64_t N = given_B.size(0), K = given_A.size(1), r = given_A.size(0);
+  const Frozen w = frozen("dora_norm", weight, format, scales, N, K);
+  fits(w.N == N && w.K == K && r > 0 && given_B.size(1) == r && like(given_B, given_A));
+  if (w.is_dense()) fits(is_activation(weight) && is_adapter(given_A, weight));
 
   const bool half = given_A.scalar_type() == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16;
   const Tensor A = half ? given_A : as_float(given_A), B = half ? given_B : as_float(given_B);
@@ -41,13 +44,20 @@ Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& give
   const auto run = PYPEFT_SELECT(norm_rows);
   NormArgs args{};
   args.K = K, args.scaling = static_cast<float>(scaling);
-  args.weight_dtype = dtype_of(weight), args.update_dtype = dtype_of(A);
+  args.weight_dtype = w.is_dense() ? dtype_of(weight) : Dtype::f32, args.update_dtype = dtype_of(A);
+  const Floats room(w.is_dense() ? 0 : std::min(N, step) * K);
   args.update = update.const_data_ptr(), args.norm = static_cast<float*>(norm.mutable_data_ptr());
   for (int64_t n = 0; n < N; n += step, args.norm += step) {
     const int64_t rows = std::min(step, N - n);
     vendor_multiply(block(update, 0, rows, 0, K), block(B, n, rows, 0, r), A, 1);
-    const Tensor part = with_dense_rows(block(weight, n, rows, 0, K));
-    args.weight = part.const_data_ptr(), args.row = part.stride(0);
+    std::optional<Tensor> part;
+    if (w.is_dense()) {
+      part = with_dense_rows(block(weight, n, rows, 0, K));
+      args.weight = part->const_data_ptr(), args.row = part->stride(0);
+    } else {
+      decode(w.codes, n, rows, 0, K, room.get(), K, Dtype::f32);
+      args.weight = room.get(), args.row = K;
+    }
     torch::stable::parallel_for(0, rows, 1 + 16384 / (K + 1),
                                 [&](int64_t begin, int64_t end) { run(args, begin, end); });
   }

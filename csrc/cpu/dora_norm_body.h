@@ -26,7 +26,10 @@ inline void norm_rows_of(const NormArgs& a, int64_t begin, int64_t end) {
 }
 
 inline void norm_rows(const NormArgs& a, int64_t begin, int64_t end) {
-  if (a.weight_dtype == Dtype::f32) return norm_rows_of<float, float>(a, begin, end);
+  if (a.weight_dtype == Dtype::f32) {
+    if (a.update_dtype == Dtype::f32) return norm_rows_of<float, float>(a, begin, end);
+    return norm_rows_of<float, BF16>(a, begin, end);  // of a weight that is decoded
+  }
   if (a.weight_dtype == Dtype::bf16) {
     if (a.update_dtype == Dtype::f32) return norm_rows_of<BF16, float>(a, begin, end);
     return norm_rows_of<BF16, BF16>(a, begin, end);

@@ -12,22 +12,24 @@
 namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weight, const Tensor& ia3_l,
-                                     const Tensor& given_saved, bool feedforward, bool need_dX, bool need_dl) {
-  check_storages("ia3_dx_dl", "dY", given_dY, "weight", weight, "ia3_l", ia3_l, "saved", given_saved);
+                                     const Tensor& given_saved, bool feedforward, bool need_dX, bool need_dl,
+                                     const std::string& format, const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("ia3_dx_dl", "dY", given_dY, "ia3_l", ia3_l, "saved", given_saved);
   Tensor dl = new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
-  Tensor dX = new_empty(given_dY, {0, weight.size(1)});
+  const Frozen w = frozen("ia3_dx_dl", weight, format, scales, given_dY.size(1), feedforward ? ia3_l.size(0) : -1);
+  Tensor dX = new_empty(given_dY, {0, w.K});
   if (!need_dX && !need_dl) return {dX, dl};
   const Tensor saved = need_dl ? with_dense_rows(given_saved) : given_saved;
   const Tensor* sum = need_dl ? &dl : nullptr;
   if (feedforward) {
-    Tensor factor = product(given_dY, weight);  // the gradient of x * l
+    Tensor factor = product(given_dY, {w, false});  // the gradient of x * l
     scale_columns(factor, ia3_l, need_dX ? &factor : nullptr, &saved, sum);
     return {need_dX ? factor : dX, dl};
   }
   const Tensor dY = with_dense_rows(given_dY);
   Tensor scaled = new_empty(dY, {need_dX ? dY.size(0) : 0, dY.size(1)});
   scale_columns(dY, ia3_l, need_dX ? &scaled : nullptr, &saved, sum);
-  return {need_dX ? product(scaled, weight) : dX, dl};
+  return {need_dX ? product(scaled, {w, false}) : dX, dl};
 }
 }  // namespace
 }  // namespace pypeft

@@ -13,14 +13,17 @@
 namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& bias,
-                                      const Tensor& ia3_l, bool feedforward, bool need_z) {
-  check_storages("ia3_linear", "x", given, "weight", weight, "bias", bias, "ia3_l", ia3_l);
-  fits(is_matrix(given) && is_matrix(weight) && weight.size(1) == given.size(1));
-  const int64_t M = given.size(0), N = weight.size(0);
-  fits(is_activation(given) && like(weight, given) && is_adapter(ia3_l, given));
-  fits(ia3_l.dim() == 1 && ia3_l.size(0) == weight.size(feedforward ? 1 : 0));
+                                      const Tensor& ia3_l, bool feedforward, bool need_z, const std::string& format,
+                                      const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("ia3_linear", "x", given, "bias", bias, "ia3_l", ia3_l);
+  fits(is_matrix(given) && ia3_l.dim() == 1);
+  const int64_t M = given.size(0), K = given.size(1), sides = feedforward ? -1 : ia3_l.size(0);
+  const Frozen w = frozen("ia3_linear", weight, format, scales, sides, K);
+  const int64_t N = w.N;
+  fits(w.K == K && is_activation(given) && is_adapter(ia3_l, given) && (!w.is_dense() || like(weight, given)));
+  fits(ia3_l.size(0) == (feedforward ? K : N));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, given));
-  const Tensor across = transposed(weight);
+  const Right across{w, true};
   if (feedforward) {
     const Tensor none = new_empty(given, {0, N});
     const Tensor x = with_dense_rows(given);

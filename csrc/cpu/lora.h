@@ -2,7 +2,7 @@
 #pragma once
 #include <tuple>
 
-#include "cpu/tensors.h"
+#include "cpu/frozen/frozen.h"
 
 namespace pypeft {
 
@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
                                        const std::optional<Tensor>& seed);
 std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& given_dY, const Tensor& lora_B, const Tensor& given_s,
                                       double scaling, bool need_dS, bool need_dB);
-Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
+Tensor lora_dx(const Tensor& dY, const Frozen& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
                double p);
 Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype);
 

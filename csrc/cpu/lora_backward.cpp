@@ -13,18 +13,20 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
                                                  const std::optional<Tensor>& weight,
                                                  const std::optional<Tensor>& lora_A, const Tensor& lora_B,
                                                  const Tensor& s, const std::optional<Tensor>& mask, double scaling,
-                                                 double p, bool need_dX, bool need_dA, bool need_dB,
-                                                 ScalarType dtype_A) {
-  check_storages("lora_backward", "dY", dY, "x", x, "weight", weight, "lora_A", lora_A, "lora_B", lora_B, "s", s,
-                 "mask", mask);
+                                                 double p, bool need_dX, bool need_dA, bool need_dB, ScalarType dtype_A,
+                                                 const std::string& format,
+                                                 const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("lora_backward", "dY", dY, "x", x, "lora_A", lora_A, "lora_B", lora_B, "s", s, "mask", mask);
   fits(dY.dim() > 0 && is_activation(dY) && is_matrix(lora_B) && is_matrix(s) && is_probability(p));
   const Tensor grad = as_rows(dY);
   const int64_t M = grad.size(0), N = grad.size(1), r = lora_B.size(1);
   fits(r > 0 && lora_B.size(0) == N && s.size(0) == M && s.size(1) == r);
   fits(is_adapter(lora_B, dY) && is_adapter(s, dY));
+  std::optional<Frozen> w;
   if (need_dX) {
-    fits(weight && lora_A && is_matrix(*weight) && is_matrix(*lora_A) && weight->size(0) == N);
-    fits(lora_A->size(0) == r && lora_A->size(1) == weight->size(1) && like(*weight, dY) && is_adapter(*lora_A, dY));
+    fits(weight && lora_A && is_matrix(*lora_A) && lora_A->size(0) == r && is_adapter(*lora_A, dY));
+    w = frozen("lora_backward", *weight, format, scales, N, lora_A->size(1));
+    fits(w->N == N && w->K == lora_A->size(1) && (!w->is_dense() || like(*weight, dY)));
   }
   if (need_dA) {
     fits(x && x->dim() > 0 && like(*x, dY) && (dtype_A == x->scalar_type() || dtype_A == s.scalar_type()));
@@ -32,14 +34,14 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
   }
   if (p > 0 && (need_dX || need_dA)) {
     fits(mask && is_matrix(*mask) && mask->is_cpu() && mask->scalar_type() == ScalarType::Byte && mask->size(0) == M);
-    if (need_dX) fits(mask->size(1) == (weight->size(1) + 7) / 8);
+    if (need_dX) fits(mask->size(1) == (w->K + 7) / 8);
     if (need_dA) fits(mask->size(1) == (x->size(-1) + 7) / 8);
   }
 
   if (mask && (need_dX || need_dA)) fits(mask->is_cpu() && mask->scalar_type() == ScalarType::Byte);
   const auto [dS, dB] = lora_ds_db(grad, lora_B, s, scaling, need_dX || need_dA, need_dB);
   const Tensor kept = p > 0 && mask ? *mask : new_empty(dY, {0, 0}, ScalarType::Byte);
-  Tensor dX = need_dX ? in_shape_of(dY, lora_dx(grad, *weight, dS, *lora_A, kept, p)) : nothing(dY, dY.scalar_type());
+  Tensor dX = need_dX ? in_shape_of(dY, lora_dx(grad, *w, dS, *lora_A, kept, p)) : nothing(dY, dY.scalar_type());
   Tensor dA = need_dA ? lora_da(dS, as_rows(*x), kept, p, dtype_A) : nothing(dY, dtype_A);
   return {dX, dA, need_dB ? dB : nothing(dY, lora_B.scalar_type())};
 }

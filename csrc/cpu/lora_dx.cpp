@@ -9,17 +9,18 @@
 #include "cpu/product/product.h"
 
 namespace pypeft {
-Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
+Tensor lora_dx(const Tensor& dY, const Frozen& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
                double p) {
   const LowRank through_adapter{dS, lora_A, dropout_scale(p), p > 0 ? &mask : nullptr};
-  return product(dY, weight, &through_adapter);
+  return product(dY, {weight, false}, &through_adapter);
 }
 
 namespace {
 Tensor lora_dx_entry(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
-                     double p) {
-  check_storages("lora_dx", "dY", dY, "weight", weight, "dS", dS, "lora_A", lora_A, "mask", mask);
-  return lora_dx(dY, weight, dS, lora_A, mask, p);
+                     double p, const std::string& format, const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("lora_dx", "dY", dY, "dS", dS, "lora_A", lora_A, "mask", mask);
+  const Frozen w = frozen("lora_dx", weight, format, scales, dY.size(1), lora_A.size(1));
+  return lora_dx(dY, w, dS, lora_A, mask, p);
 }
 }  // namespace
 }  // namespace pypeft

@@ -11,13 +11,15 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& weight,
                                                 const std::optional<Tensor>& bias, const Tensor& lora_A,
                                                 const Tensor& lora_B, double scaling, double p,
-                                                const std::optional<Tensor>& seed) {
-  check_storages("lora_forward", "x", x, "weight", weight, "bias", bias, "lora_A", lora_A, "lora_B", lora_B, "seed",
-                 seed);
+                                                const std::optional<Tensor>& seed, const std::string& format,
+                                                const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("lora_forward", "x", x, "bias", bias, "lora_A", lora_A, "lora_B", lora_B, "seed", seed);
   const int64_t K = x.dim() ? x.size(-1) : -1;
-  fits(is_matrix(weight) && is_matrix(lora_A) && is_matrix(lora_B) && weight.size(1) == K && lora_A.size(1) == K);
-  const int64_t N = weight.size(0), r = lora_A.size(0);
-  fits(r > 0 && lora_B.size(0) == N && lora_B.size(1) == r && is_activation(x) && like(weight, x));
+  fits(is_matrix(lora_A) && is_matrix(lora_B) && lora_A.size(1) == K);
+  const int64_t N = lora_B.size(0), r = lora_A.size(0);
+  const Frozen w = frozen("lora_forward", weight, format, scales, N, K);
+  fits(w.N == N && w.K == K && r > 0 && lora_B.size(1) == r && is_activation(x));
+  if (w.is_dense()) fits(like(weight, x));
   fits(is_adapter(lora_A, x) && is_adapter(lora_B, x) && is_probability(p));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
   fits(seed.has_value() == (p > 0));
@@ -27,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
   auto [s, mask] = lora_shrink(rows, lora_A, p, seed);
   const Tensor up = transposed(lora_B);
   const LowRank update{s, up, scaling};
-  return {in_shape_of(x, product(rows, transposed(weight), &update, {bias, {}})), s, mask};
+  return {in_shape_of(x, product(rows, {w, true}, &update, {bias, {}})), s, mask};
 }
 }  // namespace
 }  // namespace pypeft

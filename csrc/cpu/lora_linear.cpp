@@ -14,10 +14,13 @@ Tensor as_floats(const Tensor& vector) { return torch::stable::contiguous(as_flo
 
 std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        const Tensor& s, const Tensor& lora_B, double scaling,
-                                       const std::optional<Tensor>& scale, bool need_z) {
-  check_storages("lora_linear", "x", x, "weight", weight, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
-  const Tensor across = transposed(weight), up = transposed(lora_B);
-  const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, weight.size(0)});
+                                       const std::optional<Tensor>& scale, bool need_z, const std::string& format,
+                                       const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("lora_linear", "x", x, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
+  const Frozen w = frozen("lora_linear", weight, format, scales, lora_B.size(0), x.size(1));
+  const Right across{w, true};
+  const Tensor up = transposed(lora_B);
+  const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, w.N});
   const LowRank update{s, up, scaling};
   if (!scale) return {product(x, across, &update, {bias, {}}), z};
   const Tensor factors = as_floats(*scale);

@@ -8,10 +8,11 @@ z and g. Never the sum of the weights, nor x'.
 
 import torch
 
-from ..frozen.operand import Frozen, dense
+from ..frozen.operand import Frozen, crossed, operand, stored
 from ..ops import _check, philox
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
+from ..ops.ia3_linear import ia3_linear as ia3_linear_op
 from ..ops.lora_da import lora_da
 from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
@@ -25,22 +26,37 @@ from ._still_trains import still_trains
 from .dora_norm import dora_norm, row_scale
 
 
-def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z):
+def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z, *its):
     rows = _check.rows("dora_linear", "x", x)
     s, mask = lora_shrink(rows, lora_A, p, seed)
     kept = philox.dropped(rows, mask, p)
-    y, z = lora_linear_op(kept, weight, bias, s, lora_B, scaling, g, need_z)
+    y, z = lora_linear_op(kept, weight, bias, s, lora_B, scaling, g, need_z, *crossed(*its))
     if p > 0:
-        y = torch.addmm(y, rows - kept, weight.t())
+        y = _plus_product(y, rows - kept, weight, its)
     return shaped(y, x), s, mask, z
+
+
+def _plus_product(y, x, weight, its):
+    """y + x W^T. A quantised weight is read by the op of IA3, whose factors are 1: it never exists as a whole."""
+    if not its:
+        return torch.addmm(y, x, weight.t())
+    return y.add_(ia3_linear_op(x, weight, None, x.new_ones(y.shape[1]), False, False, *crossed(*its))[0])
+
+
+def _plus_gradient(dX, dY, weight, its):
+    """dX + dY W."""
+    if not its:
+        return torch.addmm(dX, dY, weight)
+    ones, nothing = dY.new_ones(dY.shape[1]), dY.new_empty(0, 0)
+    return dX.add_(ia3_dx_dl(dY, weight, ones, nothing, False, True, False, *crossed(*its))[0])
 
 
 class DoRALinearFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed):
+    def forward(ctx, x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, *its):
         g = row_scale(magnitude, norm)
         need_x, need_weight, _, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
-        y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_magnitude)
+        y, s, mask, z = _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_magnitude, *its)
         need_dS = need_x or need_A
         ctx.save_for_backward(
             x if need_A or need_weight else None,
@@ -52,7 +68,9 @@ class DoRALinearFunction(torch.autograd.Function):
             z if need_magnitude else None,
             g,
             norm if need_magnitude else None,
+            *(its[1:] if need_x else ()),
         )
+        ctx.format, ctx.count = its[:1] if need_x else (), len(its)
         ctx.scaling, ctx.p = scaling, p
         ctx.dtype_A, ctx.dtype_magnitude = lora_A.dtype, magnitude.dtype
         ctx.x_shape = x.shape
@@ -61,7 +79,7 @@ class DoRALinearFunction(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, saved, grad):
-        x, weight, lora_A, lora_B, s, mask, z, g, norm = saved
+        (x, weight, lora_A, lora_B, s, mask, z, g, norm), scales = saved[:9], saved[9:]
         need_x, need_weight, need_bias, need_A, need_B, need_magnitude = ctx.needs_input_grad[:6]
         still_trains("dora_linear", "lora_B", lora_B, need_B)
         p = ctx.p
@@ -78,7 +96,7 @@ class DoRALinearFunction(torch.autograd.Function):
         if need_x:
             # One pass over dY, where the magnitude is no finer than dY itself.
             factor = g.to(dY.dtype) if ctx.dtype_magnitude == dY.dtype else g
-            dX = _dx(dY, weight, dS, lora_A, mask, p, factor).view(ctx.x_shape)
+            dX = _dx(dY, weight, dS, lora_A, mask, p, factor, *ctx.format, *scales).view(ctx.x_shape)
         if x is not None:
             rows = _check.rows("dora_linear", "x", x)
             dA = lora_da(dS, rows, mask, p, ctx.dtype_A) if need_A else None
@@ -88,16 +106,16 @@ class DoRALinearFunction(torch.autograd.Function):
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
             dmagnitude = (dg / norm).masked_fill(norm == 0, 0.0).to(ctx.dtype_magnitude)
-        return dX, dW, db, dA, dB if need_B else None, dmagnitude, None, None, None, None
+        return dX, dW, db, dA, dB if need_B else None, dmagnitude, *(None for _ in range(4 + ctx.count))
 
 
-def _dx(dY, weight, dS, lora_A, mask, p, g):
+def _dx(dY, weight, dS, lora_A, mask, p, g, *its):
     """From y = x W^T + x' ((g - 1) * W)^T + s (..): dX = dY W + drop'(((g - 1) * dY) W + dS A)."""
     unmasked = dY.new_empty(0, 0, dtype=torch.uint8)
     if p == 0:
-        return lora_dx(scaled(dY, g), weight, dS, lora_A, unmasked, 0.0)
-    through_kept = lora_dx(scaled(dY, g - 1), weight, dS, lora_A, unmasked, 0.0)
-    return torch.addmm(philox.dropped(through_kept, mask, p), dY, weight)
+        return lora_dx(scaled(dY, g), weight, dS, lora_A, unmasked, 0.0, *crossed(*its))
+    through_kept = lora_dx(scaled(dY, g - 1), weight, dS, lora_A, unmasked, 0.0, *crossed(*its))
+    return _plus_gradient(philox.dropped(through_kept, mask, p), dY, weight, its)
 
 
 def _dw(dY, rows, mask, p, g):
@@ -147,7 +165,7 @@ def dora_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
-    weight = dense(weight)
+    weight = operand(weight)
     p = float(dropout_p)
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
     scaling, lora_B = scaling_into("dora_linear", scaling, lora_B)
@@ -161,9 +179,10 @@ def dora_linear(
     _check.adapter_dtype("dora_linear", "x", x, "magnitude", magnitude)
     p = p if training else 0.0
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
+    weight, its = stored(weight)
     if takes_a_function():
-        return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed)
-    return _forward(x, weight, bias, lora_A, lora_B, row_scale(magnitude, norm), scaling, p, seed, False)[0]
+        return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, *its)
+    return _forward(x, weight, bias, lora_A, lora_B, row_scale(magnitude, norm), scaling, p, seed, False, *its)[0]
 
 
 def _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p):

@@ -6,7 +6,7 @@ the input, and neither if l needs no gradient.
 
 import torch
 
-from ..frozen.operand import Frozen, dense
+from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
@@ -17,30 +17,34 @@ from ._shaped import shaped
 from ._still_trains import still_trains
 
 
-def _forward(x, weight, bias, ia3_l, feedforward, need_z):
-    y, z = ia3_linear_op(_check.rows("ia3_linear", "x", x), weight, bias, ia3_l, feedforward, need_z)
+def _forward(x, weight, bias, ia3_l, feedforward, need_z, *its):
+    rows = _check.rows("ia3_linear", "x", x)
+    y, z = ia3_linear_op(rows, weight, bias, ia3_l, feedforward, need_z, *crossed(*its))
     return shaped(y, x), z
 
 
 class IA3LinearFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, ia3_l, feedforward):
+    def forward(ctx, x, weight, bias, ia3_l, feedforward, *its):
         need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
         need_z = need_l and not feedforward
-        y, z = _forward(x, weight, bias, ia3_l, feedforward, need_z)
+        y, z = _forward(x, weight, bias, ia3_l, feedforward, need_z, *its)
+        need_W = need_x or (need_l and feedforward)
         ctx.save_for_backward(
             x if need_weight or (need_l and feedforward) else None,
-            weight if need_x or (need_l and feedforward) else None,
+            weight if need_W else None,
             ia3_l if need_x or need_weight or need_l or (need_bias and not feedforward) else None,
             z if need_z else None,
+            *(its[1:] if need_W else ()),
         )
+        ctx.format, ctx.count = its[:1] if need_W else (), len(its)
         ctx.feedforward, ctx.x_shape = feedforward, x.shape
         return y
 
     @staticmethod
     @first_order
     def backward(ctx, saved, grad):
-        x, weight, ia3_l, z = saved
+        (x, weight, ia3_l, z), scales = saved[:4], saved[4:]
         need_x, need_weight, need_bias, need_l = ctx.needs_input_grad[:4]
         still_trains("ia3_linear", "ia3_l", ia3_l, need_l)
         feedforward, dY = ctx.feedforward, _check.rows("ia3_linear", "dY", grad)
@@ -50,13 +54,14 @@ class IA3LinearFunction(torch.autograd.Function):
             if weight is None:  # of no columns: dl alone does without it
                 weight = dY.new_empty(dY.shape[1], 0)
             factor = (rows if feedforward else z) if need_l else dY.new_empty(0, 0)
-            dX, dl = ia3_dx_dl(dY, weight, ia3_l, factor, feedforward, need_x, need_l)
+            options = feedforward, need_x, need_l
+            dX, dl = ia3_dx_dl(dY, weight, ia3_l, factor, *options, *crossed(*ctx.format, *scales))
             dX, dl = dX.view(ctx.x_shape) if need_x else None, dl if need_l else None
         if need_weight or need_bias:
             dZ = dY if feedforward else scaled(dY, ia3_l)
             dW = dZ.t() @ (scaled(rows, ia3_l) if feedforward else rows) if need_weight else None
             db = dZ.sum(0) if need_bias else None
-        return dX, dW, db, dl, None
+        return dX, dW, db, dl, *(None for _ in range(1 + ctx.count))
 
 
 def ia3_linear(
@@ -88,13 +93,17 @@ def ia3_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
-    weight = dense(weight)
+    weight = operand(weight)
     if x.dim() < 1 or weight.dim() != 2:
         raise ValueError(
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"
         )
     x, weight, bias = autocast_as_linear(x, weight, bias)
+    if is_stored(weight):
+        _check.frozen("ia3_linear", x, weight)
+        _check.ia3_l("ia3_linear", ia3_l, weight, feedforward)
     ia3_l = autocast_factor(x, ia3_l)
     if takes_a_function():
-        return IA3LinearFunction.apply(x, weight, bias, ia3_l, bool(feedforward))
+        weight, its = stored(weight)
+        return IA3LinearFunction.apply(x, weight, bias, ia3_l, bool(feedforward), *its)
     return _forward(x, weight, bias, ia3_l, bool(feedforward), False)[0]

@@ -5,7 +5,7 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 
 import torch
 
-from ..frozen.operand import Frozen, dense
+from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward
 from ..ops.lora_forward import lora_forward
@@ -17,28 +17,31 @@ from ._still_trains import still_trains
 
 class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed):
-        y, s, mask = lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+    def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed, *its):
+        y, s, mask = lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed, *crossed(*its))
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
         needed = needed_backward(weight, lora_A, lora_B, s, mask if p > 0 else None, need_x, need_A, need_B)
-        ctx.save_for_backward(x if need_A or need_weight else None, *needed)
+        ctx.save_for_backward(x if need_A or need_weight else None, *needed, *(its[1:] if need_x else ()))
+        ctx.format, ctx.count = its[:1] if need_x else (), len(its)
         ctx.scaling, ctx.p, ctx.dtype_A = scaling, p, lora_A.dtype
         return y
 
     @staticmethod
     @first_order
     def backward(ctx, saved, dY):
-        x, weight, lora_A, lora_B, s, mask = saved
+        x, lora_B, scales = saved[0], saved[3], saved[6:]
         need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
         still_trains("lora_linear", "lora_B", lora_B, need_B)
         dX = dW = dA = dB = db = None
         if need_x or need_A or need_B:
-            dX, dA, dB = lora_backward(dY, *saved, ctx.scaling, ctx.p, need_x, need_A, need_B, ctx.dtype_A)
+            options = ctx.scaling, ctx.p, need_x, need_A, need_B, ctx.dtype_A
+            dX, dA, dB = lora_backward(dY, *saved[:6], *options, *crossed(*ctx.format, *scales))
         if need_weight:
             dW = _check.rows("lora_linear", "dY", dY).t() @ _check.rows("lora_linear", "x", x)
         if need_bias:
             db = _check.rows("lora_linear", "dY", dY).sum(0)
-        return dX if need_x else None, dW, db, dA if need_A else None, dB if need_B else None, None, None, None
+        dX, dA, dB = dX if need_x else None, dA if need_A else None, dB if need_B else None
+        return dX, dW, db, dA, dB, *(None for _ in range(3 + ctx.count))
 
 
 def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
@@ -90,7 +93,7 @@ def lora_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
-    weight = dense(weight)
+    weight = operand(weight)
     p = float(dropout_p)
     if p != 0:
         _check.dropout_p("lora_linear", p)
@@ -102,6 +105,12 @@ def lora_linear(
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
         lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
+    if is_stored(weight):
+        _check.frozen("lora_linear", x, weight)
+        N = weight.shape[0]
+        _check.shape(
+            "lora_linear", "lora_B", lora_B, (N, lora_B.shape[1]), f"[N, r] for weight of shape {weight.shape}"
+        )
     if type(scaling) is not float or torch.compiler.is_compiling():  # a call of its own takes half a microsecond
         scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
     return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p if training else 0.0, generator)
@@ -111,5 +120,6 @@ def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator
     """lora_linear without its checks, of a float scaling and outside autocast: for callers that have checked."""
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if takes_a_function():
-        return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed)
+        weight, its = stored(weight)
+        return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
     return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -6,7 +6,7 @@ layer's input h = silu(gate) * up are not kept: the pass that forms the gradient
 
 import torch
 
-from ..frozen.operand import Frozen, dense
+from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_ds_db import lora_ds_db
@@ -23,8 +23,9 @@ from .lora import needed_backward
 
 class LoRAGatedLinearFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up, weight, bias, lora_A, lora_B, scaling, p, seed):
-        y, s, mask = lora_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)
+    def forward(ctx, gate, up, weight, bias, lora_A, lora_B, scaling, p, seed, *its):
+        h = swiglu(gate, up)
+        y, s, mask = lora_forward(h, weight, bias, lora_A, lora_B, scaling, p, seed, *crossed(*its))
         need_gate, need_up, need_weight, _, need_A, need_B = ctx.needs_input_grad[:6]
         need_h = need_gate or need_up  # the gradient of h
         need_inputs = need_h or need_A or need_weight
@@ -32,14 +33,16 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
             gate if need_inputs else None,
             up if need_inputs else None,
             *needed_backward(weight, lora_A, lora_B, s, mask if p > 0 else None, need_h, need_A, need_B),
+            *(its[1:] if need_h else ()),
         )
+        ctx.format, ctx.count = its[:1] if need_h else (), len(its)
         ctx.scaling, ctx.p, ctx.dtype_A = scaling, p, lora_A.dtype
         return y
 
     @staticmethod
     @first_order
     def backward(ctx, saved, dY):
-        gate, up, weight, lora_A, lora_B, s, mask = saved
+        (gate, up, weight, lora_A, lora_B, s, mask), scales = saved[:7], saved[7:]
         need_gate, need_up, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:6]
         still_trains("lora_gated_linear", "lora_B", lora_B, need_B)
         need_h = need_gate or need_up
@@ -50,7 +53,7 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
         if need_h or need_A or need_B:
             dS, dB = lora_ds_db(rows, lora_B, s, ctx.scaling, need_h or need_A, need_B)
         if need_h:
-            dh = lora_dx(rows, weight, dS, lora_A, mask, ctx.p).view(gate.shape)
+            dh = lora_dx(rows, weight, dS, lora_A, mask, ctx.p, *crossed(*ctx.format, *scales)).view(gate.shape)
             dgate, dup, h = swiglu_backward(dh, gate, up, need_A or need_weight)
         elif need_A or need_weight:
             h = swiglu(gate, up)
@@ -63,7 +66,7 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
         if need_bias:
             db = rows.sum(0)
         grads = dgate if need_gate else None, dup if need_up else None, dW, db, dA, dB if need_B else None
-        return *grads, None, None, None
+        return *grads, *(None for _ in range(3 + ctx.count))
 
 
 def lora_gated_linear(
@@ -97,7 +100,7 @@ def lora_gated_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
-    weight = dense(weight)
+    weight = operand(weight)
     p = float(dropout_p)
     _check.dropout_p("lora_gated_linear", p)
     if lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:
@@ -108,9 +111,12 @@ def lora_gated_linear(
     if _check.autocasts(gate.device):
         gate, up, weight, bias = autocast_as_linear(gate, up, weight, bias)
         lora_A, lora_B = autocast_lora(gate.dtype, lora_A, lora_B)
+    if is_stored(weight):
+        _check.frozen("lora_gated_linear", gate, weight)
     scaling, lora_B = scaling_into("lora_gated_linear", scaling, lora_B)
     p = p if training else 0.0
     seed = philox.draw_seed(gate.device, generator) if p > 0 else None
     if takes_a_function():
-        return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed)
+        weight, its = stored(weight)
+        return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
     return lora_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -3,31 +3,50 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-ACCEPTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from . import eight_bit, four_bit
+from .accepted import of_accepted_dtype
 
 
 @dataclass(frozen=True)
 class Format:
     """A way to store a weight.
 
-    tensors: the names of its tensors in order. check(tensors, shape, dtype): ValueError or TypeError unless they fit a
+    tensors: {how many: their names in order}. check(tensors, shape, dtype): ValueError or TypeError unless they fit a
     weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): that weight, the reference.
+    elements(tensors): N * K of the weight, or one more where that is odd and two share a byte.
+    quantize(weight, **options): its tensors, or None for a format that is only read.
     """
 
-    tensors: tuple[str, ...]
+    tensors: dict[int, tuple[str, ...]]
     check: Callable
     dequantize: Callable
+    elements: Callable = lambda tensors: tensors[0].numel()
+    quantize: Callable | None = None
 
 
 def _check_dense(tensors, shape, dtype):
     (weight,) = tensors
     if tuple(weight.shape) != shape:
         raise ValueError(f"Frozen: weight has shape {tuple(weight.shape)}, expected {shape}")
-    if weight.dtype != dtype or dtype not in ACCEPTED:
-        accepted = ", ".join(map(str, ACCEPTED))
-        raise TypeError(f"Frozen: weight is {weight.dtype}, dtype={dtype}; both must be one of {accepted}")
+    of_accepted_dtype("weight", weight.dtype, dtype)
 
 
-FORMATS = {"dense": Format(("weight",), _check_dense, lambda tensors, shape, dtype: tensors[0])}
+def _four_bit(table):
+    return Format(
+        {2: ("codes", "absmax"), 5: ("codes", "absmax", "nested_absmax", "nested_map", "offset")},
+        four_bit.check,
+        lambda tensors, shape, dtype: four_bit.dequantize(table, tensors, shape, dtype),
+        lambda tensors: 2 * tensors[0].numel(),
+        lambda weight, **options: four_bit.quantize(table, weight, **options),
+    )
+
+
+FORMATS = {
+    "dense": Format({1: ("weight",)}, _check_dense, lambda tensors, shape, dtype: tensors[0].to(dtype)),
+    "nf4": _four_bit(four_bit.NF4),
+    "fp4": _four_bit(four_bit.FP4),
+    "int8": Format({2: ("weight", "scale")}, eight_bit.check_int8, eight_bit.dequantize_int8,
+                   quantize=eight_bit.quantize_int8),
+    "fp8": Format({2: ("weight", "scale")}, eight_bit.check_fp8, eight_bit.dequantize_fp8,
+                  quantize=eight_bit.quantize_fp8),
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Frozen: a weight as it is stored."""
+"""Frozen: a weight as it is stored, and what of it crosses a schema or a Function."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ class Frozen:
     """A frozen weight [N, K]: a format's name, its tensors in the format's order, and the dtype that it computes in.
 
     Args:
-        format: "dense": tensors is (weight [N, K],), of any strides.
+        format: a key of `formats.FORMATS`, as "dense": tensors is (weight [N, K],), of any strides.
         tensors: shared, not copied.
         shape: (N, K), or None for that of the first tensor, if the format keeps it.
         dtype: of the products with it, or None for the first tensor's, if the format keeps it.
@@ -33,8 +33,9 @@ class Frozen:
         if format not in FORMATS:
             raise ValueError(f"Frozen: format={format!r} is not known; choose one of {', '.join(FORMATS)}")
         names = FORMATS[format].tensors
-        if len(tensors) != len(names):
-            raise ValueError(f"Frozen: {len(tensors)} tensors; format {format!r} has {len(names)}: {', '.join(names)}")
+        if len(tensors) not in names:
+            accepted = " or ".join(f"{n}: {', '.join(of)}" for n, of in names.items())
+            raise ValueError(f"Frozen: {len(tensors)} tensors; format {format!r} has {accepted}")
         self.format, self.tensors = format, tuple(tensors)
         self.shape = tuple(self.tensors[0].shape) if shape is None else tuple(shape)
         self.dtype = self.tensors[0].dtype if dtype is None else dtype
@@ -42,18 +43,75 @@ class Frozen:
             raise ValueError(f"Frozen: shape={self.shape} must be (N, K)")
         FORMATS[format].check(self.tensors, self.shape, self.dtype)
 
+    @classmethod
+    def beside(cls, format: str, tensors: Sequence[torch.Tensor], sides: dict[str, int], dtype: torch.dtype):
+        """The weight in a call whose other operands tell "N", "K" or both; of one side, the tensors tell the other."""
+        N, K = sides.get("N"), sides.get("K")
+        if N is None or K is None:
+            elements = FORMATS[format].elements(tensors)
+            N, K = elements // max(1, K) if N is None else N, elements // max(1, N) if K is None else K
+        return cls(format, tensors, (N, K), dtype)
+
+    # What the checks ask of a tensor.
     @property
     def device(self) -> torch.device:
         return self.tensors[0].device
 
-    def dequantize(self) -> torch.Tensor:
-        """The weight [N, K] in `dtype`: the reference of every kernel that reads the stored one."""
-        return FORMATS[self.format].dequantize(self.tensors, self.shape, self.dtype)
+    def dim(self) -> int:
+        return 2
+
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight [N, K] in `dtype`, or its own: the reference of every kernel that reads the stored one."""
+        return FORMATS[self.format].dequantize(self.tensors, self.shape, self.dtype if dtype is None else dtype)
+
+    def to(self, dtype: torch.dtype) -> "Frozen":
+        """The same tensors, for products in another dtype; a dense weight is cast."""
+        if self.format == "dense":
+            return Frozen("dense", (self.tensors[0].to(dtype),))
+        return Frozen(self.format, self.tensors, self.shape, dtype)
+
+    def detach(self) -> "Frozen":
+        """Itself: its tensors hold no graph."""
+        return self
+
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors, in their order."""
+        return FORMATS[self.format].tensors[len(self.tensors)]
 
     def __repr__(self) -> str:
         return f"Frozen({self.format!r}, shape={self.shape}, dtype={self.dtype}, device={self.device})"
 
 
+def is_stored(weight: torch.Tensor | Frozen | None) -> bool:
+    """Whether it is a Frozen, asked so that torch.compile needs no guard on the class."""
+    return weight is not None and not isinstance(weight, torch.Tensor)
+
+
+def operand(weight: torch.Tensor | Frozen) -> torch.Tensor | Frozen:
+    """A dense weight as the tensor that it is."""
+    return weight.tensors[0] if is_stored(weight) and weight.format == "dense" else weight
+
+
 def dense(weight: torch.Tensor | Frozen) -> torch.Tensor:
-    """The tensor that the ops read: every format that there is keeps one."""
-    return weight.tensors[0] if type(weight) is Frozen else weight
+    """The weight [N, K] itself: of a quantised one a new tensor."""
+    return weight.dequantize() if is_stored(weight) else weight
+
+
+def stored(weight: torch.Tensor | Frozen) -> tuple[torch.Tensor, tuple]:
+    """(the first tensor, (format, *the other tensors)), or of a dense weight (itself, ()): what a Function takes."""
+    if not is_stored(weight):
+        return weight, ()
+    return weight.tensors[0], () if weight.format == "dense" else (weight.format, *weight.tensors[1:])
+
+
+def crossed(*its) -> tuple:
+    """What ends the call of an op, of the second part of `stored`: (format, [the other tensors]), or nothing."""
+    return (its[0], list(its[1:])) if its else ()
+
+
+def layout(weight: torch.Tensor | Frozen):
+    """What the speed of a kernel depends on: the format, or whether rows of a dense weight lie in one piece."""
+    return weight.format if is_stored(weight) else weight.stride(1) == 1

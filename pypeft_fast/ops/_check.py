@@ -40,6 +40,12 @@ def features(op, x, name, parameter):
         )
 
 
+def frozen(op, x, weight):
+    """x [.., K] beside a weight that is a `Frozen`: an op that gets its tensors alone takes N, K and dtype from x."""
+    features(op, x, "weight", weight)
+    same_dtype(op, "x", x, weight=weight)
+
+
 def shape(op, name, tensor, expected, why):
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}: {why}")

@@ -7,11 +7,11 @@ Source: Liu et al., arXiv:2402.09353.
 
 import torch
 
-from .._op import Op
+from ..frozen.op import FrozenOp
 from . import _check
 from .lora_shrink import lora_shrink
 
-dora_norm = Op("dora_norm(Tensor weight, Tensor lora_A, Tensor lora_B, float scaling) -> Tensor")
+dora_norm = FrozenOp("dora_norm(Tensor weight, Tensor lora_A, Tensor lora_B, float scaling) -> Tensor")
 
 
 @dora_norm.check

@@ -10,11 +10,12 @@ in float32. A gradient that is not needed comes back empty, [0, K] and [0]; with
 import torch
 
 from .. import _tuning
-from .._op import Op
+from ..frozen.op import FrozenOp
+from ..frozen.operand import layout
 from . import _check, _triton
 from ._scale import scaled
 
-ia3_dx_dl = Op(
+ia3_dx_dl = FrozenOp(
     "ia3_dx_dl(Tensor dY, Tensor weight, Tensor ia3_l, Tensor saved, bool feedforward, bool need_dX, bool need_dl)"
     " -> (Tensor dX, Tensor dl)"
 )
@@ -56,6 +57,7 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
 def reference(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     wide = torch.promote_types(dY.dtype, torch.float32)
     no_dX, no_dl = _empty(dY, weight, ia3_l)
+    given = dY.dtype
     scale, W, dY, saved = ia3_l.to(wide), weight.to(wide), dY.to(wide), saved.to(wide)
     if feedforward:
         factor = dY @ W  # the gradient of x * l
@@ -64,7 +66,7 @@ def reference(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
         factor = dY
         dX = (dY * scale) @ W if need_dX else no_dX
     dl = (factor * saved).sum(0) if need_dl else no_dl
-    return dX.to(weight.dtype), dl.to(ia3_l.dtype)
+    return dX.to(given), dl.to(ia3_l.dtype)
 
 
 @ia3_dx_dl.kernel("blas")
@@ -97,7 +99,7 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
         *weight.shape,
         dY.dtype,
         ia3_l.dtype,
-        weight.stride(1) == 1,
+        layout(weight),
         feedforward,
         need_dX,
         need_dl,

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from .. import _tuning
-from .._op import Op
+from ..frozen.op import FrozenOp
+from ..frozen.operand import dense, layout
 from . import _check, _triton
 from ._scale import scaled
 from .ia3_dx_dl import ia3_dx_dl
 
-ia3_linear = Op(
+ia3_linear = FrozenOp(
     "ia3_linear(Tensor x, Tensor weight, Tensor? bias, Tensor ia3_l, bool feedforward, bool need_z)"
     " -> (Tensor y, Tensor z)"
 )
@@ -65,11 +66,11 @@ def _(needs, grads, args, outputs):
     dY, dz = grads[0], None if feedforward or not need_z else grads[1]
     if dY is None:
         dY = x.new_zeros(x.shape[0], weight.shape[0])
-    saved = x if feedforward else z if need_z or not need_l else F.linear(x, weight, bias)
+    saved = x if feedforward else z if need_z or not need_l else F.linear(x, dense(weight), bias)
     dX, dl = ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_x, need_l)
     dZ = dY if feedforward else scaled(dY, ia3_l)
     if dz is not None:
-        dX, dZ = dX + dz @ weight if need_x else dX, dZ + dz
+        dX, dZ = dX + dz @ dense(weight) if need_x else dX, dZ + dz
     return (
         dX if need_x else None,
         dZ.t() @ (scaled(x, ia3_l) if feedforward else x) if need_weight else None,
@@ -106,7 +107,7 @@ def _(x, weight, bias, ia3_l, feedforward, need_z):
         *weight.shape,
         x.dtype,
         ia3_l.dtype,
-        weight.stride(1) == 1,
+        layout(weight),
         bias is None,
         feedforward,
         need_z,

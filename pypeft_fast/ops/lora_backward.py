@@ -7,13 +7,13 @@ which is lora_A's, and dB [N, r] in lora_B's. A gradient that is not needed come
 
 import torch
 
-from .._op import Op
+from ..frozen.op import FrozenOp
 from . import _check
 from .lora_da import lora_da
 from .lora_ds_db import lora_ds_db
 from .lora_dx import lora_dx
 
-lora_backward = Op(
+lora_backward = FrozenOp(
     "lora_backward(Tensor dY, Tensor? x, Tensor? weight, Tensor? lora_A, Tensor lora_B, Tensor s, Tensor? mask,"
     " float scaling, float p, bool need_dX, bool need_dA, bool need_dB, ScalarType dtype_A)"
     " -> (Tensor dX, Tensor dA, Tensor dB)"

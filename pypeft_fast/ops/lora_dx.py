@@ -7,10 +7,11 @@ lora_shrink -> dX [M, K] in dY's dtype. Without dropout (p = 0) the mask is igno
 import torch
 
 from .. import _tuning
-from .._op import Op
+from ..frozen.op import FrozenOp
+from ..frozen.operand import layout
 from . import _check, _triton, philox
 
-lora_dx = Op("lora_dx(Tensor dY, Tensor weight, Tensor dS, Tensor lora_A, Tensor mask, float p) -> Tensor")
+lora_dx = FrozenOp("lora_dx(Tensor dY, Tensor weight, Tensor dS, Tensor lora_A, Tensor mask, float p) -> Tensor")
 
 
 @lora_dx.check
@@ -68,4 +69,4 @@ def _(dY, weight, dS, lora_A, mask, p):
 
 @lora_dx.timed
 def _(dY, weight, dS, lora_A, mask, p):
-    return _tuning.bucket(dY.shape[0]), *lora_A.shape, dY.shape[1], dY.dtype, lora_A.dtype, weight.stride(1) == 1, p > 0
+    return _tuning.bucket(dY.shape[0]), *lora_A.shape, dY.shape[1], dY.dtype, lora_A.dtype, layout(weight), p > 0

@@ -7,13 +7,13 @@ arithmetic. Source of LoRA: Hu et al., arXiv:2106.09685.
 
 import torch
 
-from .._op import Op
+from ..frozen.op import FrozenOp
 from . import _check
 from .lora_backward import lora_backward
 from .lora_linear import lora_linear
 from .lora_shrink import lora_shrink, shrink_gradients
 
-lora_forward = Op(
+lora_forward = FrozenOp(
     "lora_forward(Tensor x, Tensor weight, Tensor? bias, Tensor lora_A, Tensor lora_B, float scaling, float p,"
     " Tensor? seed) -> (Tensor y, Tensor s, Tensor mask)"
 )

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from .. import _tuning
-from .._op import Op
+from ..frozen.op import FrozenOp
+from ..frozen.operand import dense, layout
 from . import _check, _triton
 from ._scale import scaled
 from .lora_ds_db import lora_ds_db
 
-lora_linear = Op(
+lora_linear = FrozenOp(
     "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor s, Tensor lora_B, float scaling, Tensor? scale,"
     " bool need_z) -> (Tensor y, Tensor z)"
 )
@@ -85,7 +86,7 @@ def _(needs, grads, args, outputs):
         z = z if need_z else lora_linear(x, weight, None, s, lora_B, scaling, None, False)[0]
         dscale = (dY.to(torch.promote_types(dY.dtype, torch.float32)) * z).sum(0).to(scale.dtype)
     return (
-        dZ @ weight if need_x else None,
+        dZ @ dense(weight) if need_x else None,
         dZ.t() @ x if need_weight else None,
         dY.sum(0) if need_bias else None,
         dS if need_s else None,
@@ -129,7 +130,7 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
         x.shape[1],
         x.dtype,
         lora_B.dtype,
-        weight.stride(1) == 1,
+        layout(weight),
         bias is None,
         scale is None,
         need_z,

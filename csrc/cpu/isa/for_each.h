@@ -20,6 +20,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 #endif
+#define ISA_AVX512 1
 #define ISA_BF16 1  // a dot product of pairs of bfloat16
 namespace pypeft::avx512bf16 {
 namespace {
@@ -44,6 +45,7 @@ namespace {
 #include ISA_BODY
 }  // namespace
 }  // namespace pypeft::avx512
+#undef ISA_AVX512
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -1,7 +1,11 @@
 #include "cpu/product/few_rows.h"
 
+#include "cpu/isa/select.h"
+
 namespace pypeft {
 namespace {
+constexpr int FEW_COLUMNS = 4;  // of the result, which are rows of the weight, that are made at a time
+
 struct FewArgs {
   const void *a, *b;  // [M, K] rows lda apart, [K, N] columns ldb apart
   int64_t lda, ldb, M, N, K, r;
@@ -14,6 +18,8 @@ struct FewArgs {
   ColumnScale scale;
   void* y;  // [M, N] of b's dtype
   Dtype a_dtype, b_dtype, right_dtype;
+  const Codes* codes;   // instead of b; `a` is float then
+  const float* spread;  // [M, K], as `a` but of every 32 the even ones first; or null
 };
 }  // namespace
 }  // namespace pypeft
@@ -23,18 +29,18 @@ struct FewArgs {
 
 namespace pypeft {
 
-bool few_rows_win(ScalarType dtype, int64_t rows) {
+bool few_rows_win(ScalarType dtype, int64_t rows, bool decodes) {
+  if (decodes) return rows <= 8;
   if (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16) return rows <= 3;
   return rows <= (dtype == ScalarType::Half ? 16 : 8);
 }
 
-Tensor few_rows(const Tensor& given_a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue) {
-  const Tensor a = with_dense_rows(given_a);
-  FewArgs args{};
-  args.M = a.size(0), args.K = a.size(1), args.N = b.size(1);
+// What the sizes, a and b left open.
+static Tensor few_rows(FewArgs args, const Tensor& a, ScalarType dtype, const LowRank* low_rank,
+                       const Epilogue& epilogue) {
+  args.M = a.size(0), args.K = a.size(1);
   args.scale = epilogue.scale;
   args.a = a.const_data_ptr(), args.lda = a.stride(0), args.a_dtype = dtype_of(a);
-  args.b = b.const_data_ptr(), args.ldb = b.stride(1), args.b_dtype = dtype_of(b);
   std::optional<Tensor> left, right;
   if (low_rank) {
     left = with_dense_rows(as_float(low_rank->left));
@@ -45,12 +51,42 @@ Tensor few_rows(const Tensor& given_a, const Tensor& b, const LowRank* low_rank,
     args.right = right->const_data_ptr(), args.ldr = right->stride(1), args.right_dtype = dtype_of(*right);
   }
   if (epilogue.bias) args.bias = epilogue.bias->const_data_ptr(), args.bias_step = epilogue.bias->stride(0);
-  const Tensor y = new_empty(a, {args.M, args.N}, b.scalar_type());
+  const Tensor y = new_empty(a, {args.M, args.N}, dtype);
   args.y = y.mutable_data_ptr();
   const auto run = PYPEFT_SELECT(few_columns);
-  torch::stable::parallel_for(0, args.N, 1 + 65536 / (args.M * (args.K + args.r) + 1),
-                              [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  const bool unpacks = args.codes && !args.spread;
+  torch::stable::parallel_for(0, args.N, 1 + 65536 / (args.M * (args.K + args.r) + 1), [&](int64_t begin, int64_t end) {
+    const Floats room(unpacks ? FEW_COLUMNS * args.K : 0);
+    run(args, room.get(), begin, end);
+  });
   return y;
+}
+
+Tensor few_rows(const Tensor& given_a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue) {
+  FewArgs args{};
+  args.N = b.size(1), args.b = b.const_data_ptr(), args.ldb = b.stride(1), args.b_dtype = dtype_of(b);
+  return few_rows(args, with_dense_rows(given_a), b.scalar_type(), low_rank, epilogue);
+}
+
+Tensor few_rows(const Tensor& given_a, const Right& b, const LowRank* low_rank, const Epilogue& epilogue) {
+  if (b.w.is_dense()) return few_rows(given_a, b.matrix(), low_rank, epilogue);
+  FewArgs args{};
+  const Tensor a = with_dense_rows(as_float(given_a));
+  const int64_t M = a.size(0), K = a.size(1);
+  args.N = b.columns(), args.codes = &b.w.codes, args.b_dtype = dtype_of(given_a);
+  const bool aligned =
+      args.codes->format == Format::table4 && args.codes->shift >= 5 && K % (1 << args.codes->shift) == 0;
+  const bool spreads = aligned && selected_isa() <= Isa::avx512;
+  const Floats spread(spreads ? M * K : 0);
+  if (spreads) {
+    args.spread = spread.get();
+    for (int64_t m = 0; m < M; ++m) {
+      const float* from = static_cast<const float*>(a.const_data_ptr()) + m * a.stride(0);
+      float* to = spread.get() + m * K;
+      for (int64_t k = 0; k < K; ++k) to[k / 32 * 32 + k % 2 * 16 + k % 32 / 2] = from[k];
+    }
+  }
+  return few_rows(args, a, given_a.scalar_type(), low_rank, epilogue);
 }
 
 }  // namespace pypeft

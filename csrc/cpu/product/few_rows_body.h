@@ -1,8 +1,8 @@
 // few_rows for every instruction set (for_each.h).
 //
 // A sum belongs to one row of `a` and one column of `b`: its lanes add up products along the rank, then along K, and
-// are added to each other at the end. FEW_COLUMNS columns, which are rows of the weight, are read at a time.
-constexpr int FEW_COLUMNS = 4;
+// are added to each other at the end.
+#include "cpu/frozen/codes.h"
 
 template <class X, class T>
 constexpr int64_t FEW_STEP = W;  // elements of a row that one step multiplies
@@ -74,12 +74,50 @@ __attribute__((noinline)) void scale_tile(const FewArgs& a, float (&total)[I][J]
   }
 }
 
-// Rows [m, m + I) of y at columns [n, n + J).
-template <class X, class T, class P, int I, int J>
+#if defined(ISA_AVX512)
+// add_dots with rows n, n + 1, .. of a weight in table4 whose rows are whole blocks: 32 codes of a row are read at a
+// time, the even ones and the odd ones looked up, and the sums of a block multiplied by its scale. x is spread.
+template <int I, int J>
+PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, int64_t n) {
+  const F table = load(c.table);
+  const int64_t block = (int64_t)1 << c.shift;
+  for (int64_t k = 0; k < c.K; k += block) {
+    F part[I][J] = {};
+    for (int64_t at = k; at < k + block; at += 2 * W) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) {
+        const U codes = bytes_as_units(c.data + ((n + j) * c.K + at) / 2);
+        const F even = look_up(table, codes >> 4), odd = look_up(table, codes & 15);
+#pragma GCC unroll 4
+        for (int i = 0; i < I; ++i) {
+          part[i][j] = fma(load(x + i * c.K + at), even, part[i][j]);
+          part[i][j] = fma(load(x + i * c.K + at + W), odd, part[i][j]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      const F scale = F{} + scale_at(c, n + j, k);
+#pragma GCC unroll 4
+      for (int i = 0; i < I; ++i) sum[i][j] = fma(part[i][j], scale, sum[i][j]);
+    }
+  }
+}
+#else
+template <int I, int J>
+PYPEFT_INLINE void add_decoded(F (&)[I][J], const float*, const Codes&, int64_t) {}  // there is nothing spread
+#endif
+
+// Rows [m, m + I) of y at columns [n, n + J). B: the dtype of b, or T of the result if that is spread codes.
+template <class X, class B, class T, class P, int I, int J>
 inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   F low[I][J] = {}, sum[I][J] = {};
   if (a.r > 0) add_dots<float, P, I, J>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
-  add_dots<X, T, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const T*)a.b + n * a.ldb, a.ldb, a.K);
+  if (a.spread) {
+    add_decoded(sum, a.spread + m * a.K, *a.codes, n);
+  } else {
+    add_dots<X, B, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const B*)a.b + (a.codes ? 0 : n * a.ldb), a.ldb, a.K);
+  }
   float total[I][J];
 #pragma GCC unroll 4
   for (int i = 0; i < I; ++i) {
@@ -97,30 +135,51 @@ inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   }
 }
 
-template <class X, class T, class P, int J>
+template <class X, class B, class T, class P, int J>
 inline void few_tiles(const FewArgs& a, int64_t n) {
   int64_t m = 0;
-  for (; m + 4 <= a.M; m += 4) few_tile<X, T, P, 4, J>(a, m, n);
-  for (; m + 2 <= a.M; m += 2) few_tile<X, T, P, 2, J>(a, m, n);
-  if (m < a.M) few_tile<X, T, P, 1, J>(a, m, n);
+  for (; m + 4 <= a.M; m += 4) few_tile<X, B, T, P, 4, J>(a, m, n);
+  for (; m + 2 <= a.M; m += 2) few_tile<X, B, T, P, 2, J>(a, m, n);
+  if (m < a.M) few_tile<X, B, T, P, 1, J>(a, m, n);
 }
 
-template <class X, class T, class P>
-inline void few_columns_of(const FewArgs& a, int64_t n, int64_t end) {
-  for (; n + FEW_COLUMNS <= end; n += FEW_COLUMNS) few_tiles<X, T, P, FEW_COLUMNS>(a, n);
-  for (; n < end; ++n) few_tiles<X, T, P, 1>(a, n);
+// room: [FEW_COLUMNS, K], for rows of the weight that are decoded beforehand.
+template <class X, class B, class T, class P>
+inline void few_columns_of(FewArgs a, float* room, int64_t n, int64_t end) {
+  for (; n < end;) {
+    const int columns = end - n >= FEW_COLUMNS ? FEW_COLUMNS : 1;
+    if (a.codes && !a.spread) {
+      for (int j = 0; j < columns; ++j) decode_run(*a.codes, n + j, 0, a.K, room + j * a.K);
+      a.b = room, a.ldb = a.K;
+    }
+    if (columns > 1) {
+      few_tiles<X, B, T, P, FEW_COLUMNS>(a, n);
+    } else {
+      few_tiles<X, B, T, P, 1>(a, n);
+    }
+    n += columns;
+  }
 }
 
 template <class T>
-inline void few_columns_half(const FewArgs& a, int64_t begin, int64_t end) {
-  if (a.b_dtype == Dtype::f32) return few_columns_of<T, float, float>(a, begin, end);
-  if (a.right_dtype == Dtype::f32) return few_columns_of<T, T, float>(a, begin, end);
-  few_columns_of<T, T, T>(a, begin, end);
+inline void few_columns_half(const FewArgs& a, float* room, int64_t begin, int64_t end) {
+  if (a.b_dtype == Dtype::f32) return few_columns_of<T, float, float, float>(a, room, begin, end);
+  if (a.right_dtype == Dtype::f32) return few_columns_of<T, T, T, float>(a, room, begin, end);
+  few_columns_of<T, T, T, T>(a, room, begin, end);
+}
+
+// Of float rows times a quantised weight, into T.
+template <class T>
+inline void few_columns_decoded(const FewArgs& a, float* room, int64_t begin, int64_t end) {
+  if (a.right_dtype == Dtype::f32) return few_columns_of<float, float, T, float>(a, room, begin, end);
+  few_columns_of<float, float, T, T>(a, room, begin, end);
 }
 
 // Columns [begin, end) of y.
-inline void few_columns(const FewArgs& a, int64_t begin, int64_t end) {
-  if (a.a_dtype == Dtype::bf16) return few_columns_half<BF16>(a, begin, end);
-  if (a.a_dtype == Dtype::f16) return few_columns_half<F16>(a, begin, end);
-  few_columns_of<float, float, float>(a, begin, end);
+inline void few_columns(const FewArgs& a, float* room, int64_t begin, int64_t end) {
+  if (a.codes && a.b_dtype == Dtype::bf16) return few_columns_decoded<BF16>(a, room, begin, end);
+  if (a.codes && a.b_dtype == Dtype::f16) return few_columns_decoded<F16>(a, room, begin, end);
+  if (a.a_dtype == Dtype::bf16) return few_columns_half<BF16>(a, room, begin, end);
+  if (a.a_dtype == Dtype::f16) return few_columns_half<F16>(a, room, begin, end);
+  few_columns_of<float, float, float, float>(a, room, begin, end);
 }

@@ -13,6 +13,7 @@ constexpr int64_t GEMM_COLUMNS = 48;  // of c that a panel covers
 struct Operand {
   const void* data;
   int64_t row, column;
+  const Codes* codes;  // instead of data: the matrix is this weight, or its transpose if row == 1
 };
 
 struct GemmArgs {
@@ -49,8 +50,11 @@ namespace pypeft {
 namespace {
 // Tiles of the AMX units, where a CPU has them, are out of reach for vectors.
 bool has_amx_bf16() {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+  static const bool has = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1);
+  }();
+  return has;
 }
 
 // Panels are packed while their rows of `a` wait in a cache: this many bytes of them at a time, but so many rows that
@@ -69,7 +73,7 @@ Tensor with_a_dense_side(const Tensor& t) { return t.stride(0) == 1 ? t : with_d
 
 Operand operand(const Tensor& t) {
   const bool dense_rows = t.size(1) <= 1 || t.stride(1) == 1;
-  return {t.const_data_ptr(), dense_rows ? t.stride(0) : 1, dense_rows ? 1 : t.stride(1)};
+  return {t.const_data_ptr(), dense_rows ? t.stride(0) : 1, dense_rows ? 1 : t.stride(1), nullptr};
 }
 
 // factor * t [rows, columns] in `dtype`, in rows ld apart.
@@ -95,26 +99,35 @@ bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K) {
   // From this many rows on, packing b pays. The vendor's bfloat16 is closer to the peak; what it lacks is the low-rank
   // part, whose pass over the result costs the less the longer the sums of the product are.
   constexpr int64_t FLOAT_ROWS = 32;
-  static const bool amx = has_amx_bf16();
   if (dtype == ScalarType::Float) return rows >= FLOAT_ROWS && selected_isa() <= Isa::avx512;
   const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5));
-  return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !amx;
+  return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !has_amx_bf16();
 }
 
-Tensor gemm(const Tensor& given_a, const Tensor& given_b, const LowRank* low_rank, const Epilogue& epilogue) {
+bool gemm_decodes(ScalarType dtype) {
+  if (dtype == ScalarType::Float) return selected_isa() <= Isa::avx512;
+  return dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16 && !has_amx_bf16();
+}
+
+Tensor gemm(const Tensor& given_a, const Right& given_b, const LowRank* low_rank, const Epilogue& epilogue) {
   const ScalarType dtype = given_a.scalar_type();
   const bool pairs = dtype == ScalarType::BFloat16;
   GemmArgs args{};
-  args.M = given_a.size(0), args.K = given_a.size(1), args.N = given_b.size(1);
+  args.M = given_a.size(0), args.K = given_a.size(1), args.N = given_b.columns();
   args.r = low_rank ? low_rank->left.size(1) : 0;
   args.dtype = dtype_of(given_a);
   Tensor c = new_empty(given_a, {args.M, args.N});
   // Rows of pairs are read in whole pairs: an odd number of columns needs a copy with one more.
   const int64_t even_K = round_up(args.K, 2), even_r = round_up(args.r, 2);
   const Tensor a = pairs && args.K % 2 ? narrowed(given_a, dtype, 1.0f, even_K) : with_dense_rows(given_a);
-  const Tensor b = with_a_dense_side(given_b);
+  std::optional<Tensor> b;
   args.a = a.const_data_ptr(), args.lda = a.stride(0);
-  args.b = operand(b);
+  if (given_b.w.is_dense()) {
+    b = with_a_dense_side(given_b.matrix());
+    args.b = operand(*b);
+  } else {
+    args.b = {nullptr, given_b.transposed ? 1 : args.N, given_b.transposed ? args.K : 1, &given_b.w.codes};
+  }
   std::optional<Tensor> left, right, mask, bias;
   if (low_rank) {
     const Tensor &given_left = low_rank->left, &given_right = low_rank->right;
@@ -125,7 +138,7 @@ Tensor gemm(const Tensor& given_a, const Tensor& given_b, const LowRank* low_ran
     const Tensor stored = across ? transposed(given_right) : given_right;
     right = narrowed(stored, dtype, static_cast<float>(low_rank->factor), stored.size(1));
     args.left = left->const_data_ptr(), args.left_ld = left->stride(0);
-    args.right = {right->const_data_ptr(), across ? 1 : right->stride(0), across ? right->stride(0) : 1};
+    args.right = {right->const_data_ptr(), across ? 1 : right->stride(0), across ? right->stride(0) : 1, nullptr};
   }
   if (epilogue.bias) {
     bias = epilogue.bias->stride(0) == 1 ? *epilogue.bias : torch::stable::contiguous(*epilogue.bias);

@@ -1,5 +1,6 @@
 // The frozen matrix product with the low-rank part inside it, on CPUs with AVX-512.
 #pragma once
+#include "cpu/frozen/frozen.h"
 #include "cpu/product/epilogue.h"
 #include "cpu/scratch.h"
 
@@ -10,9 +11,12 @@ namespace pypeft {
 // it lacks in a pass over its result.
 bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K);
 
+// Whether gemm() takes a quantised weight on this CPU, which it decodes while it packs its panels.
+bool gemm_decodes(ScalarType dtype);
+
 // product() in float32 or bfloat16. Sums are float32; in bfloat16 the low-rank operands are rounded to bfloat16 first,
 // as tensor cores would take them.
-Tensor gemm(const Tensor& a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue);
+Tensor gemm(const Tensor& a, const Right& b, const LowRank* low_rank, const Epilogue& epilogue);
 
 }  // namespace pypeft
 #endif

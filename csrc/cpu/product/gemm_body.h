@@ -5,6 +5,8 @@
 // the r low-rank units, then over K; b is packed 48 columns at a time, once for all the rows of a block, so that its
 // units of one k lie together. Eight rows are as many as an L1 cache of eight ways holds when their distance is a
 // multiple of its size.
+#include "cpu/frozen/codes.h"
+
 constexpr int TILE_ROWS = 8, TILE_VECTORS = GEMM_COLUMNS / W;
 
 template <class T>
@@ -166,6 +168,42 @@ PYPEFT_INLINE U across(const BF16* row, int64_t step, int64_t rows, int64_t colu
   return (U)even >> 16 | (U)odd;
 }
 
+// The same two of a weight that is decoded: W units of row n from column k on, and units of W columns of one row n or
+// of the pair n, n + 1.
+PYPEFT_INLINE U decoded_row(const float*, const Codes& c, int64_t n, int64_t k) {
+  return k < c.K ? (U)decoded(c, n, k, at_most(W, c.K - k)) : U{};
+}
+PYPEFT_INLINE U decoded_across(const float*, const Codes& c, int64_t n, int64_t k, int64_t columns) {
+  return columns > 0 ? (U)decoded(c, n, k, at_most(W, columns)) : U{};
+}
+#if defined(ISA_BF16)
+// Pairs of which the even lanes have the lower half.
+PYPEFT_INLINE U pairs_of(F even, F odd) {
+  typedef uint16_t HH __attribute__((vector_size(64)));
+  HH order;
+  for (int i = 0; i < 32; ++i) order[i] = i % 2 * 16 + i / 2;
+  return (U)_mm512_maskz_permutexvar_epi16(~0u, (__m512i)order,
+                                           (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+}
+PYPEFT_INLINE U decoded_row(const BF16*, const Codes& c, int64_t n, int64_t k) {
+  const int64_t at = n * c.K + k, count = at_most(2 * W, c.K - k);
+  if (count == 2 * W && c.format == Format::table4 && at % 2 == 0 && scale_end(c, n, k) >= k + 2 * W) {
+    const U bytes = bytes_as_units(c.data + at / 2);
+    const F table = load(c.table), scale = F{} + scale_at(c, n, k);
+    return pairs_of(look_up(table, bytes >> 4) * scale, look_up(table, bytes & 15) * scale);
+  }
+  BF16 all[2 * W] = {};
+  if (count > 0) narrow(all, decoded(c, n, k, at_most(W, count)));
+  if (count > W) narrow(all + W, decoded(c, n, k + W, count - W));
+  return load_units(all);
+}
+PYPEFT_INLINE U decoded_across(const BF16*, const Codes& c, int64_t n, int64_t k, int64_t columns) {
+  if (columns <= 0) return U{};
+  columns = at_most(W, columns);
+  return pairs_of(decoded(c, n, k, columns), n + 1 < c.N ? decoded(c, n + 1, k, columns) : F{});
+}
+#endif
+
 // Columns [n, n + J * W) of an operand [K, N], as units: to[u][column].
 template <class T, int J>
 inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t columns, uint32_t* to) {
@@ -174,7 +212,9 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
   if (from.column == 1) {
     for (int64_t u = 0; u < units; ++u, data += PER_UNIT<T> * from.row) {
       for (int j = 0; j < J; ++j) {
-        const U unit = across(data + j * W, from.row, K - u * PER_UNIT<T>, columns - j * W);
+        const U unit = from.codes
+                           ? decoded_across((const T*)nullptr, *from.codes, u * PER_UNIT<T>, n + j * W, columns - j * W)
+                           : across(data + j * W, from.row, K - u * PER_UNIT<T>, columns - j * W);
         __builtin_memcpy(to + (u * J + j) * W, &unit, sizeof unit);
       }
     }
@@ -186,8 +226,13 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         const int64_t column = j * W + i;
-        const T* row = data + column * from.column + u * PER_UNIT<T>;
-        block[i] = column < columns ? load_row(row, K - u * PER_UNIT<T>) : U{};
+        if (column >= columns) {
+          block[i] = U{};
+        } else if (from.codes) {
+          block[i] = decoded_row((const T*)nullptr, *from.codes, n + column, u * PER_UNIT<T>);
+        } else {
+          block[i] = load_row(data + column * from.column + u * PER_UNIT<T>, K - u * PER_UNIT<T>);
+        }
       }
       transpose_units(block);
       const int64_t rows = at_most(16, units - u);

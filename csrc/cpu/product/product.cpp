@@ -7,14 +7,16 @@
 
 namespace pypeft {
 
-Tensor product(const Tensor& a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue) {
+Tensor product(const Tensor& a, const Right& b, const LowRank* low_rank, const Epilogue& epilogue) {
+  const ScalarType dtype = a.scalar_type();
   const int64_t rows = a.size(0);
-  const bool masked = low_rank && low_rank->mask;
+  const bool decodes = !b.w.is_dense(), masked = low_rank && low_rank->mask;
+  const bool few = few_rows_win(dtype, rows, decodes) && !masked && has_dense_columns(b);
 #if defined(__x86_64__)
-  if (gemm_wins(a.scalar_type(), rows, a.size(1))) return gemm(a, b, low_rank, epilogue);
+  if (decodes ? !few && gemm_decodes(dtype) : gemm_wins(dtype, rows, a.size(1))) return gemm(a, b, low_rank, epilogue);
 #endif
-  if (!masked && few_rows_win(a.scalar_type(), rows) && has_dense_columns(b)) return few_rows(a, b, low_rank, epilogue);
-  const Tensor out = vendor_matmul(a, b, epilogue.bias);
+  if (few) return few_rows(a, b, low_rank, epilogue);
+  const Tensor out = vendor_product(a, b, epilogue.bias);
   if (low_rank || epilogue.scale.factors) add_and_scale(out, low_rank, epilogue.scale);
   return out;
 }

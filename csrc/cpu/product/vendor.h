@@ -2,12 +2,15 @@
 #pragma once
 #include <optional>
 
-#include "cpu/tensors.h"
+#include "cpu/frozen/frozen.h"
 
 namespace pypeft {
 
 // out = a b, or a b + bias: [M, N] from a [M, K], b [K, N] with any strides, bias [N], all of one dtype.
 Tensor vendor_matmul(const Tensor& a, const Tensor& b, const std::optional<Tensor>& bias);
+
+// The same with the frozen weight. A quantised one is decoded a block of columns of `out` at a time.
+Tensor vendor_product(const Tensor& a, const Right& b, const std::optional<Tensor>& bias);
 
 // out [M, N] = beta * out + factor * a b; with beta 0 what `out` held does not count. All of one dtype, any strides.
 void vendor_multiply(const Tensor& out, const Tensor& a, const Tensor& b, double factor, double beta = 0);

@@ -1,0 +1,88 @@
+// What a quantised weight's codes stand for, for every instruction set. No include guard: see for_each.h.
+
+// The scale of the weight (n, k), and of the weights of row n from k up to scale_end(c, n, k).
+inline float scale_at(const Codes& c, int64_t n, int64_t k) {
+  if (c.format == Format::table4) {
+    const int64_t block = (n * c.K + k) >> c.shift;
+    return c.nested ? c.map[c.nested[block]] * c.scale[block >> c.nested_shift] + c.offset : c.scale[block];
+  }
+  const float scale = c.scale[n / c.scale_rows * c.scales_across + k / c.scale_columns];
+  return c.format == Format::int8 ? scale * (1.0f / 127.0f) : scale;
+}
+inline int64_t scale_end(const Codes& c, int64_t n, int64_t k) {
+  if (c.format == Format::table4) {
+    const int64_t at = n * c.K + k;
+    return at_most(k + (((at >> c.shift) + 1) << c.shift) - at, c.K);
+  }
+  return at_most((k / c.scale_columns + 1) * c.scale_columns, c.K);
+}
+
+// What a byte of float8 e4m3fn stands for: a float16 whose exponent is 8 too small; no infinity, and two NaNs.
+inline float value_of_fp8(uint8_t byte) {
+  const uint32_t magnitude = byte & 0x7F, sign = (uint32_t)(byte & 0x80) << 24;
+  uint32_t bits = sign | 0x7FC00000;
+  if (magnitude < 8) {
+    const float value = (float)magnitude * (1.0f / 512.0f);  // subnormal
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+  } else if (magnitude != 0x7F) {
+    bits = sign | ((magnitude << 20) + (120u << 23));
+  }
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// to[i] = the value of the weight (n, k + i), i < count, without its scale.
+inline void values(const Codes& c, int64_t n, int64_t k, int64_t count, float* to) {
+  const int64_t at = n * c.K + k;
+  if (c.format == Format::table4) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t e = at + i;
+      to[i] = c.table[e % 2 ? c.data[e / 2] & 15 : c.data[e / 2] >> 4];
+    }
+  } else if (c.format == Format::int8) {
+    for (int64_t i = 0; i < count; ++i) to[i] = (float)(int8_t)c.data[at + i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = value_of_fp8(c.data[at + i]);
+  }
+}
+
+// to[i] = the weight (n, k + i), i < count.
+inline void decode_run(const Codes& c, int64_t n, int64_t k, int64_t count, float* to) {
+  values(c, n, k, count, to);
+  for (int64_t end = k + count; k < end;) {
+    const int64_t until = at_most(scale_end(c, n, k), end);
+    const float scale = scale_at(c, n, k);
+    for (; k < until; ++k, ++to) *to *= scale;
+  }
+}
+
+#if defined(ISA_AVX512)
+PYPEFT_INLINE F look_up(F table, U codes) {
+  return (F)_mm512_maskz_permutexvar_ps(0xFFFF, (__m512i)codes, (__m512)table);
+}
+PYPEFT_INLINE U bytes_as_units(const uint8_t* p) {
+  return (U)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)p));
+}
+// Sixteen weights of one row that begin at an even place and share a scale.
+PYPEFT_INLINE F sixteen_of_table4(const Codes& c, int64_t at, F table, float scale) {
+  const __m128i bytes = _mm_loadl_epi64((const __m128i*)(c.data + at / 2));
+  const U doubled = (U)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_unpacklo_epi8(bytes, bytes));
+  const U shifts = {4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0};
+  return look_up(table, doubled >> shifts & 15) * scale;
+}
+#endif
+
+// The weights (n, k) to (n, k + count - 1), count <= W; the other lanes are 0.
+PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
+#if defined(ISA_AVX512)
+  const int64_t at = n * c.K + k;
+  if (count == W && c.format == Format::table4 && at % 2 == 0 && scale_end(c, n, k) >= k + W) {
+    return sixteen_of_table4(c, at, load(c.table), scale_at(c, n, k));
+  }
+#endif
+  float all[W] = {};
+  decode_run(c, n, k, count, all);
+  return load(all);
+}

@@ -1,0 +1,18 @@
+// Decoding of rows, for every instruction set (for_each.h).
+#include "cpu/frozen/codes.h"
+
+template <class T>
+inline void decode_rows_of(const DecodeArgs& a, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    T* to = (T*)a.to + i * a.ld;
+    int64_t k = 0;
+    for (; k + W <= a.columns; k += W) narrow(to + k, decoded(a.codes, a.n + i, a.k + k, W));
+    if (k < a.columns) narrow(to + k, decoded(a.codes, a.n + i, a.k + k, a.columns - k), a.columns - k);
+  }
+}
+
+inline void decode_rows(const DecodeArgs& a, int64_t begin, int64_t end) {
+  if (a.dtype == Dtype::f32) return decode_rows_of<float>(a, begin, end);
+  if (a.dtype == Dtype::bf16) return decode_rows_of<BF16>(a, begin, end);
+  decode_rows_of<F16>(a, begin, end);
+}

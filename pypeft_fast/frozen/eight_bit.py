@@ -1,0 +1,74 @@
+"""int8 with a scale a row, as bitsandbytes stores it, and fp8 (e4m3fn) with scales as transformers stores them.
+
+int8: weight int8 [N, K] and scale float32 [N], the largest absolute value of each row: W = weight * scale / 127.
+Products are with W: activations are not quantised, as they are in LLM.int8 (Dettmers et al., arXiv:2208.07339).
+fp8: weight float8_e4m3fn [N, K] and scale float32: one number, [N] or [N, 1], or [ceil(N/128), ceil(K/128)], one a
+block of 128 x 128: W = weight * scale.
+"""
+
+import torch
+
+from .accepted import computes_in, has
+
+BLOCK = 128
+LARGEST = 448.0  # of e4m3fn
+FP8 = torch.float8_e4m3fn
+
+
+def _check_weight(weight, stored, shape, dtype):
+    computes_in(dtype)
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"Frozen: weight has shape {tuple(weight.shape)}, expected {shape}")
+    has("weight", weight, stored, weight.numel(), "")
+
+
+def check_int8(tensors, shape, dtype):
+    weight, scale = tensors
+    _check_weight(weight, torch.int8, shape, dtype)
+    has("scale", scale, torch.float32, shape[0], "one a row")
+
+
+def check_fp8(tensors, shape, dtype):
+    weight, scale = tensors
+    _check_weight(weight, FP8, shape, dtype)
+    N, K = shape
+    blocks = -(-N // BLOCK), -(-K // BLOCK)
+    if scale.numel() not in (1, N) and tuple(scale.shape) != blocks:
+        raise ValueError(
+            f"Frozen: scale has shape {tuple(scale.shape)}; for weight {shape} it is one number, [{N}] or {blocks}"
+        )
+    has("scale", scale, torch.float32, scale.numel(), "")
+
+
+def dequantize_int8(tensors, shape, dtype):
+    weight, scale = tensors
+    return (weight * (scale.flatten()[:, None] * (1.0 / 127.0))).to(dtype)
+
+
+def _is_blocked(scale, shape):
+    return scale.dim() == 2 and scale.shape[1] != 1 and scale.numel() != 1 or scale.numel() not in (1, shape[0])
+
+
+def dequantize_fp8(tensors, shape, dtype):
+    weight, scale = tensors
+    N, K = shape
+    if _is_blocked(scale, shape):
+        scale = scale.repeat_interleave(BLOCK, 0)[:N].repeat_interleave(BLOCK, 1)[:, :K]
+    elif scale.numel() == 1:
+        scale = scale.reshape(1, 1)
+    else:
+        scale = scale.reshape(N, 1)
+    return (weight.float() * scale).to(dtype)
+
+
+def quantize_int8(weight):
+    rows = weight.detach().float()
+    scale = rows.abs().amax(dim=1)
+    return (rows * (127.0 / scale)[:, None]).nan_to_num(0.0).round().to(torch.int8), scale
+
+
+def quantize_fp8(weight):
+    """With a scale a row."""
+    rows = weight.detach().float()
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LARGEST
+    return (rows / scale).to(FP8), scale
