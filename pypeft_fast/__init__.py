@@ -10,7 +10,17 @@ from ._when_imported import watch as _watch
 
 if _TYPE_CHECKING:
     from . import nn
-    from ._own import Frozen, dora_linear, frozen_of, ia3_linear, lora_gated_linear, lora_linear, recording, using
+    from ._own import (
+        Frozen,
+        dora_linear,
+        frozen_of,
+        ia3_linear,
+        lora_gated_linear,
+        lora_linear,
+        quantize,
+        recording,
+        using,
+    )
 
 del kernels  # noqa: F821
 
@@ -52,6 +62,7 @@ __all__ = [
     "lora_gated_linear",
     "lora_linear",
     "nn",
+    "quantize",
     "recording",
     "using",
     *_LATE,

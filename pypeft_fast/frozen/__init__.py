@@ -2,5 +2,6 @@
 
 from .modules import frozen_of
 from .operand import Frozen
+from .quantize import quantize
 
-__all__ = ["Frozen", "frozen_of"]
+__all__ = ["Frozen", "frozen_of", "quantize"]

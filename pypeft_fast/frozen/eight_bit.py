@@ -33,7 +33,7 @@ def check_fp8(tensors, shape, dtype):
     _check_weight(weight, FP8, shape, dtype)
     N, K = shape
     blocks = -(-N // BLOCK), -(-K // BLOCK)
-    if scale.numel() not in (1, N) and tuple(scale.shape) != blocks:
+    if scale.numel() != 1 and tuple(scale.shape) not in ((N,), (N, 1), blocks):
         raise ValueError(
             f"Frozen: scale has shape {tuple(scale.shape)}; for weight {shape} it is one number, [{N}] or {blocks}"
         )
@@ -45,19 +45,20 @@ def dequantize_int8(tensors, shape, dtype):
     return (weight * (scale.flatten()[:, None] * (1.0 / 127.0))).to(dtype)
 
 
-def _is_blocked(scale, shape):
-    return scale.dim() == 2 and scale.shape[1] != 1 and scale.numel() != 1 or scale.numel() not in (1, shape[0])
+def spread(scale, shape) -> tuple[int, int, int]:
+    """Of how many rows and columns an element of scale is, and how many elements lie side by side."""
+    (N, K), blocks = shape, (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
+    if scale.numel() == 1:
+        return max(1, N), max(1, K), 1
+    if scale.dim() == 2 and scale.shape[1] != 1 and tuple(scale.shape) == blocks:
+        return BLOCK, BLOCK, blocks[1]
+    return 1, max(1, K), 1
 
 
 def dequantize_fp8(tensors, shape, dtype):
     weight, scale = tensors
-    N, K = shape
-    if _is_blocked(scale, shape):
-        scale = scale.repeat_interleave(BLOCK, 0)[:N].repeat_interleave(BLOCK, 1)[:, :K]
-    elif scale.numel() == 1:
-        scale = scale.reshape(1, 1)
-    else:
-        scale = scale.reshape(N, 1)
+    (N, K), (rows, columns, across) = shape, spread(scale, shape)
+    scale = scale.reshape(-1, across).repeat_interleave(rows, 0)[:N].repeat_interleave(columns, 1)[:, :K]
     return (weight.float() * scale).to(dtype)
 
 

@@ -31,7 +31,8 @@ def _check_dense(tensors, shape, dtype):
     of_accepted_dtype("weight", weight.dtype, dtype)
 
 
-def _four_bit(table):
+def _four_bit(name):
+    table = four_bit.TABLES[name]
     return Format(
         {2: ("codes", "absmax"), 5: ("codes", "absmax", "nested_absmax", "nested_map", "offset")},
         four_bit.check,
@@ -43,8 +44,8 @@ def _four_bit(table):
 
 FORMATS = {
     "dense": Format({1: ("weight",)}, _check_dense, lambda tensors, shape, dtype: tensors[0].to(dtype)),
-    "nf4": _four_bit(four_bit.NF4),
-    "fp4": _four_bit(four_bit.FP4),
+    "nf4": _four_bit("nf4"),
+    "fp4": _four_bit("fp4"),
     "int8": Format({2: ("weight", "scale")}, eight_bit.check_int8, eight_bit.dequantize_int8,
                    quantize=eight_bit.quantize_int8),
     "fp8": Format({2: ("weight", "scale")}, eight_bit.check_fp8, eight_bit.dequantize_fp8,

@@ -22,6 +22,7 @@ NF4 = (
 FP4 = tuple(
     sign * value / 12 for sign in (1.0, -1.0) for value in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 )  # a sign, two bits of exponent, one of mantissa
+TABLES = {"nf4": NF4, "fp4": FP4}
 BLOCK_SIZES = tuple(2**i for i in range(4, 17))
 NESTED_BLOCK = 256
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .operand import Frozen
+from .quantized_modules import quantized
 
 # Not the class of nn.MultiheadAttention's out_proj: that module reads its weight itself.
 _READ = nn.modules.linear.NonDynamicallyQuantizableLinear
@@ -35,15 +36,21 @@ def weight_of(module: nn.Module) -> torch.Tensor:
 
 
 def frozen_of(module: nn.Module) -> Frozen:
-    """The frozen weight of a linear layer, shared: nn.Linear, a subclass that computes the same, transformers' Conv1D.
+    """The frozen weight of a linear layer, shared, however it is stored.
+
+    It takes nn.Linear, a subclass that computes the same, transformers' Conv1D and FP8Linear, and bitsandbytes'
+    Linear4bit and Linear8bitLt. The weights of the last three stand for x W^T with the decoded W.
 
     Raises TypeError that says why not: another kind of module, a weight that is no plain tensor (sharded, quantised)
     or of another dtype than float32, bfloat16, float16 and float64.
     """
+    found = quantized(module)
+    if found is not None:
+        return found
     if not isinstance(module, nn.Module) or not is_plain(module):
         raise TypeError(
             f"frozen_of: module is a {type(module).__qualname__}; accepted are torch.nn.Linear, its subclasses without "
-            "a forward of their own, and transformers' Conv1D"
+            "a forward of their own, transformers' Conv1D and FP8Linear, bitsandbytes' Linear4bit and Linear8bitLt"
         )
     if type(module.weight) not in (torch.Tensor, nn.Parameter):
         raise TypeError(f"frozen_of: the weight is a {type(module.weight).__qualname__}, expected a plain tensor")

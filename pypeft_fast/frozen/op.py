@@ -69,7 +69,7 @@ class FrozenOp(Op):
                 if name == "reference":
                     weight = weight.dequantize(torch.promote_types(weight.dtype, torch.float32))
                 else:
-                    weight = OPS["dequantize"](weight)
+                    weight = OPS["dequantize"].beside(name, weight)
                 args = (*args[: self._at], weight, *args[self._at + 1 :])
             return function(*args)
 

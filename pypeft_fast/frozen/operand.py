@@ -57,6 +57,10 @@ class Frozen:
     def device(self) -> torch.device:
         return self.tensors[0].device
 
+    @property
+    def is_cpu(self) -> bool:
+        return self.tensors[0].is_cpu
+
     def dim(self) -> int:
         return 2
 

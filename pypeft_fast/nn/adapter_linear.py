@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from ..frozen.modules import is_conv1d, weight_of
+from ..frozen.merging import check_share, requantized
+from ..frozen.modules import frozen_of, is_conv1d, weight_of
+from ..frozen.quantized_modules import is_linear_4bit, is_quantized
 from .swapping import watch
 
 # What nn.Module calls around or instead of an instance's forward, in the order in which from_linear looks for it.
@@ -16,17 +18,22 @@ class AdapterLinear(nn.Linear):
     A tool that puts a layer of its own over the same weight in the place of one gets an error; swapping.py says how.
     A subclass calls `_freeze()` when it creates its parameters, and gives `_merged_values()`, a dict of those of
     "weight" and "bias" that merging changes, and `_reset_adapter()`, which gives the adapter its initial values.
+
+    Over a quantised layer, which it holds as `base_layer`, weight and bias are None.
     """
+
+    _reads_frozen = False  # whether a subclass's ops take a quantised weight
 
     @classmethod
     def _sharing(cls, linear):
         """A layer over the Parameters of `linear` themselves, without an adapter yet: nothing is copied. That of a
         Conv1D is a view of its weight.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear or transformers' Conv1D: a subclass may compute
-        something else; ValueError if it has hooks or a forward of its own, which the new layer would not run.
+        Raises TypeError if `linear` is not exactly an nn.Linear, transformers' Conv1D, or a quantised layer that
+        frozen_of reads: a subclass may compute something else; ValueError if it has hooks or a forward of its own,
+        which the new layer would not run.
         """
-        if type(linear) is not nn.Linear and not is_conv1d(linear):
+        if type(linear) is not nn.Linear and not is_conv1d(linear) and not (is_quantized(linear) and cls._reads_frozen):
             raise TypeError(f"from_linear: linear is a {type(linear).__qualname__}, expected a torch.nn.Linear")
         own = [name for name in _HOOKS if getattr(linear, name)] + ["forward"] * ("forward" in vars(linear))
         if own:
@@ -36,17 +43,27 @@ class AdapterLinear(nn.Linear):
             )
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
+        layer.training = linear.training
+        if is_quantized(linear):
+            layer.out_features, layer.in_features = frozen_of(linear).shape
+            layer.base_layer = linear
+            layer.register_parameter("weight", None)
+            layer.register_parameter("bias", None)
+            return layer
         layer.weight, layer.bias = linear.weight, linear.bias
         if is_conv1d(linear):
             layer.weight = nn.Parameter(weight_of(linear).detach())
         layer.out_features, layer.in_features = layer.weight.shape
-        layer.training = linear.training
         return layer
 
     def _freeze(self):
         """Freezes weight and bias; returns an adapter's device and dtype, float32 over a half-precision weight."""
         watch(AdapterLinear)
         self._frozen = None  # the original parameters by name, while merged: a dict, which nn.Module does not register
+        self._requantized = None  # over a quantised layer, while merged: the weight with the adapter in it
+        if self._quantized is not None:
+            self._quantized.requires_grad_(False)
+            return dict(device=self._quantized.weight.device, dtype=torch.float32)
         self.weight.requires_grad_(False)
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -61,27 +78,51 @@ class AdapterLinear(nn.Linear):
         built = "_frozen" in vars(self)  # nn.Linear's own constructor comes here before there is an adapter
         if built:
             self.unmerge()
-        super().reset_parameters()
+        if self._quantized is None:
+            super().reset_parameters()
         if built:
             self._reset_adapter()
 
     def _reset_adapter(self):
         raise NotImplementedError
 
+    @property
+    def _quantized(self):
+        """The quantised layer below, if it is one."""
+        return self._modules.get("base_layer")
+
+    def _over(self, x, function):
+        """function(x, weight, bias) of the frozen layer, in the dtype that the layer computes in."""
+        if self._quantized is None:
+            return function(x, self.weight, self.bias)
+        frozen = frozen_of(self._quantized) if self._requantized is None else self._requantized
+        dtype = frozen.dtype if is_linear_4bit(self._quantized) else x.dtype
+        bias = None if self._quantized.bias is None else self._quantized.bias.to(dtype)
+        return function(x.to(dtype), frozen.to(dtype), bias).to(x.dtype)
+
+    def _dense_weight(self):
+        """The weight that an adapter is folded into: of a quantised layer decoded, in float32."""
+        return self.weight if self._quantized is None else frozen_of(self._quantized).dequantize(torch.float32)
+
     def _merged_values(self):
         raise NotImplementedError
 
     @property
     def merged(self) -> bool:
-        return self._frozen is not None
+        return self._frozen is not None or self._requantized is not None
 
-    def merge(self) -> None:
+    def merge(self, force: bool = False) -> float:
         """Folds the adapter into parameters of its own, in float32: the layer then is a plain linear layer.
 
         The original ones are kept beside them, since undoing the arithmetic would not give their bits back; a module
         that shares them does not change. The state dict stays that of the unmerged layer. RuntimeError if weight or
         bias is parametrized or pruned: nothing has changed then.
+
+        Over a quantised layer the sum is quantised again, and what the rounding leaves of the update may be little.
+        Returns that share, 1.0 over a dense weight; under 0.9 it is a RuntimeError and nothing changes, unless `force`.
         """
+        if self._quantized is not None:
+            return self._merge_quantized(force)
         if not self.merged:
             values = self._merged_values()
             self._check_own("merge", values)
@@ -89,10 +130,22 @@ class AdapterLinear(nn.Linear):
             for name, value in values.items():
                 setattr(self, name, nn.Parameter(value, requires_grad=False))
             self._frozen = frozen
+        return 1.0
+
+    def _merge_quantized(self, force):
+        if self._requantized is None:
+            values = self._merged_values()
+            if "bias" in values:
+                raise RuntimeError("merge: over a quantised layer a bias cannot be merged; keep the adapter beside it")
+            new, self._share = requantized(frozen_of(self._quantized), values["weight"])
+            check_share(self._share, force)
+            self._requantized = new
+        return self._share
 
     def unmerge(self) -> None:
         """Puts the original parameters back, bit for bit. RuntimeError if one was parametrized or pruned meanwhile."""
-        if self.merged:
+        self._requantized = None
+        if self._frozen is not None:
             self._check_own("unmerge", self._frozen)
             for name, parameter in self._frozen.items():
                 setattr(self, name, parameter)
@@ -113,7 +166,7 @@ class AdapterLinear(nn.Linear):
         self.unmerge()
         super()._apply(fn, recurse)
         if merged:
-            self.merge()
+            self.merge(force=True)
         return self
 
     def __setstate__(self, state):

@@ -1,11 +1,11 @@
 """IA3Linear: nn.Linear with the learned factors of IA3 on its outputs or inputs."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..autograd.ia3 import ia3_linear
 from .adapter_linear import AdapterLinear
+from .frozen_linear import linear
 from .merge import scaled_in_float32
 
 
@@ -21,6 +21,8 @@ class IA3Linear(AdapterLinear):
             values of a normal distribution.
         device, dtype: of weight and bias. ia3_l is float32 over a half-precision weight, else of that dtype.
     """
+
+    _reads_frozen = True
 
     def __init__(
         self,
@@ -64,14 +66,17 @@ class IA3Linear(AdapterLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged:
-            return F.linear(x, self.weight, self.bias)
-        return ia3_linear(x, self.weight, self.ia3_l, self.bias, feedforward=self.feedforward)
+            return self._over(x, linear)
+        ia3_l, feedforward = self.ia3_l, self.feedforward
+        return self._over(x, lambda x, weight, bias: ia3_linear(x, weight, ia3_l, bias, feedforward=feedforward))
 
     def _merged_values(self):
+        weight = self._dense_weight()
+        bias = self.bias if self._quantized is None else self._quantized.bias
         if self.feedforward:
-            return {"weight": scaled_in_float32(self.weight, self.ia3_l)}
-        values = {"weight": scaled_in_float32(self.weight, self.ia3_l[:, None])}
-        return values if self.bias is None else values | {"bias": scaled_in_float32(self.bias, self.ia3_l)}
+            return {"weight": scaled_in_float32(weight, self.ia3_l)}
+        values = {"weight": scaled_in_float32(weight, self.ia3_l[:, None])}
+        return values if bias is None else values | {"bias": scaled_in_float32(bias, self.ia3_l)}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, feedforward={self.feedforward}"

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..autograd.dora import dora_linear
@@ -11,6 +10,7 @@ from ..autograd.dora_norm import row_norm
 from ..autograd.lora import lora_linear
 from ..ops import _check
 from .adapter_linear import AdapterLinear
+from .frozen_linear import linear
 from .merge import dora_weight, lora_delta, merged_weight
 
 
@@ -29,10 +29,15 @@ class LoRALinear(AdapterLinear):
             `dora_linear` gives the formula. It starts at the length that the row has.
         device, dtype: of weight and bias. The adapter is float32 over a half-precision weight, else of that dtype.
 
+    `from_linear` takes bitsandbytes' Linear4bit and Linear8bitLt and transformers' FP8Linear too: the weight stays as
+    it is stored, and is decoded while it is multiplied.
+
     Raises:
         ValueError: r, lora_alpha or lora_dropout is out of range; the message names it.
         TypeError: lora_alpha or lora_dropout is no number.
     """
+
+    _reads_frozen = True
 
     def __init__(
         self,
@@ -54,7 +59,7 @@ class LoRALinear(AdapterLinear):
     @classmethod
     def from_linear(
         cls,
-        linear: nn.Linear,
+        linear: nn.Module,
         *,
         r: int = 8,
         lora_alpha: float = 16,
@@ -94,7 +99,7 @@ class LoRALinear(AdapterLinear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         if self.use_dora:
-            weight = self._frozen["weight"] if self.merged else self.weight
+            weight = self._frozen["weight"] if self._frozen is not None else self._dense_weight()
             with torch.no_grad():
                 self.lora_magnitude_vector.copy_(row_norm(weight))  # lora_B is zero
 
@@ -107,18 +112,18 @@ class LoRALinear(AdapterLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged:
-            return F.linear(x, self.weight, self.bias)
+            return self._over(x, linear)
         options = dict(scaling=self.scaling, dropout_p=self.lora_dropout, training=self.training)
+        A, B, magnitude = self.lora_A, self.lora_B, self.lora_magnitude_vector if self.use_dora else None
         if not self.use_dora:
-            return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.bias, **options)
-        magnitude = self.lora_magnitude_vector
-        return dora_linear(x, self.weight, self.lora_A, self.lora_B, magnitude, self.bias, **options)
+            return self._over(x, lambda x, weight, bias: lora_linear(x, weight, A, B, bias, **options))
+        return self._over(x, lambda x, weight, bias: dora_linear(x, weight, A, B, magnitude, bias, **options))
 
     def _merged_values(self):
-        A, B = self.lora_A, self.lora_B
+        A, B, weight = self.lora_A, self.lora_B, self._dense_weight()
         if self.use_dora:
-            return {"weight": dora_weight(self.weight, A, B, self.lora_magnitude_vector, self.scaling)}
-        return {"weight": merged_weight(self.weight, [lora_delta(A, B, self.scaling)])}
+            return {"weight": dora_weight(weight, A, B, self.lora_magnitude_vector, self.scaling)}
+        return {"weight": merged_weight(weight, [lora_delta(A, B, self.scaling)])}
 
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, r={self.r}, scaling={self.scaling:g}, lora_dropout={self.lora_dropout}"

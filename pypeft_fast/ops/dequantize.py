@@ -4,17 +4,29 @@ weight, scales: the tensors of a `Frozen` of this format, the first of them and 
 that multiply with dense weights alone are given this one's result.
 """
 
+import torch
+
 from .._op import Op
 from ..frozen.operand import Frozen
-from . import _check
+from . import _check, _triton
 
 
 class _Dequantize(Op):
     def __call__(self, *args):
         if type(args[0]) is Frozen:
-            weight, *scales = args[0].tensors
-            args = weight, scales, args[0].format, *args[0].shape, args[0].dtype
+            args = _crossing(args[0])
         return super().__call__(*args)
+
+    def beside(self, name: str, weight: Frozen) -> torch.Tensor:
+        """The dense weight for another op's kernel of this name: by the same one here, or by the best that can run."""
+        args = _crossing(weight)
+        able = [kernel for kernel in self.kernels if kernel.why_not(args) is None]
+        return next((kernel for kernel in able if kernel.name == name), able[0]).function(*args)
+
+
+def _crossing(frozen):
+    weight, *scales = frozen.tensors
+    return weight, scales, frozen.format, *frozen.shape, frozen.dtype
 
 
 dequantize = _Dequantize(
@@ -44,4 +56,18 @@ def _(weight, scales, format, N, K, dtype):
 
 @dequantize.reference
 def reference(weight, scales, format, N, K, dtype):
-    return _frozen(weight, scales, format, N, K, dtype).dequantize().to(dtype)
+    return _frozen(weight, scales, format, N, K, dtype).dequantize()
+
+
+def _no_float64(weight, scales, format, N, K, dtype):
+    return "float64 runs on the kernel reference only" if dtype == torch.float64 else None
+
+
+dequantize.native_cpu(_no_float64)
+
+
+@dequantize.kernel("triton", ("cuda",), _triton.why_no_triton, _no_float64, interpreted=("cpu",))
+def _(weight, scales, format, N, K, dtype):
+    from ..kernels.dequantize import dequantize
+
+    return dequantize(_frozen(weight, scales, format, N, K, dtype))

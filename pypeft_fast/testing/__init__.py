@@ -18,13 +18,14 @@ to make a kernel wrong that the bound must notice; `assert_spoiling_fails` says 
 
 from .bounds import OutOfBound, assert_agrees, assert_spoiling_fails, available
 from .case import Case
-from .cases import CASES, TYPICAL
+from .cases import CASES, FORMAT_CASES, TYPICAL
 from .registry import EAGER, ENTRIES, SPOILED, VARIANTS, sample
 
 __all__ = [
     "CASES",
     "EAGER",
     "ENTRIES",
+    "FORMAT_CASES",
     "SPOILED",
     "TYPICAL",
     "VARIANTS",

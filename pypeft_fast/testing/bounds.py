@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from .._op import OPS, Op, recording, using
+from ..frozen.operand import Frozen, dense
 from .case import Case
 from .registry import EAGER, sample
 
@@ -26,9 +27,25 @@ def available(op: Op) -> list[str]:
 
 
 def _wide(value):
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
+    if isinstance(value, Frozen):
+        return value.to(torch.float64)
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() > 1:  # not fp8's codes
         return value.double()
     return torch.float64 if isinstance(value, torch.dtype) else value
+
+
+def _eager(op_name, args):
+    """What PyTorch alone gives, of a quantised weight after it is decoded to the dtype of the products."""
+    return EAGER[op_name](*(dense(a) if isinstance(a, Frozen) else a for a in args))
+
+
+def _tensors(value):
+    tensors = value.tensors if isinstance(value, Frozen) else [value] if isinstance(value, torch.Tensor) else []
+    return [t.contiguous().flatten() for t in tensors]
+
+
+def _copies(args):
+    return [[t.clone() for t in _tensors(value)] for value in args]
 
 
 def _tuple(outputs):
@@ -40,7 +57,7 @@ def _eager_errors(op_name, reference, case):
     errors, smallest = [], max(1, case.M * min(case.N, case.K))
     for draw in range(max(4, 64 // smallest)):
         args = sample(op_name, case, draw)
-        pairs = zip(_tuple(EAGER[op_name](*args)), _tuple(reference(*map(_wide, args))), strict=True)
+        pairs = zip(_tuple(_eager(op_name, args)), _tuple(reference(*map(_wide, args))), strict=True)
         errors.append([(own.double() - truth).abs().max() if truth.numel() else 0 for own, truth in pairs])
     return [max(column) for column in zip(*errors, strict=True)]
 
@@ -93,14 +110,14 @@ def assert_agrees(
     """
     args = sample(op_name, case)
     op = OPS[op_name]
-    before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
+    before = _copies(args)
     reference = op.function("reference")
     truth = _tuple(reference(*map(_wide, args)))
-    eager = _tuple(EAGER[op_name](*args))
+    eager = _tuple(_eager(op_name, args))
     with within or contextlib.nullcontext():
         outputs = _run(op, kernel, args)
-    for i, (a, b) in enumerate(zip(args, before, strict=True)):
-        if isinstance(a, torch.Tensor) and not torch.equal(a, b):
+    for i, (held, copies) in enumerate(zip(map(_tensors, args), before, strict=True)):
+        if any(not torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(held, copies, strict=True)):
             raise AssertionError(f"{op_name}: the kernel changed argument {i}, an input")
     if len(outputs) != len(truth):
         raise AssertionError(f"{op_name}: {len(outputs)} outputs, expected {len(truth)}")

@@ -18,6 +18,7 @@ class Case:
     adapter: torch.dtype | None = None  # None: dtype
     layout: str = "contiguous"  # or "strided": every operand a view with gaps, weight transposed
     bias: bool = True
+    format: str = "dense"  # of the weight, for an op that takes a pf.Frozen
     options: dict = field(default_factory=dict, hash=False)  # of one op alone, as feedforward: see ops/<op>.py
 
     def __str__(self):
@@ -26,4 +27,5 @@ class Case:
         )
         options = "".join(f"-{name}={value}" for name, value in self.options.items())
         bias = "" if self.bias else "-nobias"
-        return f"{self.M}x{self.K}x{self.N}-r{self.r}-p{self.p}-{dtypes}-{self.layout}{bias}{options}"
+        stored = "" if self.format == "dense" else f"-{self.format}"
+        return f"{self.M}x{self.K}x{self.N}-r{self.r}-p{self.p}-{dtypes}-{self.layout}{bias}{stored}{options}"

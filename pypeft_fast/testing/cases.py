@@ -18,4 +18,12 @@ CASES = [
     Case(7, 33, 20, 4, 0.999, F32),
     Case(7, 33, 20, 4, 1e-7, F32),
 ]
+# Of every format: few rows, rows for the tiles, rows that are no whole blocks, an odd number of weights a row.
+FORMATS = ("nf4", "nf4, 32", "fp4", "fp4, 512", "int8", "fp8")
+FORMAT_CASES = [
+    *(Case(M, K, 37, 5, 0.3, format=f) for f, M, K in product(FORMATS, (3, 40), (128, 75))),
+    *(Case(M, 192, 70, 5, 0.0, d, F32, format=f) for f, M, d in product(FORMATS, (1, 8, 130), (BF16, F16))),
+    Case(33, 63, 1, 2, format="nf4"),
+    Case(0, 64, 9, 2, format="nf4"),
+]
 TYPICAL = Case(33, 70, 41, 6, 0.4)  # where one case must do: every term counts, and no size is a tile's

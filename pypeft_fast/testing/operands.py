@@ -2,10 +2,19 @@
 
 import torch
 
+from ..frozen.formats import FORMATS
+from ..frozen.operand import Frozen
 from ..ops import philox
 from .case import Case
 
 SCALING = 1.7
+
+
+def quantized(weight, name):
+    """The weight in the format "nf4", "int8", ...; "nf4, 128" is of blocks of 128 whose scales are not nested."""
+    format, _, block_size = name.partition(", ")
+    options = {"block_size": int(block_size), "nested": False} if block_size else {}
+    return Frozen(format, FORMATS[format].quantize(weight, **options), tuple(weight.shape), weight.dtype)
 
 
 class Operands:
@@ -29,6 +38,8 @@ class Operands:
         scaled = K if self.feedforward else N  # the columns that IA3 scales
         self.x, self.dY = self._randn(M, K), self._randn(M, N)
         self.weight, self.bias = self._randn(N, K, transposed=True), self._randn(N) if case.bias else None
+        if case.format != "dense":
+            self.weight = quantized(self.weight, case.format)
         self.A, self.B = self._randn(r, K, dtype=P), self._randn(N, r, dtype=P)
         self.s, self.dS = self._randn(M, r, dtype=S), self._randn(M, r, dtype=S)
         self.ia3_l, self.saved = self._randn(scaled, dtype=P), self._randn(M, scaled)

@@ -4,6 +4,7 @@ from .case import Case
 from .entry import Entry, title
 from .operands import Operands
 from .ops import (
+    dequantize,
     dora_norm,
     ia3_dx_dl,
     ia3_linear,
@@ -20,7 +21,7 @@ from .ops import (
 
 _FILES = (
     lora_shrink, lora_linear, lora_forward, lora_ds_db, lora_dx, lora_da, lora_backward, ia3_linear, ia3_dx_dl,
-    dora_norm, swiglu, swiglu_backward,
+    dora_norm, swiglu, swiglu_backward, dequantize,
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {file.ENTRY.op.name: file.ENTRY for file in _FILES}
 # {op: what eager PyTorch would run}.

@@ -7,9 +7,11 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.frozen.op import FrozenOp
 from pypeft_fast.testing import (
     CASES,
     ENTRIES,
+    FORMAT_CASES,
     SPOILED,
     TYPICAL,
     VARIANTS,
@@ -29,6 +31,15 @@ VARIANT_KERNELS = [(title, kernel) for title, (op, _) in VARIANTS.items() for ke
 @pytest.mark.parametrize("op,kernel", KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(op, kernel, case, poisoned):
+    assert_agrees(op, kernel, case)
+
+
+OVER_A_WEIGHT = [(op, kernel) for op, kernel in KERNELS if isinstance(OPS[op], FrozenOp) or op == "dequantize"]
+
+
+@pytest.mark.parametrize("op,kernel", OVER_A_WEIGHT)
+@pytest.mark.parametrize("case", FORMAT_CASES, ids=str)
+def test_agrees_over_every_format(op, kernel, case, poisoned):
     assert_agrees(op, kernel, case)
 
 
@@ -53,7 +64,7 @@ def test_a_tensor_on_another_device_is_an_error_that_names_both(op, kernel):
                 OPS[op].check_arguments(*apart)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [name for name in OPS if name != "dequantize"])  # which has no activations
 def test_float64_is_exact_on_the_reference_and_refused_by_compiled_kernels(op):
     args = sample(op, Case(dtype=torch.float64, p=0.25))
     ran = OPS[op].choose(*args).name

@@ -1,0 +1,82 @@
+"""Modules of other libraries that hold a quantised weight, read by their attributes: none of them is imported here."""
+
+import torch
+
+from .operand import Frozen
+
+
+def _is(module, name, package):
+    """Whether it is that class of a library, whose subclasses may compute something else."""
+    kind = type(module)
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == package
+
+
+def is_linear_4bit(module) -> bool:
+    return any(_is(module, name, "bitsandbytes") for name in ("Linear4bit", "LinearNF4", "LinearFP4"))
+
+
+def is_linear_8bit(module) -> bool:
+    return _is(module, "Linear8bitLt", "bitsandbytes")
+
+
+def is_linear_fp8(module) -> bool:
+    return _is(module, "FP8Linear", "transformers")
+
+
+def _four_bit(module, why):
+    weight = module.weight
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        why("the weight is not quantised yet: bitsandbytes does it when the module is moved, module.to(device)")
+    codes = weight.data if weight.dtype == torch.uint8 else weight.data.view(torch.uint8)
+    tensors = [codes, state.absmax]
+    if state.nested:
+        tensors += [state.state2.absmax, state.state2.code, state.offset]
+    elif state.absmax.dtype != torch.float32:
+        tensors[1] = state.absmax.float()
+    return Frozen(state.quant_type, tensors, tuple(state.shape), module.compute_dtype or state.dtype)
+
+
+def _eight_bit(module, why):
+    weight = module.weight
+    scale = module.state.SCB if module.state.SCB is not None else getattr(weight, "SCB", None)
+    codes = module.state.CB if module.state.CB is not None else weight.data
+    if scale is None or codes.dtype != torch.int8:
+        why("the weight is not quantised yet: bitsandbytes does it when the module is moved, module.to(device)")
+    bias = module.bias
+    dtype = bias.dtype if bias is not None else torch.get_default_dtype()
+    return Frozen("int8", (codes, scale), tuple(codes.shape), dtype)
+
+
+def _fp8(module, why):
+    scale, block_size = module.weight_scale_inv, module.block_size
+    if block_size is not None and tuple(block_size) != (128, 128):
+        why(f"its block_size is {tuple(block_size)}, expected (128, 128) or None")
+    if scale.dtype != torch.float32 or module.weight.element_size() > 1:
+        why(f"the weight is {module.weight.dtype} and its scale {scale.dtype}, expected float8_e4m3fn and float32")
+    dtype = module.bias.dtype if module.bias is not None else torch.get_default_dtype()
+    return Frozen("fp8", (module.weight.data, scale.data), tuple(module.weight.shape), dtype)
+
+
+_READERS = ((is_linear_4bit, _four_bit), (is_linear_8bit, _eight_bit), (is_linear_fp8, _fp8))
+
+
+def is_quantized(module) -> bool:
+    """Whether `quantized` reads it."""
+    return any(is_kind(module) for is_kind, _ in _READERS)
+
+
+def quantized(module) -> Frozen | None:
+    """The weight of bitsandbytes' Linear4bit and Linear8bitLt and of transformers' FP8Linear, shared; None of others.
+
+    It computes in the dtype that the module computes in, where the module says which. int8 and fp8 stand for x W^T with
+    the decoded weight: the modules themselves quantise x too. TypeError that says why if the weight cannot be read.
+    """
+
+    def why(reason):
+        raise TypeError(f"frozen_of: {type(module).__qualname__}: {reason}")
+
+    for is_kind, reader in _READERS:
+        if is_kind(module):
+            return reader(module, why)
+    return None

@@ -1,0 +1,115 @@
+"""pf.quantize against bitsandbytes, byte for byte; what the tensors of a format must be; modules of other libraries."""
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+functional = bitsandbytes.functional
+SHAPES = [(64, 128), (33, 70), (7, 9), (96, 1024)]  # whole blocks; blocks across rows; an odd number of weights
+FOUR_BIT = pytest.mark.parametrize("format", ["nf4", "fp4"])
+
+
+@FOUR_BIT
+@pytest.mark.parametrize("block_size", [32, 64, 256, 4096])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_four_bit_bytes_are_those_of_bitsandbytes(format, block_size, nested, dtype):
+    for shape in SHAPES:
+        weight = torch.randn(shape).to(dtype)
+        codes, state = functional.quantize_4bit(
+            weight, blocksize=block_size, compress_statistics=nested, quant_type=format
+        )
+        frozen = pf.quantize(weight, format, block_size=block_size, nested=nested)
+        theirs = [codes, state.absmax]
+        if nested:
+            theirs += [state.state2.absmax, state.state2.code, state.offset]
+        for ours, its in zip(frozen.tensors, theirs, strict=True):
+            assert ours.dtype == its.dtype and torch.equal(ours.flatten(), its.flatten())
+        if block_size <= shape[1]:  # else bitsandbytes' CPU kernel takes the wrong scale for some rows
+            decoded = functional.dequantize_4bit(codes, state)
+            torch.testing.assert_close(frozen.dequantize(), decoded, rtol=0 if dtype == torch.float32 else 1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_int8_bytes_are_those_of_bitsandbytes(dtype):
+    weight = torch.randn(33, 70).to(dtype)
+    codes, scale, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(weight.half())
+    frozen = pf.quantize(weight.half(), "int8")
+    assert torch.equal(frozen.tensors[0], codes) and torch.equal(frozen.tensors[1], scale)
+
+
+def test_zeros_stay_zeros():
+    for format in ("nf4", "fp4", "int8", "fp8"):
+        frozen = pf.quantize(torch.zeros(8, 64), format)
+        assert not frozen.dequantize().any(), format
+
+
+@pytest.mark.parametrize("format,error", [("nf4", 0.12), ("fp4", 0.2), ("int8", 0.012), ("fp8", 0.035)])
+def test_how_close_a_format_comes(format, error):
+    weight = torch.randn(128, 256)
+    assert (pf.quantize(weight, format).dequantize() - weight).norm() / weight.norm() < error
+
+
+def stored(format, *tensors, shape=(6, 8), dtype=torch.float32):
+    return pf.Frozen(format, tensors, shape, dtype)
+
+
+W, CODES, ABSMAX = torch.randn(6, 8), *pf.quantize(torch.randn(6, 8), nested=False).tensors
+
+
+@pytest.mark.parametrize(
+    "call,error,words",
+    [
+        (lambda: pf.quantize(W, "nf5"), ValueError, "format='nf5'; choose one of nf4, fp4, int8, fp8"),
+        (lambda: pf.quantize(W, block_size=48), ValueError, "block_size=48; choose one of 16, 32, 64"),
+        (lambda: pf.quantize(W[0]), ValueError, r"weight has shape \(8,\), expected \[N, K\]"),
+        (lambda: pf.quantize(W.double()), TypeError, "weight is torch.float64"),
+        (lambda: stored("nf4", CODES), ValueError, "1 tensors; format 'nf4' has 2: codes, absmax"),
+        (lambda: stored("nf4", CODES, ABSMAX, shape=(6, 9)), ValueError, "codes has 24 elements, expected 27"),
+        (lambda: stored("nf4", CODES, ABSMAX, dtype=torch.int8), TypeError, "dtype=torch.int8; a quantised"),
+        (lambda: stored("nf4", CODES, ABSMAX.half()), TypeError, "absmax is torch.float16"),
+        (lambda: stored("nf4", CODES.int(), ABSMAX), TypeError, "codes is torch.int32"),
+        (lambda: stored("nf4", CODES, torch.ones(5)), ValueError, "absmax has 5 elements; for 48"),
+        (lambda: stored("int8", W, ABSMAX), TypeError, "weight is torch.float32, expected torch.int8"),
+        (lambda: stored("int8", W.char(), ABSMAX), ValueError, "scale has 1 elements, expected 6"),
+        (lambda: stored("fp8", W.to(torch.float8_e4m3fn), torch.ones(2, 3)), ValueError, r"scale has shape \(2, 3\)"),
+    ],
+)
+def test_what_does_not_fit_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_modules_of_bitsandbytes_are_read_as_they_are():
+    linear = bitsandbytes.nn.Linear4bit(64, 32, compute_dtype=torch.bfloat16, quant_type="nf4")
+    with pytest.raises(TypeError, match=r"frozen_of: Linear4bit: the weight is not quantised yet.*module.to\(device\)"):
+        pf.frozen_of(linear)
+    frozen = pf.frozen_of(linear.to("cpu"))
+    assert frozen.format == "nf4" and frozen.shape == (32, 64) and frozen.dtype == torch.bfloat16
+    assert frozen.tensors[0].data_ptr() == linear.weight.data_ptr()
+    eight = bitsandbytes.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
+    with pytest.raises(TypeError, match="Linear8bitLt: the weight is not quantised yet"):
+        pf.frozen_of(eight)
+    frozen, x = pf.frozen_of(eight.to("cpu")), torch.randn(3, 64)
+    assert frozen.format == "int8" and frozen.tensors[0].data_ptr() == eight.weight.data_ptr()
+    torch.testing.assert_close(x @ frozen.dequantize().t() + eight.bias, eight(x))
+
+
+@pytest.mark.parametrize("block_size", [None, (128, 128)])
+def test_fp8_modules_of_transformers(block_size):
+    from transformers.integrations.finegrained_fp8 import FP8Linear
+
+    linear, weight = FP8Linear(200, 136, block_size=block_size), torch.randn(136, 200)
+    shape = () if block_size is None else (2, 2)
+    with torch.no_grad():
+        linear.weight.copy_(weight.to(torch.float8_e4m3fn))
+        linear.weight_scale_inv.copy_(torch.arange(1.0, 5.0).view(2, 2) if shape else torch.tensor(0.5))
+    frozen = pf.frozen_of(linear)
+    decoded = frozen.dequantize()
+    assert frozen.format == "fp8" and frozen.shape == (136, 200)
+    factor = 4 if shape else 0.5  # of the last block
+    torch.testing.assert_close(decoded[130:, 130:], weight.to(torch.float8_e4m3fn).float()[130:, 130:] * factor)
+    x = torch.randn(5, 200)
+    torch.testing.assert_close(pf.ia3_linear(x, frozen, torch.ones(136)), x @ decoded.t(), rtol=1e-4, atol=1e-3)

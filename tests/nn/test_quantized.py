@@ -1,0 +1,154 @@
+"""Adapters over a quantised layer: the same as over its decoded weight, in every method, and what merging leaves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import pypeft_fast as pf
+from pypeft_fast import recording
+
+FORMATS = pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+K, N = 128, 96
+
+
+def _functions(p):
+    """{name: (function(x, weight, *parameters), the shapes of the parameters)}"""
+    options = dict(scaling=0.5, dropout_p=p)
+    return {
+        "lora": (lambda x, w, A, B: pf.lora_linear(x, w, A, B, **options), [(4, K), (N, 4)]),
+        "dora": (lambda x, w, A, B, m: pf.dora_linear(x, w, A, B, m, **options), [(4, K), (N, 4), (N,)]),
+        "ia3": (lambda x, w, factors: pf.ia3_linear(x, w, factors), [(N,)]),
+        "ia3, feedforward": (lambda x, w, factors: pf.ia3_linear(x, w, factors, feedforward=True), [(K,)]),
+        "gated": (lambda x, w, A, B: pf.lora_gated_linear(x, x + 1, w, A, B, **options), [(4, K), (N, 4)]),
+    }
+
+
+def _step(function, weight, x, parameters):
+    x, *parameters = (t.detach().clone().requires_grad_() for t in (x, *parameters))
+    torch.manual_seed(1)
+    y = function(x, weight, *parameters)
+    return y, *torch.autograd.grad(y.square().sum(), (x, *parameters))
+
+
+@FORMATS
+@pytest.mark.parametrize("name", list(_functions(0)))
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_values_and_gradients_are_those_over_the_decoded_weight(format, name, p):
+    function, shapes = _functions(p)[name]
+    frozen = pf.quantize(torch.randn(N, K), format)
+    x, parameters = torch.randn(3, 20, K), [torch.randn(shape) for shape in shapes]
+    with recording() as ran:
+        got = _step(function, frozen, x, parameters)
+    assert {kernel for _, kernel in ran} == {"cpu"}, "the weight was decoded beforehand"
+    for a, b in zip(got, _step(function, frozen.dequantize(), x, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("name", list(_functions(0)))
+def test_without_gradients_too(name):
+    function, shapes = _functions(0.0)[name]
+    frozen = pf.quantize(torch.randn(N, K))
+    arguments = [torch.randn(shape) for shape in shapes]
+    x = torch.randn(5, K)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            function(x, frozen, *arguments), function(x, frozen.dequantize(), *arguments), rtol=1e-4, atol=1e-3
+        )
+
+
+def test_compiled_with_dropout_and_checkpointed():
+    frozen = pf.quantize(torch.randn(N, K))
+    x, A, B = torch.randn(6, K), torch.randn(4, K), torch.randn(N, 4)
+
+    def function(x, weight, A, B):
+        return pf.lora_linear(x, weight, A, B, dropout_p=0.3)
+
+    expected = _step(function, frozen, x, (A, B))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for got in (
+        _step(compiled, frozen, x, (A, B)),
+        _step(lambda *a: checkpoint(function, *a, use_reentrant=False), frozen, x, (A, B)),
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (dict(x=torch.randn(5, K + 1)), rf"x has shape \(5, {K + 1}\), expected \(.., {K}\)"),
+        (dict(x=torch.randn(5, K).bfloat16()), "weight is torch.float32 but x is torch.bfloat16"),
+        (dict(lora_B=torch.randn(N + 1, 4)), rf"lora_B has shape \({N + 1}, 4\), expected \({N}, 4\)"),
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_does_not_fit_is_named(change, words, grad):
+    arguments = dict(x=torch.randn(5, K), weight=pf.quantize(torch.randn(N, K)), lora_A=torch.randn(4, K))
+    arguments = arguments | dict(lora_B=torch.randn(N, 4)) | change
+    arguments["lora_A"].requires_grad_(grad)
+    with pytest.raises((ValueError, TypeError), match=words):
+        pf.lora_linear(**arguments)
+
+
+def _linear_4bit(weight, **options):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    linear = bitsandbytes.nn.Linear4bit(K, N, quant_type="nf4", **options)
+    linear.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
+    return linear.to("cpu")
+
+
+def test_layers_over_bitsandbytes():
+    linear = _linear_4bit(torch.randn(N, K), compute_dtype=torch.bfloat16)
+    before, x = linear.weight.clone(), torch.randn(7, K)
+    dense = nn.Linear(K, N)
+    dense.weight.data, dense.bias.data = pf.frozen_of(linear).dequantize(), linear.bias.detach().bfloat16()
+    for make in (
+        lambda base: pf.nn.LoRALinear.from_linear(base, r=4),
+        lambda base: pf.nn.LoRALinear.from_linear(base, r=4, use_dora=True),
+        lambda base: pf.nn.IA3Linear.from_linear(base),
+    ):
+        layer, plain = make(linear), make(copy.deepcopy(dense))
+        for a, b in zip([p for p in layer.parameters() if p.requires_grad], plain.parameters(), strict=False):
+            assert a.shape[0] or b.shape[0]
+        trained = {n: p for n, p in layer.named_parameters() if p.requires_grad}
+        own = dict(plain.named_parameters())
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.uniform_(0.5, 1.0)
+                own[name].copy_(parameter)
+        y = layer(x)
+        assert y.dtype == x.dtype and layer.base_layer is linear
+        torch.testing.assert_close(y, plain(x.bfloat16()).float(), rtol=2e-2, atol=0.5)
+        y.sum().backward()
+        assert all(p.grad is not None for p in trained.values()) and linear.weight.grad is None
+        assert torch.equal(linear.weight, before)
+
+
+def test_merging_says_what_the_rounding_leaves():
+    layer = pf.nn.LoRALinear.from_linear(_linear_4bit(torch.randn(N, K)), r=4)
+    x, codes = torch.randn(7, K), layer.base_layer.weight.clone()
+    unmerged = layer(x)
+    with torch.no_grad():
+        layer.lora_B.fill_(1e-4)
+    with pytest.raises(RuntimeError, match=r"merge: \d+% of the update would survive.* less than 90%"):
+        layer.merge()
+    assert not layer.merged
+    with torch.no_grad():
+        layer.lora_B.normal_().mul_(3.0)
+    expected = layer(x)
+    share = layer.merge()
+    assert share > 0.9 and layer.merged
+    merged = layer(x)
+    assert (merged - expected).norm() < 0.2 * (expected - unmerged).norm()
+    layer.unmerge()
+    assert torch.equal(layer(x), expected) and torch.equal(layer.base_layer.weight, codes)
+    with torch.no_grad():
+        layer.lora_B.fill_(1e-4)
+    assert layer.merge(force=True) < 0.9 and layer.merged
+
+
+def test_a_bottleneck_or_bitfit_over_a_quantised_layer_is_refused():
+    with pytest.raises(TypeError, match="linear is a Linear4bit"):
+        pf.nn.BitFitLinear.from_linear(_linear_4bit(torch.randn(N, K)))
