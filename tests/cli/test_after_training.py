@@ -87,6 +87,26 @@ def test_inspect(finetune, command, tmp_path, dialogues):
     mistake(command("inspect", tmp_path / "none"), "no such folder")
 
 
+def test_inspect_says_what_is_broken(command, tiny_adapter, tmp_path):
+    from safetensors.torch import save_file
+
+    assert command("inspect", tiny_adapter)[0] == 0
+    folder = shutil.copytree(tiny_adapter, tmp_path / "a")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = sorted(tensors)[2]
+    tensors[name][0, 1] = float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    code, out, err = command("inspect", folder)
+    assert code == 2 and "LORA" in out and err.count("\n") == 1
+    assert f"{folder} is broken: {name} has NaN or infinite values; get it again" in err
+    code, out, err = command("inspect", folder, "--json")
+    assert code == 2 and json.loads(out)["broken"] == [f"{name} has NaN or infinite values"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 64}))
+    code, _, err = command("inspect", folder)
+    assert code == 2 and "rank 3, where the config says 64" in err and err.count("\n") == 1
+
+
 def test_going_on_from_an_adapter(finetune, command, tmp_path):
     assert finetune(tmp_path / "first", "--rank", 3, "--seed", 1)[0] == 0
     before = load_file(tmp_path / "first" / "adapter_model.safetensors")

@@ -25,5 +25,5 @@ def test_the_losses_are_those_of_each_model_alone(tiny_model, dialogues, tiny_ad
 
 
 def test_a_length_that_leaves_no_answer(tiny_model, dialogues):
-    with pytest.raises(UserError, match="--max-length 2 leaves no token of an answer"):
+    with pytest.raises(UserError, match="`max_length` 2 leaves no token of an answer"):
         evaluate(str(tiny_model), {}, load_data(str(dialogues)), max_length=2)

@@ -39,11 +39,11 @@ def check_files(folder: Path) -> None:
     """UserError unless an adapter's files are there and whole: PEFT looks on the hub for what a folder lacks."""
     trouble = fault_of_weights(folder / WEIGHTS)
     if (folder / CONFIG).exists():
-        json_text.read_object(folder / CONFIG, f"--adapter {folder} cannot be loaded: {CONFIG}")
+        json_text.read_object(folder / CONFIG, f"`adapter` {folder} cannot be loaded: {CONFIG}")
     elif not any(folder.glob(f"{CONFIG}*")):  # one being saved has a longer name, and PeftModel knows it
         trouble = f"{CONFIG} is missing"
     if trouble:
-        raise UserError(f"--adapter {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
+        raise UserError(f"`adapter` {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
 
 
 @dataclass(frozen=True)

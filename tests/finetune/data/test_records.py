@@ -117,10 +117,10 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
         (tmp_path / name).write_text(line + "\n")
     (tmp_path / "dataset_infos.json").write_text("{}")
     assert [texts(e) for e in load_data("owner/name")] == EXPECTED[:1] * 2
-    assert asked[0] == ("owner/name", "dataset", ["*.parquet", "*.jsonl", "*.json", "*.csv"], "--data")
+    assert asked[0] == ("owner/name", "dataset", ["*.parquet", "*.jsonl", "*.json", "*.csv"], "data")
     for path in (tmp_path / "data").iterdir():
         path.rename(path.with_name(path.name.replace("train", "part")))
-    with pytest.raises(UserError, match=r"--data owner/name:FILE; the files are: data/part-00000.jsonl, data/part"):
+    with pytest.raises(UserError, match=r"`data` owner/name:FILE; the files are: data/part-00000.jsonl, data/part"):
         load_data("owner/name")
     load_data("owner/name:data/part-00000.jsonl")
     assert asked[-1][2] == ["data/part-00000.jsonl"]
@@ -139,5 +139,5 @@ def test_a_hub_that_cannot_be_reached_says_how_to_get_a_folder(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="hf download owner/no-such --repo-type dataset --local-dir FOLDER"):
         load_data("owner/no-such")
-    with pytest.raises(UserError, match="--data owner/name/more: no such file; give a file of .jsonl"):
+    with pytest.raises(UserError, match="`data` owner/name/more: no such file; give a file of .jsonl"):
         load_data("owner/name/more")

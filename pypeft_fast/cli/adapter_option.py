@@ -1,16 +1,17 @@
-"""The adapters that --adapter names: a name and a folder each, checked before a model is loaded."""
+"""The adapters that --adapter names, in the subcommands that take several: a name and a folder each."""
 
 from pathlib import Path
 
-from ..errors import UserError
-from ..json_text import check_text
-from ..text import one_line, safe
+from ..finetune.adapters.files import check_files
+from ..finetune.errors import UserError
+from ..finetune.json_text import check_text
+from ..finetune.text import one_line, safe
 
 
-def parse_adapters(specs: list[str]) -> dict[str, Path]:
-    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name.
+def read_adapters(specs: list[str]) -> dict[str, Path]:
+    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name. Imports no PyTorch.
 
-    UserError: no such folder, or a name that is taken.
+    UserError: no such folder, files in it that are not whole, or a name that is taken.
     """
     adapters: dict[str, Path] = {}
     for spec in specs:
@@ -24,6 +25,8 @@ def parse_adapters(specs: list[str]) -> dict[str, Path]:
         if name in adapters:
             raise UserError(f"--adapter {spec}: {name!r} is taken already; give it another name: --adapter NAME={path}")
         adapters[name] = path
+    for path in adapters.values():
+        check_files(path)
     return adapters
 
 
