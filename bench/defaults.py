@@ -16,10 +16,10 @@ from pathlib import Path
 
 import transformers
 
-from pypeft_fast.cli.terminal import calm_libraries
 from pypeft_fast.finetune.adapters.adapted import adapted
 from pypeft_fast.finetune.adapters.methods import METHODS
 from pypeft_fast.finetune.base_models import load_base
+from pypeft_fast.finetune.calm import calm_libraries
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.tokens import Collator
 from pypeft_fast.finetune.training.prepare import prepare

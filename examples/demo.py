@@ -20,6 +20,7 @@ from tqdm import tqdm
 import pypeft_fast
 from pypeft_fast.finetune.adapters.methods import method_config
 from pypeft_fast.finetune.base_models import SMOLLM2, base_path, load_base
+from pypeft_fast.finetune.calm import calm_libraries
 from pypeft_fast.finetune.chat import Chat
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.tokens import Collator
@@ -176,7 +177,7 @@ def show_answers(chat: Chat) -> None:
 def run(model: str, output: Path, steps: int | None, compare_steps: int, compared: tuple[str, ...]) -> None:
     """compared: the topics whose steps are timed beside PEFT's."""
     start = time.perf_counter()
-    transformers.utils.logging.disable_progress_bar()
+    calm_libraries()
     base_file = base_path(model) / "model.safetensors"
     settings = {topic: settings_of(topic, model, steps or usual) for topic, usual in STEPS.items()}
     metrics, curves = {}, []

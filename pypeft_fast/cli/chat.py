@@ -2,11 +2,12 @@
 
 from ..finetune import threads
 from ..finetune.base_models import check_base, load_base
+from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, as_user_error, need
 from .adapter_option import check_names, read_adapters
 from .common import add_adapters, add_dtype, add_model, add_seed, add_threads
 from .option_values import positive_int, temperature, top_p
-from .terminal import calm_libraries, say
+from .terminal import say
 
 SUMMARY = "talk to a model, with adapters or without"
 EXAMPLE = "pypeft-fast chat --model smollm2 --adapter my-adapter"

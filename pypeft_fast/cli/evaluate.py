@@ -5,6 +5,7 @@ import math
 
 from ..finetune import threads
 from ..finetune.base_models import check_base
+from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
 from ..finetune.errors import need
 from ..finetune.report.advice import shortened
@@ -12,7 +13,7 @@ from .adapter_option import check_names, read_adapters
 from .common import add_adapters, add_data, add_dtype, add_max_length, add_model, add_threads
 from .option_names import as_options
 from .option_values import positive_int
-from .terminal import calm_libraries, say
+from .terminal import say
 
 SUMMARY = "the loss of a model on data, with adapters and without"
 EXAMPLE = "pypeft-fast evaluate --model smollm2 --adapter my-adapter --data questions.jsonl"

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..finetune import threads
 from ..finetune.adapters.files import check_files, read_adapter
 from ..finetune.base_models import check_base
+from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
@@ -17,7 +18,7 @@ from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.resolve import resolve
 from ..finetune.training.settings import Settings
 from .option_names import as_options
-from .terminal import calm_libraries, say
+from .terminal import say
 
 
 def run(arguments) -> None:

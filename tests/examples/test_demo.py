@@ -21,6 +21,7 @@ def demo():
     return module
 
 
+@pytest.mark.usefixtures("without_announcements")
 def test_end_to_end(demo, tiny_model, tmp_path, capsys):
     arguments = ["--model", tiny_model, "--output", tmp_path, "--steps", 3, "--compare-steps", 1]
     demo.main([str(a) for a in arguments])
