@@ -60,7 +60,7 @@ def add_arguments(parser) -> None:
         "--learning-rate",
         type=positive,
         metavar="X",
-        help=f"the highest, decaying to 0 (default: what suits the method, for lora {METHODS['lora'].learning_rate:g})",
+        help=f"at most 1; it decays to 0 (default: what suits the method, for lora {METHODS['lora'].learning_rate:g})",
     )
     add_max_length(parser)
     add_dtype(parser)

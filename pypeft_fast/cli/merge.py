@@ -1,5 +1,6 @@
 """`pypeft-fast merge`: a base model with an adapter folded into its weights, as a model's folder of its own."""
 
+import shlex
 from pathlib import Path
 
 from ..finetune import threads
@@ -40,4 +41,4 @@ def run(arguments) -> None:
     calm_libraries()
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
     say(f"the merged model is in {arguments.output}")
-    say(f"try it: pypeft-fast chat --model {arguments.output}")
+    say(f"try it: pypeft-fast chat --model {shlex.quote(str(arguments.output))}")

@@ -31,13 +31,13 @@ def test_a_merged_model_answers_as_the_adapter(finetune, command, tiny_model, tm
     for method in ("lora", "dora", "ia3", "bitfit"):
         fast = ["--learning-rate", 0.1] if method == "ia3" else []
         assert finetune(tmp_path / method, "--method", method, *fast, "--save-every", 0)[0] == 0
-        merged = tmp_path / f"{method}-merged"
+        merged = tmp_path / f"{method} merged"
         code, out, err = command("merge", "--model", tiny_model, "--adapter", tmp_path / method, "--output", merged)
         assert code == 0, err
-        assert f"pypeft-fast chat --model {merged}" in out and not list(tmp_path.glob(".*"))
+        assert f"pypeft-fast chat --model '{merged}'\n" in out and not list(tmp_path.glob(".*"))
         assert (merged / "model.safetensors").is_file() and not list(merged.glob("adapter*"))
         assert answers(command, merged) == answers(command, tiny_model, "--adapter", tmp_path / method)
-    assert answers(command, tmp_path / "lora-merged") != answers(command, tiny_model)
+    assert answers(command, tmp_path / "lora merged") != answers(command, tiny_model)
     model, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForCausalLM, AutoTokenizer))
     assert tokenizer.chat_template and torch.isfinite(model(torch.tensor([[1, 2]])).logits).all()
 
