@@ -82,6 +82,7 @@ def train_adapter(settings: Settings, output: Path) -> dict:
     data = prepare(tokenizer, load_data(settings.data), settings)
     print(f"\n{output.name}: {len(data.train)} examples to train on, {len(data.held_out)} held out")
     model.print_trainable_parameters()
+    print(f"the loss on those held out, {settings.max_steps} steps of training, the loss again …", flush=True)
     return fine_tune(model, data, Collator.of(tokenizer), settings, output, None)
 
 

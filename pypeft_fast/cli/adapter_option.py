@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..finetune.adapters.files import check_files
+from ..finetune.adapters.files import by_kind, check_files
 from ..finetune.errors import UserError
 from ..finetune.json_text import check_text
 from ..finetune.text import one_line, safe
@@ -28,6 +28,17 @@ def read_adapters(specs: list[str]) -> dict[str, Path]:
     for path in adapters.values():
         check_files(path)
     return adapters
+
+
+def check_one_kind(adapters: dict[str, Path]) -> None:
+    """UserError if the adapters cannot answer from one model: PEFT loads adapters of one kind on it."""
+    groups = {kind: next(iter(group.values())) for kind, group in by_kind(adapters).items() if kind is not None}
+    if len(groups) > 1:
+        first, second, *_ = groups.items()
+        raise UserError(
+            f"--adapter {second[1]} is of {second[0]} and --adapter {first[1]} of {first[0]}: adapters of one kind "
+            "alone can answer from one model; give those of each kind by themselves"
+        )
 
 
 def check_names(adapters: dict[str, Path]) -> None:

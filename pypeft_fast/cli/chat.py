@@ -4,7 +4,7 @@ from ..finetune import threads
 from ..finetune.base_models import check_base, load_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, as_user_error, need
-from .adapter_option import check_names, read_adapters
+from .adapter_option import check_names, check_one_kind, read_adapters
 from .common import add_adapters, add_dtype, add_model, add_seed, add_threads
 from .option_values import positive_int, temperature, top_p
 from .terminal import say
@@ -59,6 +59,7 @@ def run(arguments) -> None:
     need("transformers", "jinja2")
     check_base(arguments.model)
     adapters = read_adapters(arguments.adapter)
+    check_one_kind(adapters)
     threads.use(arguments.threads)
     import transformers
 

@@ -118,6 +118,13 @@ def test_output_and_resume(finetune, tmp_path):
     mistake(finetune("--resume", "--overwrite"), "not allowed with")
 
 
+def test_adapters_of_several_kinds_answer_apart(command, tiny_model, tiny_adapter, tmp_path):
+    other = shutil.copytree(tiny_adapter, tmp_path / "other")
+    (other / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    result = command("chat", "--model", tiny_model, "--adapter", tiny_adapter, "--adapter", other, "--prompt", "hi")
+    mistake(result, f"--adapter {other} is of IA3 and --adapter {tiny_adapter} of LORA", "by themselves")
+
+
 def test_adapters(command, tiny_model, dialogues, tmp_path):
     def chat(*options):
         return command("chat", "--model", tiny_model, "--prompt", "hello", *options)

@@ -70,6 +70,16 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(config, shapes, dtypes, (folder / WEIGHTS).stat().st_size)
 
 
+def by_kind(adapters: dict[str, Path]) -> dict[str | None, dict[str, Path]]:
+    """{peft_type: those of the adapters that are of it}: PEFT loads adapters of one kind on one model. None stands for
+    a config that cannot be read, which loading will say."""
+    groups: dict[str | None, dict[str, Path]] = {}
+    for name, folder in adapters.items():
+        kind = object_in(folder / CONFIG)[0].get("peft_type")
+        groups.setdefault(kind if isinstance(kind, str) else None, {})[name] = folder
+    return groups
+
+
 def object_in(path: Path) -> tuple[dict, str | None]:
     """(the JSON object in a file, what is wrong with the file or None)."""
     if trouble := unreadable(path):
