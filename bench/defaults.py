@@ -52,7 +52,7 @@ def run(data: str, method: str, rate: float | None, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         metrics = fine_tune(model, encoded, Collator.of(tokenizer), settings, Path(folder), None)
     return {
-        "set": Path(data).name,
+        "set": data,
         "method": method,
         "rate": settings.learning_rate,
         "seed": seed,
@@ -97,7 +97,8 @@ def table(runs: Iterable[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for its in runs:
         groups.setdefault(tuple(its[name] for name in KEY), []).append(its)
-    lines = [HEADER, ["---"] * len(HEADER), *(row(group) for group in groups.values())]
+    order = sorted(groups, key=lambda key: (list(METHODS).index(key[1]), key[2]))  # sets as they come
+    lines = [HEADER, ["---"] * len(HEADER), *(row(groups[key]) for key in order)]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
@@ -114,14 +115,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rates", nargs="+", type=float, metavar="X", help="learning rates (default: the method's)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--show", action="store_true", help="print the table of all runs in --results, make none")
     arguments = parser.parse_args(argv)
+    if arguments.show:
+        print(table(kept(arguments.results).values()))
+        return
     calm_libraries()
     done, asked = kept(arguments.results), []
     for seed in arguments.seeds:
         for method in arguments.methods:
             for rate in arguments.rates or [METHODS[method].learning_rate]:
                 for data in arguments.sets:
-                    key = (Path(data).name, method, rate, seed)
+                    key = (data, method, rate, seed)
                     if key not in done:
                         done[key] = run(data, method, rate, seed)
                         arguments.results.parent.mkdir(parents=True, exist_ok=True)
