@@ -3,20 +3,19 @@
 import re
 from pathlib import Path
 
-import numpy as np
 from safetensors import deserialize
 
 from ..text import quoted
 from .files import WEIGHTS, Adapter
 
-# {dtype: (NumPy's type of the same width, the bits that are all 1 in NaN and in infinity alone)}
+# {dtype: (NumPy's name of the type of the same width, the bits that are all 1 in NaN and in infinity alone)}
 NOT_FINITE = {
-    "F64": (np.uint64, 0x7FF0_0000_0000_0000),
-    "F32": (np.uint32, 0x7F80_0000),
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-    "F8_E5M2": (np.uint8, 0x7C),
-    "F8_E4M3": (np.uint8, 0x7F),  # has no infinity
+    "F64": ("uint64", 0x7FF0_0000_0000_0000),
+    "F32": ("uint32", 0x7F80_0000),
+    "F16": ("uint16", 0x7C00),
+    "BF16": ("uint16", 0x7F80),
+    "F8_E5M2": ("uint8", 0x7C),
+    "F8_E4M3": ("uint8", 0x7F),  # has no infinity
 }
 # {ending of a LoRA tensor's name: the dimension that is the rank}
 RANK_AT = {
@@ -34,12 +33,14 @@ def contradictions(folder: Path, adapter: Adapter) -> list[str]:
 
 
 def _not_finite(path: Path) -> list[str]:
+    import numpy as np  # here, since the command checks its arguments before it imports anything heavy
+
     names = []
     for name, its in deserialize(path.read_bytes()):
         if its["dtype"] in NOT_FINITE:
             kind, bits = NOT_FINITE[its["dtype"]]
-            values = np.frombuffer(its["data"], dtype=kind)
-            if ((values & kind(bits)) == kind(bits)).any():
+            values, mask = np.frombuffer(its["data"], dtype=kind), np.dtype(kind).type(bits)
+            if ((values & mask) == mask).any():
                 names.append(name)
     return sorted(names)
 
