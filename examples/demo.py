@@ -8,6 +8,7 @@ memory.
 import argparse
 import gc
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from tqdm import tqdm
 import pypeft_fast
 from pypeft_fast.finetune.adapters.methods import method_config
 from pypeft_fast.finetune.base_models import SMOLLM2, base_path, load_base
+from pypeft_fast.finetune.calm import calm_libraries
 from pypeft_fast.finetune.chat import Chat
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.tokens import Collator
@@ -36,6 +38,7 @@ from pypeft_fast.finetune.whole_files import write_json
 STEPS = {"tech_support": 20, "coding": 20}  # the topic, which names its adapter, and how long it is trained
 QUICK_STEPS = 8
 MINUTES = {False: "five", True: "two"}  # with --quick or without: 440 and 180 CPU seconds of one thread, on two
+ANSWER = 48  # tokens of an answer at most
 QUESTIONS = (
     "My printer is not printing.",
     "can you write a stack in Python?",
@@ -81,6 +84,7 @@ def train_adapter(settings: Settings, output: Path) -> dict:
     data = prepare(tokenizer, load_data(settings.data), settings)
     print(f"\n{output.name}: {len(data.train)} examples to train on, {len(data.held_out)} held out")
     model.print_trainable_parameters()
+    print(f"the loss on those held out, {settings.max_steps} steps of training, the loss again …", flush=True)
     return fine_tune(model, data, Collator.of(tokenizer), settings, output, None)
 
 
@@ -140,8 +144,8 @@ def show(metrics: dict[str, dict], output: Path, base_bytes: int) -> None:
             f"{base_bytes / 1e6:.1f} MB",
         )
     Console().print(table)
-    table = Table(title="Beside PEFT: same model, data, seed and batches, steps in turn, dropout 0.05")
-    for column in ("topic", "s/step", "PEFT s/step", "ratio", "saved for backward", "PEFT saved", "ratio"):
+    table = Table(title="Beside PEFT: seconds a step, and memory saved for backward (same model, data and seed)")
+    for column in ("topic", "s/step", "PEFT s/step", "ratio", "saved", "PEFT saved", "ratio"):
         table.add_column(column, justify="left" if column == "topic" else "right")
     for topic, its in metrics.items():
         if "peft_saved_bytes" not in its:
@@ -160,14 +164,14 @@ def show_answers(chat: Chat) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="The same three questions (likeliest tokens)", show_lines=True)
+    table = Table(title=f"The same three questions (likeliest tokens, cut after {ANSWER})", show_lines=True)
     for column in ("question", "base", *chat.adapters):
         table.add_column(column, overflow="fold")
     for question in tqdm(QUESTIONS, desc="answers", leave=False):
         row = [question]
         for name in (None, *chat.adapters):
             chat.use(name)
-            answer = chat.answer([{"role": "user", "content": question}], max_new_tokens=48, do_sample=False)
+            answer = chat.answer([{"role": "user", "content": question}], max_new_tokens=ANSWER, do_sample=False)
             row.append(Text(answer.strip()))
         table.add_row(*row)
     Console().print(table)
@@ -176,7 +180,7 @@ def show_answers(chat: Chat) -> None:
 def run(model: str, output: Path, steps: int | None, compare_steps: int, compared: tuple[str, ...]) -> None:
     """compared: the topics whose steps are timed beside PEFT's."""
     start = time.perf_counter()
-    transformers.utils.logging.disable_progress_bar()
+    calm_libraries()
     base_file = base_path(model) / "model.safetensors"
     settings = {topic: settings_of(topic, model, steps or usual) for topic, usual in STEPS.items()}
     metrics, curves = {}, []
@@ -207,6 +211,8 @@ def run(model: str, output: Path, steps: int | None, compare_steps: int, compare
         f"{whole['seconds']:.0f} s, {whole['peak_memory_bytes'] / 1e9:.1f} GB at most, {whole['threads']} threads. "
         f"Adapters, metrics.json and loss.png are in {output}"
     )
+    adapters = " ".join(f"--adapter {shlex.quote(str(output / topic))}" for topic in settings)
+    print(f"ask more: {shlex.quote(sys.executable)} -m pypeft_fast chat --model {shlex.quote(model)} {adapters}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import pypeft_fast
 from pypeft_fast.finetune.adapters.methods import DEFAULTS, METHODS, method_config, options_of
+from pypeft_fast.finetune.calm import calm_libraries
 from pypeft_fast.finetune.data.chatterbot import chatterbot_topics, read_chatterbot
 from pypeft_fast.finetune.errors import UserError, need
 from pypeft_fast.finetune.training.measure import counting_saved_bytes, one_step
@@ -245,7 +246,7 @@ def show(metrics, task) -> None:
 def run(path, output, epochs, trial_epochs, steps, least, most) -> None:
     start = time.perf_counter()
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    calm_libraries()
     task = read_task(least, most)
     tokenizer = AutoTokenizer.from_pretrained(path)
     output.mkdir(parents=True, exist_ok=True)

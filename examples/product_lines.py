@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 import pypeft_fast as pf
 from pypeft_fast.finetune.base_models import base_path
+from pypeft_fast.finetune.calm import calm_libraries
 
 QUESTION = "How do I reset it?"
 LINES = {
@@ -90,7 +90,7 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path("out/product_lines"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=12, help="of training, for each adapter (default: %(default)s)")
     options = parser.parse_args(arguments)
-    logging.disable_progress_bar()  # of reading the weights
+    calm_libraries()  # no progress bars of reading the weights
     path = base_path(options.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -5,6 +5,7 @@ python examples/quickstart.py --model FOLDER  # any causal language model in Hug
 """
 
 import argparse
+import warnings
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,6 +16,8 @@ parser = argparse.ArgumentParser(description="LoRA on a language model: wrap, ge
 parser.add_argument("--model", default="smollm2", help="a model's folder, or smollm2 (default)")
 parser.add_argument("--output", default="out/quickstart", help="where the adapter goes (default: %(default)s)")
 arguments = parser.parse_args()
+# transformers tells PEFT's authors of an older name that PEFT still reads.
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
 path = base_path(arguments.model)
 
 tokenizer = AutoTokenizer.from_pretrained(path)

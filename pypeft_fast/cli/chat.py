@@ -1,13 +1,13 @@
 """`pypeft-fast chat`: streams a model's answers, with any of the adapters given, or none."""
 
 from ..finetune import threads
-from ..finetune.adapters.files import check_files
-from ..finetune.adapters.named import check_names, parse_adapters
 from ..finetune.base_models import check_base, load_base
+from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, as_user_error, need
-from .common import add_dtype, add_model, add_seed, add_threads
+from .adapter_option import check_names, check_one_kind, read_adapters
+from .common import add_adapters, add_dtype, add_model, add_seed, add_threads
 from .option_values import positive_int, temperature, top_p
-from .terminal import calm_libraries, say
+from .terminal import say
 
 SUMMARY = "talk to a model, with adapters or without"
 EXAMPLE = "pypeft-fast chat --model smollm2 --adapter my-adapter"
@@ -25,13 +25,7 @@ HELP = """\
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="an adapter's folder; may be repeated. NAME is its folder's name if not given",
-    )
+    add_adapters(parser)
     add("--prompt", metavar="TEXT", help="answer this once and end; with several adapters, each answers")
     add("--system", metavar="TEXT", help="a system message to begin with")
     add(
@@ -64,9 +58,8 @@ def add_arguments(parser) -> None:
 def run(arguments) -> None:
     need("transformers", "jinja2")
     check_base(arguments.model)
-    adapters = parse_adapters(arguments.adapter)
-    for path in adapters.values():
-        check_files(path)
+    adapters = read_adapters(arguments.adapter)
+    check_one_kind(adapters)
     threads.use(arguments.threads)
     import transformers
 

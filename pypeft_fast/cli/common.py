@@ -13,6 +13,31 @@ def add_model(parser) -> None:
     )
 
 
+def add_data(parser, what: str) -> None:
+    parser.add_argument("--data", required=True, metavar="FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC", help=what)
+
+
+def add_adapters(parser) -> None:
+    """--adapter, any number of times; `adapter_option` reads it."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="an adapter's folder; may be repeated. NAME is its folder's name if not given",
+    )
+
+
+def add_max_length(parser) -> None:
+    parser.add_argument(
+        "--max-length",
+        type=positive_int,
+        metavar="N",
+        default=512,
+        help="tokens; what is longer is cut (default: %(default)s)",
+    )
+
+
 def add_dtype(parser) -> None:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default=DTYPES[0], help="of the base model (default: %(default)s)"

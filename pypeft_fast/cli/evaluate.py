@@ -4,15 +4,16 @@ import json
 import math
 
 from ..finetune import threads
-from ..finetune.adapters.files import check_files
-from ..finetune.adapters.named import check_names, parse_adapters
 from ..finetune.base_models import check_base
+from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
 from ..finetune.errors import need
 from ..finetune.report.advice import shortened
-from .common import add_dtype, add_model, add_threads
+from .adapter_option import check_names, read_adapters
+from .common import add_adapters, add_data, add_dtype, add_max_length, add_model, add_threads
+from .option_names import as_options
 from .option_values import positive_int
-from .terminal import calm_libraries, say
+from .terminal import say
 
 SUMMARY = "the loss of a model on data, with adapters and without"
 EXAMPLE = "pypeft-fast evaluate --model smollm2 --adapter my-adapter --data questions.jsonl"
@@ -24,11 +25,9 @@ trained on says nothing about new questions."""
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add("--adapter", action="append", default=[], metavar="[NAME=]DIR", help="an adapter's folder; may be repeated")
-    add("--data", required=True, metavar="FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC", help="as finetune's --data")
-    add(
-        "--max-length", type=positive_int, metavar="N", default=512, help="tokens; what is longer is cut (default: 512)"
-    )
+    add_adapters(parser)
+    add_data(parser, "as finetune's --data")
+    add_max_length(parser)
     add("--batch-size", type=positive_int, metavar="N", default=8, help="examples at a time (default: 8)")
     add("--json", action="store_true", help="print it as JSON")
     add_dtype(parser)
@@ -38,9 +37,7 @@ def add_arguments(parser) -> None:
 def run(arguments) -> None:
     need("transformers", "jinja2")
     check_base(arguments.model)
-    adapters = parse_adapters(arguments.adapter)
-    for path in adapters.values():
-        check_files(path)
+    adapters = read_adapters(arguments.adapter)
     examples = load_data(arguments.data)
     threads.use(arguments.threads)
     from ..finetune.evaluate import evaluate
@@ -56,7 +53,7 @@ def run(arguments) -> None:
         say(json.dumps(facts, indent=2), keep="\n")
         return
     for line in shortened(data, arguments.max_length):
-        say(line)
+        say(as_options(line, arguments))
     say(f"{len(data.held_out)} examples, {result.tokens} tokens of answers")
     wide = max(map(len, losses))
     for name, loss in losses.items():

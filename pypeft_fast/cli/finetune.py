@@ -8,6 +8,7 @@ from pathlib import Path
 from ..finetune import threads
 from ..finetune.adapters.files import check_files, read_adapter
 from ..finetune.base_models import check_base
+from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
@@ -16,11 +17,12 @@ from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.resolve import resolve
 from ..finetune.training.settings import Settings
-from .terminal import calm_libraries, say
+from .option_names import as_options
+from .terminal import say
 
 
 def run(arguments) -> None:
-    need("transformers", "accelerate", "matplotlib", "jinja2")
+    need("transformers", "accelerate", "matplotlib", "jinja2", "tqdm")
     check_base(arguments.model)
     adapter = None
     if arguments.adapter is not None:
@@ -29,7 +31,7 @@ def run(arguments) -> None:
         check_files(Path(arguments.adapter))
         adapter = read_adapter(Path(arguments.adapter))
     examples = load_data(arguments.data)
-    held_out = None if arguments.eval_data is None else load_data(arguments.eval_data, "--eval-data")
+    held_out = None if arguments.eval_data is None else load_data(arguments.eval_data, "eval_data")
     asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
     settings = resolve(asked, len(examples), adapter)
     if not arguments.resume:
@@ -60,11 +62,11 @@ def _train(arguments, settings, examples, held_out) -> None:
     each = _counted(settings.batch_size * settings.gradient_accumulation, "example")
     say(f"{steps} of {each}, learning rate {settings.learning_rate:g}")
     for line in (*shortened(data, settings.max_length), *before_training(settings, data)):
-        say(line)
+        say(as_options(line, arguments))
     if held_out is not None and (both := leaked(examples, held_out)):
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
     if crowded := threads.crowded(torch.get_num_threads()):
-        say(crowded)
+        say(as_options(crowded, arguments))
     say(_count(ready.model))
     if going_on.checkpoint and going_on.damaged:
         say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
@@ -78,7 +80,7 @@ def _train(arguments, settings, examples, held_out) -> None:
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
-        say(line)
+        say(as_options(line, arguments))
     say(f"adapter, README.md, metrics.json and loss.png are in {output}")
     say(f"try it: pypeft-fast chat --model {shlex.quote(settings.model)} --adapter {shlex.quote(str(output))}")
 

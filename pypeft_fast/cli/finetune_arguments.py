@@ -1,7 +1,7 @@
 """What `pypeft-fast finetune` is told: its options."""
 
-from ..finetune.adapters.methods import METHODS
-from .common import add_dtype, add_model, add_seed, add_threads
+from ..finetune.adapters.methods import DEFAULTS, METHODS
+from .common import add_data, add_dtype, add_max_length, add_model, add_seed, add_threads
 from .option_values import count, folder, positive, positive_int, probability
 
 SUMMARY = "train an adapter for a language model on your data"
@@ -19,28 +19,38 @@ The output folder then holds the adapter (adapter_config.json, adapter_model.saf
 format), README.md, metrics.json and loss.png; during the run checkpoints too, from which --resume goes on."""
 
 
+def _methods_with(option: str) -> str:
+    return ", ".join(name for name, its in METHODS.items() if option in its.options)
+
+
+def _of(option: str, what: str) -> str:
+    """The help of an option that some methods have: which, what it is, and its default."""
+    return f"{_methods_with(option)}: {what} (default: {DEFAULTS[option]:g})"
+
+
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add("--data", required=True, metavar="FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC", help="what to learn, see below")
+    add_data(parser, "what to learn, see below")
     add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
     add("--adapter", metavar="DIR", help="go on training this adapter instead of a new one; its files stay")
-    add("--rank", type=positive_int, metavar="N", help="lora, dora: size of the adapter (default: 16)")
-    add("--alpha", type=positive, metavar="X", help="lora, dora: the update is scaled by alpha/rank (default: 32)")
-    add("--dropout", type=probability, metavar="X", help="lora, dora, bottleneck: in the adapter (default: 0.05)")
+    add("--rank", type=positive_int, metavar="N", help=_of("rank", "size of the adapter"))
+    add("--alpha", type=positive, metavar="X", help=_of("alpha", "the update is scaled by alpha/rank"))
+    add("--dropout", type=probability, metavar="X", help=_of("dropout", "in the adapter"))
     add(
         "--reduction-factor",
         type=positive,
         metavar="X",
-        help="bottleneck: the model's width over the adapter's (default: 16)",
+        help=_of("reduction_factor", "the model's width over the adapter's"),
     )
-    add("--virtual-tokens", type=positive_int, metavar="N", help="prompt, prefix: how many (default: 20)")
+    add("--virtual-tokens", type=positive_int, metavar="N", help=_of("virtual_tokens", "how many"))
     add(
         "--target-modules",
         metavar="NAMES",
-        help="lora, dora, ia3, bitfit: layers to adapt: names with commas between, one regular expression, or "
-        "all-linear (default: all-linear; ia3: the usual ones for the architecture; bitfit: all that can have a bias)",
+        help=f"{_methods_with('target_modules')}: layers to adapt: names with commas between, one regular expression, "
+        "or all-linear (default: all-linear; ia3: the usual ones for the architecture; bitfit: all that can have a "
+        "bias)",
     )
     add("--epochs", type=positive, metavar="X", help="passes over the data (default: 3, more for few examples)")
     add("--max-steps", type=positive_int, metavar="N", help="stop after so many steps, instead of --epochs")
@@ -50,15 +60,9 @@ def add_arguments(parser) -> None:
         "--learning-rate",
         type=positive,
         metavar="X",
-        help=f"the highest, decaying to 0 (default: what suits the method, for lora {METHODS['lora'].learning_rate:g})",
+        help=f"at most 1; it decays to 0 (default: what suits the method, for lora {METHODS['lora'].learning_rate:g})",
     )
-    add(
-        "--max-length",
-        type=positive_int,
-        metavar="N",
-        default=512,
-        help="tokens; what is longer is cut (default: %(default)s)",
-    )
+    add_max_length(parser)
     add_dtype(parser)
     add("--eval-data", metavar="FILE", help="examples to hold out, instead of a part of --data")
     add(

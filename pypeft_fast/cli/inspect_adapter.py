@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 from ..finetune.adapters.describe import describe
+from ..finetune.errors import UserError
 from ..finetune.text import cut
 from .terminal import say
 
 SUMMARY = "what an adapter is: method, base, rank, layers, size, losses"
 EXAMPLE = "pypeft-fast inspect my-adapter"
-ADVICE = "It reads the folder's files and nothing else: no model is loaded."
+ADVICE = """\
+It reads the folder's files and nothing else: no model is loaded. The exit code is 2 for an adapter that is broken:
+files that are not whole, values that are NaN or infinite, tensors whose rank is not the config's."""
 
 
 def add_arguments(parser) -> None:
@@ -21,8 +24,10 @@ def run(arguments) -> None:
     facts = describe(Path(arguments.adapter))
     if arguments.json:
         say(json.dumps(facts, indent=2), keep="\n")
-        return
-    for name, value in facts.items():
-        if value is not None:
-            text = ", ".join(map(str, value)) if isinstance(value, list) else value
-            say(f"{name:<16} {cut(str(text), 500)}")
+    else:
+        for name, value in facts.items():
+            if value is not None and name != "broken":
+                text = ", ".join(map(str, value)) if isinstance(value, list) else value
+                say(f"{name:<16} {cut(str(text), 500)}")
+    if facts["broken"]:
+        raise UserError(f"{arguments.adapter} is broken: {'; '.join(facts['broken'])}; get it again or train it again")

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from ..finetune.errors import UserError, as_user_error
 from ..finetune.text import safe
+from .option_names import as_options
 from .terminal import say
 
 # {subcommand: (the module of its options, the module that runs it)}, imported when asked for
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 
     0, 2 after a user's mistake, 130 after an interruption, 141 if what reads the output has gone.
     """
-    name = "pypeft-fast"
+    name, arguments = "pypeft-fast", argparse.Namespace()
     try:
         parser = make_parser()
         arguments = parser.parse_args(argv)
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module(f".{COMMANDS[arguments.command][1]}", __package__).run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        say(f"{name}: {error}", file=sys.stderr)
+        say(f"{name}: {as_options(str(error), arguments)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         say(f"\n{name}: interrupted", file=sys.stderr, keep="\n")

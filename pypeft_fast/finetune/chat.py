@@ -24,7 +24,7 @@ class Chat:
         self.model = model
         for number, (name, path) in enumerate(adapters.items()):
             check_files(path)
-            with as_user_error(f"--adapter {path} cannot be loaded", LIBRARY_ERRORS):
+            with as_user_error(f"`adapter` {path} cannot be loaded", LIBRARY_ERRORS):
                 if number == 0:
                     self.model = pypeft_fast.PeftModel.from_pretrained(model, path, adapter_name=name)
                 else:

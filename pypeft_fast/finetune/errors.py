@@ -4,8 +4,9 @@ import importlib.util
 
 from .text import cut, one_line
 
-# What to type for a missing module, where it is not just `pip install MODULE`.
+# What a module is called on PyPI, where it is not its own name.
 PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}
+EXTRA = 'pip install "pypeft-fast[cli]"'  # brings every module that `need` is asked for
 
 
 class UserError(Exception):
@@ -16,10 +17,7 @@ def need(*modules: str) -> None:
     """Raises UserError with the pip command if one of these modules is not installed. Imports nothing."""
     missing = [PIP_NAME.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise UserError(
-            f"this needs {', '.join(missing)}, not installed here; run: pip install {' '.join(missing)} (the extra "
-            "[cli] of this package brings all that the command needs)"
-        )
+        raise UserError(f"this needs {', '.join(missing)}, not installed here; run: {EXTRA}")
 
 
 class as_user_error:

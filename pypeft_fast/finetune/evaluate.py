@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from .adapters.files import by_kind
 from .base_models import load_base
 from .chat import Chat
 from .data.records import Example
@@ -27,6 +28,8 @@ def evaluate(
 ) -> Evaluation:
     """The losses of a base model, named as `load_base` takes it, and of the adapters in these folders, by name.
 
+    Adapters of another kind than the first, say IA3 beside LoRA, get a base model of their own.
+
     UserError: as `load_base` and `Chat` raise it, a max_length that leaves no answer or is longer than the model reads,
     or a tokenizer of another model.
     """
@@ -34,9 +37,11 @@ def evaluate(
     data = held_out_data(tokenizer, examples, max_length)
     check_ids(base, [token for encoded in data.held_out for token in encoded.input_ids])
     check_length(base, max(len(e.input_ids) for e in data.held_out), None, max_length)
-    chat = Chat(base, tokenizer, adapters)
-    losses = {}
-    for name in (None, *chat.adapters):
-        with chat.using(name):
-            losses[name or "base"] = held_out_loss(chat.model, data.held_out, Collator.of(tokenizer), batch_size)
-    return Evaluation(losses, data)
+    collator = Collator.of(tokenizer)
+    losses = {"base": held_out_loss(base.eval(), data.held_out, collator, batch_size)}
+    for number, group in enumerate(by_kind(adapters).values()):
+        chat = Chat(load_base(model, dtype)[0] if number else base, tokenizer, group)
+        for name in group:
+            with chat.using(name):
+                losses[name] = held_out_loss(chat.model, data.held_out, collator, batch_size)
+    return Evaluation({name: losses[name] for name in ("base", *adapters)}, data)

@@ -12,7 +12,7 @@ def is_name(text: str) -> bool:
     return re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", text) is not None
 
 
-def download(name: str, kind: str, patterns: list[str], option: str) -> Path:
+def download(name: str, kind: str, patterns: list[str], argument: str) -> Path:
     """The folder of the files of a "model" or a "dataset" that match, from the Hub's cache or the Hub.
 
     UserError that says how to get a folder, if neither has it.
@@ -27,7 +27,7 @@ def download(name: str, kind: str, patterns: list[str], option: str) -> Path:
     except errors as error:
         what = "" if kind == "model" else " --repo-type dataset"
         raise UserError(
-            f"{option} {name}: there is no such folder here, and the Hugging Face Hub does not give it "
+            f"`{argument}` {name}: there is no such folder here, and the Hugging Face Hub does not give it "
             f"({cut(one_line(str(error)))}); on a machine with a network run: hf download {name}{what} --local-dir "
             f"FOLDER   and give FOLDER"
         ) from error

@@ -3,9 +3,8 @@
 import os
 
 # Turns of GNU OpenMP's waiting loop before a thread sleeps. Its own 300,000 are milliseconds: beside other processes,
-# a thread burns them at every barrier while the one that it waits for has no core. On 2 cores under a load of 7, a step
-# of SmolLM2-135M on 2 threads took 8.9 seconds of CPU time with them and 1.6 with these, of the frozen model alone 7.2
-# and 1.7; it is the number that the library itself takes where it knows of more threads than cores.
+# a thread burns them at every barrier while the one that it waits for has no core. These are what the library itself
+# takes where it knows of more threads than cores.
 SPINS = 1000
 HOW_TO_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -34,5 +33,5 @@ def crowded(threads: int) -> str | None:
         return None
     return (
         f"this machine is busy (load {load:.1f} on {cores} cores), and {threads} threads wait for each other there: "
-        f"--threads {free} costs less CPU time and is often as fast"
+        f"`threads` {free} costs less CPU time and is often as fast"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.finetune.conftest import dialogues, tiny_model, tokenizer  # noqa: F401
+from tests.finetune.conftest import dialogues, tiny_adapter, tiny_model, tokenizer  # noqa: F401
 
 
 @pytest.fixture

@@ -31,13 +31,13 @@ def test_a_merged_model_answers_as_the_adapter(finetune, command, tiny_model, tm
     for method in ("lora", "dora", "ia3", "bitfit"):
         fast = ["--learning-rate", 0.1] if method == "ia3" else []
         assert finetune(tmp_path / method, "--method", method, *fast, "--save-every", 0)[0] == 0
-        merged = tmp_path / f"{method}-merged"
+        merged = tmp_path / f"{method} merged"
         code, out, err = command("merge", "--model", tiny_model, "--adapter", tmp_path / method, "--output", merged)
         assert code == 0, err
-        assert f"pypeft-fast chat --model {merged}" in out and not list(tmp_path.glob(".*"))
+        assert f"pypeft-fast chat --model '{merged}'\n" in out and not list(tmp_path.glob(".*"))
         assert (merged / "model.safetensors").is_file() and not list(merged.glob("adapter*"))
         assert answers(command, merged) == answers(command, tiny_model, "--adapter", tmp_path / method)
-    assert answers(command, tmp_path / "lora-merged") != answers(command, tiny_model)
+    assert answers(command, tmp_path / "lora merged") != answers(command, tiny_model)
     model, tokenizer = (kind.from_pretrained(merged) for kind in (AutoModelForCausalLM, AutoTokenizer))
     assert tokenizer.chat_template and torch.isfinite(model(torch.tensor([[1, 2]])).logits).all()
 
@@ -85,6 +85,26 @@ def test_inspect(finetune, command, tmp_path, dialogues):
     assert code == 0 and "held-out" not in out and "LORA" in out
     mistake(command("inspect", tmp_path), "holds no whole adapter: adapter_config.json is missing")
     mistake(command("inspect", tmp_path / "none"), "no such folder")
+
+
+def test_inspect_says_what_is_broken(command, tiny_adapter, tmp_path):
+    from safetensors.torch import save_file
+
+    assert command("inspect", tiny_adapter)[0] == 0
+    folder = shutil.copytree(tiny_adapter, tmp_path / "a")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = sorted(tensors)[2]
+    tensors[name][0, 1] = float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors")
+    code, out, err = command("inspect", folder)
+    assert code == 2 and "LORA" in out and err.count("\n") == 1
+    assert f"{folder} is broken: {name} has NaN or infinite values; get it again" in err
+    code, out, err = command("inspect", folder, "--json")
+    assert code == 2 and json.loads(out)["broken"] == [f"{name} has NaN or infinite values"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 64}))
+    code, _, err = command("inspect", folder)
+    assert code == 2 and "rank 3, where the config says 64" in err and err.count("\n") == 1
 
 
 def test_going_on_from_an_adapter(finetune, command, tmp_path):

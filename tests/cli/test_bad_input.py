@@ -1,6 +1,5 @@
 """Every mistake a user can make with the command: one line on stderr that names it, exit code 2, nothing written."""
 
-import importlib.util
 import json
 import shutil
 
@@ -40,6 +39,11 @@ def test_no_command_or_a_wrong_one(command):
         ("--rank", "0", "0 is not a whole number above 0"),
         ("--rank", "4.5", "4.5 is not a whole number above 0"),
         ("--learning-rate", "inf", "inf is not a number above 0"),
+        (
+            "--learning-rate",
+            "1e6",
+            "1e+06 is outside what is accepted, above 0 and at most 1; usual for lora is 0.0005",
+        ),
         ("--eval-fraction", "1", "1 is not in [0, 1)"),
         ("--method", "magic", "'magic'"),
         ("--dtype", "float8", "'float8'"),
@@ -114,13 +118,11 @@ def test_output_and_resume(finetune, tmp_path):
     mistake(finetune("--resume", "--overwrite"), "not allowed with")
 
 
-@pytest.mark.parametrize(
-    ("module", "package"), [("matplotlib", "matplotlib"), ("accelerate", "accelerate"), ("yaml", "pyyaml")]
-)
-def test_a_missing_package_is_named_with_the_command(finetune, monkeypatch, module, package):
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == module else real(name, *a))
-    mistake(finetune(data="chatterbot:coding"), f"pip install {package}")
+def test_adapters_of_several_kinds_answer_apart(command, tiny_model, tiny_adapter, tmp_path):
+    other = shutil.copytree(tiny_adapter, tmp_path / "other")
+    (other / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    result = command("chat", "--model", tiny_model, "--adapter", tiny_adapter, "--adapter", other, "--prompt", "hi")
+    mistake(result, f"--adapter {other} is of IA3 and --adapter {tiny_adapter} of LORA", "by themselves")
 
 
 def test_adapters(command, tiny_model, dialogues, tmp_path):

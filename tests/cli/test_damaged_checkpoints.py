@@ -214,6 +214,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_whole_one(finetune, ti
         assert run.returncode < 0 and "Traceback" not in err
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "going on from" in done.stdout, done.stderr
-    assert finetune(tmp_path / "whole", "--save-every", 100, steps=200)[0] == 0
+    assert finetune(tmp_path / "whole", "--save-every", 1, steps=200)[0] == 0
     first, second = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "parts"))
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -157,7 +157,8 @@ def test_overwriting_waits_until_everything_else_is_checked(finetune, tmp_path):
 
 
 @pytest.mark.parametrize("steps,says", [(4, "the loss of step 2 is nan"), (1, "the loss on held-out data is nan")])
-def test_a_run_that_diverges_ends_with_that(finetune, tmp_path, steps, says):
+def test_a_run_that_diverges_ends_with_that(finetune, tmp_path, monkeypatch, steps, says):
+    monkeypatch.setattr("pypeft_fast.finetune.training.resolve.LARGEST_RATE", 1e31)  # or it would not begin
     code, _, err = finetune(tmp_path / "a", "--learning-rate", 1e30, steps=steps)
     assert code == 2 and "Traceback" not in err
     assert f"{says}: training has diverged, no adapter is written; lower --learning-rate" in err

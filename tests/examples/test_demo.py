@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import peft
@@ -21,6 +22,7 @@ def demo():
     return module
 
 
+@pytest.mark.usefixtures("without_announcements")
 def test_end_to_end(demo, tiny_model, tmp_path, capsys):
     arguments = ["--model", tiny_model, "--output", tmp_path, "--steps", 3, "--compare-steps", 1]
     demo.main([str(a) for a in arguments])
@@ -38,6 +40,13 @@ def test_end_to_end(demo, tiny_model, tmp_path, capsys):
     assert out.startswith("This takes about five minutes on 2 idle cores; here are ")
     for text in ("tech_support: 7 examples", "My printer is", "capital of", "Held-out loss", "Beside PEFT"):
         assert text in out
+    compared = out[out.index("Beside PEFT") :]
+    assert "tech_support │" in compared and "…" not in compared, "whole in 80 columns"
+    last = out.splitlines()[-1]
+    assert last == (
+        f"ask more: {sys.executable} -m pypeft_fast chat --model {tiny_model} "
+        f"--adapter {tmp_path}/tech_support --adapter {tmp_path}/coding"
+    )
 
 
 def test_quick_is_shorter_and_compares_one_topic(demo, tiny_model, tmp_path, capsys):

@@ -19,6 +19,7 @@ def product_lines():
     return module
 
 
+@pytest.mark.usefixtures("without_announcements")
 def test_end_to_end(product_lines, tiny_model, tmp_path, capsys):
     product_lines.main(["--model", str(tiny_model), "--output", str(tmp_path), "--steps", "60"])
     text = capsys.readouterr().out

@@ -29,6 +29,7 @@ def run(script, folder):
     command = [sys.executable, script, "--output", folder]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     return done.stdout
 
 

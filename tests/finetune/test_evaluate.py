@@ -1,6 +1,7 @@
 """The losses of a model and of its adapters, as values."""
 
 import pytest
+import torch
 
 from pypeft_fast.finetune.base_models import load_base
 from pypeft_fast.finetune.data.load import load_data
@@ -24,6 +25,25 @@ def test_the_losses_are_those_of_each_model_alone(tiny_model, dialogues, tiny_ad
     assert result.tokens == sum(label >= 0 for one in encoded for label in one.labels)
 
 
+def test_adapters_of_several_kinds(tiny_model, dialogues, tiny_adapter, tmp_path):
+    import peft
+
+    model, tokenizer = load_base(str(tiny_model))
+    model = peft.get_peft_model(model, peft.IA3Config(task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "ia3_l" in name:
+                parameter.mul_(1.5)
+    model.save_pretrained(tmp_path / "scaled")
+    examples = load_data(str(dialogues))
+    encoded = encode_all(tokenizer, examples, 512).examples
+    scaled = held_out_loss(model, encoded, Collator.of(tokenizer))
+    folders = {"one": tiny_adapter, "scaled": tmp_path / "scaled", "two": tiny_adapter}
+    losses = evaluate(str(tiny_model), folders, examples).losses
+    assert list(losses) == ["base", "one", "scaled", "two"] and losses["one"] == losses["two"] != losses["base"]
+    assert losses["scaled"] == pytest.approx(scaled, abs=1e-5) and abs(scaled - losses["base"]) > 1e-3
+
+
 def test_a_length_that_leaves_no_answer(tiny_model, dialogues):
-    with pytest.raises(UserError, match="--max-length 2 leaves no token of an answer"):
+    with pytest.raises(UserError, match="`max_length` 2 leaves no token of an answer"):
         evaluate(str(tiny_model), {}, load_data(str(dialogues)), max_length=2)

@@ -17,14 +17,14 @@ def adapted(base, settings):
     UserError if the method, its options and this model do not go together, or if the adapter's files do not fit it.
     """
     if settings.adapter is not None:
-        with as_user_error(f"--adapter {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
+        with as_user_error(f"`adapter` {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
             return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
     names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
     check_targets(settings.target_modules, names)
     modules = [name for name, _ in base.named_modules()]
     widest = max((max(base.get_submodule(name).weight.shape) for name in names), default=0)
     if settings.rank is not None and settings.rank > widest:
-        raise UserError(f"--rank {settings.rank} is more than the widest layer of this model has, {widest}")
+        raise UserError(f"`rank` {settings.rank} is more than the widest layer of this model has, {widest}")
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):
@@ -32,7 +32,7 @@ def adapted(base, settings):
     except UserError as error:
         if settings.target_modules in (None, "all-linear"):
             raise
-        given = f"--target-modules is {quoted(settings.target_modules)}"
+        given = f"`target_modules` is {quoted(settings.target_modules)}"
         raise UserError(
             f"{error}; {given}, and the layers of this model are called {', '.join(short_names(names))}"
         ) from error

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from ..errors import UserError
+from .contradictions import contradictions
 from .files import object_in, read_adapter
 
 
 def describe(folder: Path) -> dict:
     """What there is to say of an adapter, from its files and the metrics.json beside them, if it is there.
+
+    "broken" holds what makes the adapter useless though its files are whole, None if nothing does.
 
     UserError: no such folder, or files that are not whole.
     """
@@ -31,6 +34,7 @@ def describe(folder: Path) -> dict:
         "steps": metrics.get("steps"),
         "best step": metrics.get("best_step"),
         "held-out loss": _losses(metrics),
+        "broken": contradictions(folder, adapter) or None,
     }
 
 

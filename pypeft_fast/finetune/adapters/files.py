@@ -39,11 +39,11 @@ def check_files(folder: Path) -> None:
     """UserError unless an adapter's files are there and whole: PEFT looks on the hub for what a folder lacks."""
     trouble = fault_of_weights(folder / WEIGHTS)
     if (folder / CONFIG).exists():
-        json_text.read_object(folder / CONFIG, f"--adapter {folder} cannot be loaded: {CONFIG}")
+        json_text.read_object(folder / CONFIG, f"`adapter` {folder} cannot be loaded: {CONFIG}")
     elif not any(folder.glob(f"{CONFIG}*")):  # one being saved has a longer name, and PeftModel knows it
         trouble = f"{CONFIG} is missing"
     if trouble:
-        raise UserError(f"--adapter {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
+        raise UserError(f"`adapter` {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,16 @@ def read_adapter(folder: Path) -> Adapter:
         dtypes = sorted({its.get_dtype() for its in slices.values()})
     config = json_text.read_object(folder / CONFIG, str(folder / CONFIG))
     return Adapter(config, shapes, dtypes, (folder / WEIGHTS).stat().st_size)
+
+
+def by_kind(adapters: dict[str, Path]) -> dict[str | None, dict[str, Path]]:
+    """{peft_type: those of the adapters that are of it}: PEFT loads adapters of one kind on one model. None stands for
+    a config that cannot be read, which loading will say."""
+    groups: dict[str | None, dict[str, Path]] = {}
+    for name, folder in adapters.items():
+        kind = object_in(folder / CONFIG)[0].get("peft_type")
+        groups.setdefault(kind if isinstance(kind, str) else None, {})[name] = folder
+    return groups
 
 
 def object_in(path: Path) -> tuple[dict, str | None]:

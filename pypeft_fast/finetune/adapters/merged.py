@@ -19,15 +19,15 @@ def merged(base, adapter: Path):
     UserError if the files do not fit the base, the method has nothing to fold in, a merged weight is not finite, or a
     bias has no place in the base's files.
     """
-    with as_user_error(f"--adapter {adapter} cannot be loaded", LIBRARY_ERRORS):
+    with as_user_error(f"`adapter` {adapter} cannot be loaded", LIBRARY_ERRORS):
         model = pypeft_fast.PeftModel.from_pretrained(base, adapter)
     config = model.peft_config[model.active_adapter]
     if config.is_prompt_learning or config.peft_type == "BOTTLENECK":
         raise UserError(
-            f"--adapter {adapter} is of the method {config.peft_type.value}, which has no weights to fold into the "
+            f"`adapter` {adapter} is of the method {config.peft_type.value}, which has no weights to fold into the "
             "base; use it as an adapter"
         )
-    with as_user_error(f"--adapter {adapter} cannot be merged", LIBRARY_ERRORS):
+    with as_user_error(f"`adapter` {adapter} cannot be merged", LIBRARY_ERRORS):
         model = model.merge_and_unload(safe_merge=True)
     _give_biases_a_place(model, adapter)
     return model
@@ -41,7 +41,7 @@ def save_merged(model: str, adapter: Path, output: Path, dtype="float32") -> Non
     base, tokenizer = load_base(model, dtype)
     whole = merged(base, adapter)
     kinds = (OSError, RuntimeError, SafetensorError)
-    with as_user_error(f"--output {output} cannot be written", kinds), new_folder(output) as scratch:
+    with as_user_error(f"`output` {output} cannot be written", kinds), new_folder(output) as scratch:
         tokenizer.save_pretrained(scratch)
         whole.save_pretrained(scratch)
 
@@ -59,7 +59,7 @@ def _give_biases_a_place(model, adapter: Path) -> None:
             setattr(model.config, flag, True)
     if have != _parameters_of(model):
         raise UserError(
-            f"--adapter {adapter} adds biases where {type(model).__name__} has none, so that no model's files can hold "
+            f"`adapter` {adapter} adds biases where {type(model).__name__} has none, so that no model's files can hold "
             "them; use it as an adapter"
         )
 

@@ -33,7 +33,7 @@ def options_of(method: str, given: dict) -> dict:
     for name, value in given.items():
         if value is not None and name not in has:
             able = ", ".join(other for other, its in METHODS.items() if name in its.options)
-            raise UserError(f"--{name.replace('_', '-')} does not go with --method {method}; it is for {able}")
+            raise UserError(f"`{name}` does not go with `method` {method}; it is for {able}")
     usual = DEFAULTS | {"target_modules": "all-linear" if method in ALL_LINEAR else None}
     return {name: usual[name] if given[name] is None and name in has else given[name] for name in given}
 
@@ -44,7 +44,7 @@ def method_of(config: dict, folder) -> str:
     kinds |= {"BOTTLENECK": "bottleneck", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
     kind = config.get("peft_type")
     if kind not in kinds:
-        raise UserError(f"--adapter {folder} is of the method {quoted(kind)}; trained are {', '.join(METHODS)}")
+        raise UserError(f"`adapter` {folder} is of the method {quoted(kind)}; trained are {', '.join(METHODS)}")
     return kinds[kind]
 
 

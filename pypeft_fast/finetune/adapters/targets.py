@@ -1,4 +1,4 @@
-"""The layers that --target-modules names: each name must be one of this model's."""
+"""The layers that `target_modules` names: each name must be one of this model's."""
 
 import difflib
 
@@ -36,5 +36,5 @@ def check_targets(target_modules, layers: list[str]) -> None:
             close = difflib.get_close_matches(target, known, n=1)
             guess = f"did you mean {close[0]}? There" if close else "there"
             raise UserError(
-                f"--target-modules: no layer of this model is called {quoted(target)}; {guess} are {', '.join(known)}"
+                f"`target_modules`: no layer of this model is called {quoted(target)}; {guess} are {', '.join(known)}"
             )

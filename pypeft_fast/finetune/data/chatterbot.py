@@ -18,7 +18,7 @@ def chatterbot_topics() -> dict[str, Path]:
     return {f.stem: Path(f.locate()) for f in sorted(found)}
 
 
-def read_chatterbot(topic: str) -> list[Example]:
+def read_chatterbot(topic: str, argument: str = "data") -> list[Example]:
     """The distinct conversations of one topic. Statements alternate: user, assistant, user, ...
 
     A closing statement that nothing answers is left out, and so are repetitions (tech_support has 1050 entries, of
@@ -26,7 +26,7 @@ def read_chatterbot(topic: str) -> list[Example]:
     """
     topics = chatterbot_topics()
     if topic not in topics:
-        raise UserError(f"--data {TOPIC_PREFIX}{topic}: no such topic; the topics are {', '.join(topics)}")
+        raise UserError(f"`{argument}` {TOPIC_PREFIX}{topic}: no such topic; the topics are {', '.join(topics)}")
     import yaml
 
     with open(topics[topic], encoding="utf-8") as file:

@@ -11,19 +11,19 @@ from .records import Example, conversation
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # of several forms of the same data on the Hub the first is taken
 
 
-def read_file(path: Path, option: str = "--data") -> list[Example]:
+def read_file(path: Path, argument: str = "data") -> list[Example]:
     """The conversations of a file; what its name ends with says of which kind it is, JSON lines if nothing else.
 
     Raises UserError: an unreadable file, a record that is not what it should be (with its line or number), none.
     """
     if not path.is_file():
-        raise UserError(f"{option} {path}: no such file")
-    with as_user_error(f"{option} {path} is not UTF-8 text", (UnicodeDecodeError,)):
-        with as_user_error(f"{option} {path} cannot be read", (OSError,)):
+        raise UserError(f"`{argument}` {path}: no such file")
+    with as_user_error(f"`{argument}` {path} is not UTF-8 text", (UnicodeDecodeError,)):
+        with as_user_error(f"`{argument}` {path} cannot be read", (OSError,)):
             records = {".csv": _csv, ".parquet": _parquet, ".json": _json}.get(path.suffix.lower(), _json_lines)(path)
             examples = [_example(record, source) for record, source in records]
     if not examples:
-        raise UserError(f"{option} {path} holds no examples")
+        raise UserError(f"`{argument}` {path} holds no examples")
     return examples
 
 
@@ -32,19 +32,21 @@ def read_jsonl(path: Path) -> list[Example]:
     return read_file(path) if path.suffix == ".jsonl" else [_example(*pair) for pair in _json_lines(path)]
 
 
-def read_hub(spec: str, option: str = "--data") -> list[Example]:
+def read_hub(spec: str, argument: str = "data") -> list[Example]:
     """The conversations of OWNER/NAME or OWNER/NAME:FILE on the Hub.
 
     Without FILE, of its files with "train" in their path, or of its only one. UserError that lists them otherwise.
     """
     name, _, wanted = spec.partition(":")
-    folder = hub.download(name, "dataset", [wanted] if wanted else [f"*{suffix}" for suffix in SUFFIXES], option)
+    folder = hub.download(name, "dataset", [wanted] if wanted else [f"*{suffix}" for suffix in SUFFIXES], argument)
     found = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     chosen = [path for path in found if str(path) == wanted] if wanted else choose(found)
     if not chosen:
         names = cut(", ".join(map(str, found)) or "none of " + ", ".join(SUFFIXES), 500)
-        raise UserError(f"{option} {spec}: which of its files? Give {option} {name}:FILE; the files are: {names}")
-    return [example for path in chosen for example in read_file(folder / path, option)]
+        raise UserError(
+            f"`{argument}` {spec}: which of its files? Give `{argument}` {name}:FILE; the files are: {names}"
+        )
+    return [example for path in chosen for example in read_file(folder / path, argument)]
 
 
 def choose(files: list[Path]) -> list[Path]:
@@ -81,7 +83,7 @@ def _csv(path: Path) -> Iterator[tuple[object, str]]:
     need("pandas")
     import pandas
 
-    with as_user_error(f"--data {path} is no CSV file", (pandas.errors.ParserError, pandas.errors.EmptyDataError)):
+    with as_user_error(f"{path} is no CSV file", (pandas.errors.ParserError, pandas.errors.EmptyDataError)):
         table = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     yield from _rows(table, path)
 
@@ -90,7 +92,7 @@ def _parquet(path: Path) -> Iterator[tuple[object, str]]:
     need("pandas", "pyarrow")
     import pandas
 
-    with as_user_error(f"--data {path} is no Parquet file", (ValueError, OSError, NotImplementedError)):
+    with as_user_error(f"{path} is no Parquet file", (ValueError, OSError, NotImplementedError)):
         table = pandas.read_parquet(path, engine="pyarrow")
     yield from _rows(table, path)
 

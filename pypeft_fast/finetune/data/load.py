@@ -9,20 +9,20 @@ from .files import read_file, read_hub
 from .records import Example
 
 
-def load_data(spec: str, option: str = "--data") -> list[Example]:
-    """Reads FILE, OWNER/NAME of the Hub with or without :FILE, or chatterbot:TOPIC. `option` is what errors call it.
+def load_data(spec: str, argument: str = "data") -> list[Example]:
+    """Reads FILE, OWNER/NAME of the Hub with or without :FILE, or chatterbot:TOPIC. `argument` is what errors call it.
 
     Raises UserError: no such file or topic (it lists the topics), a record that is not what it should be (with file
     and line number), nothing in it, or a package that is missing.
     """
     if spec.startswith(TOPIC_PREFIX):
-        return read_chatterbot(spec.removeprefix(TOPIC_PREFIX))
+        return read_chatterbot(spec.removeprefix(TOPIC_PREFIX), argument)
     if not Path(spec).is_file() and hub.is_name(spec.partition(":")[0]):
-        return read_hub(spec, option)
+        return read_hub(spec, argument)
     if not Path(spec).is_file():
         what = "is a folder" if Path(spec).is_dir() else "no such file"
         raise UserError(
-            f"{option} {spec}: {what}; give a file of .jsonl, .json, .csv or .parquet, OWNER/NAME of the Hugging "
+            f"`{argument}` {spec}: {what}; give a file of .jsonl, .json, .csv or .parquet, OWNER/NAME of the Hugging "
             f"Face Hub, or {TOPIC_PREFIX}TOPIC"
         )
-    return read_file(Path(spec), option)
+    return read_file(Path(spec), argument)

@@ -14,8 +14,9 @@ PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"
 # Who speaks in a ShareGPT record.
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FORMS = """\
-{"messages": [{"role": ..., "content": ...}]}, {"prompt": ..., "completion": ...}, ShareGPT's {"conversations": \
-[{"from": ..., "value": ...}]}, Alpaca's {"instruction": ..., "input": ..., "output": ...}"""
+{"messages": [{"role": ..., "content": ...}]}, {"prompt": ..., "completion": ...} (or "response"), \
+{"question": ..., "answer": ...}, ShareGPT's {"conversations": [{"from": ..., "value": ...}]}, \
+Alpaca's {"instruction": ..., "input": ..., "output": ...}"""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def split(examples: list[Example], fraction: float, seed: int) -> tuple[list[Exa
     if not held_out or len(held_out) == len(examples):
         raise UserError(
             f"cannot hold out a part of {len(examples)} example(s) in {len(groups)} group(s) of shared questions; "
-            "add data, or train without a held-out set: --eval-fraction 0"
+            "add data, or train without a held-out set: `eval_fraction` 0"
         )
     train = [e for i, e in enumerate(examples) if i not in held_out]
     return train, [e for i, e in enumerate(examples) if i in held_out]

@@ -124,7 +124,7 @@ def check_length(model, longest: int, virtual_tokens: int | None, max_length: in
     if room is not None and longest + (virtual_tokens or 0) > room:
         virtual = f" and {virtual_tokens} virtual tokens" if virtual_tokens else ""
         raise UserError(
-            f"--max-length {max_length}: an example has {longest} tokens{virtual}, and this model reads at most {room}"
+            f"`max_length` {max_length}: an example has {longest} tokens{virtual}, and this model reads at most {room}"
         )
 
 

@@ -1,17 +1,23 @@
-"""What a run's numbers mean, in sentences: shortened data, too few steps, a loss that rose, a comparison of too few."""
+"""What a run's numbers mean, in sentences: shortened data, too few steps, a learning rate that is not one
+for adapters, a loss that rose, a comparison of too few."""
+
+from ..adapters.methods import METHODS
 
 FEW_STEPS = 20
 FEW_HELD_OUT = 5
+# Learning rates that pass without a word. AdamW moves a parameter by about the rate in a step: below the first, a
+# thousand steps move it by a thousandth; above the second, ten move it by as much as an adapter's values are large.
+RATES = (1e-6, 1e-1)
 SAME = 1e-4  # relative: losses that differ by less are the same one, rounded otherwise
 
 
 def shortened(data, max_length: int) -> list[str]:
-    """What --max-length took from the examples, a sentence each."""
+    """What `max_length` took from the examples, a sentence each."""
     every, lines = len(data.train) + len(data.held_out) + data.dropped, []
     if data.cut:
         lines.append(f"{data.cut} of {every} examples cut at {max_length} tokens (longest {data.longest})")
     if data.dropped:
-        lines.append(f"{data.dropped} of {every} examples left out: --max-length {max_length} ends before their answer")
+        lines.append(f"{data.dropped} of {every} examples left out: `max_length` {max_length} ends before their answer")
     return lines
 
 
@@ -20,14 +26,20 @@ def before_training(settings, data) -> list[str]:
     lines, steps = [], settings.steps(len(data.train))
     if steps < FEW_STEPS:
         lines.append(
-            f"warning: only {steps} step{'s' * (steps > 1)}, which teach little; for more give --epochs or --max-steps"
+            f"warning: only {steps} step{'s' * (steps > 1)}, which teach little; for more give `epochs` or `max_steps`"
+        )
+    if not RATES[0] <= settings.learning_rate <= RATES[1]:
+        usual = METHODS[settings.method].learning_rate
+        lines.append(
+            f"warning: a `learning_rate` of {settings.learning_rate:g} is outside {RATES[0]:g} to {RATES[1]:g}, where "
+            f"adapters learn; usual for {settings.method} is {usual:g}"
         )
     if not data.held_out:
         lines.append("warning: nothing is held out, so nothing tells whether training helps")
     elif (few := len(data.held_out)) < FEW_HELD_OUT:
         lines.append(
             f"warning: {few} {'held-out examples prove' if few > 1 else 'held-out example proves'} little; "
-            "for more give --eval-fraction or --eval-data"
+            "for more give `eval_fraction` or `eval_data`"
         )
     return lines
 
@@ -49,6 +61,6 @@ def after_training(metrics: dict) -> list[str]:
     elif after > before:
         lines.append(
             "warning: the held-out loss rose, so this adapter answers new questions worse than before; give more data, "
-            "a lower --learning-rate or fewer --epochs"
+            "a lower `learning_rate` or fewer `epochs`"
         )
     return lines

@@ -30,7 +30,7 @@ def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: li
     kept = encode_all(tokenizer, train, settings.max_length)
     if not kept.examples:
         raise UserError(
-            f"--max-length {settings.max_length} leaves no token of an answer in any training example; raise it"
+            f"`max_length` {settings.max_length} leaves no token of an answer in any training example; raise it"
         )
     other = held_out_data(tokenizer, held_out, settings.max_length) if held_out else Data([], [], [], 0)
     return Data(
@@ -47,5 +47,5 @@ def held_out_data(tokenizer, examples: list[Example], max_length: int) -> Data:
     """Examples that are all held out. UserError if max_length leaves nothing of their answers."""
     encoded = encode_all(tokenizer, examples, max_length)
     if not encoded.examples:
-        raise UserError(f"--max-length {max_length} leaves no token of an answer in any held-out example; raise it")
+        raise UserError(f"`max_length` {max_length} leaves no token of an answer in any held-out example; raise it")
     return Data([], encoded.examples, examples, encoded.dropped, encoded.cut, encoded.longest)

@@ -10,6 +10,10 @@ from ..json_text import check_text
 from .schedule import schedule
 from .settings import Settings
 
+# AdamW changes each parameter by about the learning rate in a step, however large the gradients are, and an adapter's
+# own values begin within 1: at a larger rate the first step wipes out what they begin with.
+LARGEST_RATE = 1.0
+
 
 def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     """The settings of a run on so many examples, going on with an adapter if there is one.
@@ -17,14 +21,14 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     asked: a value for every field of Settings, None where nothing was said. Its target_modules is a text: with a comma
     a list of names, else one name, dotted or not, or an expression.
 
-    Raises UserError for an option that the method does not have.
+    Raises UserError for an option that the method does not have, and for a learning rate above LARGEST_RATE.
     """
     given = asked | {"max_steps": asked["max_steps"] or -1}
     names = asked["target_modules"]
     if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
         given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
     if names is not None:
-        check_text(names, "--target-modules")
+        check_text(names, "`target_modules`")
     options = {name for method in METHODS.values() for name in method.options}
     if adapter is None:
         given["method"] = asked["method"] or "lora"
@@ -33,18 +37,21 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
         given["method"] = method_of(adapter.config, asked["adapter"])
         if given["method"] in ("prompt", "prefix"):
             raise UserError(
-                f"--adapter {asked['adapter']} is of --method {given['method']}, which PEFT does not train on from "
+                f"`adapter` {asked['adapter']} is of `method` {given['method']}, which PEFT does not train on from "
                 "files; train a new one"
             )
         for name in ("method", *sorted(options)):
             if asked[name] is not None:
-                raise UserError(
-                    f"--{name.replace('_', '-')} does not go with --adapter, which has its own; leave it out"
-                )
+                raise UserError(f"`{name}` does not go with `adapter`, which has its own; leave it out")
     usual = schedule(examples) | {"learning_rate": METHODS[given["method"]].learning_rate}
     given |= {name: value for name, value in usual.items() if given[name] is None}
+    if not 0 < given["learning_rate"] <= LARGEST_RATE:
+        raise UserError(
+            f"`learning_rate` {given['learning_rate']:g} is outside what is accepted, above 0 and at most "
+            f"{LARGEST_RATE:g}; usual for {given['method']} is {usual['learning_rate']:g}"
+        )
     if given["eval_data"] is not None:
         given["eval_fraction"] = 0
     if given["method"] == "prefix" and asked["gradient_checkpointing"]:
-        raise UserError("--gradient-checkpointing does not go with --method prefix: it drops the cache that holds it")
+        raise UserError("`gradient_checkpointing` does not go with `method` prefix: it drops the cache that holds it")
     return Settings(**given)

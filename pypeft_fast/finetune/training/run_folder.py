@@ -19,13 +19,13 @@ from . import checkpoints
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
 LOCK_FILE = ".finetune.lock"  # there while a run writes the folder
 FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
-# In the settings file, beside the settings: checkpoints of an earlier run that --overwrite left, see checkpoints.py.
+# In the settings file, beside the settings: checkpoints of an earlier run that `overwrite` left, see checkpoints.py.
 EARLIER = "earlier_checkpoints"
 
 
 @dataclass(frozen=True)
 class GoingOn:
-    """Where --resume goes on, and what is wrong with newer checkpoints; or how many steps a run has that has ended."""
+    """Where `resume` goes on, and what is wrong with newer checkpoints; or how many steps a run has that has ended."""
 
     checkpoint: Path | None
     damaged: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ def open_new(output: Path, overwrite: bool) -> None:
     earlier = [*output.glob("checkpoint-*"), *output.glob("adapter_*"), *own]
     if earlier and not overwrite:
         raise UserError(
-            f"--output {output} already holds {earlier[0].name}; go on with --resume, replace it with --overwrite, or "
+            f"`output` {output} already holds {earlier[0].name}; go on with `resume`, replace it with `overwrite`, or "
             "name another folder"
         )
 
@@ -50,13 +50,13 @@ def open_new(output: Path, overwrite: bool) -> None:
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
     """Inside of it no other process writes this folder; UserError if one does already."""
-    with as_user_error(f"--output {output} cannot be written", (OSError,)):
+    with as_user_error(f"`output` {output} cannot be written", (OSError,)):
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK_FILE, "w")
     with file:
         if not _is_held(file, output / LOCK_FILE):
             raise UserError(
-                f"--output {output}: another finetune is writing it; wait for its end or name another folder"
+                f"`output` {output}: another finetune is writing it; wait for its end or name another folder"
             )
         try:
             yield
@@ -86,18 +86,18 @@ def begin(output: Path, settings) -> dict[str, str]:
     with as_user_error(f"{output / METRICS_FILE} cannot be deleted", (OSError,)):
         (output / METRICS_FILE).unlink(missing_ok=True)
     left = checkpoints.remove(output)
-    with as_user_error(f"--output {output} cannot be read", (OSError,)):
+    with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         stay = {path.name: checkpoints.fingerprint(path) for path in checkpoints.checkpoints(output)}
     write_json(output / SETTINGS_FILE, dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
     return left
 
 
 def go_on(output: Path, settings) -> GoingOn:
-    """What --resume does in this folder.
+    """What `resume` does in this folder.
 
     Raises UserError: no run in it, one of other settings, settings that cannot be read, or no checkpoint that is whole.
     """
-    none = f"--resume: no complete checkpoint in {output}; start without --resume"
+    none = f"`resume`: no complete checkpoint in {output}; start without `resume`"
     if not (output / SETTINGS_FILE).is_file():
         raise UserError(none)
     _check_names(output)
@@ -105,17 +105,17 @@ def go_on(output: Path, settings) -> GoingOn:
     earlier = _check_settings(output / SETTINGS_FILE, now)
     if (steps := _steps_of_complete(output, now)) is not None:
         return GoingOn(None, steps_done=steps)
-    with as_user_error(f"--output {output} cannot be read", (OSError,)):
+    with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         checkpoint, damaged = checkpoints.newest_whole(output, earlier)
     if checkpoint is None and damaged:
-        raise UserError(f"--resume: {'; '.join(damaged)}: no whole checkpoint is left; start again with --overwrite")
+        raise UserError(f"`resume`: {'; '.join(damaged)}: no whole checkpoint is left; start again with `overwrite`")
     if checkpoint is None:
         raise UserError(none)
     return GoingOn(checkpoint, damaged)
 
 
 def can_go_on(output: Path) -> bool:
-    """Whether --resume with the same options would find a checkpoint."""
+    """Whether `resume` with the same options would find a checkpoint."""
     try:
         saved = json_text.read_object(output / SETTINGS_FILE, SETTINGS_FILE)
     except UserError:
@@ -124,34 +124,34 @@ def can_go_on(output: Path) -> bool:
 
 
 def _make(output: Path) -> None:
-    with as_user_error(f"--output {output} cannot be written", (OSError,)):
+    with as_user_error(f"`output` {output} cannot be written", (OSError,)):
         output.mkdir(parents=True, exist_ok=True)
     _check_names(output)
 
 
 def _check_names(output: Path) -> None:
-    with as_user_error(f"--output {output} cannot be read", (OSError,)):
+    with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         blocked = next((name for name in FILES if (output / name).exists() and not (output / name).is_file()), None)
     if blocked:
-        raise UserError(f"--output {output}: {blocked} in it is not a file; move it away or name another folder")
+        raise UserError(f"`output` {output}: {blocked} in it is not a file; move it away or name another folder")
 
 
 def _check_settings(path: Path, now: dict) -> dict[str, str]:
     """UserError unless the file holds just these settings; returns the earlier checkpoints that it names."""
-    remedy = "start again with --overwrite"
+    remedy = "start again with `overwrite`"
     try:
         saved = json_text.read_object(path, str(path))
     except UserError as error:
-        raise UserError(f"--resume: {error}; {remedy}") from error
+        raise UserError(f"`resume`: {error}; {remedy}") from error
     earlier = saved.pop(EARLIER, {})
     missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys())
     if missing or unknown or not isinstance(earlier, dict):
         what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0] if unknown else EARLIER}"
-        raise UserError(f"--resume: {path} {what}: another version of this command wrote it; {remedy}")
+        raise UserError(f"`resume`: {path} {what}: another version of this command wrote it; {remedy}")
     for name, value in now.items():
         if saved[name] != value:
             raise UserError(
-                f"--resume: --{name.replace('_', '-')} was {quoted(saved[name])} in the run to go on with and is "
+                f"`resume`: `{name}` was {quoted(saved[name])} in the run to go on with and is "
                 f"{quoted(value)} now; give the same options"
             )
     return earlier

@@ -1,7 +1,7 @@
 """How long to train where the user does not say.
 
-A choice from few runs of LoRA on SmolLM2-135M, one seed each: `python -m bench.defaults` makes more of them. The
-adapter of the lowest held-out loss is what a run keeps, so that a few epochs too many cost time only.
+A choice from few runs of LoRA on SmolLM2-135M: `python -m bench.defaults` makes more of them. The adapter of the
+lowest held-out loss is what a run keeps, so that a few epochs too many cost time only.
 """
 
 BATCH = 4

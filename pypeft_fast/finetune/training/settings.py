@@ -9,7 +9,7 @@ LEAST, MOST = 10, 200
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on; --resume insists on the same, since data order and learning rate follow from it."""
+    """What a run depends on; `resume` insists on the same, since data order and learning rate follow from it."""
 
     model: str
     data: str

@@ -38,7 +38,7 @@ def fine_tune(
     with contextlib.nullcontext() if settings.adapter else model.disable_adapter():
         before = held_out_loss(model, data.held_out, collator, settings.batch_size)
     if before is not None and not math.isfinite(before):
-        what = f"--adapter {settings.adapter}" if settings.adapter else f"--model {settings.model}"
+        what = f"`adapter` {settings.adapter}" if settings.adapter else f"`model` {settings.model}"
         raise UserError(f"the loss before training is already {before}: {what} is damaged; get it again")
     trainer = make_trainer(model, data, collator, settings, output, callbacks)
     train_to_the_end(trainer, checkpoint)

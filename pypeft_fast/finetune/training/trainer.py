@@ -74,7 +74,7 @@ class TimedTrainer(Trainer):
 
 def _fitting(checkpoint):
     kinds = (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError)
-    return as_user_error(f"{checkpoint} does not fit this run; start again with --overwrite", kinds)
+    return as_user_error(f"{checkpoint} does not fit this run; start again with `overwrite`", kinds)
 
 
 class ProgressBar(ProgressCallback):
@@ -113,7 +113,7 @@ class EndAtDivergence(TrainerCallback):
 def check_finite(what: str, loss: float | None) -> None:
     """UserError if a loss is NaN or infinite."""
     if loss is not None and not math.isfinite(loss):
-        raise UserError(f"{what} is {loss}: training has diverged, no adapter is written; lower --learning-rate")
+        raise UserError(f"{what} is {loss}: training has diverged, no adapter is written; lower `learning_rate`")
 
 
 class StepTimes(TrainerCallback):

@@ -1,12 +1,14 @@
 """Training data in the forms that others write: ShareGPT, Alpaca, pairs, JSON arrays, CSV, Parquet, the Hub."""
 
 import json
+import re
+from pathlib import Path
 
 import pandas
 import pytest
 
 from pypeft_fast.finetune import hub
-from pypeft_fast.finetune.data import files
+from pypeft_fast.finetune.data import files, records
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.records import conversation
 from pypeft_fast.finetune.errors import UserError
@@ -117,10 +119,10 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
         (tmp_path / name).write_text(line + "\n")
     (tmp_path / "dataset_infos.json").write_text("{}")
     assert [texts(e) for e in load_data("owner/name")] == EXPECTED[:1] * 2
-    assert asked[0] == ("owner/name", "dataset", ["*.parquet", "*.jsonl", "*.json", "*.csv"], "--data")
+    assert asked[0] == ("owner/name", "dataset", ["*.parquet", "*.jsonl", "*.json", "*.csv"], "data")
     for path in (tmp_path / "data").iterdir():
         path.rename(path.with_name(path.name.replace("train", "part")))
-    with pytest.raises(UserError, match=r"--data owner/name:FILE; the files are: data/part-00000.jsonl, data/part"):
+    with pytest.raises(UserError, match=r"`data` owner/name:FILE; the files are: data/part-00000.jsonl, data/part"):
         load_data("owner/name")
     load_data("owner/name:data/part-00000.jsonl")
     assert asked[-1][2] == ["data/part-00000.jsonl"]
@@ -139,5 +141,26 @@ def test_a_hub_that_cannot_be_reached_says_how_to_get_a_folder(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="hf download owner/no-such --repo-type dataset --local-dir FOLDER"):
         load_data("owner/no-such")
-    with pytest.raises(UserError, match="--data owner/name/more: no such file; give a file of .jsonl"):
+    with pytest.raises(UserError, match="`data` owner/name/more: no such file; give a file of .jsonl"):
         load_data("owner/name/more")
+
+
+def test_the_document_and_the_error_list_every_form():
+    text = (Path(__file__).parents[3] / "docs" / "command.md").read_text()
+    rows = [line.split("|") for line in text[text.index("| keys |") :].split("\n\n")[0].splitlines()[2:]]
+    keys = [tuple(re.findall("`(.*?)`", row[1])) for row in rows]
+    assert keys == [("messages",), ("conversations",), ("instruction", "output"), *records.PAIRS]
+    held = {key[0]: row[2] for key, row in zip(keys, rows, strict=True)}
+    assert all(f"`{speaker}`" in held["conversations"] for speaker in records.SPEAKERS)
+    assert all(f"`{role}`" in held["messages"] for role in records.ROLES)
+    assert all(f'"{key}"' in records.FORMS for form in keys for key in form)
+
+
+def test_the_documented_keys_in_a_table_and_in_lines(tmp_path):
+    for first, second in (("instruction", "output"), *records.PAIRS):
+        (tmp_path / "d.csv").write_text(f"note,{first},{second},system\nx,Hi,Hello!,Be kind.\n")
+        line = {"note": "x", first: "Hi", second: "Hello!", "system": "Be kind."}
+        (tmp_path / "d.jsonl").write_text(json.dumps(line) + "\n")
+        for name in ("d.csv", "d.jsonl"):
+            (example,) = load_data(str(tmp_path / name))
+            assert [m["content"] for m in example.messages] == ["Be kind.", "Hi", "Hello!"]

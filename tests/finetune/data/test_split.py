@@ -46,5 +46,5 @@ def test_case_spacing_and_later_turns_do_not_hide_a_shared_question():
 def test_nothing_to_hold_out():
     same = [example("a", "b"), example("A", "c")]
     assert split(same, 0, 0) == (same, [])
-    with pytest.raises(UserError, match="--eval-fraction 0"):
+    with pytest.raises(UserError, match="`eval_fraction` 0"):
         split(same, 0.5, 0)

@@ -1,6 +1,9 @@
 """What a run's numbers mean, in sentences."""
 
-from pypeft_fast.finetune.report.advice import after_training
+from types import SimpleNamespace
+
+from pypeft_fast.finetune.report.advice import after_training, before_training
+from pypeft_fast.finetune.training.settings import Settings
 
 
 def test_sentences_after():
@@ -10,3 +13,12 @@ def test_sentences_after():
     assert lines[1].startswith("warning: the held-out loss rose, so this adapter answers new questions worse")
     assert after_training(metrics | {"eval_loss_after": 3.0}) == ["loss on held-out data: 4.390 before, 3.000 after"]
     assert after_training(metrics | {"eval_loss_before": None}) == []
+
+
+def test_a_learning_rate_that_is_none_for_adapters():
+    data = SimpleNamespace(train=[None] * 100, held_out=[None] * 10)
+    for rate in (1e-6, 5e-4, 1e-1):
+        assert before_training(Settings("m", "d", learning_rate=rate), data) == []
+    for rate in (9e-7, 0.11):
+        (line,) = before_training(Settings("m", "d", method="ia3", learning_rate=rate), data)
+        assert f"a `learning_rate` of {rate:g} is outside 1e-06 to 0.1" in line and "usual for ia3 is 0.005" in line

@@ -35,7 +35,7 @@ def test_a_target_that_there_is_not(tiny_model, dialogues):
 
 
 def test_a_rank_beyond_every_layer_is_refused(tiny_model, dialogues):
-    with pytest.raises(UserError, match="--rank 1000000 is more than the widest layer of this model has"):
+    with pytest.raises(UserError, match="`rank` 1000000 is more than the widest layer of this model has"):
         make_ready(Settings(str(tiny_model), "d", rank=1000000), load_data(str(dialogues)))
 
 

@@ -33,9 +33,9 @@ def test_a_text_of_targets(given, expected):
 def test_an_adapter_brings_its_method_and_allows_no_other():
     adapter = Adapter({"peft_type": "LORA", "use_dora": True}, {}, [], 0)
     assert resolve(ASKED | {"adapter": "a"}, 40, adapter).method == "dora"
-    with pytest.raises(UserError, match="--rank does not go with --adapter"):
+    with pytest.raises(UserError, match="`rank` does not go with `adapter`"):
         resolve(ASKED | {"adapter": "a", "rank": 4}, 40, adapter)
-    with pytest.raises(UserError, match="--adapter a is of --method prompt"):
+    with pytest.raises(UserError, match="`adapter` a is of `method` prompt"):
         resolve(ASKED | {"adapter": "a"}, 40, Adapter({"peft_type": "PROMPT_TUNING"}, {}, [], 0))
 
 
@@ -43,3 +43,9 @@ def test_what_was_asked_stays_as_it_is():
     asked = dict(ASKED)
     resolve(asked, 40, None)
     assert asked == ASKED
+
+
+@pytest.mark.parametrize("rate", [1.1, 1e6, 0.0, -1e-3, float("nan")])
+def test_a_learning_rate_that_cannot_be_meant(rate):
+    with pytest.raises(UserError, match=r"`learning_rate` .* above 0 and at most 1; usual for ia3 is 0.005"):
+        resolve(ASKED | {"method": "ia3", "learning_rate": rate}, 40, None)

@@ -1,16 +1,17 @@
-"""The adapters that --adapter names: a name and a folder each, checked before a model is loaded."""
+"""The adapters that --adapter names, in the subcommands that take several: a name and a folder each."""
 
 from pathlib import Path
 
-from ..errors import UserError
-from ..json_text import check_text
-from ..text import one_line, safe
+from ..finetune.adapters.files import by_kind, check_files
+from ..finetune.errors import UserError
+from ..finetune.json_text import check_text
+from ..finetune.text import one_line, safe
 
 
-def parse_adapters(specs: list[str]) -> dict[str, Path]:
-    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name.
+def read_adapters(specs: list[str]) -> dict[str, Path]:
+    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name. Imports no PyTorch.
 
-    UserError: no such folder, or a name that is taken.
+    UserError: no such folder, files in it that are not whole, or a name that is taken.
     """
     adapters: dict[str, Path] = {}
     for spec in specs:
@@ -24,7 +25,20 @@ def parse_adapters(specs: list[str]) -> dict[str, Path]:
         if name in adapters:
             raise UserError(f"--adapter {spec}: {name!r} is taken already; give it another name: --adapter NAME={path}")
         adapters[name] = path
+    for path in adapters.values():
+        check_files(path)
     return adapters
+
+
+def check_one_kind(adapters: dict[str, Path]) -> None:
+    """UserError if the adapters cannot answer from one model: PEFT loads adapters of one kind on it."""
+    groups = {kind: next(iter(group.values())) for kind, group in by_kind(adapters).items() if kind is not None}
+    if len(groups) > 1:
+        first, second, *_ = groups.items()
+        raise UserError(
+            f"--adapter {second[1]} is of {second[0]} and --adapter {first[1]} of {first[0]}: adapters of one kind "
+            "alone can answer from one model; give those of each kind by themselves"
+        )
 
 
 def check_names(adapters: dict[str, Path]) -> None:

@@ -1,0 +1,99 @@
+"""What an adapter's tensors have that its config contradicts, or that no adapter may have; read without PyTorch."""
+
+import re
+from pathlib import Path
+
+from safetensors import deserialize
+
+from ..text import quoted
+from .files import WEIGHTS, Adapter
+
+# {dtype: (NumPy's name of the type of the same width, the bits that are all 1 in NaN and in infinity alone)}
+NOT_FINITE = {
+    "F64": ("uint64", 0x7FF0_0000_0000_0000),
+    "F32": ("uint32", 0x7F80_0000),
+    "F16": ("uint16", 0x7C00),
+    "BF16": ("uint16", 0x7F80),
+    "F8_E5M2": ("uint8", 0x7C),
+    "F8_E4M3": ("uint8", 0x7F),  # has no infinity
+}
+# {ending of a LoRA tensor's name: the dimension that is the rank}
+RANK_AT = {
+    "lora_A.weight": 0,
+    "lora_B.weight": 1,
+    "lora_embedding_A": 0,
+    "lora_embedding_B": 1,
+}
+
+
+def contradictions(folder: Path, adapter: Adapter) -> list[str]:
+    """What is wrong with an adapter whose files are whole, a sentence for each kind of fault."""
+    found = (_told("NaN or infinite values", _not_finite(folder / WEIGHTS)), *_ranks(adapter), *_virtual(adapter))
+    return [sentence for sentence in found if sentence]
+
+
+def _not_finite(path: Path) -> list[str]:
+    import numpy as np  # here, since the command checks its arguments before it imports anything heavy
+
+    names = []
+    for name, its in deserialize(path.read_bytes()):
+        if its["dtype"] in NOT_FINITE:
+            kind, bits = NOT_FINITE[its["dtype"]]
+            values, mask = np.frombuffer(its["data"], dtype=kind), np.dtype(kind).type(bits)
+            if ((values & mask) == mask).any():
+                names.append(name)
+    return sorted(names)
+
+
+def _ranks(adapter: Adapter) -> list[str]:
+    """Tensors of LoRA that have another rank than the config says, a sentence a rank that they have."""
+    config = adapter.config
+    if config.get("peft_type") != "LORA":
+        return []
+    if not _is_rank(config.get("r")):
+        return [f"r in the config is {quoted(config.get('r'))}, not a whole number above 0"]
+    if not _are_patterns(patterns := config.get("rank_pattern") or {}):
+        return [f"rank_pattern in the config is {quoted(patterns)}, not ranks by expressions for modules"]
+    wrong: dict[tuple[int, int], list[str]] = {}
+    for name, shape in adapter.shapes.items():
+        end = next((end for end in RANK_AT if name.endswith(f".{end}")), None)
+        if end is None or len(shape) < 2:
+            continue
+        rank, said = shape[RANK_AT[end]], _said(config, name.removesuffix(f".{end}"))
+        # The matrices of a stack of experts lie one beside another in one tensor.
+        if rank != said and not (config.get("target_parameters") and rank % said == 0):
+            wrong.setdefault((rank, said), []).append(name)
+    return [_told(f"rank {rank}, where the config says {said}", names) for (rank, said), names in wrong.items()]
+
+
+def _said(config: dict, module: str) -> int:
+    """The rank that a config gives a module: by the first of its patterns that names the module's end, as in PEFT."""
+    patterns = config.get("rank_pattern") or {}
+    own = (rank for end, rank in patterns.items() if re.match(rf"(.*\.)?({end})$", module))
+    return next(own, config["r"])
+
+
+def _is_rank(value) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _are_patterns(value) -> bool:
+    if not isinstance(value, dict) or not all(map(_is_rank, value.values())):
+        return False
+    try:
+        return all(re.compile(f"({end})$") for end in value)
+    except re.error:
+        return False
+
+
+def _virtual(adapter: Adapter) -> list[str]:
+    said = adapter.config.get("num_virtual_tokens")
+    shape = adapter.shapes.get("prompt_embeddings")
+    if not _is_rank(said) or not shape or shape[0] % said == 0:  # a model with an encoder has them twice
+        return []
+    return [f"prompt_embeddings has {shape[0]} virtual tokens, where the config says {said}"]
+
+
+def _told(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more} {'have' if more else 'has'} {what}" if names else ""
