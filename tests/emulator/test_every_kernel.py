@@ -33,7 +33,7 @@ class Path:
 
 
 def products(op, **options):
-    """gemm.cu: tiles of 128 x 128 where they are enough for every multiprocessor, else smaller ones."""
+    """gemm.cuh: tiles of 128 x 128 where they are enough for every multiprocessor, else smaller ones."""
     large, small = Case(136, 136, 136, 5, 0.3, options=options), Case(70, 72, 136, 5, 0.3, options=options)
     wide, narrow = Case(256, 256, 256, 16, 0.3, options=options), Case(128, 128, 192, 16, 0.3, options=options)
     return {"large tiles": Path(op, large, wide, 1), "small tiles": Path(op, small, narrow, 132)}
