@@ -73,24 +73,28 @@ PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, 
   }
 }
 
-// f(i) for this thread's share of i < kCount: thread, thread + kThreads, ... The compiler knows the number of turns; of
-// a loop that begins at threadIdx.x it does not, and it would peel that loop.
-template <int kCount, int kThreads, class F>
-PYPEFT_DEVICE void share_out(F&& f) {
+// f(row, chunk) for this thread's chunks of a tile: of number thread, thread + kThreads, ..., which lie below each
+// other. The compiler knows the number of turns; of a loop that begins at threadIdx.x it does not, and it would peel
+// that loop.
+template <class Tile, int kThreads, class F>
+PYPEFT_DEVICE void each_chunk(F&& f) {
+  static_assert(kThreads % Tile::kChunks == 0);
+  constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
+  const int first = threadIdx.x / Tile::kChunks, chunk = threadIdx.x % Tile::kChunks;
 #pragma unroll
-  for (int turn = 0; turn < (kCount + kThreads - 1) / kThreads; ++turn) {
-    const int i = turn * kThreads + threadIdx.x;
-    if ((turn + 1) * kThreads <= kCount || i < kCount) f(i);
+  for (int turn = 0; turn < (Tile::kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++turn) {
+    const int row = first + turn * kRowsAtOnce;
+    if ((turn + 1) * kRowsAtOnce <= Tile::kRows || row < Tile::kRows) f(row, chunk);
   }
 }
 
 // tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
-// m.vectors. A thread copies the chunks of number thread, thread + kThreads, ...
+// m.vectors. A thread copies the chunks that each_chunk gives it.
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
   using T = typename Tile::Element;
-  share_out<Tile::kRows * Tile::kChunks, kThreads>([&](int i) {
-    const int row = i / Tile::kChunks, chunk = i % Tile::kChunks, col = col0 + chunk * Tile::kPerChunk;
+  each_chunk<Tile, kThreads>([&](int row, int chunk) {
+    const int col = col0 + chunk * Tile::kPerChunk;
     const int inside = row0 + row < m.rows ? min(max(m.cols - col, 0), Tile::kPerChunk) : 0;
     const T* from = static_cast<const T*>(m.data) + (inside > 0 ? (row0 + row) * m.row + col : 0);
     cp_async_16(Tile::chunk(tile, row, chunk), from, inside * int(sizeof(T)));

@@ -67,11 +67,11 @@ struct Block {
     constexpr int kThreads = S::kThreads;
     const Matrix L = as_tiled(p.L);
     if (p.mask) {
-      share_out<S::kMaskBytes, kThreads>([&](int i) {
+      for (int i = threadIdx.x; i < S::kMaskBytes; i += kThreads) {
         const int row = m0 + i / (S::kN / 8), byte = n0 / 8 + i % (S::kN / 8);
         const bool exists = row < p.S.rows && byte * 8 < N;
         store_shared(tile_mask + i, exists ? load_global<uint8_t>(p.mask + row * p.mask_row + byte) : uint8_t(0));
-      });
+      }
     }
 #pragma unroll 1
     for (int r = 0; r < p.S.cols; r += kBlockK) {

@@ -128,23 +128,20 @@ __global__ void __launch_bounds__(kThreads, 2) decode_kernel(ProductArgs p) {
   store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
 }
 
-template <class T, bool kTf32, bool kScaled>
-void run_scaled(const OnDevice& on, const ProductArgs& p) {
-  const auto kernel = p.X.rows <= 8 ? decode_kernel<T, kTf32, 1, kScaled> : decode_kernel<T, kTf32, 2, kScaled>;
-  launch(on, kernel, dim3(static_cast<unsigned>(ceil_div(p.W.rows, kCols))), dim3(kThreads),
-         kWarps * kCols * kSumsRow * sizeof(float), p);
-}
-
 template <class T, bool kTf32>
-void run(const OnDevice& on, const ProductArgs& p) {
-  p.inputs.present ? run_scaled<T, kTf32, true>(on, p) : run_scaled<T, kTf32, false>(on, p);
+auto kernel_for(const ProductArgs& p) {
+  if (p.X.rows <= 8) return p.inputs.present ? decode_kernel<T, kTf32, 1, true> : decode_kernel<T, kTf32, 1, false>;
+  return p.inputs.present ? decode_kernel<T, kTf32, 2, true> : decode_kernel<T, kTf32, 2, false>;
 }
 }  // namespace
 
 void decode(const OnDevice& on, const ProductArgs& p, bool allow_tf32) {
-  if (p.X.dtype == Dtype::bf16) return run<__nv_bfloat16, false>(on, p);
-  if (p.X.dtype == Dtype::f16) return run<__half, false>(on, p);
-  allow_tf32 ? run<float, true>(on, p) : run<float, false>(on, p);
+  const auto kernel = p.X.dtype == Dtype::bf16  ? kernel_for<__nv_bfloat16, false>(p)
+                      : p.X.dtype == Dtype::f16 ? kernel_for<__half, false>(p)
+                      : allow_tf32              ? kernel_for<float, true>(p)
+                                                : kernel_for<float, false>(p);
+  launch(on, kernel, dim3(static_cast<unsigned>(ceil_div(p.W.rows, kCols))), dim3(kThreads),
+         kWarps * kCols * kSumsRow * sizeof(float), p);
 }
 
 }  // namespace pypeft

@@ -68,8 +68,9 @@ struct BlockEpilogue {
     }
   }
 
-  // The gradient of the factors on the columns, of sums that are not scaled yet. Lanes of one column add up by
-  // shuffles, the warps below each other through shared memory, the tiles below each other as column_sum.cuh's.
+  // This tile's part of the gradient of the factors on the columns, of sums that are not scaled yet. Lanes of one
+  // column add up by shuffles, the warps below each other through shared memory, the tiles below each other as
+  // column_sum.cuh's.
   PYPEFT_DEVICE void sum_rows(char* shared, const Sums& sums, const ColumnSum& gradient) const {
     static_assert(Out::kBytes + kWarpsDown * S::kN * 4 <= S::kBytes);
     float* meet = reinterpret_cast<float*>(shared + Out::kBytes);
@@ -102,7 +103,7 @@ struct BlockEpilogue {
       if (lane < 4) store_shared(meet + row / S::kWarpM * S::kN + col + 8 * n, make_float2(totals[0], totals[1]));
     }
     __syncthreads();
-    finish_columns<S::kN, kThreads>(shared, gradient, cols, n0, m0 / S::kM, [&](int n) {
+    store_columns<S::kN, kThreads>(gradient, cols, n0, m0 / S::kM, [&](int n) {
       float total = 0;
 #pragma unroll
       for (int warp = 0; warp < kWarpsDown; ++warp) total += load_shared<float>(meet + warp * S::kN + n);

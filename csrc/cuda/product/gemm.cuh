@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
   char* factors = shared + S::kBytes;
   if constexpr (kScale == Scale::inputs) {
     const ColumnSum& gradient = p.inputs.gradient;
-    const int more = (p.X.cols * int(sizeof(T)) + kSumBytes - 1) / kSumBytes * gradient.blocks;
-    const int block = blockIdx.x - (gridDim.x - more);
+    constexpr int kPerBlock = kSumBytes / sizeof(T);
+    const int block = blockIdx.x - (gridDim.x - (p.X.cols + kPerBlock - 1) / kPerBlock * gradient.blocks);
     if (block >= 0) return sum_columns<T, kThreads>(shared, p.X, gradient, block);
   }
   // Tile number -> a band of kBand tiles down, then across.
@@ -136,12 +136,16 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
       block.store(shared, sums, end.z);
       __syncthreads();
     }
-    if (!p.out) return;
-    auto factor = [&](int n) { return load_element(scale.factors, n * scale.factors.col); };
-    block.by_column(sums, factor, [](float& sum, float value) { sum *= value; });
-    if (end.bias && bias_last) add_bias();
+    if (p.out) {
+      auto factor = [&](int n) { return load_element(scale.factors, n * scale.factors.col); };
+      block.by_column(sums, factor, [](float& sum, float value) { sum *= value; });
+      if (end.bias && bias_last) add_bias();
+    }
   }
-  block.store(shared, sums, p.out);
+  if (kScale != Scale::outputs || p.out) block.store(shared, sums, p.out);
+  if constexpr (kScale == Scale::outputs) {
+    if (end.scale.gradient.out) add_columns<S::kN, kThreads>(shared, end.scale.gradient, p.W.rows, n0);
+  }
 }
 
 }  // namespace pypeft::gemm

@@ -56,8 +56,8 @@ PYPEFT_DEVICE void scale_columns(char* tile, const char* factors, Dtype l_dtype)
   const bool narrow = kAsync && l_dtype != Dtype::f32;
   unpack_factors<T>(f, factors + chunk * Tile::kPerChunk * (narrow ? 2 : 4), narrow,
                     [](const char* from) { return load_shared<uint4>(from); });
-  share_out<Tile::kRows * Tile::kChunks, kThreads>([&](int i) {
-    char* at = Tile::chunk(tile, i / Tile::kChunks, chunk);
+  each_chunk<Tile, kThreads>([&](int row, int column) {
+    char* at = Tile::chunk(tile, row, column);
     store_shared(at, scale_chunk<T>(load_shared<uint4>(at), f));
   });
 }

@@ -6,27 +6,31 @@
 
 namespace pypeft {
 
-// The end of a block's sum: total(i) is its part for column col0 + i, which may lie in shared memory, and anything
-// beyond the last of `cols`. The block is number `block` of the sum.blocks that share kCols columns.
+// The end of a block's own sum: total(i) is its part for column col0 + i, and anything beyond the last of `cols`. The
+// block is number `block` of the sum.blocks that share kCols columns.
 template <int kCols, int kThreads, class Total>
-PYPEFT_DEVICE void finish_columns(char* shared, const ColumnSum& sum, int cols, int col0, unsigned block, Total total) {
-  constexpr int kAcross = kCols / 4, kDown = kThreads / kAcross;
-  static_assert(kThreads % kAcross == 0);
+PYPEFT_DEVICE void store_columns(const ColumnSum& sum, int cols, int col0, unsigned block, Total total) {
   if (sum.blocks == 1) {
     for (int i = threadIdx.x; i < kCols && col0 + i < cols; i += kThreads) {
       store_element(sum.out, sum.dtype, col0 + i, total(i));
     }
-    return;
+  } else {
+    float* part = part_of(sum.split, col0 / kCols, sum.blocks, block, kCols);
+    for (int i = threadIdx.x; i < kCols; i += kThreads) store_global(part + i, total(i));
   }
-  const unsigned number = col0 / kCols;
-  float* part = part_of(sum.split, number, sum.blocks, block, kCols);
-  for (int i = threadIdx.x; i < kCols; i += kThreads) store_global(part + i, total(i));
-  if (!last_of(sum.split, number, sum.blocks)) return;
-  // Four columns a thread and every kDown-th part, which meet in shared memory.
+}
+
+// After it, at any time: the last of the blocks adds the parts, four columns a thread and every kDown-th part, which
+// meet in shared memory.
+template <int kCols, int kThreads>
+PYPEFT_DEVICE void add_columns(char* shared, const ColumnSum& sum, int cols, int col0) {
+  constexpr int kAcross = kCols / 4, kDown = kThreads / kAcross;
+  static_assert(kThreads % kAcross == 0);
+  if (sum.blocks == 1 || !last_of(sum.split, col0 / kCols, sum.blocks)) return;
   float* meet = reinterpret_cast<float*>(shared);
+  const float* parts = part_of(sum.split, col0 / kCols, sum.blocks, 0, kCols);
   float four[4] = {};
-  add_parts(four, part_of(sum.split, number, sum.blocks, 0, kCols) + threadIdx.x % kAcross * 4, kCols, sum.blocks,
-            threadIdx.x / kAcross, kDown);
+  add_parts(four, parts + threadIdx.x % kAcross * 4, kCols, sum.blocks, threadIdx.x / kAcross, kDown);
   store_shared(meet + threadIdx.x * 4, make_float4(four[0], four[1], four[2], four[3]));
   __syncthreads();
   for (int i = threadIdx.x; i < kCols && col0 + i < cols; i += kThreads) {
@@ -95,7 +99,8 @@ PYPEFT_DEVICE void sum_columns(char* shared, const Matrix& a, const ColumnSum& s
     for (int w = 0; w < kWarps; ++w) all += load_shared<float>(meet + w * kCols + i);
     return all;
   };
-  finish_columns<kCols, kThreads>(shared, sum, a.cols, col0, split, total);
+  store_columns<kCols, kThreads>(sum, a.cols, col0, split, total);
+  add_columns<kCols, kThreads>(shared, sum, a.cols, col0);
 }
 
 }  // namespace pypeft
