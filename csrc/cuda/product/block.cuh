@@ -62,15 +62,15 @@ struct Block {
 
   // sums = factor * keep o (S L^T), this warp's part. `spare`: a stage's memory; tile_mask: S::kMaskBytes, if a mask
   // is.
-  PYPEFT_DEVICE static void low_rank(Sums& sums, const LowRank& p, char* spare, char* tile_mask, int m0, int n0, int N,
-                                     int warp_m, int warp_n) {
+  PYPEFT_DEVICE static void low_rank(Sums& sums, const LowRank& p, const uint8_t* mask, char* spare, char* tile_mask,
+                                     int m0, int n0, int N, int warp_m, int warp_n) {
     constexpr int kThreads = S::kThreads;
     const Matrix L = as_tiled(p.L);
-    if (p.mask) {
+    if (mask) {
       for (int i = threadIdx.x; i < S::kMaskBytes; i += kThreads) {
         const int row = m0 + i / (S::kN / 8), byte = n0 / 8 + i % (S::kN / 8);
         const bool exists = row < p.S.rows && byte * 8 < N;
-        store_shared(tile_mask + i, exists ? load_global<uint8_t>(p.mask + row * p.mask_row + byte) : uint8_t(0));
+        store_shared(tile_mask + i, exists ? load_global<uint8_t>(mask + row * p.mask_row + byte) : uint8_t(0));
       }
     }
 #pragma unroll 1
@@ -88,7 +88,7 @@ struct Block {
       for (int h = 0; h < 2; ++h) {
         static_assert(S::kWarpN == 32, "a row's bits are one word");
         const int row = warp_m + m * 16 + lane / 4 + h * 8;
-        const uint32_t keep = p.mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
+        const uint32_t keep = mask ? load_shared<uint32_t>(tile_mask + row * (S::kN / 8) + warp_n / 8) : ~0u;
 #pragma unroll
         for (int n = 0; n < S::kWarpN / 8; ++n) {
 #pragma unroll

@@ -19,15 +19,18 @@ struct BlockEpilogue {
   int m0, n0, rows, cols;  // where the tile begins in the output, and the output's size
   int row, col;            // of sums[0][0][0] in the tile
 
-  // f(sum, value) for every sum; load(n) gives the value of column n of the output.
+  // f(sum, value) for every sum; load(n) gives the value of column n of the output. Each lane loads one of its warp's
+  // 32 columns.
   template <class Load, class F>
   PYPEFT_DEVICE void by_column(Sums& sums, Load load, F f) const {
+    static_assert(S::kWarpN == 32);
+    const int lane = threadIdx.x % 32, first = lane % 4 * 2, at = n0 + col - first + lane;
+    const float loaded = at < cols ? load(at) : 0.0f;
 #pragma unroll
     for (int n = 0; n < S::kWarpN / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int at = n0 + col + 8 * n + i;
-        const float value = at < cols ? load(at) : 0.0f;
+        const float value = __shfl_sync(~0u, loaded, 8 * n + first + i);
 #pragma unroll
         for (int m = 0; m < S::kWarpM / 16; ++m) {
 #pragma unroll

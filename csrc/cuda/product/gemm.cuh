@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
   for (int step = 0; step < kStages - 1; ++step) copy(step);
   typename B::Sums sums = {};
   auto low_rank = [&](typename B::Sums& to, int stage) {
-    LowRank given = p.low_rank;
-    if constexpr (kScale == Scale::outputs) given.mask = nullptr;
-    B::low_rank(to, given, shared + stage * S::kStageBytes, shared + S::kBytes, m0, n0, p.W.rows, warp_m, warp_n);
+    const uint8_t* mask = kScale == Scale::none ? p.low_rank.mask : nullptr;
+    char* spare = shared + stage * S::kStageBytes;
+    B::low_rank(to, p.low_rank, mask, spare, shared + S::kBytes, m0, n0, p.W.rows, warp_m, warp_n);
   };
   if constexpr (kScale != Scale::inputs && !kLowRankLast) low_rank(sums, kStages - 1);
   if constexpr (kScale == Scale::inputs) {
