@@ -43,7 +43,7 @@ def cuda_home():
 
 def headers():
     """A flag that changes with csrc/cuda's headers: without PyTorch's CUDA ninja does not learn what nvcc includes."""
-    digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths("*.h", "cuda/*.h", "cuda/*.cuh")))
+    digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths("*.h", "cuda/**/*.*h")))
     return f"-DPYPEFT_FAST_HEADERS={digest.hexdigest()[:16]}"
 
 
@@ -83,7 +83,7 @@ def cuda_extension(home):
     cpp_extension.CUDA_HOME = home
     return extension(
         "_C_cuda",
-        paths("cuda/*.cu"),
+        paths("cuda/**/*.cu"),
         {"cxx": FLAGS, "nvcc": [*NVCC_FLAGS, headers()]},
         include_dirs=[f"{home}/include"],
         library_dirs=[f"{home}/lib64"],

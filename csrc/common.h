@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "numbers.h"
+
 // PyTorch 2.10 and 2.11 have the check without the error's text alone.
 #if !defined(STABLE_TORCH_ERROR_CODE_CHECK)
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
@@ -19,3 +21,15 @@
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+namespace pypeft {
+
+// std::runtime_error for a float64 or integer tensor, which the ops' checks keep away.
+inline Dtype dtype_of(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
+                  "pypeft_fast: the C++ kernels take float32, bfloat16 and float16 only");
+  return type == ScalarType::Float ? Dtype::f32 : type == ScalarType::BFloat16 ? Dtype::bf16 : Dtype::f16;
+}
+
+}  // namespace pypeft

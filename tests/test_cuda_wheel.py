@@ -23,7 +23,7 @@ GIVEN = os.environ.get("PYPEFT_FAST_CUDA_WHEEL")
 TARGETS = (ROOT / "csrc/cuda/targets.txt").read_text().split() if GIVEN else ["8.0"]
 OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(" in path.read_text()}
 KERNEL = re.compile(r"__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(")
-KERNELS = {name for path in (ROOT / "csrc/cuda").glob("*.cu*") for name in KERNEL.findall(path.read_text())}
+KERNELS = {name for path in (ROOT / "csrc/cuda").rglob("*.cu*") for name in KERNEL.findall(path.read_text())}
 # Besides what glibc, libstdc++ and libgcc define: PyTorch's C functions, which stay from one release to the next.
 # CUDA's runtime is inside, and of its other libraries none is linked.
 STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KRO]*St7__cxx11\w+")

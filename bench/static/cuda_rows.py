@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/cuda"
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
-SUMS = {"add_partials_kernel"}  # adds sums already made, a float each thread: no matrix product, few bytes
 # In a kernel's template arguments: operands of any strides, read element by element. A Fill, or the product's kAsync.
 ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
@@ -115,6 +114,5 @@ def rows(targets, path: Path | None = None):
             yield Row(
                 kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
                 stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
-                None if kernel in SUMS else next(iter(tensor_core), "HMMA"),
-                wants_wide_loads=not (kernel in SUMS or ANY_STRIDES.search(arguments)),
+                next(iter(tensor_core), "HMMA"), wants_wide_loads=not ANY_STRIDES.search(arguments),
             )  # fmt: skip

@@ -1,8 +1,8 @@
 """What our Triton kernels move: how often each pass over each operand, seen in Triton's interpreter, times its bytes.
 
-The interpreter runs a small shape with the tiles that a GPU would use, and every address is noted (kernels/_trace.py).
-How many times an operand is read and written as a whole depends on r alone; the operands of a large shape are those of
-its own launches, which are recorded and not run.
+The interpreter runs a small shape with the tiles that a GPU would use, and every address is noted
+(pypeft_fast.testing.triton_accesses). How many times an operand is read and written as a whole depends on r alone; the
+operands of a large shape are those of its own launches, which are recorded and not run.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 import pypeft_fast as pf  # noqa: E402
 from pypeft_fast._op import OPS  # noqa: E402
-from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
-from pypeft_fast.testing import Case, sample  # noqa: E402
+from pypeft_fast.kernels import _tiles  # noqa: E402
+from pypeft_fast.testing import Case, sample, triton_accesses  # noqa: E402
 
 from .count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
 
@@ -47,7 +47,7 @@ class Method:
 class Traced:
     """A launch whose every access was noted, and {argument: (tensor, class)}."""
 
-    launch: _trace.Launch
+    launch: triton_accesses.Launch
     operands: dict[str, tuple[torch.Tensor, str]]
 
     def passes(self, name):
@@ -114,7 +114,7 @@ def traced(method, r) -> list[Traced]:
 
     shape = dataclasses.replace(TRACED, r=r)
     x, weight, adapters, dY = _leaves(shape, method, lambda *s: torch.randn(*s).to(torch.bfloat16))
-    with _as_on_gpu(run), _trace.traced() as launches:
+    with _as_on_gpu(run), triton_accesses.traced() as launches:
         torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
     if any(launch.outside for launch in launches):
         raise RuntimeError(f"accesses outside the operands: {launches}")

@@ -1,16 +1,6 @@
 #include "cpu/scratch.h"
 
-#include <stdexcept>
-
 namespace pypeft {
-
-Dtype dtype_of(const Tensor& t) {
-  const ScalarType type = t.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::BFloat16 && type != ScalarType::Half) {
-    throw std::runtime_error("pypeft_fast: the kernel cpu takes float32, bfloat16 and float16 only");
-  }
-  return type == ScalarType::Float ? Dtype::f32 : type == ScalarType::BFloat16 ? Dtype::bf16 : Dtype::f16;
-}
 
 Tensor with_dense_rows(const Tensor& t) {
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t);

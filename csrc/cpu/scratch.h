@@ -1,6 +1,5 @@
 // Memory and matrices that the kernels work on.
 #pragma once
-#include <cmath>
 #include <memory>
 #include <new>
 
@@ -29,21 +28,12 @@ struct Packed {
   int64_t ld;
 };
 
-// T: of a 16-bit part of the dropout stream, below which an element is dropped. Rounds to even at a tie, as Python
-// does.
-inline uint16_t dropout_threshold(double p) { return static_cast<uint16_t>(std::nearbyint(p * 65536)); }
-// What a kept element is multiplied by: exactly 1 / (the probability of being kept).
-inline double dropout_scale(double p) { return 65536.0 / (65536 - dropout_threshold(p)); }
-
 // Columns of a task when `columns` are shared out in tasks of at most `most`, a multiple of 32: an even number of tasks
 // as wide as each other, since two threads have no use for a fifth one.
 constexpr int64_t even_columns(int64_t columns, int64_t most) {
   const int64_t tasks = round_up(ceil_div(columns > 0 ? columns : 1, most), 2);
   return round_up(ceil_div(columns > 0 ? columns : 1, tasks), 32);
 }
-
-// float32, bfloat16 or float16; what else there is, the ops' checks keep away.
-Dtype dtype_of(const Tensor& t);
 
 // t itself if its rows are contiguous (they may overlap or lie apart), else a contiguous copy.
 Tensor with_dense_rows(const Tensor& t);

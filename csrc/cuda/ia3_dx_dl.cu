@@ -1,13 +1,11 @@
 // dX = (dY o l) W and dl = the sum over rows of dY o z; with feedforward dX = (dY W) o l and dl = that of (dY W) o x.
-// One launch, and one that adds the parts of dl; gemm.cuh has the kernel and its plan.
+// One launch; gemm.cuh has the kernel and its plan.
 //
 //   dY [M, N], weight [N, K] (any strides), ia3_l [N] or [K], saved: z [M, N] or x [M, K]
 //   -> dX [M, K] in dY's dtype, dl in ia3_l's; [0, K] and [0] where not needed
-#include <optional>
 #include <tuple>
 
-#include "cuda/gemm.h"
-#include "cuda/partials.h"
+#include "cuda/product/product.h"
 
 namespace pypeft {
 namespace {
@@ -19,20 +17,17 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& dY, const Tensor& weight, con
   Tensor dX = torch::stable::new_empty(dY, {need_dX ? M : 0, K});
   Tensor dl = torch::stable::new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
   if (!need_dX && !need_dl) return {dX, dl};
-  GemmArgs args{};
-  args.X = view(dY), args.W = transposed(view(weight));
-  if (need_dX) args.out = write(dX), args.out_vectors = K * bytes_of(args.X.dtype) % 16 == 0;
-  ScaleArgs& scale = args.scale;
-  scale.on = feedforward ? Scale::outputs : Scale::inputs, scale.l = as_row(ia3_l);
-  std::optional<Tensor> parts;
-  if (need_dl) {
-    scale.saved = view(saved);
-    const int64_t count = feedforward ? ceil_div(M, tile_rows(on, args)) : cut_rows(on, args);
-    parts = new_partials(dY, count, 1, dl.size(0));
-    scale.parts = write<float>(*parts);
+  if (M == 0) {
+    torch::stable::zero_(dl);
+    return {dX, dl};
   }
-  gemm(on, args, allow_tf32);
-  if (parts) add_partials(on, sum_of(*parts, 1, dl));
+  ProductArgs args{};
+  args.X = view(dY), args.W = transposed(view(weight));
+  if (need_dX) args.out = write(dX);
+  ColumnScale& l = feedforward ? args.epilogue.scale : args.inputs;
+  l.present = true, l.factors = as_row(ia3_l);
+  if (need_dl) l.gradient.by = view(saved), l.gradient.out = write(dl), l.gradient.dtype = dtype_of(dl);
+  product(on, args, dY, allow_tf32);
   return {dX, dl};
 }
 }  // namespace

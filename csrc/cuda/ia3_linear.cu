@@ -6,8 +6,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cuda/decode.h"
-#include "cuda/gemm.h"
+#include "cuda/product/product.h"
 
 namespace pypeft {
 namespace {
@@ -19,13 +18,14 @@ std::tuple<Tensor, Tensor> ia3_linear(const Tensor& x, const Tensor& weight, con
   Tensor y = torch::stable::new_empty(x, {M, N});
   Tensor z = torch::stable::new_empty(x, {need_z && !feedforward ? M : 0, N});
   if (M == 0 || N == 0) return {y, z};
-  GemmArgs args{};
-  args.X = view(x), args.W = view(weight);
-  if (bias) args.bias = read(*bias), args.bias_stride = bias->stride(0);
-  args.out = write(y), args.out_vectors = N * bytes_of(args.X.dtype) % 16 == 0;
-  args.scale.on = feedforward ? Scale::inputs : Scale::outputs, args.scale.l = as_row(ia3_l);
-  if (z.size(0) > 0) args.scale.z = write(z);
-  decodes(args) ? decode(on, args, allow_tf32) : gemm(on, args, allow_tf32);
+  ProductArgs args{};
+  args.X = view(x), args.W = view(weight), args.out = write(y);
+  Epilogue& end = args.epilogue;
+  if (bias) end.bias = read(*bias), end.bias_stride = bias->stride(0);
+  ColumnScale& l = feedforward ? args.inputs : end.scale;
+  l.present = true, l.factors = as_row(ia3_l);
+  if (z.size(0) > 0) end.z = write(z);
+  product(on, args, x, allow_tf32);
   return {y, z};
 }
 }  // namespace

@@ -1,8 +1,7 @@
 // dA = dS^T drop(x), one pass over x; gradient.cuh has the kernel and its plan.
 //
 //   dS [M, r], x [M, K], mask uint8 [M, ceil(K/8)] -> dA [r, K] in `dtype`
-#include "cuda/dropout.cuh"
-#include "cuda/gradient.h"
+#include "cuda/gradient/gradient.h"
 
 namespace pypeft {
 namespace {
@@ -16,9 +15,9 @@ Tensor lora_da(const Tensor& dS, const Tensor& x, const Tensor& given_mask, doub
   const bool wide = dS.scalar_type() == ScalarType::Float;
   GradientArgs args{};
   args.X = view(x), args.S = view(dS), args.rank = size_of(r);
-  args.factor = p > 0 ? dropout_scale(p) : 1.0f;
+  args.factor = static_cast<float>(dropout_scale(p));
   if (p > 0) args.mask = read<uint8_t>(mask), args.mask_row = mask.size(1);
-  args.outer = {write(dA), 1, K, dtype_of(dA)};
+  args.outer = {write(dA), 1, K, dtype_of(dA), {}};
   gradient::run(on, args, x, wide, allow_tf32);
   return dA;
 }

@@ -3,7 +3,7 @@
 //   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's; [0, r] where not needed
 #include <tuple>
 
-#include "cuda/gradient.h"
+#include "cuda/gradient/gradient.h"
 
 namespace pypeft {
 namespace {
@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor> lora_ds_db(const Tensor& dY, const Tensor& lora_B, co
   GradientArgs args{};
   args.X = view(dY), args.S = view(s), args.B = view(lora_B), args.rank = size_of(r);
   args.factor = static_cast<float>(scaling);
-  if (need_dB) args.outer = {write(dB), r, 1, dtype_of(dB)};
-  if (need_dS) args.inner = {write(dS), r, 1, dtype_of(dS)};
+  if (need_dB) args.outer = {write(dB), r, 1, dtype_of(dB), {}};
+  if (need_dS) args.inner = {write(dS), r, 1, dtype_of(dS), {}};
   gradient::run(on, args, dY, wide, allow_tf32);
   return {dS, dB};
 }

@@ -2,8 +2,7 @@
 //
 //   dY [M, N], weight [N, K] (any strides), dS [M, r], lora_A [r, K], mask uint8 [M, ceil(K/8)] -> dX [M, K] in dY's
 //   dtype
-#include "cuda/dropout.cuh"
-#include "cuda/gemm.h"
+#include "cuda/product/product.h"
 
 namespace pypeft {
 namespace {
@@ -15,12 +14,11 @@ Tensor lora_dx(const Tensor& dY, const Tensor& weight, const Tensor& dS, const T
   Tensor dX = torch::stable::new_empty(dY, {M, K});
   if (M == 0 || K == 0) return dX;
   const Tensor mask = p > 0 ? torch::stable::contiguous(given_mask) : given_mask;
-  GemmArgs args{};
-  args.X = view(dY), args.W = transposed(view(weight)), args.S = view(dS), args.L = transposed(view(lora_A));
-  args.factor = p > 0 ? dropout_scale(p) : 1.0f;
-  if (p > 0) args.mask = read<uint8_t>(mask), args.mask_row = mask.size(1);
-  args.out = write(dX), args.out_vectors = K * bytes_of(args.X.dtype) % 16 == 0;
-  gemm(on, args, allow_tf32);
+  ProductArgs args{};
+  args.X = view(dY), args.W = transposed(view(weight)), args.out = write(dX);
+  args.low_rank = {view(dS), transposed(view(lora_A)), static_cast<float>(dropout_scale(p)), nullptr, 0};
+  if (p > 0) args.low_rank.mask = read<uint8_t>(mask), args.low_rank.mask_row = mask.size(1);
+  product(on, args, dY, allow_tf32);
   return dX;
 }
 }  // namespace

@@ -6,8 +6,7 @@
 #include <optional>
 #include <tuple>
 
-#include "cuda/decode.h"
-#include "cuda/gemm.h"
+#include "cuda/product/product.h"
 
 namespace pypeft {
 namespace {
@@ -20,14 +19,14 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, co
   Tensor y = torch::stable::new_empty(x, {M, N});
   Tensor z = torch::stable::new_empty(x, {need_z ? M : 0, N});
   if (M == 0 || N == 0) return {y, z};
-  GemmArgs args{};
-  args.X = view(x), args.W = view(weight), args.S = view(s), args.L = view(lora_B);
-  args.factor = static_cast<float>(scaling);
-  if (bias) args.bias = read(*bias), args.bias_stride = bias->stride(0);
-  args.out = write(y), args.out_vectors = N * bytes_of(args.X.dtype) % 16 == 0;
-  if (scale) args.scale.on = Scale::outputs, args.scale.l = as_row(*scale), args.scale.bias_last = true;
-  if (need_z) args.scale.z = write(z);
-  decodes(args) ? decode(on, args, allow_tf32) : gemm(on, args, allow_tf32);
+  ProductArgs args{};
+  args.X = view(x), args.W = view(weight), args.out = write(y);
+  args.low_rank = {view(s), view(lora_B), static_cast<float>(scaling), nullptr, 0};
+  Epilogue& end = args.epilogue;
+  if (bias) end.bias = read(*bias), end.bias_stride = bias->stride(0);
+  if (scale) end.scale.present = end.bias_last = true, end.scale.factors = as_row(*scale);
+  if (need_z) end.z = write(z);
+  product(on, args, x, allow_tf32);
   return {y, z};
 }
 }  // namespace

@@ -14,12 +14,10 @@
 #include <optional>
 #include <tuple>
 
-#include "cuda/dispatch.h"
-#include "cuda/dropout.cuh"
-#include "cuda/fragments.cuh"
-#include "cuda/last_block.cuh"
-#include "cuda/splits.h"
-#include "cuda/tickets.h"
+#include "cuda/device/dispatch.h"
+#include "cuda/device/dropout.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/sums/split_sum.cuh"
 
 namespace pypeft {
 namespace {
@@ -32,10 +30,9 @@ struct ShrinkArgs {
   const int64_t* seed;  // [G], or null
   uint8_t* mask;
   uint32_t threshold;
-  float* parts;       // [blocks of rows and ranks][of K][kRank / 8][kThreads] float4, where K is split
-  unsigned* tickets;  // one for each block of rows and ranks
-  float factor;       // of s
-  void* s;            // [M, G rank]
+  SplitSum split;  // of each block of rows and ranks, shared by those of K; a part is [kRank / 8][kThreads] float4
+  float factor;    // of s
+  void* s;         // [M, G rank]
   Dtype s_dtype;
 };
 
@@ -106,22 +103,17 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   if (gridDim.z > 1) {
     constexpr int kPart = kRank / 8 * kThreads * 4;
     const unsigned number = blockIdx.x * gridDim.y + blockIdx.y;
-    float* parts = p.parts + int64_t(number) * gridDim.z * kPart + threadIdx.x * 4;
+    float* parts = part_of(p.split, number, gridDim.z, 0, kPart) + threadIdx.x * 4;
 #pragma unroll
     for (int n = 0; n < kRank; n += 8) {
       float* to = parts + int64_t(blockIdx.z) * kPart + n / 8 * kThreads * 4;
       if (rows && r0 + n < p.rank) store_part(to, sums[n / 8]);
     }
-    if (!last_of(p.tickets + number, gridDim.z)) return;
+    if (!last_of(p.split, number, gridDim.z)) return;
 #pragma unroll
     for (int n = 0; n < kRank; n += 8) {
       sums[n / 8][0] = sums[n / 8][1] = sums[n / 8][2] = sums[n / 8][3] = 0;
-      const float* from = parts + n / 8 * kThreads * 4;
-      if (!rows || r0 + n >= p.rank) continue;
-#pragma unroll 4
-      for (unsigned part = 0; part < gridDim.z; ++part) {
-        add_part(sums[n / 8], load_global<float4>(from + int64_t(part) * kPart));
-      }
+      if (rows && r0 + n < p.rank) add_parts(sums[n / 8], parts + n / 8 * kThreads * 4, kPart, gridDim.z);
     }
   }
 #pragma unroll
@@ -162,19 +154,13 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
     args.seed = read<int64_t>(*seeds), args.mask = write<uint8_t>(mask);
     args.threshold = dropout_threshold(p);
   }
-  args.factor = p > 0 ? dropout_scale(p) : 1.0f, args.s = write(s), args.s_dtype = dtype_of(s);
+  args.factor = static_cast<float>(dropout_scale(p)), args.s = write(s), args.s_dtype = dtype_of(s);
   const int64_t tile = args.rank > 16 ? 64 : 16;
   const int64_t blocks = ceil_div(M, kBlockM) * groups * ceil_div(args.rank, tile);
   const int64_t wanted = splits_for(on, 2, blocks, K, std::min<int64_t>(args.rank, tile));
   args.span = std::max(1, size_of(ceil_div(ceil_div(K, wanted), kBlockK))) * kBlockK;
   const int splits = std::max(1, size_of(ceil_div(K, args.span)));
-  std::optional<Tensor> parts;
-  std::optional<Tickets> tickets;
-  if (splits > 1) {
-    parts = torch::stable::new_empty(x, {blocks, splits, kBlockM * tile}, ScalarType::Float);
-    tickets = take_tickets(on, x, blocks);
-    args.parts = write<float>(*parts), args.tickets = tickets->first;
-  }
+  const Workspace workspace(on, x, {{&args.split, blocks, splits, kBlockM * tile}});
   dispatch(args.x, wide, allow_tf32, [&]<class T, Fill kFill, bool kTf32>() {
     if (args.rank > 16) {
       run<T, kFill, kTf32, 64>(on, args, static_cast<int>(groups), splits);

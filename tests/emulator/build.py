@@ -21,7 +21,7 @@ FLAVOURS = {
     "portable": ["-O1", "-DEMULATOR_UCONTEXT"],
 }
 SOURCES = {
-    "kernels": lambda: sorted((ROOT / "csrc/cuda").glob("*.cu")),
+    "kernels": lambda: sorted((ROOT / "csrc/cuda").rglob("*.cu")),
     "programs": lambda: sorted((HERE / "programs").glob("*.cu")),
 }
 
@@ -77,7 +77,7 @@ def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), 
     """The path of the library of "kernels" or "programs", built if it is not there."""
     CACHE.mkdir(parents=True, exist_ok=True)
     sources = [*sorted((HERE / "src").glob("*.cpp")), *SOURCES[what]()]
-    headers = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").glob("*.*h"), *HERE.glob("*/*.h")])
+    headers = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").rglob("*.*h"), *HERE.glob("*/*.h")])
     flags = [*_flags(flavour), *(f"-D{define}" for define in defines)]
     common = b"".join([*(h.read_bytes() for h in headers), repr(flags).encode(), torch.__version__.encode()])
     with open(CACHE / "lock", "w") as lock:

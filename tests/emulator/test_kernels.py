@@ -37,9 +37,16 @@ def test_decoding(op, options, M, K, N, dtype, adapter, poisoned):
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
 @pytest.mark.parametrize("multiprocessors", [1, 100])
 def test_large_and_small_tiles_of_the_product(op, options, dtype, adapter, multiprocessors, poisoned):
-    """One multiprocessor has enough with four 128 x 128 tiles, a hundred ask for smaller ones: gemm.cu."""
+    """One multiprocessor has enough with four 128 x 128 tiles, a hundred ask for smaller ones: product.cu."""
     emulator.configure(multiprocessors=multiprocessors)
     assert_agrees(op, "cuda", Case(136, 136, 144, 40, 0.3, dtype, adapter, options=options))
+
+
+@pytest.mark.parametrize("op", ["lora_linear", "lora_dx"])
+@pytest.mark.parametrize("case", [Case(20, 600, 9, 16, 0.3), Case(24, 65, 900, 16, 0.3)], ids=str)
+def test_a_low_rank_part_that_outweighs_the_frozen_one_costs_no_bit(op, case, poisoned):
+    """Many steps of float32 along the inner dimension, each of which a large sum would round."""
+    assert_agrees(op, "cuda", case)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

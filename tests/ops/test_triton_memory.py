@@ -18,7 +18,8 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
-from pypeft_fast.kernels import _tiles, _trace  # noqa: E402
+from pypeft_fast.kernels import _tiles  # noqa: E402
+from pypeft_fast.testing import triton_accesses  # noqa: E402
 
 NAMES = [name for name, op in OPS.items() if "triton" in {k.name for k in op.kernels}]
 LORA = [name for name in NAMES if name.startswith("lora")]
@@ -37,7 +38,7 @@ GRID = [
 
 
 def run(name, args):
-    with pf.using("triton"), _trace.traced() as launches:
+    with pf.using("triton"), triton_accesses.traced() as launches:
         OPS[name](*args)
     return launches
 
@@ -59,7 +60,7 @@ def _strays(x_ptr, y_ptr, N, LOAD: tl.constexpr):
 @pytest.mark.parametrize("load", [True, False])
 def test_a_kernel_that_strays_is_seen(load):
     arena = torch.zeros(64)
-    with _trace.traced() as launches:
+    with triton_accesses.traced() as launches:
         _strays[(1,)](arena[:13], arena[32:45], 13, LOAD=load)
     assert launches[0].outside == [f"{'loaded' if load else 'stored'} 3 elements outside every argument"]
 
@@ -75,7 +76,7 @@ def _passes(x_ptr, y_ptr, AGAIN: tl.constexpr):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_pass_counts_once_for_all_programs_and_a_second_one_again(again):
-    with _trace.traced() as launches:
+    with triton_accesses.traced() as launches:
         _passes[(3,)](torch.ones(16), torch.empty(16), AGAIN=again)
     (launch,) = launches
     passes = 1 + again

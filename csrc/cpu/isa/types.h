@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "numbers.h"
+
 #define PYPEFT_INLINE inline __attribute__((always_inline))
 
 namespace pypeft {
-
-enum class Dtype { f32, bf16, f16 };
 
 // Elements of a tensor as they lie in memory. Arithmetic is on float only; simd.h widens and narrows.
 struct BF16 {
@@ -24,7 +24,6 @@ constexpr int64_t PAD = 16;  // floats: scratch rows are padded with zeros to a 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 // The distance between scratch rows of n floats: padded, and no multiple of 1 KiB, where rows fall into few cache sets.
 constexpr int64_t padded(int64_t n) { return round_up(n, PAD) + (n > 0 && round_up(n, PAD) % 256 == 0 ? PAD : 0); }
-constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 constexpr int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
 
 }  // namespace pypeft

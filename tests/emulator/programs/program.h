@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/memory.h"
+#include "cuda/device/memory.h"
 
 using namespace pypeft;
 

@@ -1,0 +1,178 @@
+// A tile of a matrix in shared memory, and the three ways to fill one.
+//
+// A tile's rows are cut into chunks of 16 bytes, and the chunks of a row are permuted by the row's number (XOR), so
+// that what a warp reads at once lies in 32 different banks, without padding: ldmatrix reads the same chunk of 8 rows;
+// a transposed fragment of floats reads two chunks of 4 rows.
+#pragma once
+#include "cuda/device/convert.h"
+#include "cuda/device/matrix.h"
+#include "cuda/device/memory.h"
+
+namespace pypeft {
+
+template <class T, int kRows_, int kCols_>
+struct Tile {
+  using Element = T;
+  static constexpr int kRows = kRows_, kCols = kCols_;
+  static constexpr int kPerChunk = 16 / sizeof(T);   // elements
+  static constexpr int kChunks = kCols / kPerChunk;  // of a row
+  static constexpr int kBytes = kRows * kCols * sizeof(T);
+  static_assert(kCols % kPerChunk == 0 && (kChunks & (kChunks - 1)) == 0 && kChunks >= 2);
+
+  // Where chunk 0 of a row lies. Rows of 128 bytes and more: 8 rows in 8 places, 4 rows in 4 pairs of places. Shorter
+  // rows share a line of 128 bytes, and need fewer.
+  PYPEFT_DEVICE static int swizzle(int row) {
+    if constexpr (kChunks >= 8) return (row & 3) << 1 | (row >> 2 & 1);
+    if constexpr (kChunks == 4) return (row >> 1 & 1) << 1 | (row >> 2 & 1);
+    return row >> 2 & 1;
+  }
+
+  PYPEFT_DEVICE static char* chunk(char* tile, int row, int chunk) {
+    return tile + (row * kChunks + (chunk ^ swizzle(row))) * 16;
+  }
+
+  PYPEFT_DEVICE static T* at(char* tile, int row, int col) {
+    return reinterpret_cast<T*>(chunk(tile, row, col / kPerChunk)) + col % kPerChunk;
+  }
+};
+
+PYPEFT_DEVICE float load_element(const Matrix& m, int64_t offset) {
+  if (m.dtype == Dtype::f32) return load_global<float>(static_cast<const float*>(m.data) + offset);
+  if (m.dtype == Dtype::f16) return to_float(load_global<__half>(static_cast<const __half*>(m.data) + offset));
+  return to_float(load_global<__nv_bfloat16>(static_cast<const __nv_bfloat16*>(m.data) + offset));
+}
+
+PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value) {
+  if (dtype == Dtype::f32) store_global(static_cast<float*>(out) + i, value);
+  if (dtype == Dtype::f16) store_global(static_cast<__half*>(out) + i, from_float<__half>(value));
+  if (dtype == Dtype::bf16) store_global(static_cast<__nv_bfloat16*>(out) + i, from_float<__nv_bfloat16>(value));
+}
+
+// out[i + j] = v[j] for j < kCount (2 or 4) and j < count: in one store if all are there and i is a multiple of kCount.
+// out is the first element of a tensor of ours, on a boundary of 16 bytes.
+template <int kCount>
+PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, int count) {
+  if (count < kCount || i % kCount != 0) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (j < count) store_element(out, dtype, i + j, v[j]);
+    }
+  } else if (dtype == Dtype::f32) {
+    float* to = static_cast<float*>(out) + i;
+    if constexpr (kCount == 2) store_global(to, make_float2(v[0], v[1]));
+    if constexpr (kCount == 4) store_global(to, make_float4(v[0], v[1], v[2], v[3]));
+  } else {
+    uint32_t pairs[kCount / 2];
+#pragma unroll
+    for (int j = 0; j < kCount; j += 2) {
+      pairs[j / 2] = dtype == Dtype::bf16 ? pack2<__nv_bfloat16>(v[j], v[j + 1]) : pack2<__half>(v[j], v[j + 1]);
+    }
+    uint16_t* to = static_cast<uint16_t*>(out) + i;
+    if constexpr (kCount == 2) store_global(to, pairs[0]);
+    if constexpr (kCount == 4) store_global(to, make_uint2(pairs[0], pairs[1]));
+  }
+}
+
+// f(row, chunk) for this thread's chunks of a tile: of number thread, thread + kThreads, ..., which lie below each
+// other. The compiler knows the number of turns; of a loop that begins at threadIdx.x it does not, and it would peel
+// that loop.
+template <class Tile, int kThreads, class F>
+PYPEFT_DEVICE void each_chunk(F&& f) {
+  static_assert(kThreads % Tile::kChunks == 0);
+  constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
+  const int first = threadIdx.x / Tile::kChunks, chunk = threadIdx.x % Tile::kChunks;
+#pragma unroll
+  for (int turn = 0; turn < (Tile::kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++turn) {
+    const int row = first + turn * kRowsAtOnce;
+    if ((turn + 1) * kRowsAtOnce <= Tile::kRows || row < Tile::kRows) f(row, chunk);
+  }
+}
+
+// tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
+// m.vectors. A thread copies the chunks that each_chunk gives it.
+template <class Tile, int kThreads>
+PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
+  using T = typename Tile::Element;
+  each_chunk<Tile, kThreads>([&](int row, int chunk) {
+    const int col = col0 + chunk * Tile::kPerChunk;
+    const int inside = row0 + row < m.rows ? min(max(m.cols - col, 0), Tile::kPerChunk) : 0;
+    const T* from = static_cast<const T*>(m.data) + (inside > 0 ? (row0 + row) * m.row + col : 0);
+    cp_async_16(Tile::chunk(tile, row, chunk), from, inside * int(sizeof(T)));
+  });
+}
+
+// Eight floats of a row are two chunks. Of eight neighbouring threads with eight such groups, all at their even chunks,
+// two and two would meet in the same banks: four begin with the odd one.
+PYPEFT_DEVICE bool odd_first(int group) { return group >> 2 & 1; }
+
+// The same for a tile of floats and an m of 16-bit values with m.vectors: 16 bytes are read, 32 are written. A thread
+// takes the groups of 8 elements of number thread, thread + kThreads, ...
+template <class Tile, int kThreads>
+PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0) {
+  constexpr int kGroups = Tile::kCols / 8;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < Tile::kRows * kGroups; i += kThreads) {
+    const int row = i / kGroups, group = i % kGroups, col = col0 + group * 8;
+    const int64_t offset = (row0 + row) * m.row + col;
+    float v[8] = {};
+    if (row0 + row < m.rows && col + 8 <= m.cols) {
+      const uint4 pairs = load_global<uint4>(static_cast<const uint16_t*>(m.data) + offset);
+      const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 two = m.dtype == Dtype::bf16 ? unpack2<__nv_bfloat16>(words[j]) : unpack2<__half>(words[j]);
+        v[2 * j] = two.x, v[2 * j + 1] = two.y;
+      }
+    } else if (row0 + row < m.rows) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[j] = col + j < m.cols ? load_element(m, offset + j) : 0.0f;
+    }
+    const float4 halves[2] = {make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])};
+    const bool odd = odd_first(group);
+    store_shared(Tile::chunk(tile, row, 2 * group + odd), odd ? halves[1] : halves[0]);
+    store_shared(Tile::chunk(tile, row, 2 * group + !odd), odd ? halves[0] : halves[1]);
+  }
+}
+
+// The same for any strides and types, an element at a time; neighbouring threads take neighbours in memory.
+template <class Tile, int kThreads>
+PYPEFT_DEVICE void fill_any(char* tile, const Matrix& m, int row0, int col0) {
+  using T = typename Tile::Element;
+  const bool down = m.row < m.col;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < Tile::kRows * Tile::kCols; i += kThreads) {
+    const int row = down ? i % Tile::kRows : i / Tile::kCols, col = down ? i / Tile::kRows : i % Tile::kCols;
+    const bool inside = row0 + row < m.rows && col0 + col < m.cols;
+    const float value = inside ? load_element(m, (row0 + row) * m.row + (col0 + col) * m.col) : 0.0f;
+    store_shared(Tile::at(tile, row, col), from_float<T>(value));
+  }
+}
+
+template <class T>
+inline constexpr Dtype kDtype = Dtype::f32;
+template <>
+inline constexpr Dtype kDtype<__nv_bfloat16> = Dtype::bf16;
+template <>
+inline constexpr Dtype kDtype<__half> = Dtype::f16;
+
+// For the small operands, the adapter's: whichever of the two fits.
+template <class Tile, int kThreads>
+PYPEFT_DEVICE void fill_small(char* tile, const Matrix& m, int row0, int col0) {
+  if (m.vectors && m.dtype == kDtype<typename Tile::Element>) {
+    fill_async<Tile, kThreads>(tile, m, row0, col0);
+  } else {
+    fill_any<Tile, kThreads>(tile, m, row0, col0);
+  }
+}
+
+// For the large operands the way is part of the kernel's type, so that the fast one carries no code of the others.
+enum class Fill { async, widened, any };
+
+template <Fill kFill, class Tile, int kThreads>
+PYPEFT_DEVICE void fill(char* tile, const Matrix& m, int row0, int col0) {
+  if constexpr (kFill == Fill::async) fill_async<Tile, kThreads>(tile, m, row0, col0);
+  if constexpr (kFill == Fill::widened) fill_widened<Tile, kThreads>(tile, m, row0, col0);
+  if constexpr (kFill == Fill::any) fill_any<Tile, kThreads>(tile, m, row0, col0);
+}
+
+}  // namespace pypeft

@@ -1,0 +1,141 @@
+// The kernel of gradient.h.
+//
+// Plan. Bound by the read of X. A block takes columns of X and a range of rows, through 3 stages of cp.async; eight
+// warps, each 16 rows of a stage and kWarpCols of its columns, whose part of X^T S stays in 32 registers a thread until
+// the end. Two shapes, for kRank 16 and 16-bit X:
+//   wide   16 x 512 a stage, the warps side by side. X B, 16 x kRank, is added over them in shared memory at each step.
+//          3 x 16 KiB of X, 16 KiB of B, 8 KiB of sums: two blocks a multiprocessor that has 164 KiB.
+//   tall   64 x 128 a stage, two warps side by side and four below each other, who add theirs in shared memory at the
+//          end: without X B a narrow block is better, for its part of X^T S is small. 3 x 18 KiB.
+// Traffic: X once for every kRank columns of S. Parts of X B: 4 r bytes a row and block of columns, 2 r / kCols of X's
+// bytes in 16 bits; parts of X^T S: 2 r / span of them. Stored once and read back by the last block, out of L2.
+#pragma once
+#include "cuda/device/dropout.cuh"
+#include "cuda/device/fragments.cuh"
+#include "cuda/gradient/gradient_sums.cuh"
+
+namespace pypeft::gradient {
+constexpr int kWarps = 8, kThreads = 32 * kWarps, kStages = 3;
+
+// Columns of X that a warp takes: 32 registers of sums a thread, and the tiles within 99 KiB.
+constexpr int warp_cols(bool floats, int rank) { return (floats ? 512 : 1024) / rank; }
+
+template <class T, int kRank, bool kTall>
+struct Shape {
+  static constexpr int kWarpCols = warp_cols(sizeof(T) == 4, kRank);
+  static constexpr int kAcross = kTall ? std::min(kWarps, 128 / kWarpCols) : kWarps, kDown = kWarps / kAcross;
+  static constexpr int kRows = 16 * kDown, kCols = kAcross * kWarpCols, kParts = kWarpCols * kRank / 128;
+  using TileX = Tile<T, kRows, kCols>;
+  using TileS = Tile<T, kRows, kRank>;
+  using TileB = Tile<T, kCols, kRank>;
+  static constexpr int kStageBytes = TileX::kBytes + TileS::kBytes;
+  static constexpr int kSumsBytes = kWarps * 16 * kRank * 4;
+  static constexpr int bytes(bool inner) { return kStages * kStageBytes + (inner ? TileB::kBytes + kSumsBytes : 0); }
+  static_assert(kDown == 1 || kWarps / 2 * kParts * 512 <= kStages * kStageBytes, "sums meet in the stages' memory");
+};
+
+template <class T, Fill kFill, bool kTf32, int kRank, bool kTall>
+__global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
+  using M = Math<T, kTf32>;
+  using S = Shape<T, kRank, kTall>;
+  using TileX = typename S::TileX;
+  constexpr int kRows = S::kRows, kGroups = S::kCols / 8;
+  char* shared = shared_memory();
+  [[maybe_unused]] char* tile_B = shared + kStages * S::kStageBytes;
+  [[maybe_unused]] float* sums = reinterpret_cast<float*>(tile_B + S::TileB::kBytes);
+  const int n0 = blockIdx.x * S::kCols, r0 = blockIdx.z * kRank;
+  const int begin = blockIdx.y * p.span, end = min(p.X.rows, begin + p.span), steps = (end - begin + kRows - 1) / kRows;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = warp % S::kAcross, down = warp / S::kAcross;
+  const int column = across * S::kWarpCols, line = 16 * down;  // of a stage, the warp's first
+
+  auto copy = [&](int step) {
+    if (step < steps) {
+      char* stage = shared + step % kStages * S::kStageBytes;
+      fill<kFill, TileX, kThreads>(stage, p.X, begin + step * kRows, n0);
+      if (p.outer.out) fill_small<typename S::TileS, kThreads>(stage + TileX::kBytes, p.S, begin + step * kRows, r0);
+    }
+    cp_async_commit();
+  };
+  auto drop = [&](char* tile, int m0) {
+    for (int i = threadIdx.x; i < kRows * kGroups; i += kThreads) {
+      const int row = i / kGroups, group = i % kGroups;
+      if (m0 + row >= p.X.rows || n0 + group * 8 >= p.X.cols) continue;
+      keep_group<TileX>(tile, row, group, load_global<uint8_t>(p.mask + (m0 + row) * p.mask_row + n0 / 8 + group));
+    }
+  };
+
+  if constexpr (!kTall) {
+    if (p.inner.out) fill_small<typename S::TileB, kThreads>(tile_B, p.B, n0, r0);  // lands with the first stage
+  }
+  float outer[S::kWarpCols / 16][kRank / 8][4] = {};
+  for (int step = 0; step < kStages - 1; ++step) copy(step);
+  for (int step = 0; step < steps; ++step) {
+    char* stage = shared + step % kStages * S::kStageBytes;
+    [[maybe_unused]] const int m0 = begin + step * kRows;
+    cp_async_wait<kStages - 2>();
+    if (p.mask) {
+      if constexpr (!kMasksItsOwn<kFill, TileX>) __syncthreads();
+      drop(stage, m0);
+    }
+    __syncthreads();
+    copy(step + kStages - 1);  // into the stage that all threads left before this barrier
+    if (p.outer.out) {
+#pragma unroll
+      for (int k = 0; k < 16; k += M::K) {
+        typename M::B b[kRank / 16][2];
+#pragma unroll
+        for (int n = 0; n < kRank; n += 16) {
+          M::template load_b_columns<typename S::TileS>(b[n / 16], stage + TileX::kBytes, n, line + k);
+        }
+#pragma unroll
+        for (int m = 0; m < S::kWarpCols; m += 16) {
+          typename M::A a;
+          M::template load_a_columns<TileX>(a, stage, column + m, line + k);
+#pragma unroll
+          for (int n = 0; n < kRank; n += 8) M::mma(outer[m / 16][n / 8], a, b[n / 16][n / 8 % 2]);
+        }
+      }
+    }
+    if constexpr (!kTall) {
+      if (p.inner.out) {
+        float inner[kRank / 8][4] = {};
+#pragma unroll
+        for (int k = 0; k < S::kWarpCols; k += M::K) {
+          typename M::A a;
+          M::template load_a_rows<TileX>(a, stage, 0, column + k);
+#pragma unroll
+          for (int n = 0; n < kRank; n += 16) {
+            typename M::B b[2];
+            M::template load_b_columns<typename S::TileB>(b, tile_B, n, column + k);
+            M::mma(inner[n / 8], a, b[0]);
+            M::mma(inner[n / 8 + 1], a, b[1]);
+          }
+        }
+#pragma unroll
+        for (int n = 0; n < kRank; n += 8) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            store_shared(inner_at<kRank>(sums, warp, lane / 4 + h * 8, n + lane % 4 * 2),
+                         make_float2(inner[n / 8][2 * h], inner[n / 8][2 * h + 1]));
+          }
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < 16 * kRank; i += kThreads) {
+          const int row = i / kRank, r = i % kRank;
+          float total = 0;
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) total += load_shared<float>(inner_at<kRank>(sums, w, row, r));
+          store_inner<kRank>(p, m0 - begin + row, r, total);
+        }
+      }
+    }
+  }
+  if constexpr (!kTall) {
+    if (p.inner.out && gridDim.x > 1 && last_of(p.inner.split, inner_number(), gridDim.x)) {
+      add_inner<kRank>(p);
+    }
+  }
+  if (p.outer.out) finish_outer<S, kRank>(p, shared, outer, n0 + column, r0, across, down);
+}
+
+}  // namespace pypeft::gradient

@@ -1,0 +1,126 @@
+// What becomes of gradient.cuh's sums: over a block's warps, over the blocks that share them, and out to memory.
+#pragma once
+#include "cuda/device/tile.cuh"
+#include "cuda/gradient/gradient.h"
+#include "cuda/sums/split_sum.cuh"
+
+namespace pypeft::gradient {
+
+// ------------------------------------------------------------------------------------------------------------ X B
+// Where a warp's sums for X B wait for the other warps': at [row][r] of its 16 x kRank floats, permuted so that neither
+// the stores of fragments nor the loads of rows meet in a bank.
+template <int kRank>
+PYPEFT_DEVICE float* inner_at(float* sums, int warp, int row, int r) {
+  return sums + (warp * 16 + row) * kRank + (r ^ 8 * (kRank == 16 ? row >> 1 & 1 : row & 3));
+}
+
+// A sum for each block of rows and of ranks, shared by the blocks of columns. A part is [span][width] floats, width the
+// block's ranks up to a multiple of 4.
+PYPEFT_DEVICE unsigned inner_number() { return blockIdx.y * gridDim.z + blockIdx.z; }
+
+template <int kRank>
+PYPEFT_DEVICE float* inner_part(const GradientArgs& p, unsigned block) {
+  return part_of(p.inner.split, inner_number(), gridDim.x, block, int64_t(p.span) * inner_width(p.rank, kRank));
+}
+
+// `total` is this block's part of X B at [row][r] of its rows and ranks, or all of it.
+template <int kRank>
+PYPEFT_DEVICE void store_inner(const GradientArgs& p, int row, int r, float total) {
+  const int m = blockIdx.y * p.span + row, r0 = blockIdx.z * kRank, width = inner_width(p.rank, kRank);
+  if (m >= p.X.rows) return;
+  if (gridDim.x > 1) {
+    if (r < width) store_global(inner_part<kRank>(p, blockIdx.x) + row * width + r, total);
+  } else if (r0 + r < p.rank) {
+    store_element(p.inner.out, p.inner.dtype, int64_t(m) * p.rank + r0 + r, total * p.factor);
+  }
+}
+
+// The last block: the sum over the blocks of columns, four ranks of a row a thread.
+template <int kRank>
+PYPEFT_DEVICE void add_inner(const GradientArgs& p) {
+  const int begin = blockIdx.y * p.span, rows = min(p.X.rows - begin, p.span), width = inner_width(p.rank, kRank);
+  const int64_t stride = int64_t(p.span) * width;
+  for (int i = threadIdx.x; i < rows * width / 4; i += blockDim.x) {
+    float total[4] = {};
+    const float* from = inner_part<kRank>(p, 0) + 4 * i;
+    add_parts(total, from, stride, gridDim.x);
+    const int row = 4 * i / width, r = blockIdx.z * kRank + 4 * i % width;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) total[j] *= p.factor;
+    store_run<4>(p.inner.out, p.inner.dtype, int64_t(begin + row) * p.rank + r, total, p.rank - r);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------- X^T S
+// A sum for each block of columns and of ranks, shared by the blocks of rows. A part is [warps across][kParts][lanes]
+// float4.
+template <class S, int kRank, class Sums>
+PYPEFT_DEVICE void finish_outer(const GradientArgs& p, char* shared, Sums& outer, int col0, int r0, int across,
+                                int down) {
+  const int lane = threadIdx.x % 32;
+  // f(sums, where they lie in a part) for what there is of the warp's columns and ranks.
+  auto each = [&](auto&& f) {
+#pragma unroll
+    for (int m = 0; m < S::kWarpCols; m += 16) {
+#pragma unroll
+      for (int n = 0; n < kRank; n += 8) {
+        const int number = across * S::kParts + m / 16 * (kRank / 8) + n / 8;
+        if (col0 + m < p.X.cols && r0 + n < p.rank) f(outer[m / 16][n / 8], number * 128 + lane * 4, m, n);
+      }
+    }
+  };
+  // The upper warps' sums become those of all the warps below each other.
+  auto meet = [&] {
+    float* sums = reinterpret_cast<float*>(shared);
+#pragma unroll
+    for (int half = S::kDown / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (down >= half && down < 2 * half) {
+        float* mine = sums + (down - half) * S::kAcross * S::kParts * 128;
+        each([&](float (&v)[4], int at, int, int) { store_shared(mine + at, make_float4(v[0], v[1], v[2], v[3])); });
+      }
+      __syncthreads();
+      if (down < half) {
+        const float* theirs = sums + down * S::kAcross * S::kParts * 128;
+        each([&](float (&v)[4], int at, int, int) { add_part(v, load_shared<float4>(theirs + at)); });
+      }
+    }
+  };
+  meet();
+  if (gridDim.y > 1) {
+    constexpr int kPart = S::kAcross * S::kParts * 128;
+    const unsigned number = blockIdx.x * gridDim.z + blockIdx.z;
+    float* parts = part_of(p.outer.split, number, gridDim.y, 0, kPart);
+    if (down == 0) {
+      each([&](float (&v)[4], int at, int, int) { store_part(parts + int64_t(blockIdx.y) * kPart + at, v); });
+    }
+    if (!last_of(p.outer.split, number, gridDim.y)) return;
+    each([](float (&v)[4], int, int, int) { v[0] = v[1] = v[2] = v[3] = 0; });
+#pragma unroll 2
+    for (unsigned part = down; part < gridDim.y; part += S::kDown) {
+      each([&](float (&v)[4], int at, int, int) {
+        add_part(v, load_global<float4>(parts + int64_t(part) * kPart + at));
+      });
+    }
+    meet();
+  }
+  if (down > 0) return;
+  each([&](float (&v)[4], int, int m, int n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] *= p.factor;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int col = col0 + m + lane / 4 + h * 8, r = r0 + n + lane % 4 * 2;
+      if (col >= p.X.cols) continue;
+      const int64_t at = col * p.outer.row + r * p.outer.col;
+      if (p.outer.col == 1) {
+        store_run<2>(p.outer.out, p.outer.dtype, at, v + 2 * h, p.rank - r);
+      } else {
+        if (r < p.rank) store_element(p.outer.out, p.outer.dtype, at, v[2 * h]);
+        if (r + 1 < p.rank) store_element(p.outer.out, p.outer.dtype, at + p.outer.col, v[2 * h + 1]);
+      }
+    }
+  });
+}
+
+}  // namespace pypeft::gradient

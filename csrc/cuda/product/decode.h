@@ -1,0 +1,17 @@
+// The product for at most 16 rows of X, as in decoding: the time is that of reading W.
+#pragma once
+#include "cuda/product/product.h"
+
+namespace pypeft {
+
+constexpr int kDecodeRows = 16;
+
+// Few rows, no mask, no gradient, and 16-byte loads all along the rows of X and W.
+inline bool decodes(const ProductArgs& p) {
+  return p.X.rows <= kDecodeRows && !p.low_rank.mask && !p.inputs.gradient.out && !p.epilogue.scale.gradient.out &&
+         p.X.vectors && p.W.vectors && p.X.cols % (16 / bytes_of(p.X.dtype)) == 0;
+}
+
+void decode(const OnDevice& on, const ProductArgs& args, bool allow_tf32);
+
+}  // namespace pypeft
