@@ -6,7 +6,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ...autograd.bitfit import bitfit_linear
 from ...frozen.modules import weight_of
-from ..layers import can_fuse
+from ..layers import frozen_base
+from ..layers.facts import of_input
+from ..layers.part import why_not as why_not_fused
+from ..layers.rules import why_not_now
+from ..layers.swapped_class import why_not_forward
 
 
 def call_with_bias(module, bias, *args, **kwargs):
@@ -18,15 +22,16 @@ def call_with_bias(module, bias, *args, **kwargs):
 
 def _computes_linear(module, x) -> bool:
     """Whether the module does nothing but x W^T + b, with a W that is frozen."""
-    if isinstance(module, BaseTunerLayer) or can_fuse.why_not_base(module) is not None or module.weight.requires_grad:
+    if isinstance(module, BaseTunerLayer) or why_not_now() is not None:
         return False
-    return can_fuse.why_not_input(x, module, weight_of(module).shape[1]) is None
+    base, weight, _ = frozen_base.read(module)
+    return why_not_fused(base, of_input(x), (), False) is None and not weight.requires_grad
 
 
 def why_not(module) -> str | None:
     """Why calls of the module cannot be given another bias, if they cannot."""
     state = vars(module)
-    if "forward" in state and "_hf_hook" not in state and can_fuse.why_not_forward(module) is not None:
+    if "forward" in state and "_hf_hook" not in state and why_not_forward(module) is not None:
         return "has a forward of its own"
     return None
 
