@@ -112,11 +112,14 @@ def test_the_ordinary_call_is_recognised_without_asking_for_reasons(bias, dtypes
     model = layer(nn.Linear(12, 9, bias, dtype=base), lora_dropout=0.1).train(training)
     model.base_model.model[0].lora_A.to(adapter), model.base_model.model[0].lora_B.to(adapter)
     report, x = pf.fuse(model, strict=True), torch.randn(5, 12, dtype=base)
+    adapted = model.base_model.model[0]
+    A, B, p = adapted.lora_A["default"].weight, adapted.lora_B["default"].weight, 0.1 * training
     torch.manual_seed(5)
-    asked = model(x)
+    asked = pf.lora_linear(x, *[adapted.base_layer.weight, A, B, adapted.base_layer.bias], scaling=2.0, dropout_p=p)
+    assert torch.equal(model.eval()(x), model(x)) and model.train(training)(x).shape == asked.shape
     monkeypatch.setattr(fused_layer, "why_not", None)
     torch.manual_seed(5)
-    assert torch.equal(model(x), asked) and report.calls() == {"fused": 2}
+    assert torch.equal(model(x), asked) and report.calls() == {"fused": 4}
 
 
 def swapped(tensor, data):
