@@ -7,7 +7,11 @@ from transformers.pytorch_utils import Conv1D
 
 from .fuse_report import FuseReport, by_reason
 from .joints import gated_mlp
-from .layers import ia3, lora
+from .layers import peft_ia3, peft_lora
+from .layers.fused_layer import FusedLayer
+
+# {class of PEFT's layers: the one that they get}
+KINDS = {kind.peft_class: kind for kind in (peft_lora.FusedLinear, peft_ia3.FusedLinear)}
 
 
 def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
@@ -54,7 +58,7 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
         )
         raise ValueError(f"fuse(strict=True): {len(report.left)} of the adapter layers cannot be fused: {listed}")
     for kind, layer in plan:
-        if not isinstance(layer, kind.FusedLinear):
+        if not isinstance(layer, kind):
             kind.attach(layer)
         report._counters.append(layer._fused_calls)
     gated, report.gated_left = gated_mlp.refresh(model)
@@ -71,17 +75,16 @@ def unfuse(model: nn.Module) -> int:
             the class of a fused layer or gated module, as fully_shard of FSDP2 does for a module that is a unit of its
             own: then nothing is changed. Sharding units around whole blocks leaves the classes within them alone.
     """
-    layers = {name: (_kind(layer), layer) for name, layer in _adapter_layers(model, "unfuse").items()}
-    fused = {n: (kind, m) for n, (kind, m) in layers.items() if kind is not None and isinstance(m, kind.FusedLinear)}
-    derived = {n: m for n, (kind, m) in fused.items() if type(m) is not kind.FusedLinear} | gated_mlp.derived(model)
+    fused = {n: m for n, m in _adapter_layers(model, "unfuse").items() if isinstance(m, FusedLayer)}
+    derived = {n: m for n, m in fused.items() if type(m) is not _kind(m)} | gated_mlp.derived(model)
     if derived:
         listed = "; ".join(f"{name} is a {type(module).__name__}" for name, module in derived.items())
         raise ValueError(
             f"unfuse: the class of {len(derived)} fused modules has been derived since, as by FSDP2's fully_shard, and "
             f"cannot be taken back: {listed}. Unfuse before that, or load the saved adapter into a model of its own"
         )
-    for kind, layer in fused.values():
-        kind.detach(layer)
+    for layer in fused.values():
+        layer.detach()
     gated_mlp.release(model)
     return len(fused)
 
@@ -99,8 +102,8 @@ def register(config: peft.LoraConfig) -> peft.LoraConfig:
         raise TypeError(f"register: config is a {kind}, expected a peft.LoraConfig; other models take fuse(model)")
 
     def build(target, adapter_name, **kwargs):
-        layer = lora.build(target, adapter_name, **{"config": config, **kwargs})
-        if isinstance(layer, lora.FusedLinear):
+        layer = peft_lora.build(target, adapter_name, **{"config": config, **kwargs})
+        if isinstance(layer, FusedLayer):
             gated_mlp.join_when_placed(layer)
         return layer
 
@@ -117,9 +120,6 @@ def _adapter_layers(model, what) -> dict[str, nn.Module]:
     return layers
 
 
-def _kind(layer):
-    """The module of this package that fuses layers of exactly this class, or has fused this one; or None."""
-    for kind, peft_class in ((lora, lora.LoraLinear), (ia3, ia3.IA3Linear)):
-        if isinstance(layer, kind.FusedLinear) or type(layer) is peft_class:
-            return kind
-    return None
+def _kind(layer) -> type[FusedLayer] | None:
+    """The class that fuses layers of exactly this class, or has fused this one; or None."""
+    return KINDS.get(layer.peft_class if isinstance(layer, FusedLayer) else type(layer))

@@ -11,7 +11,7 @@ from pathlib import Path
 import peft
 
 import pypeft_fast as pf
-from pypeft_fast.model.layers import ia3, lora
+from pypeft_fast.model.layers import peft_ia3, peft_lora
 
 CALLS = Counter()
 OURS = [name for name in dir(peft) if name in pf._LATE]  # get_peft_model, PeftModel and its tasks, AutoPeftModel, ...
@@ -28,7 +28,7 @@ def counted(kind):
 
 
 def pytest_configure():
-    for kind in (lora, ia3):
+    for kind in (peft_lora.FusedLinear, peft_ia3.FusedLinear):
         counted(kind)
     ours = {name: getattr(pf, name) for name in OURS}
     for name, value in ours.items():

@@ -86,7 +86,7 @@ MERGING = [
              "if adapter_name in self.merged_adapters:", "if False:", LAYERS),
     _merging("layer-adds-the-merged-twice", "model/layers/exact_merge.py",
              "self._frozen[0] if self._frozen else before[0]", "before[0]", LAYERS, ADAPTERS),
-    _merging("dora-layer-length-of-the-sum", "model/layers/lora.py", "vector_norm(frozen + delta, dim=1)",
+    _merging("dora-layer-length-of-the-sum", "model/layers/dora.py", "vector_norm(frozen + delta, dim=1)",
              "vector_norm(total, dim=1)", LAYERS),
 ]  # fmt: skip
 

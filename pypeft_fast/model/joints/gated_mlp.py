@@ -17,7 +17,10 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from ...autograd.lora_mlp import lora_gated_linear
 from ...ops.swiglu import swiglu
-from ..layers.can_fuse import FUSED, computing_dtype, hooked, set_class, why_not_forward, why_not_now
+from ..layers.facts import autocast_dtype, of_module
+from ..layers.fused_layer import FUSED
+from ..layers.rules import computing, why_not_now
+from ..layers.swapped_class import set_class, why_not_forward
 
 
 class _Formula:
@@ -56,7 +59,7 @@ class GatedMLP(nn.Module):
             return super().forward(*args, **kwargs)
         down, act = self.down_proj, self.act_fn
         gate, up, layer = self.gate_proj(*args), self.up_proj(*args), None
-        if gate.shape == up.shape and gate.dtype == up.dtype == computing_dtype(gate) and type(gate) is type(up):
+        if gate.shape == up.shape and gate.dtype == up.dtype == _computed(gate) and type(gate) is type(up):
             layer = down.as_lora(gate)  # the product's dtype and shape are gate's
         return down(act(gate) * up) if layer is None else lora_gated_linear(gate, up, **layer)
 
@@ -75,6 +78,11 @@ class GatedMLP(nn.Module):
             return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(2)
         return _empty, (self._unfused,), *state
+
+
+def _computed(gate):
+    """The dtype that down_proj computes in."""
+    return computing(gate.dtype, autocast_dtype(gate.device))
 
 
 def _empty(kind):
@@ -100,7 +108,7 @@ def _why_not_call(module, args, kwargs) -> str | None:
     down, act = module.down_proj, module.act_fn
     if not hasattr(down, "as_lora") or not _is_silu(act):
         return "down_proj or the activation has been replaced"
-    if hooked(act) or hooked(down):
+    if of_module(act)[1] or of_module(down)[1]:
         return "down_proj or the activation has hooks or a forward of its own"
     if len(args) != 1 or kwargs:
         return "the call has further arguments"

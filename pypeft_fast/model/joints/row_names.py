@@ -6,8 +6,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from ..layers.ia3 import FusedLinear as FusedIA3
-from ..layers.lora import FusedLinear
+from ..layers.fused_layer import FusedLayer
 from . import rows
 
 
@@ -40,7 +39,7 @@ def rows_of_call(model, names, args, kwargs):
 
 def _prepare(module) -> None:
     """PEFT's own layers learn of the rows by a hook, put on once, that reads them from the call's context."""
-    if isinstance(module, (FusedLinear, FusedIA3)) or hasattr(module, "by_rows"):
+    if isinstance(module, FusedLayer) or hasattr(module, "by_rows"):
         return
     if isinstance(module, AuxiliaryTrainingWrapper) or hasattr(module, "_mixed_batch_forward"):
         if not getattr(module, "_passes_rows", False):

@@ -3,7 +3,8 @@
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 
-from . import can_fuse
+from . import frozen_base
+from .facts import tensor_of
 
 
 class ExactMerge:
@@ -18,7 +19,7 @@ class ExactMerge:
         base = self.base_layer
         if not names:
             return
-        if can_fuse.why_not_base(base) is not None or bool(self.merged) != (self._frozen is not None):
+        if frozen_base.why_not_module(base) is not None or bool(self.merged) != (self._frozen is not None):
             super().merge(safe_merge, names)
             return
         weight, bias = _parameters(base)
@@ -105,7 +106,7 @@ def in_float32(weight):
 
 
 def _parameters(base):
-    return can_fuse.tensor_of(base, "weight"), can_fuse.tensor_of(base, "bias")
+    return tensor_of(base, "weight"), tensor_of(base, "bias")
 
 
 def _bits(tensor):

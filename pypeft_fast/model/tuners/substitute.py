@@ -5,28 +5,33 @@ import functools
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ...autograd.bitfit import bitfit_linear
-from ...frozen.modules import weight_of
-from ..layers import can_fuse
+from ..layers import frozen_base
+from ..layers.facts import of_input
+from ..layers.part import why_not as why_not_fused
+from ..layers.rules import why_not_now
+from ..layers.swapped_class import why_not_forward
 
 
 def call_with_bias(module, bias, *args, **kwargs):
     """module(*args, **kwargs) with `bias` in the place of its own, or of that of the module inside a tuner layer."""
-    if len(args) == 1 and not kwargs and _computes_linear(module, args[0]):
-        return bitfit_linear(args[0], weight_of(module), bias)
+    weight = _weight_alone(module, args[0]) if len(args) == 1 and not kwargs else None
+    if weight is not None:
+        return bitfit_linear(args[0], weight, bias)
     return _stand_in(module, bias)(*args, **kwargs)
 
 
-def _computes_linear(module, x) -> bool:
-    """Whether the module does nothing but x W^T + b, with a W that is frozen."""
-    if isinstance(module, BaseTunerLayer) or can_fuse.why_not_base(module) is not None or module.weight.requires_grad:
-        return False
-    return can_fuse.why_not_input(x, module, weight_of(module).shape[1]) is None
+def _weight_alone(module, x):
+    """The weight [N, K], if the module does nothing but x W^T + b and W is frozen; else None."""
+    if isinstance(module, BaseTunerLayer) or why_not_now() is not None:
+        return None
+    base, weight, _ = frozen_base.read(module)
+    return None if why_not_fused(base, of_input(x), (), False) or weight.requires_grad else weight
 
 
 def why_not(module) -> str | None:
     """Why calls of the module cannot be given another bias, if they cannot."""
     state = vars(module)
-    if "forward" in state and "_hf_hook" not in state and can_fuse.why_not_forward(module) is not None:
+    if "forward" in state and "_hf_hook" not in state and why_not_forward(module) is not None:
         return "has a forward of its own"
     return None
 

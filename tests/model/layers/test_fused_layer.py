@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import pypeft_fast as pf
-from pypeft_fast.model.layers import lora as fused_lora
+from pypeft_fast.model.layers import fused_layer
 from tests.device import DEVICE
 from tests.model import zoo
 
@@ -112,11 +112,14 @@ def test_the_ordinary_call_is_recognised_without_asking_for_reasons(bias, dtypes
     model = layer(nn.Linear(12, 9, bias, dtype=base), lora_dropout=0.1).train(training)
     model.base_model.model[0].lora_A.to(adapter), model.base_model.model[0].lora_B.to(adapter)
     report, x = pf.fuse(model, strict=True), torch.randn(5, 12, dtype=base)
+    adapted = model.base_model.model[0]
+    A, B, p = adapted.lora_A["default"].weight, adapted.lora_B["default"].weight, 0.1 * training
     torch.manual_seed(5)
-    asked = fused_lora.run(model.base_model.model[0], x, ["default"])
-    monkeypatch.setattr(fused_lora, "why_not_call", None)
+    asked = pf.lora_linear(x, *[adapted.base_layer.weight, A, B, adapted.base_layer.bias], scaling=2.0, dropout_p=p)
+    assert torch.equal(model.eval()(x), model(x)) and model.train(training)(x).shape == asked.shape
+    monkeypatch.setattr(fused_layer, "why_not", None)
     torch.manual_seed(5)
-    assert torch.equal(model(x), asked) and report.calls() == {"fused": 1}
+    assert torch.equal(model(x), asked) and report.calls() == {"fused": 4}
 
 
 def swapped(tensor, data):

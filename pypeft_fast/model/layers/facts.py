@@ -1,0 +1,95 @@
+"""What a module, a tensor and an input are now, as plain tuples: all that the rules about a call may look at.
+
+A layer's facts are read anew at every call, because hooks, `.data`, dtypes, parameters and modes may change at any
+time. The rules (rules.py, frozen_base.py, and each method's own) are functions of these tuples alone, so that a layer
+may keep their answer for as long as the facts are equal. While decoding a token the reading is much of the time of a
+small layer: what nn.Module would search for in Python, in __getattr__, is taken from the dictionaries in which it lies.
+"""
+
+import torch
+from torch import nn
+from torch._C import _is_any_autocast_enabled
+
+from ...frozen.modules import is_plain
+from ...ops import _check
+from .swapped_class import has_own_forward
+
+Parameter, Tensor, Dropout, Linear = nn.Parameter, torch.Tensor, nn.Dropout, nn.Linear
+
+
+def of_module(module):
+    """(type, whether calling the module does more than its class's forward)"""
+    state = module.__dict__
+    hooks = (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        and has_own_forward(module)
+    )
+    return type(module), True if hooks else False
+
+
+def of_dropout(module):
+    """(of the module, p, inplace, whether it applies now): an nn.Dropout has a mode of its own."""
+    if type(module) is Dropout:
+        return of_module(module), module.p, module.inplace, module.training
+    return of_module(module), 0.0, False, False
+
+
+def of_linear(module):
+    """((of the module, of its weight, of its bias or None), weight, bias); ((of the module,), None, None) of another.
+
+    Most of a call's reading is here, so that it does without the calls of of_module, tensor_of and of_tensor.
+    """
+    kind, state = type(module), module.__dict__
+    hooked = (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        and has_own_forward(module)
+    )
+    of_module = kind, True if hooked else False
+    if kind is not Linear and not is_plain(module):
+        return (of_module,), None, None
+    parameters = state["_parameters"]
+    weight = parameters["weight"] if "weight" in parameters else module.weight
+    bias = parameters["bias"] if "bias" in parameters else module.bias
+    kind = type(weight)
+    if kind is Parameter or kind is Tensor:
+        of_weight = kind, weight.dtype, weight.layout, weight.device, weight.shape
+    else:
+        of_weight = (kind,)
+    return (of_module, of_weight, None if bias is None else of_tensor(bias)), weight, bias
+
+
+def tensor_of(module, name):
+    """A parameter of the module, or the plain tensor that FSDP or pruning has put in its place."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
+def of_tensor(tensor):
+    """(type, dtype, layout, device, shape); of another class than PyTorch's own the type alone."""
+    kind = type(tensor)
+    if kind is not Parameter and kind is not Tensor:
+        return (kind,)
+    return kind, tensor.dtype, tensor.layout, tensor.device, tensor.shape
+
+
+def of_input(x):
+    """(type, dtype, layout, device, dimensions, size of the last, autocast's dtype); None: nested, none, not active."""
+    kind = type(x)
+    if kind is not Tensor and kind is not Parameter:
+        return (kind,)
+    device, dim = x.device, None if x.is_nested else x.dim()
+    cast = autocast_dtype(device) if _is_any_autocast_enabled() else None
+    return kind, x.dtype, x.layout, device, dim, x.size(-1) if dim else None, cast
+
+
+def autocast_dtype(device) -> torch.dtype | None:
+    """The dtype that autocast casts to on this device, or None outside of it."""
+    return torch.get_autocast_dtype(device.type) if _check.autocasts(device) else None

@@ -1,0 +1,79 @@
+"""PEFT's lora.Linear on the fused ops: which part each of its adapters is, rows of several adapters, pf.register."""
+
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import dispatch_default
+from peft.tuners.lora.variants import DoraLinearVariant
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..joints import rows as rows_of_batch
+from . import frozen_base
+from .dora import DoRA
+from .fused_layer import FusedLayer
+from .lora import LoRA
+from .part import Part, compute
+
+# {what PEFT's layer keeps in lora_variant: the part that such an adapter is}
+VARIANTS: dict[type, type[Part]] = {DoraLinearVariant: DoRA}
+
+
+class OtherVariant(Part):
+    """An adapter of a variant of LoRA that the fused ops do not have."""
+
+    @classmethod
+    def read(cls, layer, name):
+        return type(layer.lora_variant[name]), cls()
+
+    @staticmethod
+    def why_not(found, is_loaded=True) -> str | None:
+        return f"the adapter is of a variant, {found.__name__}"
+
+
+class FusedLinear(FusedLayer, LoraLinear):
+    peft_class, holder = LoraLinear, "lora_A"
+
+    @staticmethod
+    def method(layer, name):
+        variant = layer.lora_variant.get(name)
+        return LoRA if variant is None else VARIANTS.get(type(variant), OtherVariant)
+
+    def of_rows(self, x, names, *args, **kwargs):
+        self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
+        rows = rows_of_batch.positions(names)
+        active = [name for name in rows if name in self.lora_A]
+        if active:
+            reason, parts, weight, bias, _ = self.described(x, active, args, kwargs, by_row=True)
+            self.count(reason)
+            if reason is None and len(rows) == 1:
+                return compute(parts, x, weight, bias)
+            if reason is None:
+                groups = [(rows[name], part) for name, part in zip(active, parts, strict=True)]
+                return LoRA.by_rows(x, weight, bias, groups)
+        return LoraLinear.forward(self, x, *args, adapter_names=names, **kwargs)
+
+    def as_lora(self, x):
+        """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
+
+        A call counted as fused: whoever asks makes it.
+        """
+        active = self.active()
+        if self.disable_adapters or self.merged or len(active) != 1 or self.method(self, active[0]) is not LoRA:
+            return None
+        if rows_of_batch.current() is not None:
+            return None
+        reason, parts, weight, bias, _ = self.described(x, active)
+        if reason is not None:
+            return None
+        self.count(reason)
+        (part,) = parts
+        return dict(weight=weight, bias=bias, lora_A=part.A, lora_B=part.B, scaling=part.scaling, dropout_p=part.p)
+
+
+def build(target, adapter_name, config, **kwargs):
+    """PEFT's own layer for this target, fused; None, on which PEFT tries its other kinds, where it cannot be."""
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if kwargs.get("parameter_name") is not None or frozen_base.why_not_module(base) is not None:
+        return None
+    layer = dispatch_default(target, adapter_name, config, **kwargs)
+    if type(layer) is LoraLinear and FusedLinear.why_not_layer(layer) is None:
+        FusedLinear.attach(layer)
+    return layer

@@ -1,0 +1,92 @@
+"""Why a part of a layer cannot run on the fused ops, from its facts alone: the text that reports and counters show.
+
+A fused op reads the weights of the layer's submodules itself instead of calling them. So it may stand in for them only
+where each is exactly what it seems: no hooks, no forward of its own, no sharded, quantised or wrapped tensor. Each
+function takes facts as facts.py reads them; `why_not_now` asks about the process instead.
+"""
+
+import torch
+from torch import nn
+from torch._C import _are_functorch_transforms_active, _get_tracing_state
+from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+
+from ...ops._check import ACTIVATIONS
+from ...ops.philox import threshold
+
+HALF = (torch.bfloat16, torch.float16)
+_LINEAR = nn.Linear.forward
+
+
+def why_not_tensor(facts, name, is_loaded=True) -> str | None:
+    """is_loaded: whether its values must be there; with low_cpu_mem_usage they come after the layer."""
+    if len(facts) == 1:
+        return f"{name} is a {facts[0].__name__}"  # DTensor, a quantised weight, an offloaded one
+    _, dtype, layout, device, _ = facts
+    if dtype not in ACTIVATIONS:
+        return f"{name} is {dtype}"
+    if layout is not torch.strided or device.type == "meta" and is_loaded:
+        return f"{name} is on meta or not strided"
+    return None
+
+
+def why_not_submodule(facts, name, expected) -> str | None:
+    """A module of an adapter, as lora_A is: one of the expected classes."""
+    kind, is_hooked = facts
+    if kind not in expected:
+        return f"{name} is a {kind.__name__}"
+    if is_hooked:
+        return f"{name} has hooks or a forward of its own"
+    return None
+
+
+def why_not_dropout(facts, name) -> str | None:
+    module, p, inplace, _ = facts
+    reason = why_not_submodule(module, name, (nn.Dropout, nn.Identity))
+    if reason is None and (inplace or threshold(p) > 65535):
+        reason = f"{name} is in place or drops all: p={p}"
+    return reason
+
+
+def why_not_dtype(x, facts, name) -> str | None:
+    """An adapter's parameter beside the activations."""
+    dtype, adapter = computing(x[1], x[-1]), facts[1]
+    if adapter == dtype or adapter == torch.float32 and dtype in HALF:
+        return None
+    return f"{name} is {adapter} beside {dtype} activations"
+
+
+def why_not_input(x, weight, K) -> str | None:
+    """The input beside the frozen weight: they meet in one dtype, as nn.Linear demands."""
+    if len(x) == 1:
+        return f"the input is a {x[0].__name__}"
+    _, dtype, layout, device, dim, size, cast = x
+    if dim is None:
+        return "the input is nested"
+    if size != K or device != weight[3] or layout is not torch.strided:
+        return "the input does not fit the layer"
+    if dtype != weight[1]:  # the weight's is accepted already
+        computed = computing(dtype, cast)
+        if computed != computing(weight[1], cast) or computed not in ACTIVATIONS:
+            return f"the input is {dtype} and the base weight {weight[1]}"
+    return None
+
+
+def computing(dtype, cast) -> torch.dtype:
+    """The dtype that nn.Linear would compute in: the tensor's own, or that which autocast casts to."""
+    return dtype if cast is None or dtype == torch.float64 or not dtype.is_floating_point else cast
+
+
+def why_not_now(compiling=None) -> str | None:
+    """What stands around the call, whatever the layer is; compiling: torch.compiler.is_compiling(), if it is known."""
+    if nn_module._has_any_global_hook():
+        return "a global module hook is registered"
+    if nn.Linear.forward is not _LINEAR:
+        return "the forward of nn.Linear has been replaced"
+    if torch.compiler.is_compiling() if compiling is None else compiling:
+        return None
+    if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "a torch.func transform or forward-mode differentiation is active"
+    if _get_tracing_state() is not None:
+        return "torch.jit traces the call"
+    return None
