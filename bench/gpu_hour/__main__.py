@@ -7,6 +7,7 @@ predicts. A further run goes on where the last one ended: what is done is not ru
 """
 
 import argparse
+import functools
 import importlib
 import os
 import signal
@@ -46,9 +47,10 @@ def listed(output):
         print(f"{step.name:<14}{step.seconds:>4.0f} s  {step.about}{': ' if how else ''}{how}")
 
 
-def warm(given):
-    """What the rehearsal's steps are forked from: their environment, and their largest imports."""
-    os.environ.update(given)
+@functools.cache
+def warm():
+    """What the rehearsal's steps are forked from: their largest imports, on the CPU."""
+    os.environ.update(environment(Path(), rehearsed=True))
     sys.path.insert(0, str(ROOT))
     for name in ("pypeft_fast._own", "peft", "transformers.models.llama.modeling_llama", "pytest"):
         if find_spec(name.partition(".")[0]) is not None:
@@ -61,20 +63,24 @@ def main(arguments=None):
     if options.list:
         return listed(output)
     given = environment(output, options.rehearse)
-    if options.rehearse:
-        warm(given)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    hour = Hour(
-        output, max(60 * options.minutes - RESERVED, 1), lambda step: Process(step, output, given, options.rehearse)
-    )
-    statuses = {}
+
+    def start(step):
+        if options.rehearse:
+            warm()
+        return Process(step, output, given, forked=options.rehearse)
+
+    def tell(line):
+        print(line, flush=True)
+        summary.write(output, NAMES)  # after each step: whoever ends this process ends nothing that was found
+
+    hour = Hour(output, max(60 * options.minutes - RESERVED, 1), start, tell)
     try:
         statuses = hour.run(STEPS[NAMES.index(options.first) if options.first else 0 :], options.again)
     except KeyboardInterrupt:
         print(f"stopped; what was found is in {output}", file=sys.stderr)
         sys.exit(130)
-    finally:
-        summary.write(output, NAMES)
+    summary.write(output, NAMES)
     print((output / "gpu-hour.md").read_text())
     return 0 if all(status in (DONE, SKIP) for status in statuses.values()) else 1
 

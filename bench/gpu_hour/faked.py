@@ -20,3 +20,9 @@ def pytest_configure(config):
     for name, function in FAKED.items():
         setattr(torch.cuda, name, function)
     torch.set_default_device = lambda device: None
+
+
+def pytest_sessionstart():
+    from tests import device
+
+    device.DEVICE = "meta"  # files that make tensors while they are imported

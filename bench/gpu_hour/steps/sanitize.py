@@ -11,6 +11,7 @@ from pypeft_fast._op import OPS
 
 from .. import device, found
 from ..process import ROOT
+from . import launches
 
 TOOLS = ("memcheck", "racecheck")
 ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard")
@@ -23,14 +24,10 @@ def path_of(tool):
     return shutil.which(tool, path=os.pathsep.join(folders))
 
 
-def launches(op="all"):
-    return [sys.executable, "-m", "bench.gpu_hour.steps.launches", op]
-
-
 def main():
     device.prepare()
     if device.REHEARSED:
-        subprocess.run(launches("lora_shrink"), cwd=ROOT, check=True)
+        launches.main("lora_shrink")
     tool = path_of("compute-sanitizer")
     if tool is None:
         found.skip("compute-sanitizer is not on PATH nor in CUDA_HOME")
@@ -42,7 +39,7 @@ def main():
     errors = {}
     for check in TOOLS:
         for op in ops:
-            command = [tool, "--tool", check, "--error-exitcode", "9", *launches(op)]
+            command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", launches.__name__, op]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
             print(f"== {check} {op}: exit status {done.returncode}", done.stdout[-3000:], done.stderr[-1000:], sep="\n")
             summary = [int(a or b) for a, b in ERRORS.findall(done.stdout)]
