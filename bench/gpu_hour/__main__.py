@@ -8,6 +8,7 @@ predicts. A further run goes on where the last one ended: what is done is not ru
 
 import argparse
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -55,6 +56,7 @@ def warm():
     for name in ("pypeft_fast._own", "peft", "transformers.models.llama.modeling_llama", "pytest"):
         if find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
+    gc.freeze()  # else each fork would copy what the first collection in it touches
 
 
 def main(arguments=None):

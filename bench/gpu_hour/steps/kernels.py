@@ -55,7 +55,7 @@ def main():
     device.prepare()
     units = [(op, kernel) for kernel in SLOWEST_FIRST for op in OPS if kernel in available(OPS[op])]
     if device.REHEARSED:
-        units = [unit for unit in units if unit[1] in ("triton", "blas")]
+        units = [unit for unit in units if unit[1] == "triton"]
         pool = ThreadPoolExecutor(1)
     else:
         spawn = multiprocessing.get_context("spawn")

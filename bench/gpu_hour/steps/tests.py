@@ -69,7 +69,7 @@ def main(paths):
         from .. import faked
 
         plugins.append(faked)
-        arguments.append("--collect-only")
+        arguments += ["--collect-only", "-qq"]
     elif find_spec("xdist") is not None:
         arguments += ["-n", str(device.workers(8))]
     status = pytest.main(arguments, plugins)
