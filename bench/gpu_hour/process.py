@@ -1,4 +1,4 @@
-"""The process of a step: started in a session of its own, stopped gently, then at once.
+"""The process of a step: it leads a group of its own, and the group is stopped gently, then at once.
 
 A rehearsal forks its steps from one process that has imported PyTorch: fourteen imports would take longer than the
 steps. What runs in the fork is what `python -m` runs.
@@ -50,11 +50,11 @@ class Process:
             with self.log.open("w") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", *arguments], cwd=ROOT, env=os.environ | given, stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                    stdout=log, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp,
                 )  # fmt: skip
 
     def _forked(self, arguments, given):
-        os.setsid()
+        os.setpgrp()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -42,7 +42,7 @@ STEPS = {
 
 def hour(*arguments, **options):
     command = [sys.executable, "-W", "ignore", "-m", "bench.gpu_hour", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240, **options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, **options)
 
 
 def planned(folder, code, wait=True):

@@ -51,18 +51,20 @@ def judged(op, kernel):
     return len(those), wrong
 
 
+def apart(*unit):
+    """`judged` in a process that is made for it: whatever ends that one is the future's exception."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(judged, *unit).result()
+
+
 def main():
     device.prepare()
     units = [(op, kernel) for kernel in SLOWEST_FIRST for op in OPS if kernel in available(OPS[op])]
     if device.REHEARSED:
         units = [unit for unit in units if unit[1] == "triton"]
-        pool = ThreadPoolExecutor(1)
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(device.workers(12), mp_context=spawn, max_tasks_per_child=1)
     kernels, agreed, wrong = {}, 0, []
-    with pool:
-        pending = {pool.submit(judged, *unit): unit for unit in units}
+    with ThreadPoolExecutor(device.workers(12)) as pool:
+        pending = {pool.submit(device.sized(apart, judged), *unit): unit for unit in units}
         for future in as_completed(pending):
             op, kernel = pending[future]
             error = future.exception()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -69,26 +70,21 @@ def main():
     tool = path_of("ncu")
     if tool is None:
         found.skip("ncu is not on PATH nor in CUDA_HOME")
-    launches = {}
-    for name in CASES:
-        for kernel in KERNELS:
-            command = [tool, "--csv", "--profile-from-start", "off", "--clock-control", "none", "--metrics",
-                       ",".join(METRICS), sys.executable, "-m", "bench.gpu_hour.steps.ncu", name, kernel]  # fmt: skip
-            given = os.environ | {"PYPEFT_FAST_TUNE": "0"}  # else the candidates would be timed under the profiler
-            done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
-            print(
-                f"== {name} {kernel}: exit status {done.returncode}", done.stdout[-3000:], done.stderr[-1000:], sep="\n"
-            )
-            launches[f"{name} {kernel}"] = table(done.stdout)
-            seen = sum(map(len, launches.values()))
-            found.keep(launches=launches, line=f"{seen} launches of {len(launches)} calls")
-    if not seen:
-        sys.exit("ncu has seen no launch: its own words are above")
+    command = [tool, "--csv", "--profile-from-start", "off", "--clock-control", "none", "--metrics", ",".join(METRICS),
+               sys.executable, "-m", "bench.gpu_hour.steps.ncu", "launch"]  # fmt: skip
+    given = os.environ | {"PYPEFT_FAST_TUNE": "0"}  # else the candidates would be timed under the profiler
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, sep="\n")
+    launches = table(done.stdout)
+    found.keep(launches=launches, line=f"{len(launches)} launches")
+    if not launches:
+        sys.exit(f"ncu has seen no launch, exit status {done.returncode}: its own words are above")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if sys.argv[1:] == ["launch"]:
         device.prepare()
-        launch(*sys.argv[1:])
+        for every in itertools.product(CASES, KERNELS):
+            launch(*every)
     else:
         main()

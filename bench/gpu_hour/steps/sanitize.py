@@ -1,10 +1,12 @@
 """compute-sanitizer over each CUDA C++ kernel: memcheck, then racecheck, on the cases of steps/launches.py."""
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from pypeft_fast import _native, _own  # noqa: F401 - all ops are there
 from pypeft_fast._op import OPS
@@ -24,6 +26,17 @@ def path_of(tool):
     return shutil.which(tool, path=os.pathsep.join(folders))
 
 
+def watched(tool, check, op):
+    """(name, number of errors or why there is none, what was printed) of one op's launches under one check."""
+    command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", launches.__name__, op]
+    # Without PyTorch's cache every tensor is an allocation of its own, past whose end memcheck sees.
+    given = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    summary = [int(a or b) for a, b in ERRORS.findall(done.stdout)]
+    ran = summary and done.returncode in (0, 9)
+    return f"{check} {op}", summary[-1] if ran else "it did not run", done.stdout[-3000:] + done.stderr[-1000:]
+
+
 def main():
     device.prepare()
     if device.REHEARSED:
@@ -34,18 +47,14 @@ def main():
     if (reason := _native.missing_cuda()) is not None:
         found.skip(reason)
     ops = [op for op in OPS if any(kernel.name == "cuda" for kernel in OPS[op].kernels)]
-    # Without PyTorch's cache every tensor is an allocation of its own, past whose end memcheck sees.
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    errors = {}
-    for check in TOOLS:
-        for op in ops:
-            command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", launches.__name__, op]
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-            print(f"== {check} {op}: exit status {done.returncode}", done.stdout[-3000:], done.stderr[-1000:], sep="\n")
-            summary = [int(a or b) for a, b in ERRORS.findall(done.stdout)]
-            errors[f"{check} {op}"] = summary[-1] if summary and done.returncode in (0, 9) else "it did not run"
+    errors, runs = {}, list(itertools.product(TOOLS, ops))
+    with ThreadPoolExecutor(device.workers(8)) as pool:
+        for future in as_completed([pool.submit(watched, tool, *run) for run in runs]):
+            name, count, said = future.result()
+            print(f"== {name}: {count}", said, sep="\n", flush=True)
+            errors[name] = count
             bad = {name: count for name, count in errors.items() if count}
-            line = f"{len(errors)} of {len(TOOLS) * len(ops)} runs, {len(bad)} with errors"
+            line = f"{len(errors)} of {len(runs)} runs, {len(bad)} with errors"
             found.keep(errors=errors, line=f"{line}: {', '.join(bad)}" if bad else line)
     if bad:
         sys.exit(f"compute-sanitizer: {bad}")
