@@ -32,7 +32,7 @@ def _tests(name, seconds, about, *paths, needs=()):
 
 
 STEPS = (
-    _own("versions", 30, "versions, nvidia-smi, the kernels that there are", essential=True),
+    _own("versions", 60, "versions, nvidia-smi, the kernels that there are", essential=True),
     _own("libraries", 170, "the libraries that lie there, else csrc/ built for this GPU alone"),
     _own("kernels", 110, "every kernel of every op against float64"),
     _tests("gpu", 100, "tests/gpu: sizes, tiles, capture, torch.compile", "tests/gpu"),
@@ -46,5 +46,5 @@ STEPS = (
     _own("llama", 45, "four layers of an 8-billion Llama: frozen, PEFT, fused", needs=("transformers", "peft"),
          alone=True),
     _own("ncu", 45, "Nsight Compute of lora_shrink, lora_linear and decoding", alone=True),
-    _own("cache", 10, "the tuning cache as one file"),
+    _own("cache", 20, "the tuning cache as one file"),
 )  # fmt: skip
