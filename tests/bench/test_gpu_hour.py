@@ -97,13 +97,12 @@ def test_every_step_is_rehearsed(tmp_path):
 def test_every_step_is_a_program_of_its_own(tmp_path):
     """The rehearsal forks its steps; a GPU's are started by `python -m`, and so are these."""
     code = (
-        "import os\nfrom bench.gpu_hour import plan\n"
+        "import dataclasses, os\nfrom bench.gpu_hour import plan\n"
         "os.environ |= given\n"
-        "import dataclasses\n"
         "steps += [dataclasses.replace(step, seconds=300) for step in plan.STEPS]\n"
         "seconds = 1500\n"
     )
-    out, error = subprocess.Popen(
+    out, _ = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PLAN, str(tmp_path), code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ).communicate(timeout=1600)
     statuses = {path.stem: json.loads(path.read_text())["status"] for path in (tmp_path / "steps").iterdir()}
