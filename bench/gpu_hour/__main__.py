@@ -65,7 +65,8 @@ def main(arguments=None):
     if options.list:
         return listed(output)
     given = environment(output, options.rehearse)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background processes ignore the first
+        signal.signal(number, signal.default_int_handler)
 
     def start(step):
         if options.rehearse:

@@ -34,6 +34,12 @@ def environment(output, rehearsed):
     return given
 
 
+def _lead():
+    """A group of its own, which listens to SIGINT: what a shell starts in the background ignores it."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """A running step. `ended` is its exit status, or None while it runs; a negative one is a signal's."""
 
@@ -50,11 +56,11 @@ class Process:
             with self.log.open("w") as log:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", *arguments], cwd=ROOT, env=os.environ | given, stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp,
+                    stdout=log, stderr=subprocess.STDOUT, preexec_fn=_lead,
                 )  # fmt: skip
 
     def _forked(self, arguments, given):
-        os.setpgrp()
+        _lead()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
