@@ -10,13 +10,13 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-libraries test-oldest-peft test-emulator test-asan test-tsan mutants \
-	check-compilers docs lint format bench bench-model bench-ranks bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu traffic performance-model wheel wheel-cuda clean
+	check-compilers docs lint format bench bench-model bench-ranks bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu gpu-hour test-versions traffic performance-model wheel wheel-cuda clean
 
 help:
-	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-emulator | test-asan | test-tsan | mutants'
+	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-versions | test-emulator | test-asan | test-tsan | mutants'
 	@echo '     check-compilers | docs | lint | format'
 	@echo '     bench | bench-model | bench-ranks | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
-	@echo '     venv | clean | with a GPU: test-gpu | bench-gpu'
+	@echo '     venv | clean | with a GPU: gpu-hour | test-gpu | bench-gpu'
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -105,6 +105,17 @@ test-gpu: export HF_HUB_OFFLINE = 1
 test-gpu: export OMP_NUM_THREADS = 1
 test-gpu: venv
 	$(BIN)/python -m pytest -n 4 $(GPU_TESTS)
+
+# On a machine with a GPU: checks and measurements in order of worth, in nine minutes, by whatever python3 has PyTorch;
+# no environment, no network, no install. Called again it goes on where it ended. MINUTES=5, FROM=layer.
+gpu-hour:
+	$(PYTHON) -m bench.gpu_hour $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM))
+
+# The oldest and newest versions that pyproject.toml accepts, each in an environment of its own in build/versions, and
+# each of Triton's compilers on sm_90. 15 GB without TORCH=cpu. ONLY="oldest triton-3.6.0" for some of them.
+test-versions: venv
+	$(BIN)/python -m tests.versions.run $(if $(ONLY),--only $(ONLY)) \
+	  $(if $(TORCH),--index https://download.pytorch.org/whl/$(TORCH))
 
 # csrc/ under sanitizers, in build/asan and build/tsan; planted faults first, which must be found.
 test-asan: venv

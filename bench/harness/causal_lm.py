@@ -5,11 +5,11 @@ import torch
 
 def liven(model):
     """Values for what starts as zeros or ones, so that an adapter left out would show."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)  # wherever the model is, and new tensors are
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "ia3_l" in name:
             std = 0.05 if "lora_B" in name else 0.2
-            parameter.data += std * torch.randn(parameter.shape, generator=generator)
+            parameter.data += std * torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter.device)
 
 
 def graph_to_the_embeddings(model):

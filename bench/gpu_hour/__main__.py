@@ -1,0 +1,92 @@
+"""python -m bench.gpu_hour: under whatever python3 has PyTorch >= 2.10 and Triton >= 3.6; no network, no install.
+
+The steps run in order of worth, each in a process of its own with its own time limit. The result of a step is written
+when the step ends, or is stopped: OUTPUT/steps/NAME.json, and in OUTPUT/logs/NAME.log what it printed.
+OUTPUT/gpu-hour.json holds all results, OUTPUT/gpu-hour.md what was measured beside what docs/performance-model.md
+predicts. A further run goes on where the last one ended: what is done is not run again.
+"""
+
+import argparse
+import functools
+import gc
+import importlib
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from . import summary
+from .plan import STEPS
+from .process import ROOT, Process, environment
+from .running import DONE, SKIP, Hour, read
+
+NAMES = [step.name for step in STEPS]
+RESERVED = 5.0  # seconds of the whole that are left for the table and for stopping the last step
+
+
+def parsed(arguments):
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_hour", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together (default: %(default)s)")
+    parser.add_argument("--from", dest="first", choices=NAMES, metavar="STEP", help="begin with this step")
+    parser.add_argument("--again", action="store_true", help="run what is done once more")
+    parser.add_argument("--list", action="store_true", help="print the steps, their limits and how they ended")
+    parser.add_argument("--rehearse", action="store_true", help="every step on the CPU, with tiny sizes; no GPU needed")
+    parser.add_argument("--output", type=Path, help="folder (default: out/gpu-hour, or out/gpu-hour-rehearsed)")
+    options = parser.parse_args(arguments)
+    if options.output is None:
+        options.output = Path("out/gpu-hour-rehearsed" if options.rehearse else "out/gpu-hour")
+    if options.minutes <= 0:
+        parser.error(f"--minutes {options.minutes:g}: a time must be left for the steps; 9 is the default")
+    return options
+
+
+def listed(output):
+    for step in STEPS:
+        result = read(output, step.name)
+        how = "" if result is None else f"{result['status']} {result['why']}"
+        print(f"{step.name:<14}{step.seconds:>4.0f} s  {step.about}{': ' if how else ''}{how}")
+
+
+@functools.cache
+def warm():
+    """What the rehearsal's steps are forked from: their largest imports, on the CPU."""
+    os.environ.update(environment(Path(), rehearsed=True))
+    sys.path.insert(0, str(ROOT))
+    for name in ("pypeft_fast._own", "peft", "transformers.models.llama.modeling_llama", "pytest"):
+        if find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
+    gc.freeze()  # else each fork would copy what the first collection in it touches
+
+
+def main(arguments=None):
+    options = parsed(arguments)
+    output = options.output.resolve()
+    if options.list:
+        return listed(output)
+    given = environment(output, options.rehearse)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background processes ignore the first
+        signal.signal(number, signal.default_int_handler)
+
+    def start(step):
+        if options.rehearse:
+            warm()
+        return Process(step, output, given, forked=options.rehearse)
+
+    def tell(line):
+        print(line, flush=True)
+        summary.write(output, NAMES)  # after each step: whoever ends this process ends nothing that was found
+
+    hour = Hour(output, max(60 * options.minutes - RESERVED, 1), start, tell)
+    try:
+        statuses = hour.run(STEPS[NAMES.index(options.first) if options.first else 0 :], options.again)
+    except KeyboardInterrupt:
+        print(f"stopped; what was found is in {output}", file=sys.stderr)
+        sys.exit(130)
+    summary.write(output, NAMES)
+    print((output / "gpu-hour.md").read_text())
+    return 0 if all(status in (DONE, SKIP) for status in statuses.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Where the steps run: on the GPU with their real sizes, or in a rehearsal on the CPU with tiny ones."""
+
+import os
+import sys
+
+import torch
+
+from ..harness import gpu_timing, timing
+
+REHEARSED = os.environ.get("GPU_HOUR_REHEARSED") == "1"
+DEVICE = "cpu" if REHEARSED else "cuda"
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def sized(full, tiny):
+    """The first on a GPU, the second in a rehearsal."""
+    return tiny if REHEARSED else full
+
+
+def prepare():
+    """New tensors are the GPU's from here on; SystemExit without one."""
+    if not REHEARSED and not torch.cuda.is_available():
+        sys.exit(
+            f"bench.gpu_hour needs a GPU, and PyTorch {torch.__version__} sees none: install the driver and a PyTorch "
+            "built for it; --rehearse runs every step on the CPU"
+        )
+    torch.set_default_device(DEVICE)
+
+
+def interleaved(steps, seconds):
+    """{name: median seconds} by the GPU's own clock with a cold L2."""
+    if REHEARSED:
+        return timing.interleaved(steps, seconds=0.0, least=1, most=1)
+    return gpu_timing.interleaved(steps, seconds)
+
+
+def machine():
+    return {"gpu": "none, rehearsed"} | timing.machine() if REHEARSED else gpu_timing.machine()
+
+
+def synchronize():
+    if not REHEARSED:
+        torch.cuda.synchronize()
+
+
+def workers(most):
+    """Processes that share the CPUs and the GPU."""
+    return sized(max(1, min(most, len(os.sched_getaffinity(0)) - 1)), 1)

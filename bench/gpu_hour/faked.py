@@ -1,0 +1,28 @@
+"""A plugin of pytest for rehearsals: tests are collected as on an sm_90, without one; none of them can run."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+PROPERTIES = SimpleNamespace(name="faked", major=9, minor=0, multi_processor_count=132, total_memory=1 << 37)
+FAKED = {
+    "is_available": lambda: True,
+    "get_device_capability": lambda device=None: (9, 0),
+    "get_device_properties": lambda device=None: PROPERTIES,
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    if not config.option.collectonly:
+        raise pytest.UsageError("bench.gpu_hour.faked only collects: no test can run on a GPU that is not there")
+    for name, function in FAKED.items():
+        setattr(torch.cuda, name, function)
+    torch.set_default_device = lambda device: None
+
+
+def pytest_sessionstart():
+    """After the tests' own conftest has looked at its device: some files make tensors while they are imported."""
+    sys.modules["tests.device"].DEVICE = "meta"

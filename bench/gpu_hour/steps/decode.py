@@ -1,0 +1,108 @@
+"""A layer's forward pass of few rows, replayed from a CUDA graph: frozen, PEFT, addmm, and ours by each kernel."""
+
+import sys
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+
+import pypeft_fast as pf
+
+from ...harness.cases import SCALING, Case, Operands, peft_layer
+from .. import device, found
+from ..device import BF16, F32
+
+ROWS = device.sized((1, 8, 16), (1,))
+SHAPES = device.sized(((4096, 4096), (4096, 14336)), ((24, 40),))
+KERNELS = ("cuda", "triton", "blas")
+
+
+def formula(x, weight, A, B):
+    return F.linear(x, weight) + SCALING * (x.to(A.dtype) @ A.t() @ B.t()).to(x.dtype)
+
+
+def forced(kernel, operands):
+    A, B = operands.adapters
+
+    def step():
+        with pf.using(kernel):
+            return pf.lora_linear(operands.x, operands.weight, A, B, scaling=SCALING)
+
+    return step
+
+
+def steps_of(case, operands):
+    """{name: a function of nothing that returns y}"""
+    A, B = operands.adapters
+    steps = {
+        "frozen": lambda: F.linear(operands.x, operands.weight),
+        "ours": lambda: pf.lora_linear(operands.x, operands.weight, A, B, scaling=SCALING),
+        "eager": lambda: formula(operands.x, operands.weight, A, B),
+    }
+    if find_spec("peft") is not None:
+        layer = peft_layer(case, operands).eval()
+        steps["PEFT"] = lambda: layer(operands.x)
+    there = [pf.kernels()[op] for op in ("lora_shrink", "lora_linear")]
+    return steps | {f"ours {k}": forced(k, operands) for k in KERNELS if all(of.get(k) == "available" for of in there)}
+
+
+def captured(step):
+    """(a function that replays the step, its static result); eager in a rehearsal."""
+    if device.REHEARSED:
+        return step, step()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is compiled or tuned on first use must not be captured
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = step()
+    graph.replay()
+    return graph.replay, y
+
+
+def off(name, y, operands):
+    """What is wrong with a result, or None: its error may be twice that of eager PyTorch and an ulp of the largest."""
+    tensors = (operands.x, operands.weight, *(t for t in operands.adapters))
+    if name == "frozen":
+        tensors = (*tensors[:2], *(torch.zeros_like(t) for t in tensors[2:]))
+    truth = formula(*(t.double() for t in tensors))
+    error, eager = ((t.double() - truth).abs().max().item() for t in (y, formula(*tensors)))
+    bound = 2 * eager + torch.finfo(y.dtype).eps * truth.abs().max().item()
+    return None if error <= bound else f"{name} is off by {error:.3g}, more than {bound:.3g}"
+
+
+@torch.no_grad()
+def measured(case):
+    """({name: seconds}, [what is wrong and not timed])"""
+    operands, replays, wrong = Operands(case), {}, []
+    for name, step in steps_of(case, operands).items():
+        replay, y = captured(step)
+        fault = off(name, y, operands)
+        if fault is None:
+            replays[name] = replay
+        else:
+            wrong.append(f"{case}: {fault}")
+    return device.interleaved(replays, 0.3), wrong
+
+
+def main():
+    device.prepare()
+    results, wrong = [], []
+    for K, N in SHAPES:
+        for M in ROWS:
+            for adapter in device.sized((F32, BF16), (F32,)):
+                case = Case(M, K, N, p=0.0, dtype=BF16, adapter=adapter)
+                seconds, faults = measured(case)
+                results.append({"case": [M, K, N, case.r], "dtypes": case.dtypes, "seconds": seconds})
+                wrong += faults
+                print(case, {name: f"{1e6 * s:.1f} us" for name, s in seconds.items()}, *faults, flush=True)
+                found.keep(results=results, wrong=wrong, line=f"{len(results)} cases")
+    if wrong:
+        sys.exit(f"{len(wrong)} not timed, because wrong: {wrong[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""python -m bench.gpu_hour.steps.launches OP|all: each CUDA C++ kernel of an op once, and as little else as may be.
+
+The operands are made on the CPU and copied, so that a tool that watches the process sees our kernels alone.
+"""
+
+import itertools
+import sys
+
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast._op import OPS
+from pypeft_fast.testing import VARIANTS, Case, available, sample
+
+from .. import device
+from ..device import BF16, F32
+
+# Decoding with 8 and with 16 rows; small and large ranks and tiles, none of them whole.
+SIZES = ((5, 136, 40, 5), (13, 136, 40, 5), (136, 136, 136, 5), (300, 72, 136, 40))
+DTYPES = ((BF16, None), (BF16, F32), (F32, None))
+
+
+def calls(name):
+    for (op, options), (M, K, N, r), (dtype, adapter) in itertools.product(VARIANTS.values(), SIZES, DTYPES):
+        if name in (op, "all") and any(kernel.name == "cuda" for kernel in OPS[op].kernels):
+            yield op, Case(M, K, N, r, 0.3, dtype, adapter, options=options)
+
+
+def main(name):
+    kernel = device.sized("cuda", "triton")
+    for op, case in itertools.islice(calls(name), device.sized(None, 1)):
+        args = [a.to(device.DEVICE) if isinstance(a, torch.Tensor) else a for a in sample(op, case)]
+        with torch.device(device.DEVICE), pf.using(kernel):
+            if kernel not in available(OPS[op]):
+                sys.exit(f"{op}: {OPS[op].name} has no kernel {kernel} here: {pf.kernels()[op]}")
+            OPS[op](*args)
+        device.synchronize()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,57 @@
+"""The libraries of csrc/: those in the tree if they load and have code for this GPU, else built for this GPU alone."""
+
+import os
+import subprocess
+import sys
+import time
+
+import torch
+
+from pypeft_fast import _native
+
+from .. import device, found
+from ..process import ROOT
+
+
+def why_build():
+    """Why the CUDA library is to be built, or None: it is there, it loads and it has code for this GPU."""
+    if _native.missing_cuda() is not None:
+        return _native.missing_cuda()
+    return _native.too_old(torch.device("cuda"))
+
+
+def command():
+    """(command, environment) that builds csrc/ for this GPU, next to the Python files."""
+    major, minor = (9, 0) if device.REHEARSED else torch.cuda.get_device_capability()
+    feature = "a" if (major, minor) in ((9, 0), (10, 0)) else ""  # as csrc/cuda/targets.txt has them
+    given = {"PYPEFT_FAST_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{feature}"}
+    given["MAX_JOBS"] = str(len(os.sched_getaffinity(0)))
+    return [sys.executable, "setup.py", "build_ext", "--inplace"], given
+
+
+def sizes():
+    return {path.name: path.stat().st_size for path in sorted((ROOT / "pypeft_fast").glob("_C*.so"))}
+
+
+def main():
+    device.prepare()
+    reason = why_build()
+    if reason is None:
+        found.keep(libraries=sizes(), built=False, line=f"taken as they lie: {sizes()}")
+        return
+    build, given = command()
+    print(reason, given, build, sep="\n", flush=True)
+    found.keep(libraries=sizes(), built=False, reason=reason, line=f"not built: {reason}")
+    if device.REHEARSED:
+        return
+    began = time.perf_counter()
+    done = subprocess.run(build, cwd=ROOT, env=os.environ | given, check=False)
+    seconds = round(time.perf_counter() - began, 1)
+    if done.returncode != 0:
+        found.keep(libraries=sizes(), built=False, reason=reason, seconds=seconds)
+        sys.exit("csrc/ does not build here: the steps after this one have Triton's and PyTorch's kernels")
+    found.keep(libraries=sizes(), built=True, reason=reason, seconds=seconds, line=f"built in {seconds} s: {sizes()}")
+
+
+if __name__ == "__main__":
+    main()
