@@ -4,8 +4,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ..frozen import eight_bit, four_bit
-
 BLOCK = 1024  # elements of a program
 
 
@@ -46,25 +44,20 @@ def _dequantize(
     tl.store(out + at, (value * scale).to(out.dtype.element_ty), there)
 
 
-def dequantize(frozen):
-    """A pf.Frozen of a quantised format -> [N, K] in its dtype."""
-    codes, scales, *rest = frozen.tensors
-    (N, K), elements = frozen.shape, frozen.numel()
-    out = codes.new_empty(N, K, dtype=frozen.dtype)
-    if elements == 0:
+def dequantize(codes, scales, shape, dtype, kind, *, table=None, nested=None, per_scale=1, spread=(1, 1, 1)):
+    """codes of any shape, scales float32 -> [N, K] in dtype.
+
+    kind: "four_bit", with the sixteen values of a table and how many weights a scale is of; or "int8" or "fp8", with
+    how many rows and columns a scale is of and how many scales lie side by side. nested, of four_bit: (a byte a block,
+    the 256 values of a byte, offset, how many blocks one of `scales` is of).
+    """
+    (N, K), out = shape, codes.new_empty(shape, dtype=dtype)
+    if out.numel() == 0:
         return out
-    table = nested = nested_map = offset = scales  # where a format has none
-    per_scale = per_nested = scale_rows = scale_columns = scales_across = 1
-    kind = {"nf4": "four_bit", "fp4": "four_bit"}.get(frozen.format, frozen.format)
-    if kind == "four_bit":
-        table = torch.tensor(four_bit.TABLES[frozen.format], dtype=torch.float32, device=codes.device)
-        per_scale = four_bit.block_size(elements, scales.numel())
-        if rest:
-            nested, (scales, nested_map, offset), per_nested = scales, rest, four_bit.NESTED_BLOCK
-    else:
-        scale_rows, scale_columns, scales_across = eight_bit.spread(scales, frozen.shape)
-    _dequantize[(triton.cdiv(elements, BLOCK),)](
-        codes.view(torch.uint8), scales, table, nested, nested_map, offset, out, elements, K, per_scale, per_nested,
-        scale_rows, scale_columns, scales_across, KIND=kind, NESTED=bool(rest), BLOCK=BLOCK, num_warps=4,
+    bytes_, nested_map, offset, per_nested = nested or (scales, scales, scales, 1)  # of those without: never read
+    values = scales if table is None else torch.tensor(table, dtype=torch.float32, device=codes.device)
+    _dequantize[(triton.cdiv(N * K, BLOCK),)](
+        codes.view(torch.uint8), scales, values, bytes_, nested_map, offset, out, N * K, K, per_scale, per_nested,
+        *spread, KIND=kind, NESTED=nested is not None, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return out

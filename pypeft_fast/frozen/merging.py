@@ -13,8 +13,8 @@ def requantized(frozen: Frozen, merged: torch.Tensor) -> tuple[Frozen, float]:
     """`merged` [N, K] in float32, quantised as `frozen` is, and the share of the update that survives the rounding.
 
     The update is D = merged - W of the decoded W, and what becomes of it R = Q(merged) - W: the share is
-    <R, D> / <D, D>. It is 0 where every weight rounds back to the code that it had, and 1 where nothing is lost. TypeError for a format
-    whose scales are not those that quantising gives (fp8 in blocks or per tensor).
+    <R, D> / <D, D>. It is 0 where every weight rounds back to the code that it had, and 1 where nothing is lost.
+    TypeError for a format whose scales are not those that quantising gives (fp8 in blocks or per tensor).
     """
     options = {}
     if frozen.format in four_bit.TABLES:

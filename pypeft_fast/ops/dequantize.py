@@ -7,6 +7,7 @@ that multiply with dense weights alone are given this one's result.
 import torch
 
 from .._op import Op
+from ..frozen import eight_bit, four_bit
 from ..frozen.operand import Frozen
 from . import _check, _triton
 
@@ -70,4 +71,11 @@ dequantize.native_cpu(_no_float64)
 def _(weight, scales, format, N, K, dtype):
     from ..kernels.dequantize import dequantize
 
-    return dequantize(_frozen(weight, scales, format, N, K, dtype))
+    if format not in four_bit.TABLES:
+        return dequantize(weight, scales[0], (N, K), dtype, format, spread=eight_bit.spread(scales[0], (N, K)))
+    options = {"table": four_bit.TABLES[format], "per_scale": four_bit.block_size(N * K, scales[0].numel())}
+    if len(scales) == 1:
+        return dequantize(weight, scales[0], (N, K), dtype, "four_bit", **options)
+    absmax, nested_absmax, nested_map, offset = scales
+    options["nested"] = absmax, nested_map, offset, four_bit.NESTED_BLOCK
+    return dequantize(weight, nested_absmax, (N, K), dtype, "four_bit", **options)
