@@ -14,7 +14,8 @@ class Format:
     tensors: {how many: their names in order}. check(tensors, shape, dtype): ValueError or TypeError unless they fit a
     weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): that weight, the reference.
     elements(tensors): N * K of the weight, or one more where that is odd and two share a byte.
-    quantize(weight, **options): its tensors, or None for a format that is only read.
+    quantize(weight, **options): its tensors, or None for a format that is only read. native: whether the C++ kernels
+    read it (csrc/cpu/frozen); the others, and they where it is not, are given the dequantised weight.
     """
 
     tensors: dict[int, tuple[str, ...]]
@@ -22,6 +23,7 @@ class Format:
     dequantize: Callable
     elements: Callable = lambda tensors: tensors[0].numel()
     quantize: Callable | None = None
+    native: bool = False
 
 
 def _check_dense(tensors, shape, dtype):
@@ -39,15 +41,16 @@ def _four_bit(name):
         lambda tensors, shape, dtype: four_bit.dequantize(table, tensors, shape, dtype),
         lambda tensors: 2 * tensors[0].numel(),
         lambda weight, **options: four_bit.quantize(table, weight, **options),
+        native=True,
     )
 
 
 FORMATS = {
-    "dense": Format({1: ("weight",)}, _check_dense, lambda tensors, shape, dtype: tensors[0].to(dtype)),
+    "dense": Format({1: ("weight",)}, _check_dense, lambda tensors, shape, dtype: tensors[0].to(dtype), native=True),
     "nf4": _four_bit("nf4"),
     "fp4": _four_bit("fp4"),
     "int8": Format({2: ("weight", "scale")}, eight_bit.check_int8, eight_bit.dequantize_int8,
-                   quantize=eight_bit.quantize_int8),
+                   quantize=eight_bit.quantize_int8, native=True),
     "fp8": Format({2: ("weight", "scale")}, eight_bit.check_fp8, eight_bit.dequantize_fp8,
-                  quantize=eight_bit.quantize_fp8),
+                  quantize=eight_bit.quantize_fp8, native=True),
 }  # fmt: skip

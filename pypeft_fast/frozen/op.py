@@ -7,6 +7,7 @@ The shape [N, K] is that of the operands beside it.
 import torch
 
 from .._op import OPS, Op
+from .formats import FORMATS
 from .operand import Frozen, crossed, stored
 
 TRAILING = ', str format="dense", Tensor[]? scales=None'
@@ -25,6 +26,8 @@ class FrozenOp(Op):
         if type(args[self._at]) is Frozen:
             self._check(*args)
             args = self.crossing(args)
+        if len(args) > len(self._names) and not FORMATS[args[len(self._names)]].native:
+            return self._op(*args)
         return super().__call__(*args)
 
     def crossing(self, args):
@@ -59,6 +62,15 @@ class FrozenOp(Op):
     @staticmethod
     def _dtype(named):
         return next(named[name].dtype for name in ("x", "dY", "lora_A") if named.get(name) is not None)
+
+    def native_cpu(self, rejects=lambda *_: None, checks=False):
+        def of_its_formats(*args):
+            weight = args[self._at]
+            if type(weight) is Frozen and not FORMATS[weight.format].native:
+                return f"it reads no weights of format {weight.format!r}"
+            return rejects(*args)
+
+        super().native_cpu(of_its_formats, checks)
 
     def takes(self, name, function):
         """A kernel that reads dense weights alone gets a dequantised one, which lives as long as its call."""

@@ -8,6 +8,7 @@ import torch
 
 from .._op import Op
 from ..frozen import eight_bit, four_bit
+from ..frozen.formats import FORMATS
 from ..frozen.operand import Frozen
 from . import _check, _triton
 
@@ -60,14 +61,16 @@ def reference(weight, scales, format, N, K, dtype):
     return _frozen(weight, scales, format, N, K, dtype).dequantize()
 
 
-def _no_float64(weight, scales, format, N, K, dtype):
+def _rejects(weight, scales, format, N, K, dtype):
+    if not FORMATS[format].native:
+        return f"it reads no weights of format {format!r}"
     return "float64 runs on the kernel reference only" if dtype == torch.float64 else None
 
 
-dequantize.native_cpu(_no_float64)
+dequantize.native_cpu(_rejects)
 
 
-@dequantize.kernel("triton", ("cuda",), _triton.why_no_triton, _no_float64, interpreted=("cpu",))
+@dequantize.kernel("triton", ("cuda",), _triton.why_no_triton, _rejects, interpreted=("cpu",))
 def _(weight, scales, format, N, K, dtype):
     from ..kernels.dequantize import dequantize
 

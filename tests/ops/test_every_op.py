@@ -7,6 +7,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.frozen.formats import FORMATS
 from pypeft_fast.frozen.op import FrozenOp
 from pypeft_fast.testing import (
     CASES,
@@ -40,7 +41,11 @@ OVER_A_WEIGHT = [(op, kernel) for op, kernel in KERNELS if isinstance(OPS[op], F
 @pytest.mark.parametrize("op,kernel", OVER_A_WEIGHT)
 @pytest.mark.parametrize("case", FORMAT_CASES, ids=str)
 def test_agrees_over_every_format(op, kernel, case, poisoned):
-    assert_agrees(op, kernel, case)
+    try:
+        assert_agrees(op, kernel, case)
+    except RuntimeError as error:  # a format that C++ does not read
+        native = FORMATS[case.format.partition(",")[0]].native
+        assert not native and kernel == "cpu" and "reads no weights of format" in str(error)
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
