@@ -28,7 +28,7 @@ struct NormArgs {
 namespace pypeft {
 namespace {
 Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& given_B, double scaling,
-                 const std::string& format, const std::optional<std::vector<Tensor>>& scales) {
+                 const std::optional<std::string>& format, const std::optional<std::vector<Tensor>>& scales) {
   check_storages("dora_norm", "lora_A", given_A, "lora_B", given_B);
   fits(is_matrix(given_A) && is_matrix(given_B) && is_activation(given_A));
   const int64_t N = given_B.size(0), K = given_A.size(1), r = given_A.size(0);

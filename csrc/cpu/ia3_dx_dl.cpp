@@ -13,7 +13,8 @@ namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weight, const Tensor& ia3_l,
                                      const Tensor& given_saved, bool feedforward, bool need_dX, bool need_dl,
-                                     const std::string& format, const std::optional<std::vector<Tensor>>& scales) {
+                                     const std::optional<std::string>& format,
+                                     const std::optional<std::vector<Tensor>>& scales) {
   check_storages("ia3_dx_dl", "dY", given_dY, "ia3_l", ia3_l, "saved", given_saved);
   Tensor dl = new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
   const Frozen w = frozen("ia3_dx_dl", weight, format, scales, given_dY.size(1), feedforward ? ia3_l.size(0) : -1);

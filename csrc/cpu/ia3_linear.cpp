@@ -13,7 +13,8 @@
 namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_linear(const Tensor& given, const Tensor& weight, const std::optional<Tensor>& bias,
-                                      const Tensor& ia3_l, bool feedforward, bool need_z, const std::string& format,
+                                      const Tensor& ia3_l, bool feedforward, bool need_z,
+                                      const std::optional<std::string>& format,
                                       const std::optional<std::vector<Tensor>>& scales) {
   check_storages("ia3_linear", "x", given, "bias", bias, "ia3_l", ia3_l);
   fits(is_matrix(given) && ia3_l.dim() == 1);

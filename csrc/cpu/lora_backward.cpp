@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
                                                  const std::optional<Tensor>& lora_A, const Tensor& lora_B,
                                                  const Tensor& s, const std::optional<Tensor>& mask, double scaling,
                                                  double p, bool need_dX, bool need_dA, bool need_dB, ScalarType dtype_A,
-                                                 const std::string& format,
+                                                 const std::optional<std::string>& format,
                                                  const std::optional<std::vector<Tensor>>& scales) {
   check_storages("lora_backward", "dY", dY, "x", x, "lora_A", lora_A, "lora_B", lora_B, "s", s, "mask", mask);
   fits(dY.dim() > 0 && is_activation(dY) && is_matrix(lora_B) && is_matrix(s) && is_probability(p));

@@ -17,7 +17,8 @@ Tensor lora_dx(const Tensor& dY, const Frozen& weight, const Tensor& dS, const T
 
 namespace {
 Tensor lora_dx_entry(const Tensor& dY, const Tensor& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
-                     double p, const std::string& format, const std::optional<std::vector<Tensor>>& scales) {
+                     double p, const std::optional<std::string>& format,
+                     const std::optional<std::vector<Tensor>>& scales) {
   check_storages("lora_dx", "dY", dY, "dS", dS, "lora_A", lora_A, "mask", mask);
   const Frozen w = frozen("lora_dx", weight, format, scales, dY.size(1), lora_A.size(1));
   return lora_dx(dY, w, dS, lora_A, mask, p);

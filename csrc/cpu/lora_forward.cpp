@@ -11,7 +11,8 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& weight,
                                                 const std::optional<Tensor>& bias, const Tensor& lora_A,
                                                 const Tensor& lora_B, double scaling, double p,
-                                                const std::optional<Tensor>& seed, const std::string& format,
+                                                const std::optional<Tensor>& seed,
+                                                const std::optional<std::string>& format,
                                                 const std::optional<std::vector<Tensor>>& scales) {
   check_storages("lora_forward", "x", x, "bias", bias, "lora_A", lora_A, "lora_B", lora_B, "seed", seed);
   const int64_t K = x.dim() ? x.size(-1) : -1;

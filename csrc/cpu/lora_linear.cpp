@@ -14,7 +14,8 @@ Tensor as_floats(const Tensor& vector) { return torch::stable::contiguous(as_flo
 
 std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                        const Tensor& s, const Tensor& lora_B, double scaling,
-                                       const std::optional<Tensor>& scale, bool need_z, const std::string& format,
+                                       const std::optional<Tensor>& scale, bool need_z,
+                                       const std::optional<std::string>& format,
                                        const std::optional<std::vector<Tensor>>& scales) {
   check_storages("lora_linear", "x", x, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
   const Frozen w = frozen("lora_linear", weight, format, scales, lora_B.size(0), x.size(1));

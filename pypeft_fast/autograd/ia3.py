@@ -6,7 +6,7 @@ the input, and neither if l needs no gradient.
 
 import torch
 
-from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
+from ..frozen.operand import Frozen, crossed, dense, is_stored, operand, stored
 from ..ops import _check
 from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
@@ -99,6 +99,8 @@ def ia3_linear(
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"
         )
     x, weight, bias = autocast_as_linear(x, weight, bias)
+    if is_stored(weight) and weight.shape[0] == 1:  # two weights a byte: nothing beside dY would tell K
+        weight = dense(weight)
     if is_stored(weight):
         _check.frozen("ia3_linear", x, weight)
         _check.ia3_l("ia3_linear", ia3_l, weight, feedforward)

@@ -13,7 +13,7 @@ class Format:
 
     tensors: {how many: their names in order}. check(tensors, shape, dtype): ValueError or TypeError unless they fit a
     weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): that weight, the reference.
-    elements(tensors): N * K of the weight, or one more where that is odd and two share a byte.
+    packs: how many weights an element of the first tensor holds; the last one may hold fewer.
     quantize(weight, **options): its tensors, or None for a format that is only read. native: whether the C++ kernels
     read it (csrc/cpu/frozen); the others, and they where it is not, are given the dequantised weight.
     """
@@ -21,7 +21,7 @@ class Format:
     tensors: dict[int, tuple[str, ...]]
     check: Callable
     dequantize: Callable
-    elements: Callable = lambda tensors: tensors[0].numel()
+    packs: int = 1
     quantize: Callable | None = None
     native: bool = False
 
@@ -39,8 +39,8 @@ def _four_bit(name):
         {2: ("codes", "absmax"), 5: ("codes", "absmax", "nested_absmax", "nested_map", "offset")},
         four_bit.check,
         lambda tensors, shape, dtype: four_bit.dequantize(table, tensors, shape, dtype),
-        lambda tensors: 2 * tensors[0].numel(),
-        lambda weight, **options: four_bit.quantize(table, weight, **options),
+        packs=2,
+        quantize=lambda weight, **options: four_bit.quantize(table, weight, **options),
         native=True,
     )
 

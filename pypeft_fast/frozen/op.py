@@ -1,6 +1,7 @@
 """An op over a frozen weight: its functions take it as a tensor or a `Frozen`, its schema as tensors and a name.
 
-A schema holds `Tensor weight`, the first tensor of any format, and ends with the format's name and its other tensors.
+A schema holds `Tensor weight`, the first tensor of any format, and ends with the format's name and its other tensors;
+neither of a dense weight.
 The shape [N, K] is that of the operands beside it.
 """
 
@@ -10,7 +11,7 @@ from .._op import OPS, Op
 from .formats import FORMATS
 from .operand import Frozen, crossed, stored
 
-TRAILING = ', str format="dense", Tensor[]? scales=None'
+TRAILING = ", str? format=None, Tensor[]? scales=None"
 # {argument: (whether it tells N or K of the weight [N, K], its dimension that does)}; ia3_l tells either.
 _TELLS = {"x": ("K", -1), "lora_A": ("K", -1), "lora_B": ("N", 0), "dY": ("N", -1)}
 
@@ -24,9 +25,12 @@ class FrozenOp(Op):
 
     def __call__(self, *args):
         if type(args[self._at]) is Frozen:
-            self._check(*args)
-            args = self.crossing(args)
-        if len(args) > len(self._names) and not FORMATS[args[len(self._names)]].native:
+            try:
+                return self(*self.crossing(args))
+            except (RuntimeError, ValueError, TypeError):
+                self._check(*args)  # of what was given, whose shape is known
+                raise
+        if len(args) > len(self._names) and not FORMATS[args[len(self._names)] or "dense"].native:
             return self._op(*args)
         return super().__call__(*args)
 
@@ -42,7 +46,7 @@ class FrozenOp(Op):
         if len(args) == len(self._names):
             return args
         args, (format, *scales) = args[: len(self._names)], args[len(self._names) :]
-        if format == "dense" or args[self._at] is None:
+        if format is None or args[self._at] is None:
             return args
         tensors = (args[self._at], *(scales[0] or () if scales else ()))
         named = dict(zip(self._names, args, strict=True))

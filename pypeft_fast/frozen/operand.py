@@ -48,7 +48,10 @@ class Frozen:
         """The weight in a call whose other operands tell "N", "K" or both; of one side, the tensors tell the other."""
         N, K = sides.get("N"), sides.get("K")
         if N is None or K is None:
-            elements = FORMATS[format].elements(tensors)
+            packs = FORMATS[format].packs
+            elements = packs * tensors[0].numel()
+            if N == 1 and packs > 1:
+                raise ValueError(f"Frozen: of one row in format {format!r} nothing tells K; dequantise it")
             N, K = elements // max(1, K) if N is None else N, elements // max(1, N) if K is None else K
         return cls(format, tensors, (N, K), dtype)
 

@@ -23,7 +23,8 @@ FORMATS = ("nf4", "nf4, 32", "fp4", "fp4, 512", "int8", "fp8")
 FORMAT_CASES = [
     *(Case(M, K, 37, 5, 0.3, format=f) for f, M, K in product(FORMATS, (3, 40), (128, 75))),
     *(Case(M, 192, 70, 5, 0.0, d, F32, format=f) for f, M, d in product(FORMATS, (1, 8, 130), (BF16, F16))),
-    Case(33, 63, 1, 2, format="nf4"),
+    Case(33, 21, 3, 2, format="nf4"),  # an odd number of weights in all
     Case(0, 64, 9, 2, format="nf4"),
+    Case(12, 8200, 70, 2, 0.0, F16, format="nf4"),  # decoded in several blocks
 ]
 TYPICAL = Case(33, 70, 41, 6, 0.4)  # where one case must do: every term counts, and no size is a tile's

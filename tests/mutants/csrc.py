@@ -102,7 +102,7 @@ GEMM = [
 COLUMNS = [
     _csrc("dl-first-of-many-parts-lost", "cpu/product/scale_columns_body.h", "int64_t task = 0; task < a.tasks",
           "int64_t task = a.tasks > 1; task < a.tasks", agrees("ia3_dx_dl")),
-    _csrc("ia3-dx-not-scaled", "cpu/ia3_dx_dl.cpp", "product(scaled, weight", "product(dY, weight",
+    _csrc("ia3-dx-not-scaled", "cpu/ia3_dx_dl.cpp", "product(scaled, {w", "product(dY, {w",
           agrees("ia3_dx_dl")),
     _csrc("ia3-z-not-written", "cpu/ia3_linear.cpp", "if (need_z) epilogue", "if (false) epilogue",
           agrees("ia3_linear")),
@@ -133,4 +133,30 @@ VENDOR = [
     _csrc("norm-tail-lost", "cpu/dora_norm_body.h", "if (k < last) {", "if (k + W < last) {", agrees("dora_norm")),
 ]  # fmt: skip
 
-MUTATIONS = [*VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]
+FORMATS = f"{EVERY} -k 'every_format and cpu and (dequantize or lora_linear or lora_dx)'"
+CODES = [
+    _csrc("codes-nibbles-swapped", "cpu/frozen/codes.h", "c.data[e / 2] & 15 : c.data[e / 2] >> 4",
+          "c.data[e / 2] >> 4 : c.data[e / 2] & 15", FORMATS),
+    _csrc("codes-wrong-table-entry", "cpu/frozen/frozen.cpp", "-0.09105003625154495f", "-0.08105003625154495f",
+          FORMATS),
+    _csrc("codes-absmax-of-the-neighbour", "cpu/frozen/codes.h", "const int64_t block = (n * c.K + k) >> c.shift;",
+          "const int64_t block = ((n * c.K + k) >> c.shift) & ~(int64_t)1;", FORMATS),
+    _csrc("codes-nested-offset-dropped", "cpu/frozen/codes.h", "c.nested_shift] + c.offset", "c.nested_shift]",
+          FORMATS),
+    _csrc("codes-block-ends-late", "cpu/frozen/codes.h", "(((at >> c.shift) + 1) << c.shift)",
+          "(((at >> c.shift) + 2) << c.shift)", FORMATS),
+    _csrc("codes-int8-over-128", "cpu/frozen/codes.h", "(1.0f / 127.0f)", "(1.0f / 128.0f)", FORMATS),
+    _csrc("codes-fp8-subnormals-doubled", "cpu/frozen/codes.h", "(1.0f / 512.0f)", "(1.0f / 256.0f)", FORMATS),
+    _csrc("codes-odd-lanes-not-shifted", "cpu/frozen/codes.h", "{4, 0, 4, 0,", "{4, 4, 4, 0,", FORMATS, needs=AVX512),
+    _csrc("few-rows-order-of-the-codes", "cpu/product/few_rows.cpp", "k % 2 * 16 + k % 32 / 2", "k % 32", FORMATS,
+          needs=AVX512),
+    _csrc("gemm-pairs-exchanged", "cpu/product/gemm_body.h", "(__m512)odd, (__m512)even", "(__m512)even, (__m512)odd",
+          FORMATS, needs=BF16),
+    _csrc("gemm-pair-past-the-last-row", "cpu/product/gemm_body.h", "n + 1 < c.N ?", "true ?", FORMATS, needs=BF16),
+    _csrc("vendor-decodes-the-first-block", "cpu/product/vendor.cpp", "b.transposed ? n : 0, sizes[0]",
+          "0, sizes[0]", FORMATS),
+    _csrc("vendor-bias-of-the-first-block", "cpu/product/vendor.cpp", "stride, n * bias->stride(0), &its",
+          "stride, 0, &its", FORMATS),
+]  # fmt: skip
+
+MUTATIONS = [*CODES, *VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]

@@ -17,15 +17,15 @@ CHOICE = "(cpu or autograd or nn) and not test_cpu_isa and not triton_compiles"
 PLANTS = {
     build.Plant(
         "write-past-the-end",
-        "cpu/scale_columns_body.h",
-        "cpu/scale_columns.cpp",
+        "cpu/product/scale_columns_body.h",
+        "cpu/product/scale_columns.cpp",
         "narrow((P*)a.dl + n, sum, at_most(W, a.N - n));",
         "narrow((P*)a.dl + n, sum, W);",
     ): "heap-buffer-overflow.*WRITE of size.*scale_columns_body.h",
     build.Plant(
         "read-past-the-end",
-        "cpu/scale_columns_body.h",
-        "cpu/scale_columns.cpp",
+        "cpu/product/scale_columns_body.h",
+        "cpu/product/scale_columns.cpp",
         "widen(a.ia3_l + n, columns)",
         "load(a.ia3_l + n)",
     ): "heap-buffer-overflow.*READ of size.*scale_columns_body.h",

@@ -96,18 +96,18 @@ struct DecodeArgs {
 
 namespace pypeft {
 
-Frozen frozen(const char* op, const Tensor& weight, const std::string& format,
+Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::string>& format,
               const std::optional<std::vector<Tensor>>& given, int64_t N, int64_t K) {
   check_storages(op, "weight", weight);
-  if (format == "dense") {
+  if (!format) {
     fits(is_matrix(weight) && !given);
     return {Format::dense, weight, weight.size(0), weight.size(1), {}, {}};
   }
   fits(given.has_value());
   const std::vector<Tensor>& scales = *given;
   for (const Tensor& scale : scales) check_storages(op, "scales", scale);
-  const bool table4 = format == "nf4" || format == "fp4", fp8 = format == "fp8";
-  fits(table4 || fp8 || format == "int8");
+  const bool table4 = *format == "nf4" || *format == "fp4", fp8 = *format == "fp8";
+  fits(table4 || fp8 || *format == "int8");
   Frozen w{table4 ? Format::table4 : fp8 ? Format::fp8 : Format::int8, weight, N, K, scales, {}};
   if (!table4 && weight.dim() == 2) {
     w.N = weight.size(0), w.K = weight.size(1);
@@ -118,7 +118,7 @@ Frozen frozen(const char* op, const Tensor& weight, const std::string& format,
   }
   w.codes.format = w.format, w.codes.N = w.N, w.codes.K = w.K;
   w.codes.data = static_cast<const uint8_t*>(weight.const_data_ptr());
-  table4 ? read_table4(w, format == "nf4" ? NF4 : FP4) : read_bytes(w, fp8);
+  table4 ? read_table4(w, *format == "nf4" ? NF4 : FP4) : read_bytes(w, fp8);
   return w;
 }
 

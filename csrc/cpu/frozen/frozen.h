@@ -50,9 +50,9 @@ struct Right {
   Tensor matrix() const { return transposed ? pypeft::transposed(w.weight) : w.weight; }
 };
 
-// The weight of these tensors; N and K count for table4, whose codes do not tell them; one may be -1 there.
-// std::runtime_error if the tensors do not fit, or a storage is too small: the op's check finds the words.
-Frozen frozen(const char* op, const Tensor& weight, const std::string& format,
+// The weight of these tensors, dense without a format; N and K count for table4, whose codes do not tell them; one may
+// be -1 there. std::runtime_error if the tensors do not fit, or a storage is too small: the op's check finds the words.
+Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::string>& format,
               const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K);
 
 // Rows [n, n + rows) and columns [k, k + columns) of a quantised weight, decoded, in rows `ld` apart of `to`.
