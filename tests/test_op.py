@@ -28,13 +28,14 @@ def test_kernels_lists_every_op_in_the_order_of_choice():
     assert set(table) == lora | {"dequantize", "dora_norm", "ia3_linear", "ia3_dx_dl", "swiglu", "swiglu_backward"}
     for kernels in table.values():
         assert list(kernels) == [k for k in KERNELS if k in kernels]
-        assert kernels["blas"] == kernels["reference"] == "available" and "cpu" in kernels
+        assert kernels.get("blas", "available") == kernels["reference"] == "available" and "cpu" in kernels
 
 
 def test_the_automatic_choice_is_the_first_that_can_run():
     for op in OPS.values():
         args = sample(op.name, Case(p=0.3))
-        expected = "cpu" if pf.kernels()[op.name]["cpu"] == "available" else "blas"
+        kernels = pf.kernels()[op.name]
+        expected = "cpu" if kernels["cpu"] == "available" else "blas" if "blas" in kernels else "reference"
         assert op.choose(*args).name == expected  # never the interpreter of a GPU kernel, unless it is asked for
 
 
