@@ -22,6 +22,7 @@ PARTS = "parts"  # what `choose` names an op that runs as calls of others
 TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
 OPS: dict[str, "Op"] = {}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+DENSE = (*PLAIN, type(None))  # of the argument that an op takes otherwise than its schema
 
 
 def _known(kernel: str | None) -> str | None:
@@ -120,6 +121,7 @@ class Op:
         self._fake: Callable
         self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
         self._parts: Callable | None = None
+        self._at: int | None = None  # where an argument is that may have to be put as the schema takes it
         self._depends: Callable[..., tuple] | None = None
         self._op = _library.define(self.name, self._with_more(trailing))
         # Those that the op's functions take.
@@ -129,6 +131,8 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args):
+        if self._at is not None and type(args[self._at]) not in DENSE:
+            args = self.crossing(args)
         first = args[0]
         if (
             torch.compiler.is_compiling()
@@ -150,7 +154,9 @@ class Op:
                 return self._direct(*args)
             except RuntimeError:
                 self._check(*self.given(args))  # it finds the words for what the kernel refused
-                raise
+                if self.is_native(args):
+                    raise
+                return self._op(*args)
 
     def given(self, args):
         """The arguments of the schema as the op's functions take them."""
@@ -159,6 +165,10 @@ class Op:
     def crossing(self, args):
         """The arguments of the op's functions as the schema takes them."""
         return args
+
+    def is_native(self, args) -> bool:
+        """Whether the kernels in C++ read what crosses the schema."""
+        return True
 
     def takes(self, name, function):
         """A function of that kernel as one of all arguments that the op's functions take."""

@@ -106,7 +106,7 @@ class DoRALinearFunction(torch.autograd.Function):
         if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
             dmagnitude = (dg / norm).masked_fill(norm == 0, 0.0).to(ctx.dtype_magnitude)
-        return dX, dW, db, dA, dB if need_B else None, dmagnitude, *(None for _ in range(4 + ctx.count))
+        return dX, dW, db, dA, dB if need_B else None, dmagnitude, *(None,) * (4 + ctx.count)
 
 
 def _dx(dY, weight, dS, lora_A, mask, p, g, *its):

@@ -61,7 +61,7 @@ class IA3LinearFunction(torch.autograd.Function):
             dZ = dY if feedforward else scaled(dY, ia3_l)
             dW = dZ.t() @ (scaled(rows, ia3_l) if feedforward else rows) if need_weight else None
             db = dZ.sum(0) if need_bias else None
-        return dX, dW, db, dl, *(None for _ in range(1 + ctx.count))
+        return dX, dW, db, dl, *(None,) * (1 + ctx.count)
 
 
 def ia3_linear(

@@ -5,6 +5,7 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 
 import torch
 
+from .._op import PLAIN
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward
@@ -18,7 +19,7 @@ from ._still_trains import still_trains
 class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lora_A, lora_B, scaling, p, seed, *its):
-        y, s, mask = lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed, *crossed(*its))
+        y, s, mask = lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed, *(its and crossed(*its)))
         need_x, need_weight, _, need_A, need_B = ctx.needs_input_grad[:5]
         needed = needed_backward(weight, lora_A, lora_B, s, mask if p > 0 else None, need_x, need_A, need_B)
         ctx.save_for_backward(x if need_A or need_weight else None, *needed, *(its[1:] if need_x else ()))
@@ -41,7 +42,7 @@ class LoRALinearFunction(torch.autograd.Function):
         if need_bias:
             db = _check.rows("lora_linear", "dY", dY).sum(0)
         dX, dA, dB = dX if need_x else None, dA if need_A else None, dB if need_B else None
-        return dX, dW, db, dA, dB, *(None for _ in range(3 + ctx.count))
+        return dX, dW, db, dA, dB, *(None,) * (3 + ctx.count)
 
 
 def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
@@ -93,7 +94,8 @@ def lora_linear(
         TypeError: a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
-    weight = operand(weight)
+    if type(weight) not in PLAIN:
+        weight = operand(weight)
     p = float(dropout_p)
     if p != 0:
         _check.dropout_p("lora_linear", p)
@@ -105,7 +107,7 @@ def lora_linear(
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
         lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
-    if is_stored(weight):
+    if type(weight) not in PLAIN and is_stored(weight):
         _check.frozen("lora_linear", x, weight)
         N = weight.shape[0]
         _check.shape(
@@ -120,6 +122,6 @@ def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator
     """lora_linear without its checks, of a float scaling and outside autocast: for callers that have checked."""
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if takes_a_function():
-        weight, its = stored(weight)
+        weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)
         return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
     return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -66,7 +66,7 @@ class LoRAGatedLinearFunction(torch.autograd.Function):
         if need_bias:
             db = rows.sum(0)
         grads = dgate if need_gate else None, dup if need_up else None, dW, db, dA, dB if need_B else None
-        return *grads, *(None for _ in range(3 + ctx.count))
+        return *grads, *(None,) * (3 + ctx.count)
 
 
 def lora_gated_linear(

@@ -23,21 +23,11 @@ class FrozenOp(Op):
         super().__init__(schema, TRAILING)
         self._at = self._names.index("weight")
 
-    def __call__(self, *args):
-        if type(args[self._at]) is Frozen:
-            try:
-                return self(*self.crossing(args))
-            except (RuntimeError, ValueError, TypeError):
-                self._check(*args)  # of what was given, whose shape is known
-                raise
-        if len(args) > len(self._names) and not FORMATS[args[len(self._names)] or "dense"].native:
-            return self._op(*args)
-        return super().__call__(*args)
-
     def crossing(self, args):
-        """The arguments as the schema takes them."""
+        """The arguments as the schema takes them; checked, while the shape of the weight is known."""
         if type(args[self._at]) is not Frozen:
             return args
+        self._check(*args)
         weight, its = stored(args[self._at])
         return (*args[: self._at], weight, *args[self._at + 1 :], *crossed(*its))
 
@@ -52,6 +42,9 @@ class FrozenOp(Op):
         named = dict(zip(self._names, args, strict=True))
         weight = Frozen.beside(format, tensors, self._sides(named), self._dtype(named))
         return (*args[: self._at], weight, *args[self._at + 1 :])
+
+    def is_native(self, args):
+        return len(args) == len(self._names) or FORMATS[args[len(self._names)] or "dense"].native
 
     @staticmethod
     def _sides(named):
