@@ -12,7 +12,9 @@ KERNELS = [(name, k) for name, op in OPS.items() for k in available(op) if k not
 # Odd sizes everywhere: of few rows, of those that the vendor multiplies, and of those that the package does.
 FEW = [Case(3, 33, 49, 3, 0.0, BF16), Case(21, 33, 49, 3, 0.3, F16, F32)]
 MANY = [Case(40, 33, 49, 3, 0.3, F32), Case(200, 33, 49, 3, 0.3, BF16), Case(200, 33, 49, 3, 0.0, BF16, F32)]
-CALLS = [(*kernel, case) for kernel in KERNELS for case in FEW + MANY * (kernel[1] != "triton")]
+CALLS = [
+    (*kernel, case) for kernel in KERNELS if kernel[0] != "dequantize" for case in FEW + MANY * (kernel[1] != "triton")
+]
 
 
 def _behind(tensor):
@@ -46,3 +48,18 @@ def test_what_lies_around_an_operand_is_in_no_result(op, kernel, case):
         for where in (_behind, _between, _across):
             around = [where(a) if isinstance(a, torch.Tensor) and a.dtype != torch.int64 else a for a in args]
             torch.testing.assert_close(OPS[op](*around), expected, rtol=4 * eps, atol=64 * eps)
+
+
+@pytest.mark.parametrize("kernel", [kernel for op, kernel in KERNELS if op == "dequantize"])
+@pytest.mark.parametrize("format", ["nf4", "nf4, 32", "int8", "fp8"])
+def test_what_lies_behind_a_quantised_weight_is_in_no_result(kernel, format):
+    """Its tensors have no gaps: one that has is refused."""
+    codes, scales, *rest = sample("dequantize", Case(3, 33, 49, 3, format=format))
+    with pf.using(kernel):
+        expected = OPS["dequantize"](codes, scales, *rest)
+        behind = [_behind(scale) if scale.dim() else scale for scale in scales]
+        assert torch.equal(
+            OPS["dequantize"](_behind(codes.view(torch.uint8)).view(codes.dtype), behind, *rest), expected
+        )
+        with pytest.raises(ValueError, match="has gaps"):
+            OPS["dequantize"](codes, [torch.stack((scales[0],) * 2, -1)[..., 0], *scales[1:]], *rest)
