@@ -65,6 +65,7 @@ def _no_float64(weight, scales, format, N, K, dtype):
 
 
 dequantize.native_cpu(_no_float64)
+dequantize.native_cuda(_no_float64)
 
 
 @dequantize.kernel("triton", ("cuda",), _triton.why_no_triton, _no_float64, interpreted=("cpu",))
