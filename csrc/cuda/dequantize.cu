@@ -20,7 +20,7 @@ struct Args {
 
 // 16 bytes of codes from `at` on, 0 beyond the last.
 PYPEFT_DEVICE uint4 load_codes(const Codes& c, int64_t at) {
-  const int64_t left = c.bytes() - at;
+  const int64_t left = c.bytes - at;
   if (c.vectors && left >= 16) return load_global_streaming(c.data + at);
   uint32_t words[4] = {};
 #pragma unroll
@@ -51,7 +51,7 @@ PYPEFT_DEVICE void decode(float (&w)[kWeights], const Args& a, const char* codes
     for (int i = 0; i < kWeights; ++i) {
       const uint32_t word = load_shared<uint32_t>(codes + i / 4 * 4), byte = word >> 8 * (i % 4) & 255;
       w[i] = (c.format == Format::int8 ? int8_value(byte) : fp8_value(byte)) * scale;
-      if (a.whole || at + i + 1 >= c.weights()) continue;
+      if (a.whole || at + i + 1 >= c.weights) continue;
       if (++k == c.K) k = 0, ++n;
       scale = eight_bit_scale(c, n, k);
     }
@@ -65,10 +65,10 @@ __global__ void __launch_bounds__(kThreads) dequantize_kernel(Args a) {
   char *table = shared_memory(), *codes = table + kTableBytes;
   const int64_t begin = int64_t(blockIdx.x) * kCodeBytes, mine = begin + 16 * threadIdx.x;
   if (kFourBit) fill_table(table, c.format);
-  store_shared(codes + 16 * threadIdx.x, mine < c.bytes() ? load_codes(c, mine) : make_uint4(0, 0, 0, 0));
+  store_shared(codes + 16 * threadIdx.x, mine < c.bytes ? load_codes(c, mine) : make_uint4(0, 0, 0, 0));
   __syncthreads();
   for (int i = threadIdx.x; i < kCodeBytes / kBytes; i += kThreads) {
-    const int64_t at = (begin + i * kBytes) * (kFourBit ? 2 : 1), left = c.weights() - at;
+    const int64_t at = (begin + i * kBytes) * (kFourBit ? 2 : 1), left = c.weights - at;
     if (left <= 0) return;
     float w[kWeights];
     decode<kFourBit>(w, a, codes + i * kBytes, table, at);
@@ -104,13 +104,13 @@ Tensor dequantize(const Tensor& weight, const std::vector<Tensor>& scales, const
 
 Tensor dequantized(const OnDevice& on, const Codes& codes, const Tensor& like, ScalarType dtype) {
   Tensor out = torch::stable::new_empty(like, {codes.N, codes.K}, dtype);
-  if (codes.weights() == 0) return out;
+  if (codes.weights == 0) return out;
   const bool whole = codes.K % 8 == 0 && (codes.scale_columns == codes.K || codes.scale_columns % 8 == 0);
   const Args args{codes, write(out), whole};
   const auto kernel = dtype_of(out) == Dtype::bf16  ? kernel_for<__nv_bfloat16>(codes)
                       : dtype_of(out) == Dtype::f16 ? kernel_for<__half>(codes)
                                                     : kernel_for<float>(codes);
-  launch(on, kernel, dim3(static_cast<unsigned>(ceil_div(codes.bytes(), kCodeBytes))), dim3(kThreads),
+  launch(on, kernel, dim3(static_cast<unsigned>(ceil_div(codes.bytes, kCodeBytes))), dim3(kThreads),
          kTableBytes + kCodeBytes, args);
   return out;
 }

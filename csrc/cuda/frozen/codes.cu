@@ -20,7 +20,7 @@ int shift_of(int64_t weights, int64_t blocks) {
 }
 
 void read_four_bit(Codes& c, const std::vector<Tensor>& scales) {
-  c.shift = shift_of(c.weights(), scales[0].numel());
+  c.shift = shift_of(c.weights, scales[0].numel());
   if (scales.size() == 1) {
     c.scale = read<float>(scales[0]);
     return;
@@ -53,7 +53,7 @@ Codes codes_of(const char* op, const Tensor& weight, const std::string& format, 
   } else {
     N = weight.size(0), K = weight.size(1);
   }
-  c.N = N, c.K = K;
+  c.N = N, c.K = K, c.weights = N * K, c.bytes = is_four_bit(c.format) ? ceil_div(N * K, 2) : N * K;
   c.data = static_cast<const uint8_t*>(read(weight));
   c.vectors = reinterpret_cast<uintptr_t>(c.data) % 16 == 0;
   is_four_bit(c.format) ? read_four_bit(c, scales) : read_eight_bit(c, scales[0]);

@@ -17,7 +17,7 @@ struct Codes {
   const uint8_t* data;  // four bits: two codes a byte, the first in its high half, without a gap between rows; or null
   bool vectors;         // data is a multiple of 16
   Format format;
-  int64_t N, K;
+  int64_t N, K, weights, bytes;
   // Of four bits a scale belongs to 1 << shift weights as they lie, whatever rows they are of. With `nested` that scale
   // is map[nested[block]] * scale[block >> kNestedShift] + *offset. Of int8 scale is [N] and 127 times it; of fp8 it has
   // one element for scale_rows x scale_columns weights, scales_across of them side by side.
@@ -27,9 +27,6 @@ struct Codes {
   const float* map;
   const float* offset;
   int64_t scale_rows, scale_columns, scales_across;
-
-  int64_t weights() const { return N * K; }
-  int64_t bytes() const { return is_four_bit(format) ? ceil_div(N * K, 2) : N * K; }
 };
 
 constexpr int kNestedShift = 8;

@@ -10,7 +10,7 @@
 
 namespace pypeft {
 namespace {
-constexpr int kPart = 4 * kCodesPerLoad, kParts = 2;
+constexpr int kPart = 4 * kCodesPerLoad;
 
 // 16 bytes of T: the chunk of that number of the weights behind 16 bytes of codes.
 template <class T>
@@ -32,6 +32,7 @@ PYPEFT_DEVICE uint4 decoded(const char* table, const uint4& codes, float scale, 
 template <class T, bool kTf32, int kEights, bool kScaled>
 __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(ProductArgs p) {
   constexpr int kPerChunk = 16 / sizeof(T), kChunks = kCodesPerLoad / kPerChunk;
+  constexpr int kParts = sizeof(T) == 4 && !kTf32 ? 1 : 2;  // what fits beside fragments in three parts
   const Codes& codes = p.codes;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int n0 = blockIdx.x * kDecodeCols;
