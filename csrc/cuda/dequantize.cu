@@ -45,11 +45,18 @@ PYPEFT_DEVICE void decode(float (&w)[kWeights], const Args& a, const char* codes
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) w[i] = four_bit_value(table, word, i) * scale;
   } else {
+    uint32_t words[2];
+    if constexpr (kWeights == 8) {
+      const uint2 both = load_shared<uint2>(codes);
+      words[0] = both.x, words[1] = both.y;
+    } else {
+      words[0] = load_shared<uint32_t>(codes);
+    }
     int64_t n = at / c.K, k = at - n * c.K;
     float scale = eight_bit_scale(c, n, k);
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
-      const uint32_t word = load_shared<uint32_t>(codes + i / 4 * 4), byte = word >> 8 * (i % 4) & 255;
+      const uint32_t byte = words[i / 4] >> 8 * (i % 4) & 255;
       w[i] = (c.format == Format::int8 ? int8_value(byte) : fp8_value(byte)) * scale;
       if (a.whole || at + i + 1 >= c.weights) continue;
       if (++k == c.K) k = 0, ++n;
