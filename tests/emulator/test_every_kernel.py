@@ -64,8 +64,8 @@ def decoding_codes(op, sectors, **options):
     }
 
 
-def dequantising(format, **options):
-    odd, even = (Case(1, *sides, 1, format=format, options=options) for sides in ((75, 137), (512, 256)))
+def dequantising(format):
+    odd, even = (Case(1, *sides, 1, format=format) for sides in ((75, 137), (512, 256)))
     return {"a weight": Path("dequantize", odd, even, 4)}
 
 
@@ -89,10 +89,10 @@ BY_OP = {
     "lora_shrink": sums("lora_shrink", 128, 192, 1.15, 1.25, 1.05),
     "lora_linear": products("lora_linear")
     | decoding("lora_linear", (2.2, 2.6))
-    | decoding_codes("lora_linear", (3.0, 3.0)),
+    | decoding_codes("lora_linear", (3.6, 3.9)),
     "lora_linear, scale": products("lora_linear", **SCALE)
     | decoding("lora_linear", (2.2, 2.6), **SCALE)
-    | decoding_codes("lora_linear", (3.0, 3.0), **SCALE),
+    | decoding_codes("lora_linear", (3.6, 3.9), **SCALE),
     "lora_ds_db": sums("lora_ds_db", 128, 128, 1.1, 1.2, 1.4),
     "lora_dx": products("lora_dx"),
     "lora_da": sums("lora_da", 512, 192, 1.15, 1.3, 1.65),
@@ -103,8 +103,8 @@ BY_OP = {
     "ia3_dx_dl": products("ia3_dx_dl"),
     "ia3_dx_dl, feedforward": products("ia3_dx_dl", **FEEDFORWARD),
     "dequantize": dequantising("fp4, 64"),
-    "dequantize, int8": dequantising("dense", format="int8"),
-    "dequantize, fp8": dequantising("dense", format="fp8"),
+    "dequantize, int8": dequantising("int8"),
+    "dequantize, fp8": dequantising("fp8"),
 }
 PATHS = {f"{name}: {way}": path for name, ways in BY_OP.items() for way, path in ways.items()}
 EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
