@@ -7,7 +7,8 @@
 //   ia3_linear   X = x, W = weight [N, K]     l scales z or, feedforward, x; bias
 //   ia3_dx_dl    X = dY, W = weight^T [K, N]  l scales dY or, feedforward, z; its gradient
 //
-// product.cu chooses the kernel: decode.cu's or, of a quantised W, decode_codes.cu's for few rows, else one of gemm.cuh's.
+// product.cu chooses the kernel: decode.cu's for few rows, decode_codes.cu's where W is quantised besides, else one of
+// gemm.cuh's.
 #pragma once
 #include "cuda/device/matrix.h"
 #include "cuda/frozen/codes.h"
