@@ -40,7 +40,7 @@ class Config:
 # What the interpreter runs: small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
 GEMMS = ("lora_linear", "lora_linear, scale", "lora_dx", "ia3_linear", "ia3_dx_dl")
-ELEMENTWISE = ("swiglu", "swiglu_backward")  # no product: of a Config they take the tile alone
+ELEMENTWISE = ("swiglu", "swiglu_backward", "dequantize")  # no product: of a Config they take the tile alone
 
 
 @functools.cache

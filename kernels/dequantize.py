@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 1024  # elements of a program
+from . import _tiles
 
 
 @triton.jit
@@ -56,8 +56,14 @@ def dequantize(codes, scales, shape, dtype, kind, *, table=None, nested=None, pe
         return out
     bytes_, nested_map, offset, per_nested = nested or (scales, scales, scales, 1)  # of those without: never read
     values = scales if table is None else torch.tensor(table, dtype=torch.float32, device=codes.device)
-    _dequantize[(triton.cdiv(N * K, BLOCK),)](
-        codes.view(torch.uint8), scales, values, bytes_, nested_map, offset, out, N * K, K, per_scale, per_nested,
-        *spread, KIND=kind, NESTED=nested is not None, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
+
+    def launch(config):
+        block = config.BM * config.BO
+        _dequantize[(_tiles.cdiv(N * K, block),)](
+            codes.view(torch.uint8), scales, values, bytes_, nested_map, offset, out, N * K, K, per_scale, per_nested,
+            *spread, KIND=kind, NESTED=nested is not None, BLOCK=block,
+            num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+
+    _tiles.launch("dequantize", launch, (out,), (N, K))
     return out

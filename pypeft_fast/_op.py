@@ -17,7 +17,7 @@ from . import _flops, _library, _native, _storage, _tuning
 from ._derivative import Derivative, nobody_asks
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
-NATIVE = ("cpu",)  # kernels that take what crosses a schema
+NATIVE = ("cpu", "cuda")  # kernels that take what crosses a schema
 PARTS = "parts"  # what `choose` names an op that runs as calls of others
 TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
 OPS: dict[str, "Op"] = {}
@@ -132,6 +132,7 @@ class Op:
 
     def __call__(self, *args):
         if self._at is not None and type(args[self._at]) not in DENSE:
+            self._check(*self.given(args))  # while the shape of what crosses is known
             args = self.crossing(args)
         first = args[0]
         if (
@@ -283,15 +284,18 @@ class Op:
             self._direct = twin
 
     def native_cuda(self, rejects=lambda *_: None):
-        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one argument more:
-        whether products of float32 may be rounded to tf32, as PyTorch's own setting says at the call."""
-        twin = self._twin("cuda", ", bool allow_tf32", "")
+        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one argument more,
+        before those that have defaults: whether products of float32 may be rounded to tf32, as PyTorch's own setting
+        says at the call."""
+        twin, required = self._twin("cuda", ", bool allow_tf32", self._trailing), len(self._names)
 
         def of_this_gpu(*args):
             return _native.too_old(args[0].device) or rejects(*args)
 
         def run(*args):
-            return twin(*args, torch.backends.cuda.matmul.fp32_precision == "tf32")
+            args = self.crossing(args)
+            allow_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+            return twin(*args[:required], allow_tf32, *args[required:])
 
         self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(run)
 

@@ -5,15 +5,18 @@
 //   -> dX [M, K] in dY's dtype, dl in ia3_l's; [0, K] and [0] where not needed
 #include <tuple>
 
-#include "cuda/product/product.h"
+#include "cuda/product/weight.h"
 
 namespace pypeft {
 namespace {
 std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& dY, const Tensor& weight, const Tensor& ia3_l, const Tensor& saved,
-                                     bool feedforward, bool need_dX, bool need_dl, bool allow_tf32) {
-  check_storages("ia3_dx_dl", "dY", dY, "weight", weight, "ia3_l", ia3_l, "saved", saved);
+                                     bool feedforward, bool need_dX, bool need_dl, bool allow_tf32,
+                                     const std::optional<std::string>& format,
+                                     const std::optional<std::vector<Tensor>>& scales) {
+  check_storages("ia3_dx_dl", "dY", dY, "ia3_l", ia3_l, "saved", saved);
   const OnDevice on(dY);
-  const int64_t M = dY.size(0), K = weight.size(1);
+  Weight W("ia3_dx_dl", weight, format, scales, dY.size(1), feedforward ? ia3_l.size(0) : -1);
+  const int64_t M = dY.size(0), K = W.K();
   Tensor dX = torch::stable::new_empty(dY, {need_dX ? M : 0, K});
   Tensor dl = torch::stable::new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
   if (!need_dX && !need_dl) return {dX, dl};
@@ -22,7 +25,7 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& dY, const Tensor& weight, con
     return {dX, dl};
   }
   ProductArgs args{};
-  args.X = view(dY), args.W = transposed(view(weight));
+  args.X = view(dY), args.W = transposed(W.dense(on, dY));
   if (need_dX) args.out = write(dX);
   ColumnScale& l = feedforward ? args.epilogue.scale : args.inputs;
   l.present = true, l.factors = as_row(ia3_l);

@@ -103,7 +103,7 @@ def _dynamic_map(device):
     zeros (Dettmers, arXiv:1511.04561)."""
     values = [0.0, 1.0]
     for exponent in range(7):
-        edges = torch.linspace(0.1, 1, 2**exponent + 1)
+        edges = torch.linspace(0.1, 1, 2**exponent + 1, device="cpu")
         means = (edges[:-1] + edges[1:]) / 2
         for sign in (1, -1):
             values += (sign * 10 ** (exponent - 6) * means).tolist()

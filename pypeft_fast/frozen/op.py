@@ -24,10 +24,9 @@ class FrozenOp(Op):
         self._at = self._names.index("weight")
 
     def crossing(self, args):
-        """The arguments as the schema takes them; checked, while the shape of the weight is known."""
+        """The arguments as the schema takes them."""
         if type(args[self._at]) is not Frozen:
             return args
-        self._check(*args)
         weight, its = stored(args[self._at])
         return (*args[: self._at], weight, *args[self._at + 1 :], *crossed(*its))
 
@@ -61,13 +60,19 @@ class FrozenOp(Op):
         return next(named[name].dtype for name in ("x", "dY", "lora_A") if named.get(name) is not None)
 
     def native_cpu(self, rejects=lambda *_: None, checks=False):
-        def of_its_formats(*args):
+        super().native_cpu(self._of_native_formats(rejects), checks)
+
+    def native_cuda(self, rejects=lambda *_: None):
+        super().native_cuda(self._of_native_formats(rejects))
+
+    def _of_native_formats(self, rejects):
+        def of_these(*args):
             weight = args[self._at]
             if type(weight) is Frozen and not FORMATS[weight.format].native:
                 return f"it reads no weights of format {weight.format!r}"
             return rejects(*args)
 
-        super().native_cpu(of_its_formats, checks)
+        return of_these
 
     def takes(self, name, function):
         """A kernel that reads dense weights alone gets a dequantised one, which lives as long as its call."""

@@ -68,6 +68,7 @@ def _rejects(weight, scales, format, N, K, dtype):
 
 
 dequantize.native_cpu(_rejects)
+dequantize.native_cuda(_rejects)
 
 
 @dequantize.kernel("triton", ("cuda",), _triton.why_no_triton, _rejects, interpreted=("cpu",))

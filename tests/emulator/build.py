@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torch.utils.cpp_extension import include_paths
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "emulator"
+FOLDERS = HERE / "include", HERE / "src", ROOT / "csrc"  # of headers, in the order of the search
+INCLUDED = re.compile(r'^#include [<"](.+)[>"]', re.M)
 FLAVOURS = {
     "plain": ["-O1"],
     # Frame pointers and -O1 keep the fibers' stacks small; a fiber's stack is one that ASan was told of.
@@ -43,7 +46,7 @@ def cuda_include() -> Path:
 
 
 def _flags(flavour: str) -> list[str]:
-    includes = ["-I", HERE / "include", "-I", HERE / "src", "-I", ROOT / "csrc"]
+    includes = [argument for folder in FOLDERS for argument in ("-I", folder)]
     for folder in (cuda_include(), cuda_include() / "cccl", *include_paths()):
         includes += ["-isystem", folder]
     return [
@@ -57,8 +60,20 @@ def _flags(flavour: str) -> list[str]:
     ]
 
 
-def _compile(source: Path, flags: list[str], common: bytes) -> Path:
-    digest = hashlib.sha256(common + source.read_bytes()).hexdigest()[:16]
+def _with_included(file: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
+    """The file and what it includes of this project's, with their bytes."""
+    seen[file] = file.read_bytes()
+    for name in INCLUDED.findall(seen[file].decode()):
+        found = (folder / name for folder in (file.parent, *FOLDERS))
+        path = next((path for path in found if path.is_file()), None)
+        if path is not None and path not in seen:
+            _with_included(path, seen)
+    return seen
+
+
+def _compile(source: Path, flags: list[str]) -> Path:
+    texts = [text for _, text in sorted(_with_included(source, {}).items())]
+    digest = hashlib.sha256(repr((texts, flags, torch.__version__)).encode()).hexdigest()[:16]
     out = CACHE / f"{source.stem}-{digest}.o"
     if not out.exists():
         temporary = out.with_suffix(f".{os.getpid()}")
@@ -77,12 +92,10 @@ def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), 
     """The path of the library of "kernels" or "programs", built if it is not there."""
     CACHE.mkdir(parents=True, exist_ok=True)
     sources = [*sorted((HERE / "src").glob("*.cpp")), *SOURCES[what]()]
-    headers = sorted([*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc/cuda").rglob("*.*h"), *HERE.glob("*/*.h")])
     flags = [*_flags(flavour), *(f"-D{define}" for define in defines)]
-    common = b"".join([*(h.read_bytes() for h in headers), repr(flags).encode(), torch.__version__.encode()])
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes: one builds, the others find it built
-        objects = [_compile(source, flags, common) for source in sources]
+        objects = [_compile(source, flags) for source in sources]
         digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
         out = CACHE / f"{what}-{flavour}-{digest}.so"
         if not out.exists():

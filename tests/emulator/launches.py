@@ -21,12 +21,14 @@ DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
 RUNS = [(op, o) for op, o in VARIANTS.values() if any(k.name == "cuda" for k in OPS[op].kernels)]
 # M, rank, multiprocessors: decoding with 8 and with 16 rows; small and large tiles, of ranks and of rows.
 SIZES = [(8, 5, 4), (16, 5, 4), (136, 5, 1), (72, 40, 132)]
+# The products that read codes of four bits, where rows are few.
+STORED = [(run, "dense") for run in RUNS] + [(run, "nf4") for run in RUNS if run[0].endswith("_linear")]
 LAYOUTS = ("contiguous", "transposed", "strided")  # the second of the weight alone: read by 16 bytes down its columns
 
 
 def arguments(op, layout, case):
     args = sample(op, case)
-    if layout != "transposed":
+    if layout != "transposed" or op == "dequantize":  # codes lie in one piece
         return args
     return tuple(
         a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.shape == (case.N, case.K) else a for a in args
@@ -38,8 +40,8 @@ def run_every_kernel():
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     try:
-        for run, layout, (M, r, multiprocessors), (dtype, adapter) in itertools.product(RUNS, LAYOUTS, SIZES, DTYPES):
-            op, options = run
+        every = itertools.product(STORED, LAYOUTS, SIZES, DTYPES)
+        for ((op, options), format), layout, (M, r, multiprocessors), (dtype, adapter) in every:
             emulator.configure(multiprocessors=multiprocessors)
             for precision in ("ieee", "tf32"):
                 if precision == "tf32" and F32 not in (dtype, adapter):
@@ -48,7 +50,8 @@ def run_every_kernel():
                 strided = "strided" if layout == "strided" else "contiguous"
                 for need in ((True, True), (False, True)) if op in ("lora_ds_db", "ia3_dx_dl") else (None,):
                     more = options if need is None else options | {"need": need}
-                    case = Case(M, 72, 136, r, 0.3, dtype, adapter, strided, options=more)
+                    K = 72 if format == "dense" else 96
+                    case = Case(M, K, 136, r, 0.3, dtype, adapter, strided, format=format, options=more)
                     OPS[op](*arguments(op, layout, case))
     finally:
         matmul.fp32_precision = before

@@ -49,6 +49,26 @@ def decoding(op, sectors=(1.1, 1.1), **options):
     }
 
 
+def decoding_codes(op, sectors, **options):
+    """decode_codes.cu. Scales that are not nested in `even`: of the nested ones some of 256 values are never read. What
+    a lane reads of a row of X is 64 bytes and more, 16 at a time; the other half of a sector is in L1 by then."""
+    return {
+        f"decoding {M} rows of codes": Path(
+            op,
+            Case(M - 3, 160, 40, 5, format="nf4", options=options),
+            Case(M, 512, 256, 16, format="fp4, 64", options=options),
+            4,
+            allowed,
+        )
+        for M, allowed in zip((8, 16), sectors, strict=True)
+    }
+
+
+def dequantising(format):
+    odd, even = (Case(1, *sides, 1, format=format) for sides in ((75, 137), (512, 256)))
+    return {"a weight": Path("dequantize", odd, even, 4)}
+
+
 def sums(op, K, N, *sectors):
     """Ranks in tiles of 16 or 64.
 
@@ -67,15 +87,24 @@ FEEDFORWARD = VARIANTS["ia3_linear, feedforward"][1]
 SCALE = VARIANTS["lora_linear, scale"][1]
 BY_OP = {
     "lora_shrink": sums("lora_shrink", 128, 192, 1.15, 1.25, 1.05),
-    "lora_linear": products("lora_linear") | decoding("lora_linear", (2.2, 2.6)),
-    "lora_linear, scale": products("lora_linear", **SCALE) | decoding("lora_linear", (2.2, 2.6), **SCALE),
+    "lora_linear": products("lora_linear")
+    | decoding("lora_linear", (2.2, 2.6))
+    | decoding_codes("lora_linear", (3.6, 3.9)),
+    "lora_linear, scale": products("lora_linear", **SCALE)
+    | decoding("lora_linear", (2.2, 2.6), **SCALE)
+    | decoding_codes("lora_linear", (3.6, 3.9), **SCALE),
     "lora_ds_db": sums("lora_ds_db", 128, 128, 1.1, 1.2, 1.4),
     "lora_dx": products("lora_dx"),
     "lora_da": sums("lora_da", 512, 192, 1.15, 1.3, 1.65),
-    "ia3_linear": products("ia3_linear") | decoding("ia3_linear"),
-    "ia3_linear, feedforward": products("ia3_linear", **FEEDFORWARD) | decoding("ia3_linear", **FEEDFORWARD),
+    "ia3_linear": products("ia3_linear") | decoding("ia3_linear") | decoding_codes("ia3_linear", (3.0, 3.0)),
+    "ia3_linear, feedforward": products("ia3_linear", **FEEDFORWARD)
+    | decoding("ia3_linear", **FEEDFORWARD)
+    | decoding_codes("ia3_linear", (3.0, 3.0), **FEEDFORWARD),
     "ia3_dx_dl": products("ia3_dx_dl"),
     "ia3_dx_dl, feedforward": products("ia3_dx_dl", **FEEDFORWARD),
+    "dequantize": dequantising("fp4, 64"),
+    "dequantize, int8": dequantising("int8"),
+    "dequantize, fp8": dequantising("fp8"),
 }
 PATHS = {f"{name}: {way}": path for name, ways in BY_OP.items() for way, path in ways.items()}
 EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)

@@ -5,6 +5,7 @@ How each kernel behind them schedules and accesses memory is in test_every_kerne
 `make test-emulator` runs all of tests/ops on them besides; here is a sample that `make test` has time for.
 """
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.frozen.operand import Frozen
 from pypeft_fast.testing import Case, assert_agrees, sample
 from tests import emulator
 
@@ -81,7 +83,9 @@ def test_two_launches_forward_and_three_backward(M, p):
 
 
 def nbytes(values):
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor))
+    """Of the tensors among them, of a frozen weight and in lists too."""
+    inner = (v.tensors if isinstance(v, Frozen) else v if isinstance(v, list) else (v,) for v in values)
+    return sum(v.nbytes for v in itertools.chain(*inner) if isinstance(v, torch.Tensor))
 
 
 def counted(op, case, multiprocessors=4):

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from pypeft_fast import _native
 
-from . import csrc, library, python, triton
+from . import csrc, cuda, library, python, triton
 from .mutation import ROOT
 
-MUTATIONS = [*csrc.MUTATIONS, *triton.MUTATIONS, *python.MUTATIONS]
+MUTATIONS = [*csrc.MUTATIONS, *triton.MUTATIONS, *cuda.MUTATIONS, *python.MUTATIONS]
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16")
 SECONDS = 900  # for one run of pytest: a mutation may loop for ever
 STARTED = re.compile(r"^(tests/.+?::.+?)(?: (FAILED|ERROR|PASSED|SKIPPED|XFAIL)\b.*| *)$", re.M)

@@ -14,4 +14,14 @@ inline bool decodes(const ProductArgs& p) {
 
 void decode(const OnDevice& on, const ProductArgs& args, bool allow_tf32);
 
+// The same with a quantised W: codes of four bits, whose rows are whole loads of 16 bytes, and a load has one scale.
+constexpr int kCodesPerLoad = 32;
+
+inline bool decodes_codes(const ProductArgs& p) {
+  const Codes& c = p.codes;
+  return decodes(p) && is_four_bit(c.format) && c.vectors && c.K % kCodesPerLoad == 0 && 1 << c.shift >= kCodesPerLoad;
+}
+
+void decode_codes(const OnDevice& on, const ProductArgs& args, bool allow_tf32);
+
 }  // namespace pypeft

@@ -31,6 +31,7 @@ int64_t cut_rows(const OnDevice& on, const Matrix& X, ColumnSum& sum) {
 }  // namespace
 
 void product(const OnDevice& on, ProductArgs p, const Tensor& like, bool allow_tf32) {
+  if (p.codes.data) return decode_codes(on, p, allow_tf32);
   if (decodes(p)) return decode(on, p, allow_tf32);
   const gemm::Kernel chosen = choose(on, p, allow_tf32);
   const int64_t down = ceil_div(p.X.rows, chosen.rows), across = ceil_div(p.W.rows, chosen.columns);

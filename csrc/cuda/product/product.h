@@ -7,9 +7,11 @@
 //   ia3_linear   X = x, W = weight [N, K]     l scales z or, feedforward, x; bias
 //   ia3_dx_dl    X = dY, W = weight^T [K, N]  l scales dY or, feedforward, z; its gradient
 //
-// product.cu chooses the kernel: decode.cu's for few rows, else one of gemm.cuh's.
+// product.cu chooses the kernel: decode.cu's for few rows, decode_codes.cu's where W is quantised besides, else one of
+// gemm.cuh's.
 #pragma once
 #include "cuda/device/matrix.h"
+#include "cuda/frozen/codes.h"
 #include "cuda/sums/column_sum.h"
 
 namespace pypeft {
@@ -40,6 +42,7 @@ struct Epilogue {
 // There is a scale on X, on z or on neither; a low-rank product not beside one on X, a mask not beside one on z.
 struct ProductArgs {
   Matrix X, W;  // [M, K], [N, K], one dtype, which is out's
+  Codes codes;  // of a W that is read as it is stored: W.data are codes then; else codes.data is null
   ColumnScale inputs;
   LowRank low_rank;
   Epilogue epilogue;

@@ -1,0 +1,31 @@
+"""Mutations of the CUDA kernels; the tests run them on the emulator."""
+
+from .mutation import Mutation
+
+QUANTIZED = "tests/emulator/test_quantized.py"
+
+
+def _cuda(name, file, old, new, *tests, **options):
+    return Mutation(f"cuda-{name}", f"csrc/cuda/{file}", old, new, tests, **options)
+
+
+MUTATIONS = [
+    _cuda("codes-wrong-table-entry", "frozen/decode.cuh", "0.16093020141124725f", "0.15093020141124725f",
+          f"{QUANTIZED} -k 'dequantised_in_one_launch and nf4'"),
+    _cuda("codes-nibbles-swapped", "frozen/decode.cuh", "(i % 2 ? 0 : 4)", "(i % 2 ? 4 : 0)",
+          f"{QUANTIZED} -k dequantised_in_one_launch"),
+    _cuda("codes-no-nested-offset", "frozen/decode.cuh", " + load_global<float>(c.offset);", ";",
+          f"{QUANTIZED} -k dequantised_in_one_launch"),
+    _cuda("codes-absmax-of-the-neighbour", "dequantize.cu", "four_bit_scale(c, at >> c.shift)",
+          "four_bit_scale(c, (at >> c.shift) - (at >= 1 << c.shift))", f"{QUANTIZED} -k dequantised_in_one_launch"),
+    _cuda("product-absmax-of-the-neighbour", "product/decode_codes.cu", "four_bit_scale(codes, at >> codes.shift)",
+          "four_bit_scale(codes, (at >> codes.shift) - (at >= 1 << codes.shift))",
+          f"{QUANTIZED} -k multiplied_with_the_codes"),
+    _cuda("product-last-part-lost", "product/decode_codes.cu", "first >= p.X.cols", "first + kPart > p.X.cols",
+          f"{QUANTIZED} -k multiplied_with_the_codes"),
+    _cuda("product-codes-of-the-first-row", "product/decode_codes.cu", "codes.data + at / 2", "codes.data + k / 2",
+          f"{QUANTIZED} -k multiplied_with_the_codes"),
+    _cuda("fp8-exponent", "frozen/decode.cuh", "* 256.0f", "* 128.0f", f"{QUANTIZED} -k every_byte"),
+    _cuda("int8-not-over-127", "dequantize.cu", "(1.0f / 127.0f)", "(1.0f / 128.0f)",
+          f"{QUANTIZED} -k 'dequantised_in_one_launch and int8'"),
+]  # fmt: skip
