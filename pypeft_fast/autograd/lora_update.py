@@ -1,7 +1,8 @@
-"""The update of LoRA around a frozen layer that only its own module can compute: y = base + scaling * (drop(x) A^T) B^T.
+"""The update of LoRA around a frozen layer that only its own module can compute.
 
-The module's product has its own backward pass; this one gives what the update adds to the gradient of x, in
-lora_dx over a weight without rows. Saved for backward: x itself, s [M, r] and the packed mask.
+y = base + scaling * (drop(x) A^T) B^T, base what that module returned. Its product has its own backward pass; this one
+gives what the update adds to the gradient of x, in lora_dx over a weight without rows. Saved for backward: x itself,
+s [M, r] and the packed mask.
 """
 
 import torch

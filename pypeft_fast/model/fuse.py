@@ -20,8 +20,9 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
     Parameters, names, state dict, configs, hooks and isinstance relations stay; so do PEFT's saving, switching,
     merging and adding of adapters. A layer that a fused op cannot stand for (another kind of layer, a variant of LoRA)
     is left as it is. bitsandbytes' and FP8 weights are decoded within the ops; where the frozen layer's weight cannot
-    be read, LoRA's update alone is fused, around that layer's own call. A fused layer runs PEFT's own forward when a call is one that
-    the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later need another call.
+    be read, LoRA's update alone is fused, around that layer's own call. A fused layer runs PEFT's own forward when
+    a call is one that the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later
+    need another call.
 
     Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
     becomes a subclass of its own, in which the activation and down_proj are one function.

@@ -80,8 +80,8 @@ class FusedLayer(Marked, ExactMerge):
         raise NotImplementedError
 
     def unadapted(self, x, args, kwargs):
-        """The frozen layer alone. A quantised one is decoded as it is beside an adapter: Linear4bit's own forward would,
-        in eval mode on a CPU, pack the weight in place and round its scales."""
+        """The frozen layer alone. A quantised one is decoded as it is beside an adapter: Linear4bit's own forward
+        would, in eval mode on a CPU, pack the weight in place and round its scales."""
         if is_quantized(self.base_layer) and not args and not kwargs and why_not_now() is None:
             if self._disable_adapters and self.merged:
                 self.unmerge()

@@ -28,8 +28,8 @@ def lossy_merge() -> Iterator[list[float]]:
 
 
 def requantized(frozen, merged):
-    """merged [N, K] in the format of frozen. ValueError for NaN, which no code stands for; RuntimeError if too little of
-    the update is left."""
+    """merged [N, K] in the format of frozen. ValueError for NaN, which no code stands for; RuntimeError if too little
+    of the update is left."""
     if not merged.isfinite().all():
         raise ValueError("NaNs detected in the merged weights: an adapter is broken, and a quantised weight has no NaN")
     new, share = merging.requantized(frozen, merged)

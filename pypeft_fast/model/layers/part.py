@@ -86,15 +86,16 @@ def _product(part, x, weight, bias, is_plain):
 def compute_around(parts, x, base):
     """y [.., N] where only the frozen layer itself knows its product: it is called, with its hooks.
 
-    RuntimeError if what it returns has no gradient to x though x needs one: the layers before it would train on nothing.
+    RuntimeError if what it returns has no gradient to x though x needs one: the layers before it would train on
+    nothing.
     """
     part = _together(parts)
     x = x if part.inputs is None else scaled(x, part.inputs)
     product = base(x)
     if x.requires_grad and torch.is_grad_enabled() and not product.requires_grad:
         raise RuntimeError(
-            f"the base layer, a {type(base).__name__}, has returned a product without a gradient to its input, which the "
-            "layers before it need; load the model anew and keep it in train mode, or detach the input"
+            f"the base layer, a {type(base).__name__}, has returned a product without a gradient to its input, which "
+            "the layers before it need; load the model anew and keep it in train mode, or detach the input"
         )
     y = part.around(product, x)
     return y if part.outputs is None else scaled(y, part.outputs)
