@@ -100,8 +100,8 @@ def test_adapters_that_come_later_run_fused():
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
 
 
-def test_an_unusual_base_under_dora_stays_peft_s():
-    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False, use_dora=True)
+def test_an_unusual_base_under_ia3_stays_peft_s():
+    config = peft.IA3Config(target_modules=["0"], feedforward_modules=[])
     model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4).to(torch.float8_e4m3fn)), config)
     report = pf.fuse(model)
     assert list(report.left.values()) == ["the base weight is torch.float8_e4m3fn"]
@@ -176,5 +176,5 @@ def test_fsdp2_around_and_inside_fused_layers():
     assert done.stdout.splitlines() == [
         "{'fused': 4}",
         "{'fused around the base: the base layer has hooks or a forward of its own': 1, 'fused': 3}",
-        "{'the base weight is a DTensor'}",
+        "{'lora_A is a DTensor'}",
     ]
