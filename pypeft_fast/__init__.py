@@ -50,6 +50,7 @@ _LATE = {
     "PeftModelForTokenClassification": "peft_model",
     "fuse": "fuse",
     "get_peft_model": "peft_model",
+    "lossy_merge": "layers.lossy_merge",
     "register": "fuse",
     "unfuse": "fuse",
 }

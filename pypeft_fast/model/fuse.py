@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .fuse_report import FuseReport, by_reason
 from .joints import gated_mlp
-from .layers import peft_ia3, peft_lora
+from .layers import peft_around, peft_ia3, peft_lora
 from .layers.fused_layer import FusedLayer
 
 # {class of PEFT's layers: the one that they get}
@@ -18,9 +18,11 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
     """Runs the LoRA, DoRA, rsLoRA and IA3 layers of a Hugging Face PEFT model on this package's fused ops, in place.
 
     Parameters, names, state dict, configs, hooks and isinstance relations stay; so do PEFT's saving, switching,
-    merging and adding of adapters. A layer that a fused op cannot stand for (another kind of layer, a quantised or
-    sharded weight, a variant of LoRA) is left as it is. A fused layer runs PEFT's own forward when a call is one that
-    the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later need another call.
+    merging and adding of adapters. A layer that a fused op cannot stand for (another kind of layer, a variant of LoRA)
+    is left as it is. bitsandbytes' and FP8 weights are decoded within the ops; where the frozen layer's weight cannot
+    be read, LoRA's update alone is fused, around that layer's own call. A fused layer runs PEFT's own forward when
+    a call is one that the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later
+    need another call.
 
     Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
     becomes a subclass of its own, in which the activation and down_proj are one function.
@@ -122,4 +124,9 @@ def _adapter_layers(model, what) -> dict[str, nn.Module]:
 
 def _kind(layer) -> type[FusedLayer] | None:
     """The class that fuses layers of exactly this class, or has fused this one; or None."""
-    return KINDS.get(layer.peft_class if isinstance(layer, FusedLayer) else type(layer))
+    kind = layer.peft_class if isinstance(layer, FusedLayer) else type(layer)
+    if kind.__module__ in ("peft.tuners.lora.bnb", "peft.tuners.ia3.bnb"):
+        from .layers import peft_bnb
+
+        return peft_bnb.KINDS.get(kind)
+    return KINDS.get(kind) or peft_around.fused(kind)

@@ -21,7 +21,8 @@ class FuseReport:
     _gated_counters: list[Counter] = field(default_factory=list, repr=False)
 
     def calls(self) -> Counter:
-        """How often the fused layers were called: {"fused": on the ops, a reason: in PEFT's forward because of it}.
+        """How often the fused layers were called: {"fused": on the ops, "fused around the base: " and a reason: the
+        update on the ops beside the frozen layer's own call, a reason: in PEFT's forward because of it}.
 
         A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
         nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile

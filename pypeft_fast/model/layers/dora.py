@@ -13,6 +13,7 @@ class DoRA(LoRA):
     """y = g * (x (W + scaling B A)^T) + b with g = magnitude / |W + scaling B A|; magnitude [N]."""
 
     __slots__ = ("magnitude",)
+    around = None  # the length is that of the weight
 
     @classmethod
     def read(cls, layer, name):

@@ -3,18 +3,23 @@
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 
-from . import frozen_base
+from . import frozen_base, stored_weight
 from .facts import tensor_of
+from .lossy_merge import lossy_merge
 
 
 class ExactMerge:
     """Before the class of a PEFT layer. A layer that the ops cannot run (hooked, offloaded) merges as PEFT does."""
 
-    _frozen = None  # (weight.data, bias.data or None) of the base layer before the first merge
+    _frozen = None  # (weight or Frozen, bias.data or None) of the base layer before the first merge
+    _held = None  # the attributes in which that weight was
     _merged_bits = None  # of what merging made of them: whatever is written into the base meanwhile changes these
 
     def merge(self, safe_merge=False, adapter_names=None):
-        """Folds adapters (default: the active ones) into the base layer; ValueError with safe_merge for NaN."""
+        """Folds adapters (default: the active ones) into the base layer; ValueError with safe_merge for NaN.
+
+        A quantised base is quantised again: RuntimeError, outside of `lossy_merge`, if that loses the update.
+        """
         names = [name for name in check_adapters_to_merge(self, adapter_names) or () if self.holds(name)]
         base = self.base_layer
         if not names:
@@ -22,60 +27,62 @@ class ExactMerge:
         if frozen_base.why_not_module(base) is not None or bool(self.merged) != (self._frozen is not None):
             super().merge(safe_merge, names)
             return
-        weight, bias = _parameters(base)
-        before, merged = (weight.data, None if bias is None else bias.data), list(self.merged_adapters)
-        untouched = self._frozen is None or self._merged_bits[0] == _bits(weight)
-        values = self.merged_weight(self._frozen[0] if self._frozen else before[0], self.merged_adapters + names)
+        now, bias = stored_weight.weight_of(base), tensor_of(base, "bias")
+        held, before_bias, merged = stored_weight.held(base), _data(bias), list(self.merged_adapters)
+        untouched = self._frozen is None or self._merged_bits[0] == stored_weight.bits(now)
+        values = self.merged_weight(self._frozen[0] if self._frozen else now, self.merged_adapters + names)
         try:
             if values is None or not untouched:  # PEFT's own arithmetic, which may be in place: on a copy
-                weight.data = before[0].clone()
+                if isinstance(now, torch.Tensor):
+                    tensor_of(base, "weight").data = now.clone()
                 if bias is not None:
-                    bias.data = before[1].clone()
+                    bias.data = before_bias.clone()
                 super().merge(safe_merge, names)
             else:
-                if safe_merge and not values.isfinite().all():
+                if safe_merge and isinstance(values, torch.Tensor) and not values.isfinite().all():
                     raise ValueError(f"NaNs detected in the merged weights: the adapter {', '.join(names)} is broken")
-                weight.data = values
+                stored_weight.store(base, values)
                 self.merged_adapters.extend(names)
         except (ValueError, RuntimeError):  # of several, PEFT has merged those before the one that fails
-            self._put(before)
+            stored_weight.put_back(held)
+            if bias is not None:
+                bias.data = before_bias
             self.merged_adapters[:] = merged
             raise
-        self._frozen = self._frozen or before
-        self._merged_bits = _bits(weight) if untouched else None, _bits(bias)
+        self._frozen, self._held = self._frozen or (now, before_bias), self._held or held
+        weight_bits = stored_weight.bits(stored_weight.weight_of(base)) if untouched else None
+        self._merged_bits = weight_bits, stored_weight.bits(tensor_of(base, "bias"))
 
     def unmerge(self):
         """Puts the base layer's own weight and bias back, bit for bit.
 
         If they were written while merged, by another method's layer or an averaging of weights, what merging has
-        changed is taken off what is there now instead.
+        changed is taken off what is there now instead; of a quantised weight PEFT takes it off.
         """
-        frozen, bits, names = self._frozen, self._merged_bits, list(self.merged_adapters)
-        self._frozen = self._merged_bits = None
+        frozen, held, merged_bits, names = self._frozen, self._held, self._merged_bits, list(self.merged_adapters)
+        self._frozen = self._held = self._merged_bits = None
         if frozen is None:
             super().unmerge()
             return
-        weight, bias = _parameters(self.base_layer)
-        merged = None if bits[0] == _bits(weight) else self.merged_weight(frozen[0], names)
-        if bits[0] == _bits(weight):
-            weight.data = frozen[0]
+        weight, bias = tensor_of(self.base_layer, "weight"), tensor_of(self.base_layer, "bias")
+        is_own = merged_bits[0] == stored_weight.bits(stored_weight.weight_of(self.base_layer))
+        merged = None
+        if not is_own and isinstance(frozen[0], torch.Tensor):
+            merged = self.merged_weight(frozen[0], names)
+        if is_own:
+            stored_weight.put_back(held)
         elif merged is None:
             super().unmerge()
             return
         else:
             weight.data = (in_float32(weight.data) + in_float32(frozen[0]) - in_float32(merged)).to(weight.dtype)
-        if bias is not None and bits[1] == _bits(bias):
+        if bias is not None and merged_bits[1] == stored_weight.bits(bias):
             bias.data = frozen[1]
         self.merged_adapters.clear()
 
     def merged_weight(self, weight, names):
         """The base weight with these adapters, in its own layout; None: PEFT's merge computes it."""
         return None
-
-    def _put(self, values):
-        for parameter, value in zip(_parameters(self.base_layer), values, strict=True):
-            if value is not None:
-                parameter.data = value
 
     def _with_frozen(self, change):
         """Runs `change` on the frozen weight; what was merged is merged again."""
@@ -84,7 +91,8 @@ class ExactMerge:
             self.unmerge()
         change()
         if exact:
-            self.merge(adapter_names=names)
+            with lossy_merge():
+                self.merge(adapter_names=names)
 
     def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight: the frozen one, not the merged
         self._with_frozen(lambda: super(ExactMerge, self).update_layer(*args, **kwargs))
@@ -105,13 +113,5 @@ def in_float32(weight):
     return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 
-def _parameters(base):
-    return tensor_of(base, "weight"), tensor_of(base, "bias")
-
-
-def _bits(tensor):
-    """A sum over a tensor's bits, None for none: no version counter shows a write through `.data`."""
-    if tensor is None:
-        return None
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.shape, int(tensor.detach().view(integers[tensor.dtype.itemsize]).sum(dtype=torch.int64))
+def _data(parameter):
+    return None if parameter is None else parameter.data

@@ -8,19 +8,25 @@ facts and the parts of its frozen base and of its adapters (part.py).
 
 from collections import Counter
 
+import torch
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from ...frozen.modules import is_conv1d
+from ...frozen.operand import Frozen
+from ...frozen.quantized_modules import is_quantized
 from ..joints import rows as rows_of_batch
 from . import frozen_base
 from .exact_merge import ExactMerge, in_float32
 from .facts import of_input
-from .part import compute, why_not
+from .lossy_merge import requantized
+from .part import Part, compute, compute_around, why_not
 from .rules import why_not_now
 from .swapped_class import set_class, why_not_forward
 from .switching import Marked
 
-FUSED = "fused"  # in a layer's counter: calls that the ops ran; the other keys are reasons why PEFT's forward ran
+# In a layer's counter: calls that the ops ran, and those in which they ran beside the frozen layer's own product, with
+# the reason behind it. The other keys are reasons why PEFT's forward ran.
+FUSED, AROUND = "fused", "fused around the base: "
 
 
 class Judged:
@@ -29,7 +35,7 @@ class Judged:
     __slots__ = ("last",)
 
     def __init__(self):
-        self.last = None, None
+        self.last = None, (None, False)
 
     def __reduce__(self):
         return Judged, ()
@@ -54,30 +60,41 @@ class FusedLayer(Marked, ExactMerge):
         if not isinstance(self, FusedLayer):  # a wrapper has kept this method past unfuse
             return type(self).forward(self, x, *args, **kwargs)
         if self._disable_adapters:
-            return super().forward(x, *args, **kwargs)
+            return self.unadapted(x, args, kwargs)
         if kwargs or rows_of_batch.in_use:
             names, rows = kwargs.pop("adapter_names", None), rows_of_batch.current()
             if names is not None or rows is not None:
                 return self.of_rows(x, rows.of(self, x) if names is None else names, *args, **kwargs)
         active = self.active()
         if self.merged_adapters or not active:
-            return super().forward(x, *args, **kwargs)
-        reason, parts, weight, bias, is_plain = self.described(x, active, args, kwargs)
+            return self.unadapted(x, args, kwargs)
+        reason, is_around, parts, weight, bias, is_plain = self.described(x, active, args, kwargs)
         if is_plain or not is_dynamo_compiling():
-            self._fused_calls[reason or FUSED] += 1
-        if reason is not None:
-            return super().forward(x, *args, **kwargs)
-        return compute(parts, x, weight, bias, is_plain)
+            self._fused_calls[FUSED if reason is None else AROUND + reason if is_around else reason] += 1
+        if reason is None:
+            return compute(parts, x, weight, bias, is_plain)
+        return compute_around(parts, x, self.base_layer) if is_around else super().forward(x, *args, **kwargs)
 
     def of_rows(self, x, names, *args, **kwargs):
         """forward where each row of x has the adapter of its name."""
         raise NotImplementedError
 
-    def active(self) -> list[str]:
+    def unadapted(self, x, args, kwargs):
+        """The frozen layer alone. A quantised one is decoded as it is beside an adapter: Linear4bit's own forward
+        would, in eval mode on a CPU, pack the weight in place and round its scales."""
+        if is_quantized(self.base_layer) and not args and not kwargs and why_not_now() is None:
+            if self._disable_adapters and self.merged:
+                self.unmerge()
+            base, weight, bias = frozen_base.read(self.base_layer, x)
+            if why_not(base, of_input(x), (), False)[0] is None:
+                return compute((Part(),), x, weight, bias)
+        return super().forward(x, *args, **kwargs)
+
+    def active(self):
         """The active adapters that this layer has."""
         names, held = self._active_adapter, self._modules[self.holder]
         if type(names) is str:
-            names = [names]
+            names = (names,)
         for name in names:
             if name not in held:
                 return [name for name in names if name in held]
@@ -87,28 +104,31 @@ class FusedLayer(Marked, ExactMerge):
         return name in self._modules[self.holder]
 
     def described(self, x, active, args=(), kwargs=None, by_row=False):
-        """(why the call cannot be fused or None, the active adapters' parts, weight, bias, is_plain: see `compute`)."""
+        """(why the call cannot be fused or None, whether it can be around the frozen layer, the active adapters' parts,
+        weight, bias, is_plain: see `compute`)."""
         compiling = is_compiling()
         reason = why_not_now(compiling)
         if args or kwargs and any(value is not None for value in kwargs.values()):
             reason = "the call has further arguments"
         if reason is not None:  # what is read would be another than it seems within a transform or a trace
-            return reason, (), None, None, False
-        base, weight, bias = frozen_base.read(self._modules["base_layer"])
-        of_x, adapters, parts = of_input(x), [], []
-        for name in active:
-            method = self.method(self, name)
-            found, part = method.read(self, name)
-            adapters.append((method, found))
-            parts.append(part)
-        if compiling:
-            return why_not(base, of_x, adapters, by_row), parts, weight, bias, False
-        before, reason = self._judged.last
-        facts = base, of_x, adapters, by_row
-        if facts != before:
-            reason = why_not(*facts)
-            self._judged.last = facts, reason
-        return reason, parts, weight, bias, of_x[-1] is None  # no autocast
+            return reason, False, (), None, None, False
+        base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
+        of_x, method = of_input(x), self.method
+        if len(active) == 1:  # flat: while decoding a token this is much of the time of a small layer
+            kind = method(self, active[0])
+            found, part = kind.read(self, active[0])
+            facts, parts = (base, of_x, kind, found, by_row), (part,)
+        else:
+            kinds = [method(self, name) for name in active]
+            found, parts = zip(*(kind.read(self, name) for kind, name in zip(kinds, active, strict=True)), strict=True)
+            facts = base, of_x, kinds, found, by_row
+        before, judgement = self._judged.last
+        if compiling or facts != before:
+            adapters = ((kind, found),) if len(active) == 1 else tuple(zip(kinds, found, strict=True))
+            judgement = why_not(base, of_x, adapters, by_row)
+            if not compiling:
+                self._judged.last = facts, judgement
+        return *judgement, parts, weight, bias, of_x[-1] is None and not compiling  # is_plain: no autocast
 
     def count(self, reason) -> None:
         if not is_dynamo_compiling():
@@ -117,12 +137,20 @@ class FusedLayer(Marked, ExactMerge):
     @classmethod
     def why_not_layer(cls, layer) -> str | None:
         """Why none of the adapters of a layer can be fused, whatever the input; None if one can."""
-        reason = why_not_forward(layer) or frozen_base.why_not_module(layer.base_layer)
+        reason = why_not_forward(layer)
         if reason is not None:
             return reason
+        base = frozen_base.read(layer.base_layer)[0]
+        of_base = frozen_base.why_not(base)
+        called = frozen_base.why_not_called(base)
         methods = {name: cls.method(layer, name) for name in getattr(layer, cls.holder)}
-        reasons = [method.why_not(method.read(layer, name)[0], is_loaded=False) for name, method in methods.items()]
-        return None if None in reasons or not reasons else reasons[0]
+        reasons = []
+        for name, method in methods.items():
+            reason = called if method.around is not None else of_base
+            reasons.append(reason or method.why_not(method.read(layer, name)[0], is_loaded=False))
+        if not reasons:
+            return of_base
+        return None if None in reasons else reasons[0]
 
     @classmethod
     def attach(cls, layer) -> None:
@@ -142,9 +170,13 @@ class FusedLayer(Marked, ExactMerge):
 
     def merged_weight(self, weight, names):
         """The base weight with these adapters one after the other, added up in float32 and rounded once; in its own
-        layout. None: PEFT's merge computes it."""
+        layout, a Frozen in its own format. None: PEFT's merge computes it. RuntimeError if too little is left of the
+        update in that format, outside of `lossy_merge`."""
         transposed = is_conv1d(self.base_layer)
-        frozen = in_float32(weight.t() if transposed else weight)
+        if type(weight) is Frozen:
+            frozen = weight.dequantize(torch.float32)
+        else:
+            frozen = in_float32(weight.t() if transposed else weight)
         total = frozen.clone()
         for name in names:
             method = self.method(self, name)
@@ -152,6 +184,8 @@ class FusedLayer(Marked, ExactMerge):
             total = part.merged(total, frozen) if method.why_not(found) is None else None
             if total is None:
                 return None
+        if type(weight) is Frozen:
+            return requantized(weight, total)
         return (total.t() if transposed else total).to(weight.dtype).contiguous()
 
     def _get_name(self):

@@ -1,10 +1,13 @@
 """LoRA and rsLoRA as a part of a layer (Hu et al., arXiv:2106.09685; arXiv:2312.03732)."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...autograd.lora import lora_linear, lora_linear_unchecked
+from ...autograd.lora_update import lora_update
 from ...nn.merge import lora_delta
+from ...ops._check import ACTIVATIONS
 from ..joints.mixed_rows import mixed_rows_linear
 from . import rules
 from .facts import of_dropout, of_linear
@@ -69,6 +72,14 @@ class LoRA(Part):
             return lora_linear_unchecked(x, weight, bias, self.A, self.B, float(scaling), float(self.p))
         return lora_linear(x, weight, self.A, self.B, bias, scaling=scaling, dropout_p=self.p)
 
+    def around(self, y, x):
+        """In y's dtype. A y of a class of its own, or a product in another dtype than x's that the adapter does not
+        fit, gets the update in plain PyTorch."""
+        if type(y) is torch.Tensor and y.dtype in ACTIVATIONS and all(_fits(t, y) for t in (self.A, self.B)):
+            return lora_update(y, x.to(y.dtype), self.A, self.B, scaling=self.scaling, dropout_p=self.p)
+        dropped = F.dropout(x.to(self.A.dtype), self.p)
+        return (y + F.linear(F.linear(dropped, self.A), self.B) * self.scaling).to(y.dtype)
+
     def plus(self, others):
         """Their updates add up: one adapter of all their ranks, R the sum: A [R, K], scaling * B [N, R]."""
         parts = self, *others
@@ -88,3 +99,7 @@ class LoRA(Part):
 def _scaled(part):
     """scaling * B, in float32 for a half-precision B: not rounded before it is used."""
     return part.B.to(torch.promote_types(part.B.dtype, torch.float32)) * part.scaling
+
+
+def _fits(parameter, y):
+    return parameter.dtype == y.dtype or parameter.dtype == torch.float32 and y.dtype in rules.HALF

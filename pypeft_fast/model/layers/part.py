@@ -6,11 +6,13 @@ Here product(x, W) is x W^T, or that and a method's own update. A method is one 
 read from a PEFT layer, what merging makes of the weight, and its own reasons why not. No other file knows it by name.
 """
 
-import torch.nn.functional as F
+import torch
 
 from ...autograd.ia3 import ia3_linear
+from ...frozen.operand import Frozen
+from ...nn.frozen_linear import linear as frozen_linear
 from ...ops._scale import scaled
-from . import frozen_base
+from . import frozen_base, rules
 
 
 class Part:
@@ -19,10 +21,11 @@ class Part:
     inputs: [K], multiplies x. bias: [N], stands for the layer's own b. outputs: [N], multiplies y.
     linear(x, weight, bias, is_plain): x W^T + b with the method's update, where it has one. is_plain: neither autocast
     nor torch.compile is around the call, so that what `why_not` has checked need not be checked again.
+    around(y, x): y, the frozen layer's own output for x, with the method's update, where that needs no weight.
     """
 
     __slots__ = ()
-    inputs = bias = outputs = linear = None
+    inputs = bias = outputs = linear = around = None
 
     @classmethod
     def read(cls, layer, name):
@@ -53,26 +56,70 @@ class Part:
 
 
 def compute(parts, x, weight, bias, is_plain=False):
-    """y [.., N] of x [.., K], the frozen weight [N, K] and bias [N] or None; differentiable."""
-    part = parts[0]
-    if len(parts) > 1:
-        part = part.plus(parts[1:])
-    linear, inputs, bias = part.linear, part.inputs, bias if part.bias is None else part.bias
+    """y [.., N] of x [.., K], the frozen weight [N, K] and bias [N] or None; differentiable. In x's dtype, whatever
+    the dtype is that a quantised weight computes in."""
+    part = _together(parts)
+    bias = bias if part.bias is None else part.bias
+    if type(weight) is Frozen:
+        entering, bias = frozen_base.cast(x, weight, bias)
+        return _product(part, entering, weight, bias, is_plain).to(x.dtype)
+    return _product(part, x, weight, bias, is_plain)
+
+
+def _together(parts):
+    return parts[0] if len(parts) == 1 else parts[0].plus(parts[1:])
+
+
+def _product(part, x, weight, bias, is_plain):
+    linear, inputs, outputs = part.linear, part.inputs, part.outputs
     if linear is not None:
         y = linear(x if inputs is None else scaled(x, inputs), weight, bias, is_plain)
     elif inputs is not None:
         y = ia3_linear(x, weight, inputs, bias, feedforward=True)
+    elif outputs is not None:
+        return ia3_linear(x, weight, outputs, bias)
     else:
-        return F.linear(x, weight, bias) if part.outputs is None else ia3_linear(x, weight, part.outputs, bias)
+        return frozen_linear(x, weight, bias)
+    return y if outputs is None else scaled(y, outputs)
+
+
+def compute_around(parts, x, base):
+    """y [.., N] where only the frozen layer itself knows its product: it is called, with its hooks.
+
+    RuntimeError if what it returns has no gradient to x though x needs one: the layers before it would train on
+    nothing.
+    """
+    part = _together(parts)
+    x = x if part.inputs is None else scaled(x, part.inputs)
+    product = base(x)
+    if x.requires_grad and torch.is_grad_enabled() and not product.requires_grad:
+        raise RuntimeError(
+            f"the base layer, a {type(base).__name__}, has returned a product without a gradient to its input, which "
+            "the layers before it need; load the model anew and keep it in train mode, or detach the input"
+        )
+    y = part.around(product, x)
     return y if part.outputs is None else scaled(y, part.outputs)
 
 
-def why_not(base, x, adapters, by_row) -> str | None:
-    """Why a call runs in PEFT's forward, or None, from facts alone.
+def why_not(base, x, adapters, by_row) -> tuple[str | None, bool]:
+    """(why a call cannot be fused, or None; whether the update alone can be, around the frozen layer), from facts.
 
     base: what frozen_base.read has found. x: the input's facts. adapters: (method, its facts) of each that is active.
     """
-    reason = frozen_base.why_not(base) or frozen_base.why_not_input(base, x)
+    reason = frozen_base.why_not(base)
+    is_around = reason is not None and not by_row and all(method.around is not None for method, _ in adapters)
+    if is_around:
+        further = frozen_base.why_not_called(base) or rules.why_not_plain(x) or _why_not(x, adapters, by_row)
+        return reason if further is None else further, further is None
+    if reason is None:
+        reason = frozen_base.why_not_input(base, x) or _why_not(frozen_base.entering(base, x), adapters, by_row)
+    if reason is None and by_row and base[1][0] is Frozen:
+        reason = "adapter_names over a quantised weight"
+    return reason, False
+
+
+def _why_not(x, adapters, by_row):
+    reason = None
     for method, found in adapters:
         reason = reason or method.why_not(found) or method.why_not_beside(found, x)
     for method, found in adapters if by_row or len(adapters) > 1 else ():

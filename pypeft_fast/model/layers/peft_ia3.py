@@ -8,8 +8,10 @@ from .fused_layer import FusedLayer
 from .ia3 import IA3
 
 
-class FusedLinear(FusedLayer, IA3Linear):
-    peft_class, holder = IA3Linear, "ia3_l"
+class FusedIA3(FusedLayer):
+    """Before the class of a PEFT layer with IA3's adapters."""
+
+    holder = "ia3_l"
 
     @staticmethod
     def method(layer, name):
@@ -24,3 +26,7 @@ class FusedLinear(FusedLayer, IA3Linear):
         if self.is_feedforward:
             return self.base_layer(mixed_rows_scale(x, groups, factors), *args, **kwargs)
         return mixed_rows_scale(self.base_layer(x, *args, **kwargs), groups, factors)
+
+
+class FusedLinear(FusedIA3, IA3Linear):
+    peft_class = IA3Linear

@@ -5,6 +5,8 @@ from peft.tuners.lora.layer import dispatch_default
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ...frozen.operand import Frozen
+from ...frozen.quantized_modules import is_quantized
 from ..joints import rows as rows_of_batch
 from . import frozen_base
 from .dora import DoRA
@@ -28,8 +30,10 @@ class OtherVariant(Part):
         return f"the adapter is of a variant, {found.__name__}"
 
 
-class FusedLinear(FusedLayer, LoraLinear):
-    peft_class, holder = LoraLinear, "lora_A"
+class FusedLoRA(FusedLayer):
+    """Before the class of a PEFT layer with LoRA's adapters."""
+
+    holder = "lora_A"
 
     @staticmethod
     def method(layer, name):
@@ -41,14 +45,14 @@ class FusedLinear(FusedLayer, LoraLinear):
         rows = rows_of_batch.positions(names)
         active = [name for name in rows if name in self.lora_A]
         if active:
-            reason, parts, weight, bias, _ = self.described(x, active, args, kwargs, by_row=True)
+            reason, _, parts, weight, bias, _ = self.described(x, active, args, kwargs, by_row=True)
             self.count(reason)
             if reason is None and len(rows) == 1:
                 return compute(parts, x, weight, bias)
             if reason is None:
                 groups = [(rows[name], part) for name, part in zip(active, parts, strict=True)]
                 return LoRA.by_rows(x, weight, bias, groups)
-        return LoraLinear.forward(self, x, *args, adapter_names=names, **kwargs)
+        return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
 
     def as_lora(self, x):
         """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
@@ -60,18 +64,22 @@ class FusedLinear(FusedLayer, LoraLinear):
             return None
         if rows_of_batch.current() is not None:
             return None
-        reason, parts, weight, bias, _ = self.described(x, active)
-        if reason is not None:
+        reason, _, parts, weight, bias, is_plain = self.described(x, active)
+        if reason is not None or type(weight) is Frozen and (weight.dtype != x.dtype or not is_plain):
             return None
         self.count(reason)
-        (part,) = parts
+        (part,), (_, bias) = parts, frozen_base.cast(x, weight, bias)
         return dict(weight=weight, bias=bias, lora_A=part.A, lora_B=part.B, scaling=part.scaling, dropout_p=part.p)
+
+
+class FusedLinear(FusedLoRA, LoraLinear):
+    peft_class = LoraLinear
 
 
 def build(target, adapter_name, config, **kwargs):
     """PEFT's own layer for this target, fused; None, on which PEFT tries its other kinds, where it cannot be."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if kwargs.get("parameter_name") is not None or frozen_base.why_not_module(base) is not None:
+    if kwargs.get("parameter_name") is not None or is_quantized(base) or frozen_base.why_not_module(base) is not None:
         return None
     layer = dispatch_default(target, adapter_name, config, **kwargs)
     if type(layer) is LoraLinear and FusedLinear.why_not_layer(layer) is None:

@@ -56,13 +56,21 @@ def why_not_dtype(x, facts, name) -> str | None:
     return f"{name} is {adapter} beside {dtype} activations"
 
 
-def why_not_input(x, weight, K) -> str | None:
-    """The input beside the frozen weight: they meet in one dtype, as nn.Linear demands."""
+def why_not_plain(x) -> str | None:
+    """The input as it is, whatever it meets."""
     if len(x) == 1:
         return f"the input is a {x[0].__name__}"
-    _, dtype, layout, device, dim, size, cast = x
-    if dim is None:
+    if x[4] is None:
         return "the input is nested"
+    return None
+
+
+def why_not_input(x, weight, K) -> str | None:
+    """The input beside the frozen weight: they meet in one dtype, as nn.Linear demands."""
+    reason = why_not_plain(x)
+    if reason is not None:
+        return reason
+    _, dtype, layout, device, _, size, cast = x
     if size != K or device != weight[3] or layout is not torch.strided:
         return "the input does not fit the layer"
     if dtype != weight[1]:  # the weight's is accepted already

@@ -2,6 +2,7 @@
 
 import functools
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ...autograd.bitfit import bitfit_linear
@@ -24,8 +25,10 @@ def _weight_alone(module, x):
     """The weight [N, K], if the module does nothing but x W^T + b and W is frozen; else None."""
     if isinstance(module, BaseTunerLayer) or why_not_now() is not None:
         return None
-    base, weight, _ = frozen_base.read(module)
-    return None if why_not_fused(base, of_input(x), (), False) or weight.requires_grad else weight
+    base, weight, _ = frozen_base.read(module, x)
+    if not isinstance(weight, torch.Tensor) or why_not_fused(base, of_input(x), (), False)[0] is not None:
+        return None
+    return None if weight.requires_grad else weight
 
 
 def why_not(module) -> str | None:

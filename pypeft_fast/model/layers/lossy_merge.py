@@ -1,0 +1,40 @@
+"""Merging into a quantised weight, whose rounding may lose the update: refused, unless the caller says otherwise."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+from ...frozen import merging
+
+_shares = contextvars.ContextVar("pypeft_fast.lossy_merge", default=None)
+
+
+@contextlib.contextmanager
+def lossy_merge() -> Iterator[list[float]]:
+    """Within it PEFT's merging into a quantised base keeps whatever is left of an adapter after rounding.
+
+        with pf.lossy_merge() as shares:
+            model.merge_adapter()
+
+    Outside of it a layer refuses (RuntimeError) where less than 0.9 of the update survives the rounding to the weight's
+    format. The list gets one number a layer: <R, D> / <D, D> of the update D and what becomes of it, R.
+    """
+    shares: list[float] = []
+    token = _shares.set(shares)
+    try:
+        yield shares
+    finally:
+        _shares.reset(token)
+
+
+def requantized(frozen, merged):
+    """merged [N, K] in the format of frozen. ValueError for NaN, which no code stands for; RuntimeError if too little
+    of the update is left."""
+    if not merged.isfinite().all():
+        raise ValueError("NaNs detected in the merged weights: an adapter is broken, and a quantised weight has no NaN")
+    new, share = merging.requantized(frozen, merged)
+    shares = _shares.get()
+    merging.check_share(share, force=shares is not None)
+    if shares is not None:
+        shares.append(share)
+    return new
