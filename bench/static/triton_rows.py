@@ -143,6 +143,7 @@ def row(job):
         job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
         local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),
         specialized if job.tiles.specialize else None,
+        wants_wide_loads=job.op != "dequantize",  # a code is looked up by itself; what it stores is most of its bytes
     )  # fmt: skip
 
 

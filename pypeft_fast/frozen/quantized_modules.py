@@ -28,6 +28,11 @@ def _four_bit(module, why):
     state = getattr(weight, "quant_state", None)
     if state is None:
         why("the weight is not quantised yet: bitsandbytes does it when the module is moved, module.to(device)")
+    if getattr(state, "packing_format_for_cpu", False):
+        why(
+            "bitsandbytes has packed the weight for its own product on this CPU, as its layer does when it is called in "
+            "eval mode without gradients, and that loses bits; load the model again and fuse it before the first call"
+        )
     codes = weight.data if weight.dtype == torch.uint8 else weight.data.view(torch.uint8)
     tensors = [codes, state.absmax]
     if state.nested:

@@ -89,6 +89,9 @@ def test_modules_of_bitsandbytes_are_read_as_they_are():
     frozen = pf.frozen_of(linear.to("cpu"))
     assert frozen.format == "nf4" and frozen.shape == (32, 64) and frozen.dtype == torch.bfloat16
     assert frozen.tensors[0].data_ptr() == linear.weight.data_ptr()
+    linear.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(TypeError, match="Linear4bit: bitsandbytes has packed the weight for its own product"):
+        pf.frozen_of(linear)
     eight = bitsandbytes.nn.Linear8bitLt(64, 32, has_fp16_weights=False)
     with pytest.raises(TypeError, match="Linear8bitLt: the weight is not quantised yet"):
         pf.frozen_of(eight)
