@@ -50,6 +50,7 @@ _LATE = {
     "PeftModelForTokenClassification": "peft_model",
     "fuse": "fuse",
     "get_peft_model": "peft_model",
+    "quantize_model": "quantize_model",
     "register": "fuse",
     "unfuse": "fuse",
 }
