@@ -57,8 +57,8 @@ def other_bases(adapters: dict[str, Path], quantize: str | None) -> list[str]:
         if theirs not in (None, quantize):
             now = f"in {quantize}" if quantize else "dense"
             lines.append(
-                f"note: --adapter {path} was trained over a base model in {theirs}, and this one is {now}: its losses and "
-                f"answers may differ a little; with --quantize {theirs} they are those of the training"
+                f"note: --adapter {path} was trained over a base model in {theirs}, and this one is {now}: its losses "
+                f"and answers may differ a little; with --quantize {theirs} they are those of the training"
             )
     return lines
 

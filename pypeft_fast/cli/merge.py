@@ -45,8 +45,8 @@ def run(arguments) -> None:
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
     if format := trained_over(Path(arguments.adapter)):
         say(
-            f"note: the adapter was trained over a base model in {format} and is merged into the dense one: its answers "
-            "may differ a little from those over the quantised model"
+            f"note: the adapter was trained over a base model in {format} and is merged into the dense one: its "
+            "answers may differ a little from those over the quantised model"
         )
     say(f"the merged model is in {arguments.output}")
     say(f"try it: pypeft-fast chat --model {shlex.quote(str(arguments.output))}")

@@ -1,4 +1,4 @@
-"""`quantize`: a base model whose linear layers are stored in 4 or 8 bits, and what an adapter's folder says of its own."""
+"""`quantize`: a base model whose linear layers are stored in 4 or 8 bits, and which one an adapter was trained over."""
 
 import importlib.util
 from pathlib import Path
@@ -19,8 +19,8 @@ def check_method(method: str, quantize: str | None) -> None:
     """UserError if adapters of the method cannot run over a base model in this format."""
     if method == "dora" and quantize == "int8":
         raise UserError(
-            "`method` dora does not run over `quantize` int8: PEFT's DoRA loses the scales of bitsandbytes' int8 layers "
-            "on a CPU; take `quantize` nf4, or `method` lora"
+            "`method` dora does not run over `quantize` int8: PEFT's DoRA loses the scales of bitsandbytes' int8 "
+            "layers on a CPU; take `quantize` nf4, or `method` lora"
         )
 
 
