@@ -1,5 +1,6 @@
-"""How much memory this process has held."""
+"""How much memory this process has held, and what it does not need any more."""
 
+import ctypes
 import re
 import resource
 import sys
@@ -18,3 +19,10 @@ def peak_memory_bytes() -> int:
         return int(peak[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_freed() -> None:
+    """Gives memory that is freed back to the system, where the C library is glibc, which keeps holes of its heap."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

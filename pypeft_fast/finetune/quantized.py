@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .adapters.files import CONFIG, object_in
 from .errors import UserError, as_user_error
+from .memory import give_back_freed
 
 QUANTIZE = ("nf4", "int8")
 
@@ -41,7 +42,9 @@ def quantized(model, quantize: str | None, name: str):
     import pypeft_fast
 
     with as_user_error(f"`model` {name} cannot be quantised", (ValueError, TypeError, ImportError)):
-        return pypeft_fast.quantize_model(model, quantize)
+        pypeft_fast.quantize_model(model, quantize)
+    give_back_freed()  # the dense weights
+    return model
 
 
 def trained_over(folder: Path) -> str | None:
