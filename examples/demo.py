@@ -27,9 +27,9 @@ from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.data.tokens import Collator
 from pypeft_fast.finetune.errors import UserError, need
 from pypeft_fast.finetune.held_out import held_out_loss
+from pypeft_fast.finetune.memory import peak_memory_bytes
 from pypeft_fast.finetune.report.plot import Curve, plot_losses
 from pypeft_fast.finetune.training.measure import counting_saved_bytes, one_step
-from pypeft_fast.finetune.training.metrics import peak_memory_bytes
 from pypeft_fast.finetune.training.prepare import prepare
 from pypeft_fast.finetune.training.settings import Settings
 from pypeft_fast.finetune.training.train import fine_tune, make_trainer

@@ -51,6 +51,7 @@ _LATE = {
     "fuse": "fuse",
     "get_peft_model": "peft_model",
     "lossy_merge": "layers.lossy_merge",
+    "quantize_model": "quantize_model",
     "register": "fuse",
     "unfuse": "fuse",
 }

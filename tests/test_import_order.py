@@ -21,7 +21,8 @@ OPS = "print(torch.ops.pypeft_fast.lora_forward.default.name())"
 )
 def test_ops_are_registered(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("pypeft_fast::lora_forward\n", "")
+    said = [line for line in done.stderr.splitlines() if "kernels-community" not in line]  # bitsandbytes says it
+    assert (done.stdout, said) == ("pypeft_fast::lora_forward\n", [])
 
 
 def test_the_package_alone_imports_no_pytorch():

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..finetune.adapters.files import by_kind, check_files
 from ..finetune.errors import UserError
 from ..finetune.json_text import check_text
+from ..finetune.quantized import trained_over
 from ..finetune.text import one_line, safe
 
 
@@ -46,6 +47,20 @@ def check_names(adapters: dict[str, Path]) -> None:
     for name, path in adapters.items():
         if trouble := _cannot_name(name):
             raise UserError(f"--adapter {path}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
+
+
+def other_bases(adapters: dict[str, Path], quantize: str | None) -> list[str]:
+    """A sentence for each adapter that was trained over a base model stored otherwise than this one."""
+    lines = []
+    for path in adapters.values():
+        theirs = trained_over(path)
+        if theirs not in (None, quantize):
+            now = f"in {quantize}" if quantize else "dense"
+            lines.append(
+                f"note: --adapter {path} was trained over a base model in {theirs}, and this one is {now}: its losses "
+                f"and answers may differ a little; with --quantize {theirs} they are those of the training"
+            )
+    return lines
 
 
 def _cannot_name(name: str) -> str | None:

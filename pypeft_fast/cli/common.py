@@ -1,6 +1,7 @@
 """The options that several subcommands have."""
 
 from ..finetune.base_models import DTYPES
+from ..finetune.quantized import QUANTIZE
 from .option_values import positive_int, seed
 
 
@@ -41,6 +42,15 @@ def add_max_length(parser) -> None:
 def add_dtype(parser) -> None:
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default=DTYPES[0], help="of the base model (default: %(default)s)"
+    )
+
+
+def add_quantize(parser) -> None:
+    parser.add_argument(
+        "--quantize",
+        choices=list(QUANTIZE),
+        help="store the base model's linear layers in 4 bits (nf4) or 8 (int8), which takes less memory; needs "
+        "bitsandbytes (default: as they are)",
     )
 
 

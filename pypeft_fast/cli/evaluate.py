@@ -2,15 +2,17 @@
 
 import json
 import math
+import sys
 
 from ..finetune import threads
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
 from ..finetune.errors import need
+from ..finetune.quantized import check_adapter, check_quantize
 from ..finetune.report.advice import shortened
-from .adapter_option import check_names, read_adapters
-from .common import add_adapters, add_data, add_dtype, add_max_length, add_model, add_threads
+from .adapter_option import check_names, other_bases, read_adapters
+from .common import add_adapters, add_data, add_dtype, add_max_length, add_model, add_quantize, add_threads
 from .option_names import as_options
 from .option_values import positive_int
 from .terminal import say
@@ -31,25 +33,34 @@ def add_arguments(parser) -> None:
     add("--batch-size", type=positive_int, metavar="N", default=8, help="examples at a time (default: 8)")
     add("--json", action="store_true", help="print it as JSON")
     add_dtype(parser)
+    add_quantize(parser)
     add_threads(parser)
 
 
 def run(arguments) -> None:
     need("transformers", "jinja2")
     check_base(arguments.model)
+    check_quantize(arguments.quantize)
     adapters = read_adapters(arguments.adapter)
+    for folder in adapters.values():
+        check_adapter(folder, arguments.quantize)
     examples = load_data(arguments.data)
     threads.use(arguments.threads)
     from ..finetune.evaluate import evaluate
+    from ..finetune.memory import peak_memory_bytes
 
     calm_libraries()
     check_names(adapters)
-    options = {"dtype": arguments.dtype, "max_length": arguments.max_length, "batch_size": arguments.batch_size}
+    for line in other_bases(adapters, arguments.quantize):
+        say(line, file=sys.stderr)
+    names = ("dtype", "quantize", "max_length", "batch_size")
+    options = {name: getattr(arguments, name) for name in names}
     result = evaluate(arguments.model, adapters, examples, **options)
     data, losses = result.data, result.losses
     if arguments.json:
         facts = {"data": arguments.data, "examples": len(data.held_out), "tokens": result.tokens}
-        facts |= {"dropped_examples": data.dropped, "cut_examples": data.cut, "losses": losses}
+        facts |= {"dropped_examples": data.dropped, "cut_examples": data.cut}
+        facts |= {"quantize": arguments.quantize, "peak_memory_bytes": peak_memory_bytes(), "losses": losses}
         say(json.dumps(facts, indent=2), keep="\n")
         return
     for line in shortened(data, arguments.max_length):
@@ -59,3 +70,4 @@ def run(arguments) -> None:
     for name, loss in losses.items():
         perplexity = math.exp(loss) if loss < 700 else math.inf
         say(f"{name:<{wide}}  loss {loss:.3f}  perplexity {perplexity:.4g}")
+    say(f"peak memory: {peak_memory_bytes() / 1e9:.2f} GB (resident set of this process)")

@@ -12,6 +12,7 @@ from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
+from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
@@ -24,6 +25,7 @@ from .terminal import say
 def run(arguments) -> None:
     need("transformers", "accelerate", "matplotlib", "jinja2", "tqdm")
     check_base(arguments.model)
+    check_quantize(arguments.quantize)
     adapter = None
     if arguments.adapter is not None:
         if not Path(arguments.adapter).is_dir():
@@ -82,7 +84,11 @@ def _train(arguments, settings, examples, held_out) -> None:
     for line in after_training(metrics):
         say(as_options(line, arguments))
     say(f"adapter, README.md, metrics.json and loss.png are in {output}")
-    say(f"try it: pypeft-fast chat --model {shlex.quote(settings.model)} --adapter {shlex.quote(str(output))}")
+    say(f"peak memory: {metrics['peak_memory_bytes'] / 1e9:.2f} GB (resident set of this process)")
+    quantize = f" --quantize {settings.quantize}" if settings.quantize else ""
+    say(
+        f"try it: pypeft-fast chat --model {shlex.quote(settings.model)}{quantize} --adapter {shlex.quote(str(output))}"
+    )
 
 
 def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:

@@ -1,7 +1,7 @@
 """What `pypeft-fast finetune` is told: its options."""
 
 from ..finetune.adapters.methods import DEFAULTS, METHODS
-from .common import add_data, add_dtype, add_max_length, add_model, add_seed, add_threads
+from .common import add_data, add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .option_values import count, folder, positive, positive_int, probability
 
 SUMMARY = "train an adapter for a language model on your data"
@@ -64,6 +64,7 @@ def add_arguments(parser) -> None:
     )
     add_max_length(parser)
     add_dtype(parser)
+    add_quantize(parser)
     add("--eval-data", metavar="FILE", help="examples to hold out, instead of a part of --data")
     add(
         "--eval-fraction",

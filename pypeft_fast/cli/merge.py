@@ -8,6 +8,7 @@ from ..finetune.adapters.files import check_files
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, need
+from ..finetune.quantized import trained_over
 from .common import add_dtype, add_model, add_threads
 from .option_values import folder
 from .terminal import say
@@ -16,7 +17,9 @@ SUMMARY = "fold an adapter into the weights of its base model, as a model of its
 EXAMPLE = "pypeft-fast merge --model smollm2 --adapter my-adapter --output my-model"
 ADVICE = """\
 The output folder is a model in Hugging Face's layout (safetensors, config, tokenizer): for transformers, converters and
---model of the other subcommands. Prompt and prefix tuning and bottleneck adapters have no weights to fold in."""
+--model of the other subcommands. Prompt and prefix tuning and bottleneck adapters have no weights to fold in.
+An adapter that was trained with --quantize is merged into the dense weights too: folded into 4 or 8 bits, a part of it
+would be lost in rounding."""
 
 
 def add_arguments(parser) -> None:
@@ -40,5 +43,10 @@ def run(arguments) -> None:
 
     calm_libraries()
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
+    if format := trained_over(Path(arguments.adapter)):
+        say(
+            f"note: the adapter was trained over a base model in {format} and is merged into the dense one: its "
+            "answers may differ a little from those over the quantised model"
+        )
     say(f"the merged model is in {arguments.output}")
     say(f"try it: pypeft-fast chat --model {shlex.quote(str(arguments.output))}")

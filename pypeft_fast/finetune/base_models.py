@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import hub, json_text
 from .errors import UserError, as_user_error, need
+from .quantized import quantized
 from .whole_files import settle
 
 SMOLLM2 = "smollm2"
@@ -19,10 +20,11 @@ DTYPES = ("float32", "bfloat16")
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a model on the Hub: never pickle
 
 
-def load_base(name: str, dtype="float32"):
+def load_base(name: str, dtype="float32", quantize: str | None = None):
     """(model, tokenizer) of a folder, of a Hub's model or of "smollm2", on the CPU or the GPU if there is one.
 
-    dtype: a name or a torch.dtype. Nothing but the files of a Hub's model is downloaded.
+    dtype: a name or a torch.dtype. quantize: None, or a format in which its linear layers are stored. Nothing but the
+    files of a Hub's model is downloaded.
 
     Raises UserError: no such folder, no model in it, one that is damaged, or a package that is missing.
     """
@@ -38,6 +40,7 @@ def load_base(name: str, dtype="float32"):
     with as_user_error(f"`model` {name} cannot be loaded{remedy}", LIBRARY_ERRORS):
         tokenizer = AutoTokenizer.from_pretrained(path, **own)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **own)
+    quantized(model, quantize, name)  # before it is moved: a GPU never holds the dense weights
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
 

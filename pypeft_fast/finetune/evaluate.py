@@ -24,7 +24,14 @@ class Evaluation:
 
 
 def evaluate(
-    model: str, adapters: dict[str, Path], examples: list[Example], *, dtype="float32", max_length=512, batch_size=8
+    model: str,
+    adapters: dict[str, Path],
+    examples: list[Example],
+    *,
+    dtype="float32",
+    quantize=None,
+    max_length=512,
+    batch_size=8,
 ) -> Evaluation:
     """The losses of a base model, named as `load_base` takes it, and of the adapters in these folders, by name.
 
@@ -33,14 +40,14 @@ def evaluate(
     UserError: as `load_base` and `Chat` raise it, a max_length that leaves no answer or is longer than the model reads,
     or a tokenizer of another model.
     """
-    base, tokenizer = load_base(model, dtype)
+    base, tokenizer = load_base(model, dtype, quantize)
     data = held_out_data(tokenizer, examples, max_length)
     check_ids(base, [token for encoded in data.held_out for token in encoded.input_ids])
     check_length(base, max(len(e.input_ids) for e in data.held_out), None, max_length)
     collator = Collator.of(tokenizer)
     losses = {"base": held_out_loss(base.eval(), data.held_out, collator, batch_size)}
     for number, group in enumerate(by_kind(adapters).values()):
-        chat = Chat(load_base(model, dtype)[0] if number else base, tokenizer, group)
+        chat = Chat(load_base(model, dtype, quantize)[0] if number else base, tokenizer, group)
         for name in group:
             with chat.using(name):
                 losses[name] = held_out_loss(chat.model, data.held_out, collator, batch_size)

@@ -44,7 +44,9 @@ class Frozen:
         FORMATS[format].check(self.tensors, self.shape, self.dtype)
 
     @classmethod
-    def beside(cls, format: str, tensors: Sequence[torch.Tensor], sides: dict[str, int], dtype: torch.dtype):
+    def beside(
+        cls, format: str, tensors: Sequence[torch.Tensor], sides: dict[str, int], dtype: torch.dtype
+    ) -> "Frozen":
         """The weight in a call whose other operands tell "N", "K" or both; of one side, the tensors tell the other."""
         N, K = sides.get("N"), sides.get("K")
         if N is None or K is None:

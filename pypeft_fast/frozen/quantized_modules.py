@@ -30,8 +30,8 @@ def _four_bit(module, why):
         why("the weight is not quantised yet: bitsandbytes does it when the module is moved, module.to(device)")
     if getattr(state, "packing_format_for_cpu", False):
         why(
-            "bitsandbytes has packed the weight for its own product on this CPU, as its layer does when it is called in "
-            "eval mode without gradients, and that loses bits; load the model again and fuse it before the first call"
+            "bitsandbytes has packed the weight for its own product on this CPU, as its layer does when it is called "
+            "in eval mode without gradients, and that loses bits; load the model again and fuse it before that call"
         )
     codes = weight.data if weight.dtype == torch.uint8 else weight.data.view(torch.uint8)
     tensors = [codes, state.absmax]

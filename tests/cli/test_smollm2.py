@@ -48,3 +48,14 @@ def test_from_data_to_a_merged_model(command, tmp_path):
     with_adapter = command("chat", "--model", "smollm2", "--adapter", adapter, *question)[1]
     assert command("chat", "--model", merged, *question)[1] == with_adapter
     assert command("chat", "--model", "smollm2", *question)[1] != with_adapter
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_over_a_quantised_base(command, tmp_path, quantize):
+    pytest.importorskip("bitsandbytes")
+    common = ["--model", "smollm2", "--data", FAQ, "--output", tmp_path / "adapter", "--quantize", quantize]
+    code, out, err = command("finetune", *common, "--max-steps", 8, "--eval-every", 8, "--dtype", "bfloat16")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "adapter" / "metrics.json").read_text())
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 0.5
+    assert f"peak memory: {metrics['peak_memory_bytes'] / 1e9:.2f} GB" in out

@@ -22,7 +22,7 @@ def adapted(base, settings):
     names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
     check_targets(settings.target_modules, names)
     modules = [name for name, _ in base.named_modules()]
-    widest = max((max(base.get_submodule(name).weight.shape) for name in names), default=0)
+    widest = max((_width(base.get_submodule(name)) for name in names), default=0)
     if settings.rank is not None and settings.rank > widest:
         raise UserError(f"`rank` {settings.rank} is more than the widest layer of this model has, {widest}")
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
@@ -40,3 +40,10 @@ def adapted(base, settings):
         (config,) = model.peft_config.values()
         config.target_modules = shortened_targets(set(config.target_modules), modules)
     return model
+
+
+def _width(layer) -> int:
+    """The larger side of its weight, which bitsandbytes' 4-bit layers store as one column of bytes."""
+    if hasattr(layer, "in_features"):
+        return max(layer.in_features, layer.out_features)
+    return max(layer.weight.shape)

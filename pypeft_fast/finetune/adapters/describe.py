@@ -30,6 +30,7 @@ def describe(folder: Path) -> dict:
         "targets": sorted(targets) if isinstance(targets, list) else targets,
         "parameters": f"{adapter.parameters:,} in {len(adapter.shapes)} tensors, {', '.join(adapter.dtypes)}",
         "size": f"{adapter.bytes / 1e6:.1f} MB",
+        "trained over": settings.get("quantize"),
         "data": settings.get("data"),
         "steps": metrics.get("steps"),
         "best step": metrics.get("best_step"),

@@ -24,16 +24,16 @@ def card(metrics: dict, name: str) -> str:
 
 # {name}
 
-An adapter ({settings["method"]}) for {base}, {MARK} on {_code(settings["data"])}:
+An adapter ({settings["method"]}) for {base}{_stored(settings)}, {MARK} on {_code(settings["data"])}:
 {metrics["train_examples"]} examples, {metrics["steps"]} steps, {metrics["trainable_parameters"]:,} trained parameters.
 
 {_losses(metrics)}
 
 ```python
 from peft import PeftModel  # or: from pypeft_fast import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM{", BitsAndBytesConfig" if settings["quantize"] else ""}
 
-model = AutoModelForCausalLM.from_pretrained({json.dumps(base)})
+{_quantization(settings)}model = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{_with(settings)})
 model = PeftModel.from_pretrained(model, {json.dumps(name)})
 ```
 
@@ -72,6 +72,28 @@ def _losses(metrics: dict) -> str:
         f"Loss on {metrics['eval_examples']} held-out examples, nats per token of their answers: "
         f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after."
     )
+
+
+def _stored(settings: dict) -> str:
+    return f" in {settings['quantize']} (bitsandbytes)" if settings["quantize"] else ""
+
+
+def _with(settings: dict) -> str:
+    return ", quantization_config=quantization_config" if settings["quantize"] else ""
+
+
+def _quantization(settings: dict) -> str:
+    """The statement of how transformers loads the base model as the adapter was trained over it."""
+    if settings["quantize"] is None:
+        return ""
+    options = {"load_in_8bit": True}
+    if settings["quantize"] != "int8":
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": settings["quantize"], "bnb_4bit_use_double_quant": True}
+        options["bnb_4bit_compute_dtype"] = settings["dtype"]
+    written = ",\n".join(
+        f"    {name}={value if value is True else json.dumps(value)}" for name, value in options.items()
+    )
+    return f"quantization_config = BitsAndBytesConfig(\n{written},\n)\n"
 
 
 def _code(text: str) -> str:

@@ -1,11 +1,10 @@
 """What metrics.json tells of a run."""
 
 import dataclasses
-import resource
 import statistics
-import sys
 
 from ..base_models import public_name
+from ..memory import peak_memory_bytes
 from .settings import Settings
 
 
@@ -37,9 +36,3 @@ def metrics_of(trainer, data, settings: Settings, before: float | None, after: f
         "loss_history": {"train": losses, "held_out": held_out},
         "settings": dataclasses.asdict(settings),
     }
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far, as the system counts it."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -27,7 +27,7 @@ def make_ready(settings: Settings, examples: list[Example], held_out: list[Examp
     UserError: as `load_base`, `prepare` and `adapted` raise it, a tokenizer of another model, or an example that is
     longer than the model reads.
     """
-    base, tokenizer = load_base(settings.model, settings.dtype)
+    base, tokenizer = load_base(settings.model, settings.dtype, settings.quantize)
     data = prepare(tokenizer, examples, settings, held_out)
     check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
     longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)

@@ -7,6 +7,7 @@ from ..adapters.files import Adapter
 from ..adapters.methods import METHODS, method_of, options_of
 from ..errors import UserError
 from ..json_text import check_text
+from ..quantized import check_method
 from .schedule import schedule
 from .settings import Settings
 
@@ -21,7 +22,8 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     asked: a value for every field of Settings, None where nothing was said. Its target_modules is a text: with a comma
     a list of names, else one name, dotted or not, or an expression.
 
-    Raises UserError for an option that the method does not have, and for a learning rate above LARGEST_RATE.
+    Raises UserError for an option that the method does not have, a method that does not run over the quantised base
+    model, and a learning rate above LARGEST_RATE.
     """
     given = asked | {"max_steps": asked["max_steps"] or -1}
     names = asked["target_modules"]
@@ -43,6 +45,7 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
         for name in ("method", *sorted(options)):
             if asked[name] is not None:
                 raise UserError(f"`{name}` does not go with `adapter`, which has its own; leave it out")
+    check_method(given["method"], asked["quantize"])
     usual = schedule(examples) | {"learning_rate": METHODS[given["method"]].learning_rate}
     given |= {name: value for name, value in usual.items() if given[name] is None}
     if not 0 < given["learning_rate"] <= LARGEST_RATE:

@@ -28,6 +28,7 @@ class Settings:
     learning_rate: float = 5e-4
     max_length: int = 512
     dtype: str = "float32"
+    quantize: str | None = None  # the format in which the base model's linear layers are stored
     eval_data: str | None = None  # held out, in place of a part of the data
     eval_fraction: float = 0.1
     patience: int | None = None  # evaluations without a lower loss after which training ends

@@ -14,6 +14,7 @@ from .check import check, read_tensors
 from .config import check_alike, read_config
 from .dry_run import peft_class, present, rehearse
 from .names import check_adapter_name
+from .quantization_card import state_quantization
 from .reading import CONFIG, WEIGHTS, folder_of, opened
 from .saving import own_names, saving
 from .vocabulary import resolve
@@ -63,6 +64,11 @@ class SafeFiles:
             else tempfile.TemporaryDirectory() as scratch
         ):
             super().save_pretrained(str(scratch), **kwargs)
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """PEFT's README.md, in which the quantisation of the base model is stated."""
+        super().create_or_update_model_card(output_dir)
+        state_quantization(os.path.join(output_dir, "README.md"), getattr(self.get_base_model(), "config", None))
 
     @classmethod
     def from_pretrained(

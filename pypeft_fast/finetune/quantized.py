@@ -1,0 +1,56 @@
+"""`quantize`: a base model whose linear layers are stored in 4 or 8 bits, and which one an adapter was trained over."""
+
+import importlib.util
+from pathlib import Path
+
+from .adapters.files import CONFIG, object_in
+from .errors import UserError, as_user_error
+from .memory import give_back_freed
+
+QUANTIZE = ("nf4", "int8")
+
+
+def check_quantize(quantize: str | None) -> None:
+    """UserError if the format is asked for and bitsandbytes is missing. Imports nothing."""
+    if quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"`quantize` {quantize} needs bitsandbytes, not installed here; run: pip install bitsandbytes")
+
+
+def check_method(method: str, quantize: str | None) -> None:
+    """UserError if adapters of the method cannot run over a base model in this format."""
+    if method == "dora" and quantize == "int8":
+        raise UserError(
+            "`method` dora does not run over `quantize` int8: PEFT's DoRA loses the scales of bitsandbytes' int8 "
+            "layers on a CPU; take `quantize` nf4, or `method` lora"
+        )
+
+
+def check_adapter(folder: Path, quantize: str | None) -> None:
+    """UserError if the adapter in this folder cannot run over a base model in this format."""
+    if object_in(folder / CONFIG)[0].get("use_dora"):
+        check_method("dora", quantize)
+
+
+def quantized(model, quantize: str | None, name: str):
+    """The base model that `name` stands for, in place, with its linear layers in this format; None: as it is.
+
+    UserError if bitsandbytes is missing or the model has nothing that can be quantised.
+    """
+    if quantize is None:
+        return model
+    check_quantize(quantize)
+    import pypeft_fast
+
+    with as_user_error(f"`model` {name} cannot be quantised", (ValueError, TypeError, ImportError)):
+        pypeft_fast.quantize_model(model, quantize)
+    give_back_freed()  # the dense weights
+    return model
+
+
+def trained_over(folder: Path) -> str | None:
+    """The format of the base model that an adapter of this command was trained over; None: dense, or nothing says."""
+    settings = object_in(folder / "finetune.json")[0]
+    if "quantize" not in settings:
+        settings = object_in(folder / "metrics.json")[0].get("settings")
+    found = settings.get("quantize") if isinstance(settings, dict) else None
+    return found if found in QUANTIZE else None

@@ -1,0 +1,25 @@
+"""The peak that a process tells is its own; freed memory goes back to the system."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def test_the_peak_is_not_that_of_the_process_that_starts_this_one():
+    held = bytearray(400_000_000)
+    code = "from pypeft_fast.finetune.memory import peak_memory_bytes as peak\n"
+    code += "print(peak()); b = bytearray(10**8); print(peak())"
+    before, after = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
+    assert before < len(held) / 2 and after - before > 0.9e8
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
+def test_freed_memory_goes_back():
+    code = (
+        "from pypeft_fast.finetune.memory import give_back_freed; import re\n"
+        "rss = lambda: int(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+        "blocks = [bytearray(60_000) for _ in range(2000)]; last = bytearray(60_000); full = rss(); del blocks\n"
+        "give_back_freed(); print(full - rss())"
+    )
+    assert int(subprocess.check_output([sys.executable, "-c", code])) > 1e8
