@@ -1,5 +1,5 @@
-"""python -m bench.publish: what `make bench`, bench-model, bench-fuse and bench-gpu wrote into out/bench becomes the
-tracked result, in bench/results and in the documents. Look at it first: a loaded machine measures its load."""
+"""python -m bench.publish: what `make bench`, bench-model, bench-fuse, bench-quantized and bench-gpu wrote into
+out/bench becomes the tracked result, in bench/results and in the documents. Look first: a loaded machine measures its load."""
 
 import argparse
 import shutil
@@ -9,7 +9,8 @@ from pathlib import Path
 from . import readme
 from .harness import report
 
-NAMES = ("layer", "model", "fuse", "gpu")
+NAMES = ("layer", "model", "fuse", "gpu", "quantized", "quantized_model")
+PICTURED = set(NAMES) - {"quantized_model"}
 
 
 def publish(source, results):
@@ -17,7 +18,7 @@ def publish(source, results):
     found = [name for name in NAMES if (source / f"{name}.json").is_file()]
     if not found:
         sys.exit(f"{source} holds no benchmark: run `make bench`, bench-model, bench-fuse or bench-gpu first")
-    files = [source / f"{name}.{kind}" for name in found for kind in ("json", "md", "png")]
+    files = [source / f"{name}.{kind}" for name in found for kind in ("json", "md") + ("png",) * (name in PICTURED)]
     if lacking := [str(file) for file in files if not file.is_file()]:
         sys.exit(f"{', '.join(lacking)}: not written; let the benchmark run to its end")
     for file in files:
