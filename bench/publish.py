@@ -1,5 +1,6 @@
 """python -m bench.publish: what `make bench`, bench-model, bench-fuse, bench-quantized and bench-gpu wrote into
-out/bench becomes the tracked result, in bench/results and in the documents. Look first: a loaded machine measures its load."""
+out/bench becomes the tracked result, in bench/results and in the documents. Look at it first: a loaded machine measures
+its load."""
 
 import argparse
 import shutil

@@ -1,14 +1,13 @@
 """The script behind finetune's defaults, on a tiny model, and the table in docs/command.md."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from bench import defaults
 from pypeft_fast.finetune.training.schedule import schedule
 
-defaults = importlib.import_module("bench.defaults")
 ROOT = Path(defaults.__file__).parents[1]
 
 
