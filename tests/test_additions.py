@@ -120,5 +120,5 @@ def test_an_op_goes_through_the_registry(tmp_path):
 def test_a_format_goes_through_the_registry(tmp_path):
     """Over every op and kernel: those in C++ do not know it, and the others get the weight that it stands for."""
     tree = _added(tmp_path, FORMAT)
-    assert _passes(tree, "tests/ops/test_every_op.py", "-k", "every_format and halves and lora_linear") >= 15
-    assert _passes(tree, "tests/ops/test_every_op.py", "-k", "every_format and halves and ia3_dx_dl") >= 15
+    assert _passes(tree, "tests/ops/test_every_op.py", "-k", "every_format and halves and lora_linear") >= 6
+    assert _passes(tree, "tests/ops/test_every_op.py", "-k", "every_format and halves and ia3_dx_dl") >= 6
