@@ -62,14 +62,19 @@ def dequantize_fp8(tensors, shape, dtype):
     return (weight.float() * scale).to(dtype)
 
 
+def _largest(rows):
+    """Of the absolute values of each row."""
+    return rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+
+
 def quantize_int8(weight):
     rows = weight.detach().float()
-    scale = rows.abs().amax(dim=1)
+    scale = _largest(rows)
     return (rows * (127.0 / scale)[:, None]).nan_to_num(0.0).round().to(torch.int8), scale
 
 
 def quantize_fp8(weight):
     """With a scale a row."""
     rows = weight.detach().float()
-    scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LARGEST
+    scale = _largest(rows)[:, None].clamp(min=1e-12) / LARGEST
     return (rows / scale).to(FP8), scale

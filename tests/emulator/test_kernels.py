@@ -77,7 +77,10 @@ def test_stacked_projections_have_masks_of_their_own(M, K, r, multiprocessors, p
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("op,options", RUNS)
+PRODUCTS = [run for run in RUNS if run[0] != "dequantize"]  # it multiplies nothing, and its tensors have no gaps
+
+
+@pytest.mark.parametrize("op,options", PRODUCTS)
 def test_tf32_only_where_pytorch_allows_it(op, options):
     """Its 11 bits are seen in the result, and 24 bits are not lost without it."""
     args = sample(op, Case(24, 64, 48, 8, 0.0, options=options))
@@ -95,7 +98,7 @@ def test_tf32_only_where_pytorch_allows_it(op, options):
     assert errors["ieee"] < 1e-6 and 1e-5 < errors["tf32"] < 2e-3
 
 
-@pytest.mark.parametrize("op,options", RUNS)
+@pytest.mark.parametrize("op,options", PRODUCTS)
 def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
     """16-byte copies are right only if every row starts at a multiple of 16 bytes; others go element by element."""
     args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))

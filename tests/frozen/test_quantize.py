@@ -44,6 +44,8 @@ def test_zeros_stay_zeros():
     for format in ("nf4", "fp4", "int8", "fp8"):
         frozen = pf.quantize(torch.zeros(8, 64), format)
         assert not frozen.dequantize().any(), format
+        for shape in ((0, 64), (8, 0)):
+            assert pf.quantize(torch.zeros(shape), format).dequantize().shape == shape
 
 
 @pytest.mark.parametrize("format,error", [("nf4", 0.12), ("fp4", 0.2), ("int8", 0.012), ("fp8", 0.035)])
