@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pypeft_fast as pf
+from pypeft_fast._op import OPS
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 functional = bitsandbytes.functional
@@ -118,3 +119,17 @@ def test_fp8_modules_of_transformers(block_size):
     torch.testing.assert_close(decoded[130:, 130:], weight.to(torch.float8_e4m3fn).float()[130:, 130:] * factor)
     x = torch.randn(5, 200)
     torch.testing.assert_close(pf.ia3_linear(x, frozen, torch.ones(136)), x @ decoded.t(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("rows", [2, 256])  # in vectors, and byte by byte
+def test_every_byte(stored, rows):
+    weight = torch.arange(256, dtype=torch.uint8).view(stored).view(rows, -1)
+    frozen = pf.Frozen(
+        "int8" if stored == torch.int8 else "fp8", (weight, torch.full((rows,), 3.0)), None, torch.float32
+    )
+    with pf.recording() as ran:
+        decoded = OPS["dequantize"](frozen)
+    assert ran == [("dequantize", "cpu")]
+    torch.testing.assert_close(decoded, frozen.dequantize(), rtol=1e-6, atol=0, equal_nan=True)
+    assert decoded.isnan().sum() == (2 if stored == torch.float8_e4m3fn else 0)

@@ -72,6 +72,17 @@ PYPEFT_INLINE F sixteen_of_table4(const Codes& c, int64_t at, F table, float sca
   const U shifts = {4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0};
   return look_up(table, doubled >> shifts & 15) * scale;
 }
+// Sixteen of int8 and of fp8; value_of_fp8 says how its bits are read.
+PYPEFT_INLINE F sixteen_of_int8(const uint8_t* p) {
+  const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)p));
+  return (F)_mm512_maskz_cvtepi32_ps(0xFFFF, wide);
+}
+PYPEFT_INLINE F sixteen_of_fp8(const uint8_t* p) {
+  const U bytes = bytes_as_units(p), magnitude = bytes & 0x7F;
+  const __m256i half = _mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)((bytes & 0x80) << 8 | magnitude << 7));
+  const F value = (F)_mm512_maskz_cvtph_ps(0xFFFF, half) * 256.0f;
+  return magnitude == 0x7F ? (F)(U{} + 0x7FC00000) : value;
+}
 #endif
 
 // The weights (n, k) to (n, k + count - 1), count <= W; the other lanes are 0.
@@ -81,8 +92,20 @@ PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
   if (count == W && c.format == Format::table4 && at % 2 == 0 && scale_end(c, n, k) >= k + W) {
     return sixteen_of_table4(c, at, load(c.table), scale_at(c, n, k));
   }
+  if (count == W && c.format != Format::table4 && scale_end(c, n, k) >= k + W) {
+    const F value = c.format == Format::int8 ? sixteen_of_int8(c.data + at) : sixteen_of_fp8(c.data + at);
+    return value * scale_at(c, n, k);
+  }
 #endif
   float all[W] = {};
   decode_run(c, n, k, count, all);
   return load(all);
+}
+
+// to[k] = the weight (n, first + k), k < columns.
+template <class T>
+inline void decode_row(const Codes& c, int64_t n, int64_t first, int64_t columns, T* to) {
+  int64_t k = 0;
+  for (; k + W <= columns; k += W) narrow(to + k, decoded(c, n, first + k, W));
+  if (k < columns) narrow(to + k, decoded(c, n, first + k, columns - k), columns - k);
 }

@@ -4,10 +4,7 @@
 template <class T>
 inline void decode_rows_of(const DecodeArgs& a, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    T* to = (T*)a.to + i * a.ld;
-    int64_t k = 0;
-    for (; k + W <= a.columns; k += W) narrow(to + k, decoded(a.codes, a.n + i, a.k + k, W));
-    if (k < a.columns) narrow(to + k, decoded(a.codes, a.n + i, a.k + k, a.columns - k), a.columns - k);
+    decode_row(a.codes, a.n + i, a.k, a.columns, (T*)a.to + i * a.ld);
   }
 }
 

@@ -149,7 +149,7 @@ inline void few_columns_of(FewArgs a, float* room, int64_t n, int64_t end) {
   for (; n < end;) {
     const int columns = end - n >= FEW_COLUMNS ? FEW_COLUMNS : 1;
     if (a.codes && !a.spread) {
-      for (int j = 0; j < columns; ++j) decode_run(*a.codes, n + j, 0, a.K, room + j * a.K);
+      for (int j = 0; j < columns; ++j) decode_row(*a.codes, n + j, 0, a.K, room + j * a.K);
       a.b = room, a.ldb = a.K;
     }
     if (columns > 1) {
