@@ -22,9 +22,11 @@ def _forward(base, x, lora_A, lora_B, scaling, p, seed):
     s, mask = lora_shrink(_check.rows("lora_update", "x", x), lora_A, p, seed)
     rows = _check.rows("lora_update", "base", base)
     up = lora_B.to(base.dtype).t()
-    y = torch.addmm(rows, s.to(base.dtype), up, alpha=scaling)
+    s_here = s.to(base.dtype)
     if scaling == 0:  # addmm leaves the product out, and with it the NaN that infinity times 0 is
-        y = rows + s.to(base.dtype) @ up * scaling
+        y = rows + s_here @ up * scaling
+    else:
+        y = torch.addmm(rows, s_here, up, alpha=scaling)
     return torch.ops.aten._unsafe_view(y, base.shape), s, mask
 
 

@@ -110,8 +110,6 @@ def test_layers_over_bitsandbytes():
         lambda base: pf.nn.IA3Linear.from_linear(base),
     ):
         layer, plain = make(linear), make(copy.deepcopy(dense))
-        for a, b in zip([p for p in layer.parameters() if p.requires_grad], plain.parameters(), strict=False):
-            assert a.shape[0] or b.shape[0]
         trained = {n: p for n, p in layer.named_parameters() if p.requires_grad}
         own = dict(plain.named_parameters())
         with torch.no_grad():
@@ -120,7 +118,8 @@ def test_layers_over_bitsandbytes():
                 own[name].copy_(parameter)
         y = layer(x)
         assert y.dtype == x.dtype and layer.base_layer is linear
-        torch.testing.assert_close(y, plain(x.bfloat16()).float(), rtol=2e-2, atol=0.5)
+        expected = plain(x.bfloat16()).float()
+        assert (y - expected).norm() < 1e-2 * expected.norm()
         y.sum().backward()
         assert all(p.grad is not None for p in trained.values()) and linear.weight.grad is None
         assert torch.equal(linear.weight, before)
