@@ -1,12 +1,43 @@
-"""The adapters that --adapter names, in the subcommands that take several: a name and a folder each."""
+"""--adapter in the subcommands that take several adapters, `chat` and `evaluate`: a name and a folder for each."""
 
+import sys
 from pathlib import Path
 
+from ..finetune import threads
 from ..finetune.adapters.files import by_kind, check_files
-from ..finetune.errors import UserError
+from ..finetune.base_models import check_base
+from ..finetune.calm import calm_libraries
+from ..finetune.errors import UserError, need
 from ..finetune.json_text import check_text
-from ..finetune.quantized import trained_over
+from ..finetune.quantized import check_adapter, check_quantize, trained_over
 from ..finetune.text import one_line, safe
+from .terminal import say
+
+
+def check_arguments(arguments) -> dict[str, Path]:
+    """Checks --model, --quantize and --adapter, and returns the adapters, {name: folder}. Imports no PyTorch.
+
+    UserError: a package is missing, there is no such model or adapter, or an adapter cannot run over `--quantize`.
+    """
+    need("transformers", "jinja2")
+    check_base(arguments.model)
+    check_quantize(arguments.quantize)
+    adapters = read_adapters(arguments.adapter)
+    for folder in adapters.values():
+        check_adapter(folder, arguments.quantize)
+    return adapters
+
+
+def import_libraries(arguments, adapters: dict[str, Path]) -> None:
+    """Imports PyTorch with --threads, then PEFT, and reports each adapter that was trained over another base model.
+
+    UserError if an adapter cannot have its name: PEFT decides this.
+    """
+    threads.use(arguments.threads)
+    calm_libraries()
+    check_names(adapters)
+    for line in other_bases(adapters, arguments.quantize):
+        say(line, file=sys.stderr)
 
 
 def read_adapters(specs: list[str]) -> dict[str, Path]:

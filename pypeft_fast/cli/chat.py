@@ -1,14 +1,9 @@
 """`pypeft-fast chat`: streams a model's answers, with any of the adapters given, or none."""
 
-import sys
-
-from ..finetune import threads
-from ..finetune.base_models import check_base, load_base
-from ..finetune.calm import calm_libraries
-from ..finetune.errors import UserError, as_user_error, need
-from ..finetune.quantized import check_adapter, check_quantize
-from .adapter_option import check_names, check_one_kind, other_bases, read_adapters
-from .common import add_adapters, add_dtype, add_model, add_quantize, add_seed, add_threads
+from ..finetune.base_models import load_base
+from ..finetune.errors import UserError, as_user_error
+from .adapter_option import check_arguments, check_one_kind, import_libraries
+from .common import add_adapters, add_loading, add_model, add_seed
 from .option_values import positive_int, temperature, top_p
 from .terminal import say
 
@@ -54,28 +49,17 @@ def add_arguments(parser) -> None:
     )
     add("--top-k", type=positive_int, metavar="N", help="sample from so many likeliest tokens (default: all)")
     add_seed(parser, "for sampling")
-    add_dtype(parser)
-    add_quantize(parser)
-    add_threads(parser)
+    add_loading(parser)
 
 
 def run(arguments) -> None:
-    need("transformers", "jinja2")
-    check_base(arguments.model)
-    check_quantize(arguments.quantize)
-    adapters = read_adapters(arguments.adapter)
-    for folder in adapters.values():
-        check_adapter(folder, arguments.quantize)
+    adapters = check_arguments(arguments)
     check_one_kind(adapters)
-    threads.use(arguments.threads)
+    import_libraries(arguments, adapters)
     import transformers
 
     from ..finetune.chat import Chat
 
-    calm_libraries()
-    check_names(adapters)
-    for line in other_bases(adapters, arguments.quantize):
-        say(line, file=sys.stderr)
     model, tokenizer = load_base(arguments.model, arguments.dtype, arguments.quantize)
     if arguments.system and tokenizer.chat_template is None:
         raise UserError("--system: this tokenizer has no chat template to put a system message into; leave it out")

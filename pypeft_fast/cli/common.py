@@ -62,3 +62,10 @@ def add_threads(parser) -> None:
     parser.add_argument(
         "--threads", type=positive_int, metavar="N", help="on the CPU (default: what PyTorch takes, a thread a core)"
     )
+
+
+def add_loading(parser) -> None:
+    """How the base model is loaded and run: --dtype, --quantize and --threads."""
+    add_dtype(parser)
+    add_quantize(parser)
+    add_threads(parser)

@@ -2,17 +2,11 @@
 
 import json
 import math
-import sys
 
-from ..finetune import threads
-from ..finetune.base_models import check_base
-from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
-from ..finetune.errors import need
-from ..finetune.quantized import check_adapter, check_quantize
 from ..finetune.report.advice import shortened
-from .adapter_option import check_names, other_bases, read_adapters
-from .common import add_adapters, add_data, add_dtype, add_max_length, add_model, add_quantize, add_threads
+from .adapter_option import check_arguments, import_libraries
+from .common import add_adapters, add_data, add_loading, add_max_length, add_model
 from .option_names import as_options
 from .option_values import positive_int
 from .terminal import say
@@ -32,27 +26,16 @@ def add_arguments(parser) -> None:
     add_max_length(parser)
     add("--batch-size", type=positive_int, metavar="N", default=8, help="examples at a time (default: 8)")
     add("--json", action="store_true", help="print it as JSON")
-    add_dtype(parser)
-    add_quantize(parser)
-    add_threads(parser)
+    add_loading(parser)
 
 
 def run(arguments) -> None:
-    need("transformers", "jinja2")
-    check_base(arguments.model)
-    check_quantize(arguments.quantize)
-    adapters = read_adapters(arguments.adapter)
-    for folder in adapters.values():
-        check_adapter(folder, arguments.quantize)
+    adapters = check_arguments(arguments)
     examples = load_data(arguments.data)
-    threads.use(arguments.threads)
+    import_libraries(arguments, adapters)
     from ..finetune.evaluate import evaluate
     from ..finetune.memory import peak_memory_bytes
 
-    calm_libraries()
-    check_names(adapters)
-    for line in other_bases(adapters, arguments.quantize):
-        say(line, file=sys.stderr)
     names = ("dtype", "quantize", "max_length", "batch_size")
     options = {name: getattr(arguments, name) for name in names}
     result = evaluate(arguments.model, adapters, examples, **options)
