@@ -1,7 +1,7 @@
 """python -m bench.defaults: the held-out loss over runs of SmolLM2-135M on small sets of dialogues.
 
 TUNED are the sets to choose a learning rate and a length on, CONFIRMED those to look at afterwards, once. A fifth of
-each set is held out, another fifth with each seed. A run is one line of --results, written when the run ends: a second
+each set is held out, another fifth with each seed. Each run writes one line of --results when the run ends: a second
 call makes only the runs that are missing, and prints the table of all that were asked for. All of it takes hours on two
 cores; --sets, --methods, --rates and --seeds choose less.
 """
@@ -64,9 +64,9 @@ def run(data: str, method: str, rate: float | None, seed: int) -> dict:
 
 
 def patient(history: list, patience: int) -> float:
-    """The lowest loss that a run sees which stops after so many evaluations without a lower one.
+    """The lowest held-out loss of a run with early stopping after `--patience` evaluations without improvement.
 
-    The learning rate of such a run is that of the whole one, so that the whole one's losses tell.
+    Early stopping does not change the learning rate, so the losses of the complete run decide it.
     """
     best, waited = history[0], 0
     for loss in history[1:]:
@@ -97,7 +97,8 @@ def table(runs: Iterable[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for its in runs:
         groups.setdefault(tuple(its[name] for name in KEY), []).append(its)
-    order = sorted(groups, key=lambda key: (list(METHODS).index(key[1]), key[2]))  # sets as they come
+    # sorted() is stable: the sets keep the order of the results
+    order = sorted(groups, key=lambda key: (list(METHODS).index(key[1]), key[2]))
     lines = [HEADER, ["---"] * len(HEADER), *(row(groups[key]) for key in order)]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 

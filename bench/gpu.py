@@ -33,7 +33,7 @@ for kernel in ("cuda", "triton"):
 
 @provider("unsloth", mask="none")
 def unsloth(case, operands):
-    """Its function of one projection, which has no dropout."""
+    """Unsloth's autograd function for one projection, which has no dropout."""
     from unsloth.kernels.fast_lora import LoRA_W
 
     def step():
@@ -60,7 +60,7 @@ def providers_of(case, compiled):
 
 
 def measure(case, names, seconds, timer):
-    """(the case's numbers, [what is wrong with a provider, which is then not timed])."""
+    """(the measurements of the case, [the error of each provider that is wrong and therefore not timed])."""
     torch.compiler.reset()  # else the compiler gives up after a few shapes of one function, and runs it as it is
     operands, steps, wrong = Operands(case), {}, []
     for name in names:
@@ -106,7 +106,7 @@ def target_rows(results):
 
 
 def prepare():
-    """Everything is made on the GPU from here on; SystemExit without one."""
+    """Makes the GPU the default device for new tensors. SystemExit if there is no GPU."""
     if not torch.cuda.is_available():
         sys.exit(
             f"bench.gpu needs a GPU, and PyTorch {torch.__version__} sees none: install the driver and a PyTorch built "
@@ -123,7 +123,7 @@ def main(arguments=None, timer=gpu_timing.interleaved, describe=gpu_timing.machi
     cases = parsers.chosen(parser, all_cases(), options.only)
     about, results, wrong = describe(), [], []
     passes = [(case, providers_of(case, not options.no_compiled)) for case in cases]
-    if find_spec("unsloth") is not None:  # last: to import it changes PEFT and transformers
+    if find_spec("unsloth") is not None:  # imported last: Unsloth patches PEFT and transformers on import
         passes += [
             (case, BESIDE_UNSLOTH) for case in cases if case.kind == "lora" and case.p == 0 and case.dtype != F32
         ]

@@ -1,6 +1,7 @@
 """python -m bench.publish: what `make bench`, bench-model, bench-fuse, bench-quantized and bench-gpu wrote into
-out/bench becomes the tracked result, in bench/results and in the documents. Look at it first: a loaded machine measures
-its load."""
+out/bench becomes the tracked result, in bench/results and in the documents.
+
+Read the results first: other processes on the machine distort them."""
 
 import argparse
 import shutil

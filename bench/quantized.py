@@ -105,7 +105,7 @@ class Case:
         return base.to("cpu")
 
     def check(self):
-        """AssertionError unless the results are those over the decoded weight, but for the rounding."""
+        """AssertionError if a result differs from the one over the decoded weight by more than rounding."""
         for got, wanted in zip(self.outputs(self.frozen), self.outputs(self.frozen.dequantize()), strict=True):
             error = (got - wanted).float().norm() / wanted.float().norm()
             assert error < 0.01, f"{self}: {error:.3g} from the decoded weight"
@@ -155,7 +155,9 @@ def main(arguments=None):
         case.check()
         results.append((case, interleaved(steps, seconds=options.seconds)))
         print(line(row(*results[-1])), flush=True)
-        vars(case).update(weight=None, frozen=None, adapters=None, x=None, dY=None)  # the next one needs the memory
+        vars(case).update(
+            weight=None, frozen=None, adapters=None, x=None, dY=None
+        )  # frees the memory for the next case
     targets = judged(results)
     data = {"machine": about, "results": {str(case): times for case, times in results}, "targets": targets}
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row(*r) for r in results])]

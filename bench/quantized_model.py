@@ -55,7 +55,7 @@ def made(provider, sizes):
 
 
 def one(provider, sizes, tokens):
-    """What is measured of one provider, in this process."""
+    """The measurements of one provider, taken in this process."""
     import torch
 
     from pypeft_fast.finetune.memory import give_back_freed
@@ -75,7 +75,7 @@ def one(provider, sizes, tokens):
     loaded = resident("VmRSS")
     step()
     give_back_freed()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
     began, loss = time.process_time(), step()
     return {"loaded": loaded, "peak": resident("VmHWM"), "seconds": time.process_time() - began, "loss": loss}
 

@@ -1,9 +1,9 @@
 """python -m bench.gpu_hour: under whatever python3 has PyTorch >= 2.10 and Triton >= 3.6; no network, no install.
 
-The steps run in order of worth, each in a process of its own with its own time limit. The result of a step is written
+The most valuable step runs first. Each step has a process and a time limit of its own. The result of a step is written
 when the step ends, or is stopped: OUTPUT/steps/NAME.json, and in OUTPUT/logs/NAME.log what it printed.
 OUTPUT/gpu-hour.json holds all results, OUTPUT/gpu-hour.md what was measured beside what docs/performance-model.md
-predicts. A further run goes on where the last one ended: what is done is not run again.
+predicts. Another run continues where the last one ended and repeats no completed step.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from .process import ROOT, Process, environment
 from .running import DONE, SKIP, Hour, read
 
 NAMES = [step.name for step in STEPS]
-RESERVED = 5.0  # seconds of the whole that are left for the table and for stopping the last step
+RESERVED = 5.0  # seconds reserved at the end, for writing the table and stopping the last step
 
 
 def parsed(arguments):
@@ -50,13 +50,13 @@ def listed(output):
 
 @functools.cache
 def warm():
-    """What the rehearsal's steps are forked from: their largest imports, on the CPU."""
+    """Imports the largest packages on the CPU, before the rehearsal forks its steps from this process."""
     os.environ.update(environment(Path(), rehearsed=True))
     sys.path.insert(0, str(ROOT))
     for name in ("pypeft_fast._own", "peft", "transformers.models.llama.modeling_llama", "pytest"):
         if find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
-    gc.freeze()  # else each fork would copy what the first collection in it touches
+    gc.freeze()  # otherwise the first garbage collection in each fork would copy the memory pages
 
 
 def main(arguments=None):
@@ -65,7 +65,7 @@ def main(arguments=None):
     if options.list:
         return listed(output)
     given = environment(output, options.rehearse)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background processes ignore the first
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts its background processes with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
 
     def start(step):
@@ -75,7 +75,7 @@ def main(arguments=None):
 
     def tell(line):
         print(line, flush=True)
-        summary.write(output, NAMES)  # after each step: whoever ends this process ends nothing that was found
+        summary.write(output, NAMES)  # written after each step, so that the results survive if this process is killed
 
     hour = Hour(output, max(60 * options.minutes - RESERVED, 1), start, tell)
     try:

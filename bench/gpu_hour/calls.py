@@ -13,7 +13,7 @@ LORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
 
 
 def layer_cases():
-    """Every shape with float32 and bfloat16 adapters, with dropout and without; the shapes in order of worth."""
+    """Every shape with float32 and bfloat16 adapters, with dropout and without; the most important shapes first."""
     return [
         Case(*shape, p=p, dtype=BF16, adapter=adapter)
         for shape in SHAPES

@@ -13,12 +13,12 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 
 def sized(full, tiny):
-    """The first on a GPU, the second in a rehearsal."""
+    """`full` on a GPU, `tiny` in a rehearsal."""
     return tiny if REHEARSED else full
 
 
 def prepare():
-    """New tensors are the GPU's from here on; SystemExit without one."""
+    """Makes the GPU the default device for new tensors. SystemExit if there is no GPU."""
     if not REHEARSED and not torch.cuda.is_available():
         sys.exit(
             f"bench.gpu_hour needs a GPU, and PyTorch {torch.__version__} sees none: install the driver and a PyTorch "

@@ -1,4 +1,4 @@
-"""A plugin of pytest for rehearsals: tests are collected as on an sm_90, without one; none of them can run."""
+"""A plugin of pytest for rehearsals: pytest collects the tests as it would on an sm_90 GPU, but cannot run them."""
 
 import sys
 from types import SimpleNamespace

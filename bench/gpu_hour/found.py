@@ -1,4 +1,4 @@
-"""What a step's own process tells: its numbers, written whole after each of them, or why it has nothing to do."""
+"""The result of a step, written by its process after each measurement, or the reason why the step was skipped."""
 
 import json
 import os
@@ -11,16 +11,16 @@ PATH = "GPU_HOUR_FOUND"  # the environment variable that names the step's file
 
 
 def write_whole(path, text):
-    """The file has the old text or the new one, whenever the process is stopped."""
+    """Replaces the file atomically: a process that is killed leaves the old text or the new text."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         file.write(text)
     os.replace(file.name, path)
 
 
 def keep(**found):
-    """What was found up to now; `line` is its sentence in the table of steps."""
+    """Writes the results so far; `line` is the sentence about them in the table of steps."""
     path = os.environ.get(PATH)
-    if path is None:  # a step that is run by hand
+    if path is None:  # the step was started by hand
         print(json.dumps(found, indent=1))
     else:
         write_whole(Path(path), json.dumps(found) + "\n")

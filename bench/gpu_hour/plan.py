@@ -1,4 +1,4 @@
-"""The steps of the hour in order of worth, each with its time limit and what it needs."""
+"""The steps, the most valuable first, each with its time limit and its requirements."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 @dataclass(frozen=True)
 class Step:
     name: str
-    seconds: float  # the step is stopped after that many, or at the end of the whole hour
+    seconds: float  # the step is stopped after this many seconds, or when the total time is over
     about: str
     module: str  # run as `python -m`
     arguments: tuple[str, ...] = ()

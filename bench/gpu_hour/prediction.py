@@ -1,4 +1,4 @@
-"""What docs/performance-model.md predicts, read off its tables: the model itself needs Triton's interpreter."""
+"""The predictions of docs/performance-model.md, parsed from its tables: the model itself needs Triton's interpreter."""
 
 import re
 
@@ -33,7 +33,7 @@ def gpu_of(name):
 
 
 class Prediction:
-    """Of one GPU; every answer is None where the page does not say."""
+    """The predicted times of one GPU; a method returns None if the page has no prediction."""
 
     def __init__(self, gpu, text):
         found = tables(text)
@@ -57,5 +57,5 @@ class Prediction:
 
 
 def prediction_for(name):
-    """The Prediction for the GPU that PyTorch calls so."""
+    """The Prediction for the GPU with this name in PyTorch."""
     return Prediction(gpu_of(name), PAGE.read_text() if PAGE.is_file() else "")

@@ -1,4 +1,4 @@
-"""The process of a step: it leads a group of its own, and the group is stopped gently, then at once.
+"""The process of a step. It leads its own process group, which is stopped by SIGINT first and then by SIGKILL.
 
 A rehearsal forks its steps from one process that has imported PyTorch: fourteen imports would take longer than the
 steps. What runs in the fork is what `python -m` runs.
@@ -35,7 +35,7 @@ def environment(output, rehearsed):
 
 
 def _lead():
-    """A group of its own, which listens to SIGINT: what a shell starts in the background ignores it."""
+    """Makes this process lead a new group and restores SIGINT, which background processes of a shell ignore."""
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -82,7 +82,7 @@ class Process:
         return self._process.exitcode
 
     def stop(self):
-        """Ends the process and all that it started."""
+        """Ends the process and all its descendants."""
         for number, patience in ((signal.SIGINT, GRACE), (signal.SIGKILL, GRACE)):
             try:
                 os.killpg(self._process.pid, number)

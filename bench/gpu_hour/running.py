@@ -1,4 +1,4 @@
-"""Runs the steps within the time that there is, and keeps what each has found, however it ends."""
+"""Runs the steps within the time limit, and keeps the results of each step, also if the step fails."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from .found import SKIPPED, write_whole
 from .process import Process
 
 DONE, FAILED, LATE, STOPPED, SKIP = "done", "failed", "out of time", "stopped", "skipped"
-LEAST = 5.0  # seconds: with less left, no step is begun
+LEAST = 5.0  # seconds: no step starts if less time is left
 TAIL = 4000  # characters of a step's log that its result holds
 
 
@@ -92,7 +92,7 @@ class Hour:
 
 
 def _judged(process):
-    """(status, why) of a process that has ended by itself."""
+    """(status, reason) of a process that was not stopped."""
     if process.ended == 0:
         return DONE, ""
     if process.ended == SKIPPED:

@@ -1,4 +1,4 @@
-"""The last word of an hour: how each step ended, and what was measured beside what was predicted."""
+"""The summary of a run: how each step ended, and the measured times beside the predicted ones."""
 
 import json
 

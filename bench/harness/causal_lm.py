@@ -1,10 +1,10 @@
-"""What benchmarks of a whole language model do to it: a step's loss, and steps that decode one token."""
+"""Steps of the benchmarks of a whole language model: a training step and the decoding of one token."""
 
 import torch
 
 
 def liven(model):
-    """Values for what starts as zeros or ones, so that an adapter left out would show."""
+    """Gives parameters that start as zeros or ones other values, so that the check notices a missing adapter."""
     generator = torch.Generator("cpu").manual_seed(1)  # wherever the model is, and new tensors are
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "ia3_l" in name:
@@ -13,7 +13,7 @@ def liven(model):
 
 
 def graph_to_the_embeddings(model):
-    """Makes backward as long as the frozen model's, whose inputs alone would ask for no gradient."""
+    """Requires the gradient of the embeddings, so that backward of a frozen model also runs through all layers."""
     return model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
 

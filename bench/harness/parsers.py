@@ -14,7 +14,7 @@ def of_layer(name, about, seconds, example):
 
 
 def chosen(parser, cases, only):
-    """Those whose name contains `only`; SystemExit if none does."""
+    """The cases whose name contains `only`; SystemExit if there is none."""
     found = [case for case in cases if only in str(case)]
     if not found:
         parser.error(f"--only {only}: no case has that in its name")

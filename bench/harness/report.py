@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .targets import markdown
 
-RESULTS = Path(__file__).parents[1] / "results"  # tracked; `make bench-publish` alone puts measurements there
+RESULTS = Path(__file__).parents[1] / "results"  # tracked by git; only `make bench-publish` writes measurements into it
 OUTPUT = Path("out/bench")
 TARGET_HEADER = ("what", "measured", "target", "verdict")
 

@@ -1,4 +1,4 @@
-"""What the kernels aim at, row by row, and whether one run's numbers reach it."""
+"""The performance targets, one a row, and whether the measurements of a run reach them."""
 
 import itertools
 import math

@@ -55,14 +55,14 @@ def machine():
         **({"family": int(family), "model": int(model)} if family and model else {}),
         **({"caches": caches()} if caches() else {}),
         "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),  # others' work: wall times mean little beside it
+        "load": round(os.getloadavg()[0], 1),  # the load of other processes, which makes wall times unreliable
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
 
 
 def cpu_facts(cpuinfo=Path("/proc/cpuinfo")):
-    """What Linux says of the first CPU, {name: value}; empty where it says nothing."""
+    """The fields of the first CPU in /proc/cpuinfo, {name: value}; empty if there is no such file."""
     first = cpuinfo.read_text().split("\n\n", 1)[0] if cpuinfo.is_file() else ""
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}

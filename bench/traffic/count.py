@@ -1,4 +1,4 @@
-"""What a step moves through a GPU's memory, kernel by kernel: counted, not estimated.
+"""The bytes that each kernel of a step reads and writes in GPU memory: counted, not estimated.
 
 `Counting` looks on while PyTorch runs and notes, of every ATen op that is a kernel on a GPU, the bytes that it reads
 and writes. Each operand counts once a kernel, as if caches held everything within one and nothing from one to the next.
@@ -84,7 +84,7 @@ class Counting(TorchDispatchMode):
         outputs = function(*args, **kwargs)
         name, returns = function._schema.name.partition("::")[2], function._schema.returns
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-        # Tickets are one buffer a stream on a GPU, zeroed once; it is on a CPU that every launch makes them anew.
+        # Tickets are one buffer per stream on a GPU, zeroed once. Only on a CPU does every launch create them.
         tickets = name == "zeros" and outputs.dtype == torch.int32
         if isinstance(outputs, torch.Tensor | tuple) and not views and not tickets and name not in NOT_KERNELS:
             self.kernels.append(self._kernel(name, args, kwargs, outputs))

@@ -1,4 +1,5 @@
-"""What others run, counted on tensors without memory: any shape in a moment, the ATen ops those of the real run.
+"""The traffic of other implementations, counted on tensors without memory:
+any shape takes a moment, and the ATen ops are those of a real run.
 
 The tensors are fake CPU tensors. Two things differ from a GPU and are put right: there dropout is one kernel with a
 byte mask, and autocast is the GPU's, whose rules for these ops are the CPU's.

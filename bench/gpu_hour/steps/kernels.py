@@ -1,6 +1,6 @@
 """Every kernel of every op against float64 in every case of pypeft_fast.testing, on memory that is NaN.
 
-A kernel of an op has a process of its own: one that ends the GPU's context ends no other's checks.
+Each kernel runs in its own process, so a kernel that destroys the CUDA context does not affect the other kernels.
 """
 
 import itertools
@@ -34,13 +34,13 @@ def cases(op):
 def prepare():
     os.environ["PYPEFT_FAST_TUNE"] = "0"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)  # with it torch.empty is NaN
+    torch.use_deterministic_algorithms(True)  # also fills torch.empty with NaN
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     device.prepare()
 
 
 def judged(op, kernel):
-    """(number of cases, [what is wrong]) of one kernel; whatever else it raises ends its checks."""
+    """(number of cases, [what is wrong]) of one kernel; any exception but an AssertionError ends the checks."""
     prepare()
     wrong, those = [], cases(op)
     for case in those:
@@ -52,7 +52,7 @@ def judged(op, kernel):
 
 
 def apart(*unit):
-    """`judged` in a process that is made for it: whatever ends that one is the future's exception."""
+    """Runs `judged` in a new process. If that process dies, the future raises the exception."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(judged, *unit).result()
 

@@ -1,4 +1,4 @@
-"""python -m bench.gpu_hour.steps.launches OP|all: each CUDA C++ kernel of an op once, and as little else as may be.
+"""python -m bench.gpu_hour.steps.launches OP|all: runs each CUDA C++ kernel of an op once.
 
 The operands are made on the CPU and copied, so that a tool that watches the process sees our kernels alone.
 """

@@ -14,7 +14,7 @@ from ..process import ROOT
 
 
 def why_build():
-    """Why the CUDA library is to be built, or None: it is there, it loads and it has code for this GPU."""
+    """The reason to build the CUDA library, or None if it exists, loads and has code for this GPU."""
     if _native.missing_cuda() is not None:
         return _native.missing_cuda()
     return _native.too_old(torch.device("cuda"))

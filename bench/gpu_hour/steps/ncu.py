@@ -72,7 +72,7 @@ def main():
         found.skip("ncu is not on PATH nor in CUDA_HOME")
     command = [tool, "--csv", "--profile-from-start", "off", "--clock-control", "none", "--metrics", ",".join(METRICS),
                sys.executable, "-m", "bench.gpu_hour.steps.ncu", "launch"]  # fmt: skip
-    given = os.environ | {"PYPEFT_FAST_TUNE": "0"}  # else the candidates would be timed under the profiler
+    given = os.environ | {"PYPEFT_FAST_TUNE": "0"}  # otherwise tuning would time the candidates under the profiler
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, sep="\n")
     launches = table(done.stdout)

@@ -17,7 +17,7 @@ from ..device import BF16
 
 
 def decisions():
-    """What the package has decided, as its files say: on what it depends, the winner, milliseconds of candidates."""
+    """The decisions in the tuning cache: the key, the fastest candidate, and the milliseconds of each candidate."""
     files = sorted(_tuning.folder().glob("*.json")) if _tuning.folder().is_dir() else []
     return [json.loads(file.read_text()) for file in files]
 

@@ -1,4 +1,4 @@
-"""What this machine and this Python have. SystemExit if PyTorch or Triton is too old, or sees no GPU."""
+"""The machine, and the versions of its Python packages. SystemExit if PyTorch or Triton is too old, or sees no GPU."""
 
 import importlib.metadata
 import os
@@ -43,7 +43,7 @@ def too_old(versions):
 
 
 def said(tool, *arguments):
-    """What a tool prints, or None where it is missing."""
+    """The output of a tool, or None if the tool is not installed."""
     path = shutil.which(tool)
     if path is None:
         return None
