@@ -66,7 +66,7 @@ def run(data: str, method: str, rate: float | None, seed: int) -> dict:
 def patient(history: list, patience: int) -> float:
     """The lowest held-out loss of a run with early stopping after `--patience` evaluations without improvement.
 
-    Early stopping does not change the learning rate, so the losses of the complete run decide it.
+    Both runs have the same learning-rate schedule, so the losses of the complete run contain those of the stopped run.
     """
     best, waited = history[0], 0
     for loss in history[1:]:

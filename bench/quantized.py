@@ -155,9 +155,7 @@ def main(arguments=None):
         case.check()
         results.append((case, interleaved(steps, seconds=options.seconds)))
         print(line(row(*results[-1])), flush=True)
-        vars(case).update(
-            weight=None, frozen=None, adapters=None, x=None, dY=None
-        )  # frees the memory for the next case
+        vars(case).update(weight=None, frozen=None, adapters=None, x=None, dY=None)  # frees memory for the next case
     targets = judged(results)
     data = {"machine": about, "results": {str(case): times for case, times in results}, "targets": targets}
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row(*r) for r in results])]
