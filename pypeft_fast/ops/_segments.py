@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .. import _storage
 from . import _check
 
 
@@ -57,6 +58,7 @@ def check_index(op, index, M, n):
     _check.shape(op, "adapter_index", index, (M,), f"one number for each of the {M} rows of x")
     if torch.compiler.is_compiling() or type(index) is not torch.Tensor or not index.is_cpu or M == 0:
         return
+    _storage.check(op, "adapter_index", index)
     low, high = (int(t) for t in index.aminmax())
     if low < -1 or high >= n:
         bad = low if low < -1 else high

@@ -56,12 +56,12 @@ def _(needs, grads, args, outputs):
     (x, weight, _, lora_A, lora_B, index, scalings, ps, _), (s, mask) = args, outputs
     need_x, need_weight, need_bias, need_A, need_B = needs[:5]
     rows = _check.rows("multi_lora_forward", "x", x)
-    if grads[1] is not None:
-        raise RuntimeError("multi_lora_forward: its second output has no derivative; differentiate the first, y")
     dY = rows.new_zeros(rows.shape[0], weight.shape[0]) if grads[0] is None else grads[0].flatten(0, -2)
     saved = rows, weight, lora_A, lora_B, index, s, mask if any(ps) else None
     wanted = need_x, any(need_A), any(need_B)
     dX, dA, dB = multi_lora_backward(dY, *saved, scalings, ps, *wanted)
+    if grads[1] is not None:
+        dX, dA = _with_shrink_gradients(wanted, dX, dA, grads[1], rows, lora_A, index, ps, mask)
     return (
         dX.view(x.shape) if need_x else None,
         dY.t() @ rows if need_weight else None,
@@ -70,6 +70,18 @@ def _(needs, grads, args, outputs):
         _segments.needed(dB, need_B),
         *(None,) * 4,
     )
+
+
+def _with_shrink_gradients(needs, dX, dA, ds, x, lora_A, adapter_index, ps, mask):
+    """dX and dA with what the gradient of s adds: keep * (ds A) / (1 - p) and ds^T drop(x), adapter by adapter."""
+    for a, A in enumerate(lora_A):
+        own = (adapter_index == a).nonzero().flatten()
+        d, bits = ds[own, : A.shape[0]], mask[own] if ps[a] > 0 else None
+        if needs[0]:
+            dX = dX.index_add(0, own, philox.dropped(d @ A.to(d.dtype), bits, ps[a]).to(dX.dtype))
+        if needs[1]:
+            dA[a] = dA[a] + (d.t() @ philox.dropped(x[own].to(d.dtype), bits, ps[a])).to(A.dtype)
+    return dX, dA
 
 
 def _forward(of_product, of_adapters):

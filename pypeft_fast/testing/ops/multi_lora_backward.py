@@ -31,8 +31,8 @@ def _arguments(o):
         mask = torch.zeros(o.M, (o.K + 7) // 8, dtype=torch.uint8)
         for i, p in enumerate(its.ps):
             if p > 0:
-                own = its.index == i
-                mask[own] = philox.packed_mask(o.M, o.K, p, its.seeds[i : i + 1])[own]
+                own = (its.index == i).unsqueeze(1)
+                mask = torch.where(own, philox.packed_mask(o.M, o.K, p, its.seeds[i : i + 1]), mask)
     most = max(its.ranks)
     s = o._randn(o.M, most, dtype=o.adapter_dtype)
     needs = o.option("needs", (True,) * 3)
