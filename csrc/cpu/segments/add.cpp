@@ -5,7 +5,7 @@ namespace pypeft {
 namespace {
 constexpr int64_t ADD_STRIP = 256;   // columns of y of a task: 16 rows of `right` as wide as this stay in the L1 cache
 constexpr int64_t ADD_TILE_ROWS = 8;  // rows whose low-rank part is made at once
-constexpr int64_t FEW_UP_ROWS = 2;    // of an adapter: for so many a matrix [N, r] is not worth turning round
+constexpr int64_t FEW_UP_ROWS = 4;    // of an adapter: for so many a matrix [N, r] is not worth turning round
 
 struct SegmentAddArgs {
   void* y;  // [M, N]

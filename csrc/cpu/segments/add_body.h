@@ -1,6 +1,6 @@
 // segmented_add() for every instruction set (for_each.h).
 #include "cpu/product/add_row_body.h"
-#include "cpu/segments/dots_body.h"
+#include "cpu/segments/up_body.h"
 
 constexpr int64_t STRIP_LD = ADD_STRIP + PAD;
 
@@ -44,18 +44,9 @@ inline void add_strip(const SegmentAddArgs& a, const RowBlock& block, int64_t n,
     if (turns || !a.transposed) {
       multiply({few, ld, 1}, right, STRIP_LD, count, columns, adapter.r, sums, ADD_STRIP, false);
     } else {
+      const int64_t readable = (a.N - n - 1) * adapter.ld + adapter.r;
       for (int64_t e = 0; e < count; ++e) {
-        int64_t k = 0;
-        for (; k + 4 <= columns; k += 4) {
-          float four[1][4];
-          dots<P, 1, 4>(few + e * ld, 0, matrix + k * adapter.ld, adapter.ld, adapter.r, four);
-          __builtin_memcpy(sums + e * ADD_STRIP + k, four, sizeof four);
-        }
-        for (; k < columns; ++k) {
-          float one[1][1];
-          dots<P, 1, 1>(few + e * ld, 0, matrix + k * adapter.ld, adapter.ld, adapter.r, one);
-          sums[e * ADD_STRIP + k] = one[0][0];
-        }
+        up_row(few + e * ld, matrix, adapter.ld, adapter.r, readable, columns, sums + e * ADD_STRIP);
       }
     }
     for (int64_t e = 0; e < count; ++e) {
