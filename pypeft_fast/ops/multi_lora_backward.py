@@ -97,4 +97,3 @@ def _backward(of_product, of_adapters):
 multi_lora_backward.reference(_backward(_segments.at_least_float, _segments.at_least_float))
 multi_lora_backward.kernel("blas")(_backward(lambda dY: dY.dtype, lambda dY, lora_A: lora_A[0].dtype))
 multi_lora_backward.native_cpu(_check.no_float64, checks=True)
-multi_lora_backward.parts(multi_lora_backward.function("blas"))

@@ -113,4 +113,3 @@ def _forward(of_product, of_adapters):
 multi_lora_forward.reference(_forward(_segments.at_least_float, _segments.at_least_float))
 multi_lora_forward.kernel("blas")(_forward(lambda x: x.dtype, lambda x, lora_A: lora_A[0].dtype))
 multi_lora_forward.native_cpu(_check.no_float64, checks=True)
-multi_lora_forward.parts(multi_lora_forward.function("blas"))
