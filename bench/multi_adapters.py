@@ -15,7 +15,7 @@ from .harness.timing import interleaved, machine
 
 K = N = 2048
 R, P, SCALING = 16, 0.05, 2.0
-# (what, rows, adapters, whether it trains, the most that the issue of several adapters may cost)
+# (what, rows, adapters, whether it trains, the most that it may cost over one adapter's)
 CASES = (("train", 512, 8, True, 1.15), ("decode", 8, 8, False, 1.25), ("decode", 64, 64, False, 1.5))
 
 

@@ -24,8 +24,8 @@ class Derivative:
     """The kernel for the Autograd keys of one op.
 
     formula(needs, grads, args, outputs): the gradients of the op's arguments, None where `needs` does not ask, from
-    those of its outputs, None where an output has none, on detached tensors. The first of outputs is left out. Of a list
-    of tensors `needs` and the result hold a list. Without a formula, a call that needs one is an error.
+    those of its outputs, None where an output has none, on detached tensors. The first of outputs is left out. Of a
+    list of tensors `needs` and the result hold a list. Without a formula, a call that needs one is an error.
     """
 
     def __init__(self, name, overload):

@@ -135,8 +135,9 @@ def multi_lora_linear(
     if any(ps):
         seeds = torch.randint(2**63 - 1, (n,), dtype=torch.int64, device=x.device, generator=generator)
     if not takes_a_function():
-        return multi_lora_forward(x, weight, bias, list(lora_A), list(lora_B), index, list(scalings), list(ps), seeds)[0]
-    _segments.check_adapters(NAME, "x", x, lora_A, lora_B, scalings, ps, *weight.shape)  # else they cannot be told apart
+        its = list(lora_A), list(lora_B), index, list(scalings), list(ps), seeds
+        return multi_lora_forward(x, weight, bias, *its)[0]
+    _segments.check_adapters(NAME, "x", x, lora_A, lora_B, scalings, ps, *weight.shape)
     weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)
     args = x, weight, bias, index, seeds, scalings, ps, n
     return MultiLoRALinearFunction.apply(*args, *lora_A, *lora_B, *its)
@@ -145,7 +146,9 @@ def multi_lora_linear(
 def _listed(name, tensors):
     if isinstance(tensors, torch.Tensor):
         if tensors.dim() != 3:
-            raise ValueError(f"{NAME}: {name} has shape {tuple(tensors.shape)}; give a list of matrices, or 3 dimensions")
+            raise ValueError(
+                f"{NAME}: {name} has shape {tuple(tensors.shape)}; give a list of matrices, or 3 dimensions"
+            )
         return tensors.unbind()
     return tuple(tensors)
 
@@ -157,7 +160,9 @@ def _numbers(name, values, n):
     if isinstance(values, torch.Tensor) or isinstance(values, (str, bool)) or not isinstance(values, Sequence):
         raise TypeError(f"{NAME}: {name}={values!r}: give a number, or a list of one number an adapter")
     if len(values) != n:
-        raise ValueError(f"{NAME}: {name} has {len(values)} elements for {n} adapters; give one number, or one an adapter")
+        raise ValueError(
+            f"{NAME}: {name} has {len(values)} elements for {n} adapters; give one number, or one an adapter"
+        )
     return tuple(float(value) for value in values)
 
 
@@ -174,6 +179,6 @@ def _of_rows(x, index):
     if index.dim() == 1 and x.dim() > 1 and index.shape[0] == x.shape[0]:
         return index.unsqueeze(1).expand(-1, M // max(1, x.shape[0])).reshape(M)
     raise ValueError(
-        f"{NAME}: adapter_index has shape {tuple(index.shape)} for x of shape {tuple(x.shape)}; give one number for each "
-        f"of the {x.shape[0] if x.dim() > 1 else 1} rows of its first dimension, or for each of its {M} rows"
+        f"{NAME}: adapter_index has shape {tuple(index.shape)} for x of shape {tuple(x.shape)}; give one number for "
+        f"each of the {x.shape[0] if x.dim() > 1 else 1} rows of its first dimension, or for each of its {M} rows"
     )

@@ -145,9 +145,7 @@ class MultiLoRALinear(AdapterLinear):
             B = [b * factor for b, factor in zip(B, self._factors.unbind(), strict=True)]
             scalings = 1.0
         ps = self._dropouts if self.training else 0.0
-        return self._over(
-            x, lambda x, W, b: multi_lora_linear(x, W, A, B, index, b, scalings=scalings, dropout_ps=ps)
-        )
+        return self._over(x, lambda x, W, b: multi_lora_linear(x, W, A, B, index, b, scalings=scalings, dropout_ps=ps))
 
     def _of(self, name) -> Held:
         if name not in self._held:

@@ -63,7 +63,8 @@ def check_index(op, index, M, n):
     if low < -1 or high >= n:
         bad = low if low < -1 else high
         raise ValueError(
-            f"{op}: adapter_index holds {bad}; there are {n} adapters, so give 0 to {n - 1}, or -1 for a row without one"
+            f"{op}: adapter_index holds {bad}; there are {n} adapters, so give 0 to {n - 1}, or -1 for a row without "
+            "one"
         )
 
 

@@ -1,9 +1,9 @@
 """The gradients of multi_lora_forward: dX, and dA and dB of every adapter.
 
 dY [.., N]; x [.., K] as given to multi_lora_forward, for dA; weight [N, K], for dX; lora_A and lora_B, lists of n
-tensors; adapter_index int64 [M]; s and mask from multi_lora_forward (mask may be None if every p is 0, or for dB alone)
--> dX [.., K] in dY's dtype, and lists dA of [r_a, K] and dB of [N, r_a] in their parameters' dtypes: zeros of an adapter
-without rows. What is not needed comes back as an empty [0], or a list of such. With dS_m = scaling_a dY_m B_a:
+tensors; adapter_index int64 [M]; s and mask from multi_lora_forward (mask may be None if every p is 0, or for dB
+alone) -> dX [.., K] in dY's dtype, and lists dA of [r_a, K] and dB of [N, r_a] in their parameters' dtypes: zeros of an
+adapter without rows. What is not needed comes back as an empty [0], or a list of such. With dS_m = scaling_a dY_m B_a:
 
     dX_m = dY_m W + keep * (dS_m A_a) / (1 - p_a),  dA_a = sum dS_m^T drop(x_m),  dB_a = scaling_a sum dY_m^T s_m
 
@@ -39,7 +39,7 @@ def _(dY, x, weight, lora_A, lora_B, adapter_index, s, mask, scalings, ps, need_
         if need and value is None:
             raise ValueError(f"{op}: {name} is None but need_dX={need_dX}, need_dA={need_dA}, ps={ps} ask for it")
     if need_dX:
-        _check.shape(op, "weight", weight, (N, K), f"[N, K] for dY of shape {tuple(dY.shape)} and lora_A of {K} columns")
+        _check.shape(op, "weight", weight, (N, K), f"[N, K] for dY {tuple(dY.shape)} and lora_A of {K} columns")
         _check.same_dtype(op, "dY", dY, weight=weight)
     if need_dA:
         _check.rows(op, "x", x)

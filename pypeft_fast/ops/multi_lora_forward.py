@@ -1,8 +1,8 @@
 """y_m = W x_m + b + scaling_a B_a A_a drop_a(x_m), a = adapter_index[m]: a linear layer whose rows have their adapters.
 
 x [.., K], weight [N, K] (any strides), bias [N] or None, lora_A and lora_B lists of n tensors [r_a, K] and [N, r_a],
-adapter_index int64 [M], M the rows of x, -1 for a row of the base alone, scalings and ps lists of n numbers, seeds int64
-[n] if some p > 0 -> y [.., N] in x's dtype, s [M, max r] (zeros behind a row's own rank) and mask uint8
+adapter_index int64 [M], M the rows of x, -1 for a row of the base alone, scalings and ps lists of n numbers, seeds
+int64 [n] if some p > 0 -> y [.., N] in x's dtype, s [M, max r] (zeros behind a row's own rank) and mask uint8
 [M, ceil(K/8)], zeros in rows that drop nothing, or [0, ..] if every p is 0. Row m draws row m of its adapter's own
 stream: whose rows lie around it changes nothing. Source of LoRA: Hu et al., arXiv:2106.09685.
 """

@@ -106,7 +106,12 @@ def test_only_what_backward_needs_is_saved():
         kept, ran = saved_and_ran(
             lambda: pf.multi_lora_linear(x, W, A, B, INDEX, b, scalings=SCALINGS, dropout_ps=0.1), True
         )
-        return any(t.data_ptr() == x.data_ptr() for t in kept), sum(t.dtype == torch.uint8 for t in kept), len(kept), ran
+        return (
+            any(t.data_ptr() == x.data_ptr() for t in kept),
+            sum(t.dtype == torch.uint8 for t in kept),
+            len(kept),
+            ran,
+        )
 
     everything = saved(lambda x, A, B: ())
     assert everything[:3] == (True, 1, 5 + 6) and everything[3] == ["multi_lora_forward", "multi_lora_backward"]

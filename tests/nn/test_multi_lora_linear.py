@@ -133,14 +133,26 @@ def test_half_precision_holds_float32_adapters():
 @pytest.mark.parametrize(
     "call,error,words",
     [
-        (lambda m: m(torch.randn(1, K), ["sales"]), KeyError, "name='sales' is not in the bank, which holds desk, bill"),
-        (lambda m: m.add("desk", *matrices(1)), ValueError, "name='desk' is in the bank; give another name, or call re"),
+        (
+            lambda m: m(torch.randn(1, K), ["sales"]),
+            KeyError,
+            "name='sales' is not in the bank, which holds desk, bill",
+        ),
+        (
+            lambda m: m.add("desk", *matrices(1)),
+            ValueError,
+            "name='desk' is in the bank; give another name, or call re",
+        ),
         (lambda m: m.add("", *matrices(1)), ValueError, "name='' must be a string that is not empty"),
         (lambda m: m.add("a", *matrices(9)), ValueError, r"lora_A has shape \(9, 24\), .* r from 1 to max_rank=8"),
         (lambda m: m.add("a", matrices(2)[0], matrices(3)[1]), ValueError, r"lora_B has shape \(17, 3\), expected"),
         (lambda m: m.add("a", *matrices(2), scaling="2"), ValueError, "scaling='2' must be a number"),
         (lambda m: m.add("a", *matrices(2), dropout=1.0), ValueError, "p=1.0 must be in"),
-        (lambda m: [m.add(n, *matrices(2)) for n in "ab"], ValueError, "the bank is full: max_adapters=3 are desk, bill"),
+        (
+            lambda m: [m.add(n, *matrices(2)) for n in "ab"],
+            ValueError,
+            "the bank is full: max_adapters=3 are desk, bill",
+        ),
         (lambda m: m.replace("a", *matrices(2)), KeyError, "name='a' is not in the bank"),
         (lambda m: m.remove("a"), KeyError, "name='a' is not in the bank"),
         (lambda m: m(torch.randn(1, K), torch.tensor([3])), ValueError, "adapter_index holds 3; there are 3 adapters"),

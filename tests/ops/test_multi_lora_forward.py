@@ -110,6 +110,17 @@ def test_what_another_row_or_adapter_holds_does_not_leak(kernel, bad):
         assert index[0] == -1 and torch.equal(multi_lora_forward(*args)[0][1:], clean[1:])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("count", [1, 30])
+def test_infinity_in_a_row_of_lora_B_stays_in_its_column(kernel, count):
+    """A rank that fills no vector: behind a row of B lies the next one."""
+    x, W, b, A, B, _, *rest = sample("multi_lora_forward", Case(count, 33, 49, 3, 0.0, options={"adapters": 2}))
+    B[0][7] = float("inf")
+    with pf.using(kernel):
+        y, *_ = multi_lora_forward(x, W, b, A, B, torch.zeros(count, dtype=torch.int64), *rest)
+    assert (~y.isfinite()).any(0).nonzero().flatten().tolist() == [7]
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_neither_the_other_rows_nor_the_threads_change_a_bit(dtype):
