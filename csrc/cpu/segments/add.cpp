@@ -43,9 +43,10 @@ void segmented_add(const Segments& rows, const std::vector<Adapter>& adapters, c
   args.mask = static_cast<const uint8_t*>(mask.const_data_ptr()), args.mask_row = mask.stride(0);
   args.across = ceil_div(args.N, ADD_STRIP);
   const auto run = PYPEFT_SELECT(segment_add);
-  torch::stable::parallel_for(0, blocks.size() * args.across, 1 + 16 / (args.most_r + 1), [&](int64_t from, int64_t to) {
+  const int64_t tasks = blocks.size() * args.across, grain = 1 + 16 / (args.most_r + 1);
+  torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     const Floats right(args.most_r * (ADD_STRIP + PAD)), few(ADD_TILE_ROWS * padded(args.most_r));
-    run(args, right.get(), few.get(), from, to);
+    run(args, right.get(), few.get(), begin, end);
   });
 }
 
