@@ -62,10 +62,10 @@ DROPOUT = [
 LOW_RANK = [
     _csrc("ds-last-of-many-parts-lost", "cpu/lora_ds_db_body.h", "task < a.tasks; ++task)",
           "task + 1 < a.tasks; ++task)", agrees("lora_ds_db")),
-    _csrc("db-not-scaled", "cpu/lora_ds_db_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
+    _csrc("db-not-scaled", "cpu/transpose_out_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
     _csrc("backward-ds-for-dx-only", "cpu/lora_backward.cpp", "need_dX || need_dA, need_dB)", "need_dX, need_dB)",
           "tests/ops/test_lora_backward.py"),
-    _csrc("add-mask-on-the-frozen-part", "cpu/product/add_body.h",
+    _csrc("add-mask-on-the-frozen-part", "cpu/product/add_row_body.h",
           "widen(y + k) + (mask ? keep(sum, mask_bits(mask, k, W)) : sum)",
           "(mask ? keep(widen(y + k) + sum, mask_bits(mask, k, W)) : sum)", agrees("lora_dx")),
     _csrc("add-shift-lost-in-the-tail", "cpu/product/add_body.h", "shift ? widen(shift + k, n - k) : F{}", "F{}",
