@@ -24,8 +24,8 @@ class Derivative:
     """The kernel for the Autograd keys of one op.
 
     formula(needs, grads, args, outputs): the gradients of the op's arguments, None where `needs` does not ask, from
-    those of its outputs, None where an output has none, on detached tensors. The first of outputs is left out. Without
-    a formula, a call that needs one is an error.
+    those of its outputs, None where an output has none, on detached tensors. The first of outputs is left out. Of a
+    list of tensors `needs` and the result hold a list. Without a formula, a call that needs one is an error.
     """
 
     def __init__(self, name, overload):
@@ -64,26 +64,41 @@ def _has_tangent(args) -> bool:
 
 
 def _flat(args):
-    """(how many of the arguments are those of a list that ends them, every argument)."""
-    if args and isinstance(args[-1], (list, tuple)):
-        return len(args[-1]), *args[:-1], *args[-1]
-    return 0, *args
+    """(of every argument None, or its length if it is a list of tensors; the arguments with such lists spread out)."""
+    lengths = tuple(len(a) if isinstance(a, (list, tuple)) and a and _holds_tensors(a) else None for a in args)
+    spread = []
+    for length, arg in zip(lengths, args, strict=True):
+        spread += [arg] if length is None else arg
+    return lengths, *spread
 
 
-def _nested(count, args):
-    """The arguments of which `count` were in a list."""
-    return (*args[: len(args) - count], list(args[len(args) - count :])) if count else args
+def _holds_tensors(values) -> bool:
+    return isinstance(values[0], torch.Tensor)
+
+
+def _spread(lengths, found):
+    """The gradients of the arguments as those of the spread ones; None for a list is None for each of its tensors."""
+    spread = []
+    for length, grads in zip(lengths, found, strict=True):
+        spread += [grads] if length is None else [None] * length if grads is None else grads
+    return tuple(spread)
+
+
+def _nested(lengths, spread):
+    """What `_flat` spread out, with its lists."""
+    rest = iter(spread)
+    return tuple(next(rest) if n is None else [next(rest) for _ in range(n)] for n in lengths)
 
 
 # Not autograd.Function: torch.func calls an Autograd kernel once a level, and Function.apply would start at all levels.
 class _Call(_SingleLevelFunction):
     @staticmethod
-    def forward(ctx, derivative, keyset, count, *args):
-        outputs = derivative.below(keyset, _nested(count, args))
+    def forward(ctx, derivative, keyset, lengths, *args):
+        outputs = derivative.below(keyset, _nested(lengths, args))
         others = outputs[1:] if isinstance(outputs, tuple) else ()
         ctx.save_for_backward(*(a if isinstance(a, torch.Tensor) else None for a in args), *others)
         ctx.rest = tuple(None if isinstance(a, torch.Tensor) else a for a in args)
-        ctx.derivative, ctx.count = derivative, count
+        ctx.derivative, ctx.lengths = derivative, lengths
         ctx.set_materialize_grads(False)
         return outputs
 
@@ -92,7 +107,7 @@ class _Call(_SingleLevelFunction):
         if all(grad is None for grad in grads):
             return None, None, None, *(None for _ in ctx.rest)
         formula, needs = ctx.derivative.formula, ctx.needs_input_grad[3:]
-        rest = ctx.count, ctx.rest
+        rest = ctx.lengths, ctx.rest
         return None, None, None, *_Gradients.apply(formula, needs, rest, len(grads), *grads, *ctx.saved_tensors)
 
 
@@ -103,10 +118,11 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(formula, needs, rest, n, *tensors):
-        count, rest = rest
+        lengths, rest = rest
         grads, given, others = tensors[:n], tensors[n : n + len(rest)], tensors[n + len(rest) :]
         args = tuple(value if tensor is None else tensor for tensor, value in zip(given, rest, strict=True))
-        return formula(needs, grads, _nested(count, args), others)
+        found = formula(_nested(lengths, needs), grads, _nested(lengths, args), others)
+        return _spread(lengths, found)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

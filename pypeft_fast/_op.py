@@ -244,8 +244,9 @@ class Op:
 
         def checked(*args):
             for name, value in zip(self._names, args, strict=True):
-                if isinstance(value, torch.Tensor):
-                    _storage.check(self.name, name, value)
+                for tensor in value if isinstance(value, (list, tuple)) else [value]:
+                    if isinstance(tensor, torch.Tensor):
+                        _storage.check(self.name, name, tensor)
             return function(*args)
 
         return checked

@@ -6,6 +6,7 @@ from .autograd.dora import dora_linear
 from .autograd.ia3 import ia3_linear
 from .autograd.lora import lora_linear
 from .autograd.lora_mlp import lora_gated_linear
+from .autograd.multi_lora import multi_lora_linear
 from .frozen import Frozen, frozen_of, quantize
 from .ops import dequantize as _  # noqa: F401 - registers it: kernels of the other ops ask for it by name
 
@@ -17,6 +18,7 @@ __all__ = [
     "kernels",
     "lora_gated_linear",
     "lora_linear",
+    "multi_lora_linear",
     "nn",
     "quantize",
     "recording",

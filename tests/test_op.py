@@ -25,6 +25,7 @@ shrink = OPS["lora_shrink"]
 def test_kernels_lists_every_op_in_the_order_of_choice():
     table = pf.kernels()
     lora = {"lora_forward", "lora_backward", "lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da"}
+    lora |= {"multi_lora_forward", "multi_lora_backward"}
     assert set(table) == lora | {"dequantize", "dora_norm", "ia3_linear", "ia3_dx_dl", "swiglu", "swiglu_backward"}
     for kernels in table.values():
         assert list(kernels) == [k for k in KERNELS if k in kernels]

@@ -6,7 +6,8 @@ import peft
 
 import pypeft_fast as pf
 
-OWN = "lora_linear dora_linear ia3_linear lora_gated_linear nn using recording kernels fuse unfuse register".split()
+FUNCTIONS = "lora_linear dora_linear ia3_linear lora_gated_linear multi_lora_linear".split()
+OWN = [*FUNCTIONS, *"nn using recording kernels fuse unfuse register".split()]
 
 
 def test_dir_holds_the_package_and_peft_and_every_name_is_there():

@@ -1,18 +1,7 @@
 // lora_ds_db for every instruction set (for_each.h).
-constexpr int64_t GRAD_LD = GRAD_COLUMNS + PAD;  // not a power of two: rows would fall into the same cache sets
+#include "cpu/transpose_out_body.h"
 
-// out[n][j] = factor * sums[j][n] for n < columns, j < r.
-template <class P>
-inline void transpose_out(P* out, const float* sums, float factor, int64_t columns, int64_t r) {
-  for (int64_t n = 0; n < columns; ++n) {
-    for (int64_t j = 0; j < r; j += W) {
-      const int64_t width = at_most(W, r - j);
-      F row = {};
-      for (int64_t i = 0; i < width; ++i) row[i] = sums[(j + i) * GRAD_COLUMNS + n];
-      narrow(out + n * r + j, row * factor, width);
-    }
-  }
-}
+constexpr int64_t GRAD_LD = GRAD_COLUMNS + PAD;  // not a power of two: rows would fall into the same cache sets
 
 // Of columns [n, n + columns) of dY, as one tile after the other: dB, and what they add to the task's part of dS.
 template <class T, class P>
@@ -30,7 +19,7 @@ inline void grad_columns(const GradArgs& a, float* part, bool first, float* sums
   }
   if (!a.need_dB) return;
   if (a.M == 0) multiply({}, tile, 0, a.r, columns, 0, sums, GRAD_COLUMNS, false);
-  transpose_out((P*)a.dB + n * a.r, sums, a.scaling, columns, a.r);
+  transpose_out((P*)a.dB + n * a.r, sums, GRAD_COLUMNS, a.scaling, columns, a.r);
 }
 
 template <class T, class P>

@@ -16,6 +16,11 @@ TRAILING = ", str? format=None, Tensor[]? scales=None"
 _TELLS = {"x": ("K", -1), "lora_A": ("K", -1), "lora_B": ("N", 0), "dY": ("N", -1)}
 
 
+def _one(value):
+    """A tensor, the first of a list of tensors, or None."""
+    return next(iter(value), None) if isinstance(value, (list, tuple)) else value
+
+
 class FrozenOp(Op):
     """`Op`, whose check, fake, formulas and kernels take a `Frozen` for `weight` where it is not dense."""
 
@@ -49,8 +54,9 @@ class FrozenOp(Op):
     def _sides(named):
         sides = {}
         for name, (side, dimension) in _TELLS.items():
-            if named.get(name) is not None and named[name].dim() > 0:
-                sides.setdefault(side, named[name].shape[dimension])
+            value = _one(named.get(name))
+            if value is not None and value.dim() > 0:
+                sides.setdefault(side, value.shape[dimension])
         if "ia3_l" in named:
             sides.setdefault("K" if named["feedforward"] else "N", named["ia3_l"].shape[0])
         return sides

@@ -27,11 +27,18 @@ def available(op: Op) -> list[str]:
 
 
 def _wide(value):
+    if _is_list(value):
+        return [_wide(one) for one in value]
     if isinstance(value, Frozen):
         return value.to(torch.float64)
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() > 1:  # not fp8's codes
         return value.double()
     return torch.float64 if isinstance(value, torch.dtype) else value
+
+
+def _is_list(value):
+    """A list of tensors."""
+    return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], torch.Tensor)
 
 
 def _eager(op_name, args):
@@ -40,7 +47,10 @@ def _eager(op_name, args):
 
 
 def _tensors(value):
-    tensors = value.tensors if isinstance(value, Frozen) else [value] if isinstance(value, torch.Tensor) else []
+    if _is_list(value):
+        tensors = value
+    else:
+        tensors = value.tensors if isinstance(value, Frozen) else [value] if isinstance(value, torch.Tensor) else []
     return [t.contiguous().flatten() for t in tensors]
 
 
@@ -49,7 +59,9 @@ def _copies(args):
 
 
 def _tuple(outputs):
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    """Every tensor of the outputs, those of lists too."""
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(t for out in outputs for t in (out if _is_list(out) else (out,)))
 
 
 def _eager_errors(op_name, reference, case):

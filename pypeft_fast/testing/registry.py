@@ -15,13 +15,15 @@ from .ops import (
     lora_forward,
     lora_linear,
     lora_shrink,
+    multi_lora_backward,
+    multi_lora_forward,
     swiglu,
     swiglu_backward,
 )
 
 _FILES = (
     lora_shrink, lora_linear, lora_forward, lora_ds_db, lora_dx, lora_da, lora_backward, ia3_linear, ia3_dx_dl,
-    dora_norm, swiglu, swiglu_backward, dequantize,
+    multi_lora_forward, multi_lora_backward, dora_norm, swiglu, swiglu_backward, dequantize,
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {file.ENTRY.op.name: file.ENTRY for file in _FILES}
 # {op: what eager PyTorch would run}.

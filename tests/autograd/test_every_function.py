@@ -32,10 +32,17 @@ def _gated(gate, up, weight, lora_A, lora_B, bias):
     return pf.lora_gated_linear(gate, up, weight, lora_A, lora_B, bias, **options)
 
 
+def _multi(x, weight, lora_A, lora_B, bias):
+    index = torch.tensor([0, -1])
+    options = dict(scalings=0.7, dropout_ps=P, generator=_generator())
+    return pf.multi_lora_linear(x, weight, [lora_A], [lora_B], index, bias, **options)
+
+
 FUNCTIONS = {
     "lora": (_lora, "x weight lora_A lora_B bias"),
     "dora": (_dora, "x weight lora_A lora_B magnitude bias"),
     "gated": (_gated, "gate up weight lora_A lora_B bias"),
+    "multi": (_multi, "x weight lora_A lora_B bias"),
     "ia3": (lambda x, weight, l_N, bias: pf.ia3_linear(x, weight, l_N, bias), "x weight l_N bias"),
     "ia3 feedforward": (
         lambda x, weight, l_K, bias: pf.ia3_linear(x, weight, l_K, bias, feedforward=True),

@@ -62,10 +62,10 @@ DROPOUT = [
 LOW_RANK = [
     _csrc("ds-last-of-many-parts-lost", "cpu/lora_ds_db_body.h", "task < a.tasks; ++task)",
           "task + 1 < a.tasks; ++task)", agrees("lora_ds_db")),
-    _csrc("db-not-scaled", "cpu/lora_ds_db_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
+    _csrc("db-not-scaled", "cpu/transpose_out_body.h", "row * factor, width", "row, width", agrees("lora_ds_db")),
     _csrc("backward-ds-for-dx-only", "cpu/lora_backward.cpp", "need_dX || need_dA, need_dB)", "need_dX, need_dB)",
           "tests/ops/test_lora_backward.py"),
-    _csrc("add-mask-on-the-frozen-part", "cpu/product/add_body.h",
+    _csrc("add-mask-on-the-frozen-part", "cpu/product/add_row_body.h",
           "widen(y + k) + (mask ? keep(sum, mask_bits(mask, k, W)) : sum)",
           "(mask ? keep(widen(y + k) + sum, mask_bits(mask, k, W)) : sum)", agrees("lora_dx")),
     _csrc("add-shift-lost-in-the-tail", "cpu/product/add_body.h", "shift ? widen(shift + k, n - k) : F{}", "F{}",
@@ -159,4 +159,30 @@ CODES = [
           "stride, 0, &its", FORMATS),
 ]  # fmt: skip
 
-MUTATIONS = [*CODES, *VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]
+FORWARD, BACKWARD = "tests/ops/test_multi_lora_forward.py", "tests/ops/test_multi_lora_backward.py"
+SEGMENTS = [
+    _csrc("segments-neighbours-adapter", "cpu/segments/shrink_body.h", "a.adapters[block.adapter];",
+          "a.adapters[block.adapter > 0 ? block.adapter - 1 : 0];", FORWARD),
+    _csrc("segments-scaling-of-the-neighbour", "cpu/multi_lora_forward.cpp", "scalings[a]), false",
+          "scalings[(a + 1) % n]), false", FORWARD),
+    _csrc("segments-block-starts-a-row-late", "cpu/segments/segments.cpp", "{all.adapter, all.first + i, std",
+          "{all.adapter, all.first + i + (i > 0), std", FORWARD),
+    _csrc("segments-block-loses-its-last-row", "cpu/segments/segments.cpp", "std::min(most, all.count - i)",
+          "std::min(most, all.count - i) - (i > 0)", FORWARD, BACKWARD),
+    _csrc("segments-seed-of-the-first", "cpu/multi_lora_forward.cpp", "its[static_cast<int64_t>(a) * seeds->stride(0)]",
+          "its[0]", FORWARD),
+    _csrc("segments-mask-of-the-row-before", "cpu/segments/shrink_body.h", "(uint64_t)m * a.mask_row,",
+          "(uint64_t)(m - 1) * a.mask_row,", FORWARD),
+    _csrc("segments-index-one-past-the-last", "cpu/segments/segments.cpp", "of[m * step] < n)",
+          "of[m * step] <= n)", FORWARD),
+    _csrc("segments-few-rows-read-the-next-rank", "cpu/segments/up_body.h", "width == W ? ~0u : (1u << width) - 1",
+          "~0u", FORWARD),
+    _csrc("segments-adapter-without-rows", "cpu/segments/gradient_body.h", "if (block.count == 0)", "if (false)",
+          BACKWARD),
+    _csrc("segments-gradient-of-one-tile", "cpu/segments/gradient_body.h", "GRADIENT_COLUMNS, i > 0)",
+          "GRADIENT_COLUMNS, false)", BACKWARD),
+    _csrc("segments-dropped-unscaled", "cpu/multi_lora_backward.cpp", "kept.push_back(dropout_scale(ps[a]))",
+          "kept.push_back(1)", BACKWARD),
+]  # fmt: skip
+
+MUTATIONS = [*SEGMENTS, *CODES, *VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]

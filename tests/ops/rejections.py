@@ -19,6 +19,12 @@ def assert_rejects(op_name, index, value, error, words):
             with using(kernel), torch.set_grad_enabled(grad), pytest.raises(error, match=words):
                 OPS[op_name](*args)
     with torch._subclasses.FakeTensorMode() as mode:  # where torch.compile traces, and no kernel runs
-        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+        fakes = [_fake(mode, a) for a in args]
         with pytest.raises(error, match=words):
             OPS[op_name](*fakes)
+
+
+def _fake(mode, value):
+    if isinstance(value, list):
+        return [_fake(mode, one) for one in value]
+    return mode.from_tensor(value) if isinstance(value, torch.Tensor) else value

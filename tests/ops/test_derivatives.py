@@ -12,7 +12,7 @@ from pypeft_fast.testing import Case, available, sample
 from tests.device import DEVICE
 
 F64 = torch.float64
-WITH_FORMULA = ("lora_forward", "lora_shrink", "lora_linear", "ia3_linear", "swiglu")
+WITH_FORMULA = ("lora_forward", "lora_shrink", "lora_linear", "multi_lora_forward", "ia3_linear", "swiglu")
 OF_FLOATS = sorted(set(OPS) - {"dequantize"})  # which takes codes, and scales that nobody trains
 WITHOUT = sorted(set(OF_FLOATS) - set(WITH_FORMULA))
 OPTIONS = {

@@ -1,18 +1,7 @@
 // y += keep * (left right), and its scaling, for every instruction set (for_each.h).
-constexpr int64_t ADD_STEP = 8;  // rows whose low-rank part is made at once
+#include "cpu/product/add_row_body.h"
 
-template <class T, class S>
-inline void add_row(T* y, const S* sums, const uint8_t* mask, int64_t n) {
-  int64_t k = 0;
-  for (; k + W <= n; k += W) {
-    const F sum = widen(sums + k);
-    narrow(y + k, widen(y + k) + (mask ? keep(sum, mask_bits(mask, k, W)) : sum));
-  }
-  if (k < n) {
-    const F sum = widen(sums + k, n - k);
-    narrow(y + k, widen(y + k, n - k) + (mask ? keep(sum, mask_bits(mask, k, n - k)) : sum), n - k);
-  }
-}
+constexpr int64_t ADD_STEP = 8;  // rows whose low-rank part is made at once
 
 template <class T, class S>
 inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const S* sums, int64_t n) {

@@ -1,0 +1,67 @@
+// y_m = W x_m + b + scaling_a B_a A_a drop_a(x_m), a = adapter_index[m], or the base alone where that is -1.
+//
+//   x [.., K], weight [N, K], bias [N] or none, lora_A n x [r_a, K], lora_B n x [N, r_a], adapter_index int64 [M],
+//   seeds int64 [n] if some p > 0 -> y [.., N], s [M, max r], mask uint8 [M, ceil(K/8)] ([0, ..] if every p = 0)
+//
+// The frozen product is one. Each adapter then adds to its own rows alone: what another row holds, NaN or infinity,
+// never meets it.
+#include "cpu/fits.h"
+#include "cpu/product/product.h"
+#include "cpu/segments/kernels.h"
+
+namespace pypeft {
+namespace {
+std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(
+    const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::vector<Tensor>& lora_A,
+    const std::vector<Tensor>& lora_B, const Tensor& adapter_index, const std::vector<double>& scalings,
+    const std::vector<double>& ps, const std::optional<Tensor>& seeds, const std::optional<std::string>& format,
+    const std::optional<std::vector<Tensor>>& scales) {
+  const char* op = "multi_lora_forward";
+  check_storages(op, "x", x, "bias", bias, "adapter_index", adapter_index, "seeds", seeds);
+  const size_t n = lora_A.size();
+  fits(n > 0 && lora_B.size() == n && scalings.size() == n && ps.size() == n);
+  fits(is_activation(x) && x.dim() > 0 && is_matrix(lora_B[0]));
+  const int64_t K = x.size(-1), N = lora_B[0].size(0), M = rows_of(x);
+  const Frozen w = frozen(op, weight, format, scales, N, K);
+  fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, x)));
+  if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
+  std::vector<Tensor> A, B;
+  std::vector<Adapter> down, up;
+  bool drops = false;
+  int64_t most = 0;
+  for (size_t a = 0; a < n; ++a) {
+    check_storages(op, "lora_A", lora_A[a], "lora_B", lora_B[a]);
+    fits(is_matrix(lora_A[a]) && is_matrix(lora_B[a]) && lora_A[a].size(1) == K && lora_B[a].size(0) == N);
+    fits(lora_A[a].size(0) > 0 && lora_B[a].size(1) == lora_A[a].size(0) && is_probability(ps[a]));
+    fits(is_adapter(lora_A[a], x) && is_adapter(lora_B[a], x));
+    fits(like(lora_A[a], lora_A[0]) && like(lora_B[a], lora_B[0]));
+    A.push_back(with_dense_rows(lora_A[a])), B.push_back(with_dense_rows(lora_B[a]));
+    const int64_t r = A[a].size(0);
+    const float kept = static_cast<float>(dropout_scale(ps[a]));
+    down.push_back({A[a].const_data_ptr(), A[a].stride(0), r, kept, ps[a] > 0, dropout_threshold(ps[a]), 0});
+    up.push_back({B[a].const_data_ptr(), B[a].stride(0), r, static_cast<float>(scalings[a]), false, 0, 0});
+    drops = drops || ps[a] > 0, most = std::max(most, r);
+  }
+  fits(seeds.has_value() == drops);
+  if (seeds) {
+    fits(seeds->is_cpu() && seeds->scalar_type() == ScalarType::Long && seeds->dim() == 1);
+    fits(seeds->size(0) == static_cast<int64_t>(n));
+    const int64_t* its = static_cast<const int64_t*>(seeds->const_data_ptr());
+    for (size_t a = 0; a < n; ++a) down[a].seed = its[static_cast<int64_t>(a) * seeds->stride(0)];
+  }
+  const Segments segments = pypeft::segments(adapter_index, M, static_cast<int64_t>(n));
+
+  const Tensor rows = with_dense_rows(as_rows(x));
+  const Tensor s = new_empty(lora_A[0], {M, most});
+  const Tensor mask = new_empty(x, {drops ? M : 0, ceil_div(K, 8)}, ScalarType::Byte);
+  segmented_shrink(segments, down, rows, s, mask, dtype_of(s));
+  const Tensor y = product(rows, {w, true}, nullptr, {bias, {}});
+  segmented_add(segments, up, y, as_float(s), true, mask, dtype_of(B[0]));
+  return {in_shape_of(x, y), s, mask};
+}
+}  // namespace
+}  // namespace pypeft
+
+STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) {
+  m.impl("multi_lora_forward_cpu", TORCH_BOX(&pypeft::multi_lora_forward));
+}

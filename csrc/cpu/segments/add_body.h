@@ -1,0 +1,78 @@
+// segmented_add() for every instruction set (for_each.h).
+#include "cpu/product/add_row_body.h"
+#include "cpu/segments/up_body.h"
+
+constexpr int64_t STRIP_LD = ADD_STRIP + PAD;
+
+// to[j][n] = rows n of from [columns, r], ld apart.
+template <class P>
+inline void stage_transposed(float* to, const P* from, int64_t ld, int64_t r, int64_t columns) {
+  for (int64_t j = 0; j < r; j += W) {
+    const int64_t width = at_most(W, r - j);
+    for (int64_t n = 0; n < columns; ++n) {
+      const P* row = from + n * ld + j;
+      const F values = width == W ? widen(row) : widen(row, width);
+      for (int64_t e = 0; e < width; ++e) to[(j + e) * STRIP_LD + n] = values[e];
+    }
+    for (int64_t n = columns; n < round_up(columns, W); ++n) {
+      for (int64_t e = 0; e < width; ++e) to[(j + e) * STRIP_LD + n] = 0;
+    }
+  }
+}
+
+// Rows of `left`, times the factor, in rows ld apart that are filled up with zeros.
+inline void gather_left(const SegmentAddArgs& a, const Adapter& adapter, const int64_t* rows, int64_t count, float* to,
+                        int64_t ld) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < adapter.r; ++j) to[i * ld + j] = a.left[rows[i] * a.ldl + j] * adapter.factor;
+    for (int64_t j = adapter.r; j < ld; ++j) to[i * ld + j] = 0;
+  }
+}
+
+template <class T, class P>
+inline void add_strip(const SegmentAddArgs& a, const RowBlock& block, int64_t n, float* right, float* few) {
+  const Adapter& adapter = a.adapters[block.adapter];
+  const int64_t *rows = a.order + block.first, columns = at_most(ADD_STRIP, a.N - n), ld = padded(adapter.r);
+  const P* matrix = (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1);
+  const bool turns = a.transposed && block.count > FEW_UP_ROWS;
+  if (turns) stage_transposed(right, matrix, adapter.ld, adapter.r, columns);
+  if (!a.transposed) stage(right, STRIP_LD, matrix, adapter.ld, nullptr, 0, adapter.r, columns);
+  alignas(64) float sums[ADD_TILE_ROWS * ADD_STRIP];
+  for (int64_t i = 0; i < block.count; i += ADD_TILE_ROWS) {
+    const int64_t count = at_most(ADD_TILE_ROWS, block.count - i);
+    gather_left(a, adapter, rows + i, count, few, ld);
+    if (turns || !a.transposed) {
+      multiply({few, ld, 1}, right, STRIP_LD, count, columns, adapter.r, sums, ADD_STRIP, false);
+    } else {
+      const int64_t readable = (a.N - n - 1) * adapter.ld + adapter.r;
+      for (int64_t e = 0; e < count; ++e) {
+        up_row(few + e * ld, matrix, adapter.ld, adapter.r, readable, columns, sums + e * ADD_STRIP);
+      }
+    }
+    for (int64_t e = 0; e < count; ++e) {
+      const int64_t m = rows[i + e];
+      const uint8_t* mask = adapter.drops ? a.mask + m * a.mask_row + n / 8 : nullptr;
+      add_row((T*)a.y + m * a.N + n, sums + e * ADD_STRIP, mask, columns);
+    }
+  }
+}
+
+template <class T, class P>
+inline void segment_add_of(const SegmentAddArgs& a, float* right, float* few, int64_t begin, int64_t end) {
+  for (int64_t task = begin; task < end; ++task) {
+    add_strip<T, P>(a, a.blocks[task / a.across], task % a.across * ADD_STRIP, right, few);
+  }
+}
+
+// A task is a strip of the columns of y and the rows of one adapter; right and few are room for [R, STRIP_LD] and
+// ADD_TILE_ROWS rows of `left`.
+inline void segment_add(const SegmentAddArgs& a, float* right, float* few, int64_t begin, int64_t end) {
+  const bool wide = a.adapter_dtype == Dtype::f32;
+  if (a.dtype == Dtype::f32) return segment_add_of<float, float>(a, right, few, begin, end);
+  if (a.dtype == Dtype::bf16) {
+    if (wide) return segment_add_of<BF16, float>(a, right, few, begin, end);
+    return segment_add_of<BF16, BF16>(a, right, few, begin, end);
+  }
+  if (wide) return segment_add_of<F16, float>(a, right, few, begin, end);
+  segment_add_of<F16, F16>(a, right, few, begin, end);
+}

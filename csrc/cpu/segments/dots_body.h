@@ -1,0 +1,35 @@
+// Dot products of staged rows with rows of a matrix, which need no copy of the matrix in another order.
+
+// out[i][j] = x[i] . w[j]: rows of floats filled up with zeros to a multiple of W, and rows of n elements.
+template <class P, int I, int J>
+PYPEFT_INLINE void dots(const float* x, int64_t ldx, const P* w, int64_t ldw, int64_t n, float (&out)[I][J]) {
+  constexpr int64_t STEPS = 64 * W;  // shorter sums of sums lose less to rounding than one long sum
+  F sum[I][J] = {};
+  for (int64_t k = 0; k < n;) {
+    F part[I][J] = {};
+    const int64_t end = at_most(k + STEPS, n);
+    for (; k < end; k += W) {
+      const bool whole = k + W <= end;
+      F right[J];
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) right[j] = whole ? widen(w + j * ldw + k) : widen(w + j * ldw + k, end - k);
+#pragma GCC unroll 4
+      for (int i = 0; i < I; ++i) {
+        const F left = load(x + i * ldx + k);
+#pragma GCC unroll 4
+        for (int j = 0; j < J; ++j) part[i][j] = fma(left, right[j], part[i][j]);
+      }
+    }
+    k = end;
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) out[i][j] = sum_lanes(sum[i][j]);
+  }
+}

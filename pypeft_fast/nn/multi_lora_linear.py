@@ -1,0 +1,194 @@
+"""MultiLoRALinear: nn.Linear with a bank of named LoRA adapters over its frozen weight, one for each row of a batch."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from ..autograd.multi_lora import multi_lora_linear
+from ..ops import _check
+from .adapter_linear import AdapterLinear
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the bank knows of one adapter beside its parameters."""
+
+    slot: int
+    r: int
+    scaling: float
+    dropout: float
+
+
+class MultiLoRALinear(AdapterLinear):
+    """y_m = W x_m + b + scaling_a * B_a A_a drop_a(x_m), a the adapter of row m, or none; W and b frozen.
+
+    `multi_lora_linear` as a module. Its parameters are one pair for each of max_adapters slots, lora_A[i]
+    [max_rank, K] and lora_B[i] [N, max_rank], made once: an adapter is copied into a free slot, so that add, replace
+    and remove allocate nothing, and torch.compile's graph stays valid (in training mode, while the dropout rates stay
+    as they are). Behind an adapter's own rank its slot is zero, and so are the gradients there.
+
+    Args:
+        in_features, out_features, bias: as in nn.Linear (K, N).
+        max_adapters, max_rank: what the bank has room for.
+        device, dtype: of weight and bias. Adapters are float32 over a half-precision weight, else of that dtype.
+
+    Raises:
+        ValueError: max_adapters or max_rank is no integer of at least 1; the message names it.
+    """
+
+    _reads_frozen = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        max_adapters: int = 8,
+        max_rank: int = 16,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._add_slots(max_adapters, max_rank)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, *, max_adapters: int = 8, max_rank: int = 16) -> "MultiLoRALinear":
+        """An empty bank over the Parameters of `linear` themselves, which are frozen; quantised layers too.
+
+        Raises TypeError and ValueError as `LoRALinear.from_linear` does.
+        """
+        layer = cls._sharing(linear)
+        layer._add_slots(max_adapters, max_rank)
+        return layer
+
+    def _add_slots(self, max_adapters, max_rank):
+        for name, value in (("max_adapters", max_adapters), ("max_rank", max_rank)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+        self.max_adapters, self.max_rank = max_adapters, max_rank
+        like = self._freeze()
+        slots = range(max_adapters)
+        self.lora_A = nn.ParameterList(torch.zeros(max_rank, self.in_features, **like) for _ in slots)
+        self.lora_B = nn.ParameterList(torch.zeros(self.out_features, max_rank, **like) for _ in slots)
+        # What a compiled graph reads, which takes plain numbers for constants.
+        self.register_buffer("_factors", torch.ones(max_adapters, device=like["device"]), persistent=False)
+        self._empty()
+
+    def _empty(self):
+        self._held: dict[str, Held] = {}
+        self._free = deque(range(self.max_adapters))  # the one that has been free for longest comes first
+        self._scalings, self._dropouts = [1.0] * self.max_adapters, [0.0] * self.max_adapters
+
+    def _reset_adapter(self):
+        for parameter in (*self.lora_A, *self.lora_B):
+            nn.init.zeros_(parameter)
+        self._empty()
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Of the adapters in the bank, in the order in which they were added."""
+        return list(self._held)
+
+    def add(
+        self, name: str, lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float = 1.0, dropout: float = 0.0
+    ) -> int:
+        """Copies an adapter, lora_A [r, K] and lora_B [N, r] with r of at most max_rank, into a free slot; its number.
+
+        ValueError: the name is taken, the bank is full, or a shape, scaling or dropout does not fit; nothing changes.
+        """
+        if name in self._held:
+            raise ValueError(f"add: name={name!r} is in the bank; give another name, or call replace")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"add: name={name!r} must be a string that is not empty")
+        self._check("add", lora_A, lora_B, scaling, dropout)
+        if not self._free:
+            raise ValueError(
+                f"add: the bank is full: max_adapters={self.max_adapters} are {', '.join(self._held)}; remove one, or "
+                f"make a bank with more room for name={name!r}"
+            )
+        return self._put(name, self._free.popleft(), lora_A, lora_B, scaling, dropout)
+
+    def replace(
+        self, name: str, lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float = 1.0, dropout: float = 0.0
+    ) -> int:
+        """Copies another adapter over the one of this name, in its slot. ValueError as in `add`; KeyError, no name."""
+        slot = self._of(name).slot
+        self._check("replace", lora_A, lora_B, scaling, dropout)
+        return self._put(name, slot, lora_A, lora_B, scaling, dropout)
+
+    def remove(self, name: str) -> None:
+        """Gives the slot of this name free. Rows whose index was made before still meet the adapter, until another one
+        takes its slot, the one free for longest first. KeyError: no such name."""
+        self._free.append(self._of(name).slot)
+        del self._held[name]
+
+    def parameters_of(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """The slot of this name, lora_A [max_rank, K] and lora_B [N, max_rank], as for an optimiser of its own."""
+        slot = self._of(name).slot
+        return self.lora_A[slot], self.lora_B[slot]
+
+    def index(self, names: Sequence[str | None]) -> torch.Tensor:
+        """int64, the slot of each name and -1 for None, on the device of the adapters. KeyError: no such name."""
+        slots = [-1 if name is None else self._of(name).slot for name in names]
+        return torch.tensor(slots, dtype=torch.int64, device=self.lora_A[0].device)
+
+    def forward(self, x: torch.Tensor, adapters: Sequence[str | None] | torch.Tensor) -> torch.Tensor:
+        """y [.., N] of x [.., K]. adapters: a name, or None for the frozen layer alone, for each row of x's first
+        dimension or for each row; or what `index` makes of them."""
+        index = adapters if isinstance(adapters, torch.Tensor) else self.index(adapters)
+        A, B, scalings = list(self.lora_A), list(self.lora_B), self._scalings
+        if torch.compiler.is_compiling():
+            B = [b * factor for b, factor in zip(B, self._factors.unbind(), strict=True)]
+            scalings = 1.0
+        ps = self._dropouts if self.training else 0.0
+        return self._over(x, lambda x, W, b: multi_lora_linear(x, W, A, B, index, b, scalings=scalings, dropout_ps=ps))
+
+    def _of(self, name) -> Held:
+        if name not in self._held:
+            raise KeyError(f"name={name!r} is not in the bank, which holds {', '.join(self._held) or 'none'}; add it")
+        return self._held[name]
+
+    def _check(self, doing, lora_A, lora_B, scaling, dropout):
+        if lora_A.dim() != 2 or not 1 <= lora_A.shape[0] <= self.max_rank or lora_A.shape[1] != self.in_features:
+            raise ValueError(
+                f"{doing}: lora_A has shape {tuple(lora_A.shape)}, expected (r, {self.in_features}) with r from 1 to "
+                f"max_rank={self.max_rank}"
+            )
+        _check.shape(doing, "lora_B", lora_B, (self.out_features, lora_A.shape[0]), "[N, r] for r of lora_A")
+        if not isinstance(scaling, (int, float)) or isinstance(scaling, bool):
+            raise ValueError(f"{doing}: scaling={scaling!r} must be a number")
+        _check.dropout_p(doing, dropout)
+
+    @torch.no_grad()
+    def _put(self, name, slot, lora_A, lora_B, scaling, dropout):
+        A, B, r = self.lora_A[slot], self.lora_B[slot], lora_A.shape[0]
+        A[:r], B[:, :r] = lora_A, lora_B
+        A[r:], B[:, r:] = 0, 0
+        self._held[name] = Held(slot, r, float(scaling), float(dropout))
+        self._scalings[slot], self._dropouts[slot] = float(scaling), float(dropout)
+        self._factors[slot] = scaling
+        return slot
+
+    def merge(self, force: bool = False) -> float:
+        """RuntimeError: rows have different adapters, and a weight can hold one."""
+        raise RuntimeError("merge: a bank holds several adapters; put one into a LoRALinear and merge that")
+
+    def get_extra_state(self) -> dict:
+        """The names, and what belongs to them, in a state dict."""
+        return {name: asdict(held) for name, held in self._held.items()}
+
+    def set_extra_state(self, state: dict) -> None:
+        self._empty()
+        for name, held in state.items():
+            self._held[name] = held = Held(**held)
+            self._free.remove(held.slot)
+            self._scalings[held.slot], self._dropouts[held.slot] = held.scaling, held.dropout
+            self._factors[held.slot] = held.scaling
+
+    def extra_repr(self) -> str:
+        names = ", ".join(self._held) or "none"
+        return f"{super().extra_repr()}, max_adapters={self.max_adapters}, max_rank={self.max_rank}, adapters: {names}"
