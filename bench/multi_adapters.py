@@ -1,22 +1,27 @@
 """python -m bench.multi_adapters: rows of several adapters in one batch, beside the same rows of one adapter.
 
 A training step is y, dX, dA and dB; decoding is y alone, without a graph. One thread, CPU time, cases interleaved; each
-row of the table is a median and its ratio to one adapter's, from the same run.
+row of the table is a median and its ratio to one adapter's, from the same run. Before a case is timed, every row is
+compared with its own adapter's result. Writes multi_adapters.json and .md.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
 import pypeft_fast as pf
 
+from .harness import report
+from .harness.targets import at_most
 from .harness.timing import interleaved, machine
 
 K = N = 2048
 R, P, SCALING = 16, 0.05, 2.0
 # (what, rows, adapters, whether it trains, the most that it may cost over one adapter's)
 CASES = (("train", 512, 8, True, 1.15), ("decode", 8, 8, False, 1.25), ("decode", 64, 64, False, 1.5))
+HEADER = ("case", "one ms", "one by index ms", "several ms", "several / one")
 
 
 def operands(rows: int, adapters: int, dtype: torch.dtype):
@@ -33,6 +38,7 @@ def steps(rows: int, adapters: int, trains: bool, dtype: torch.dtype) -> dict:
     """{name: a function of nothing}: the same rows as those of one adapter, of one in the segmented op, and of all."""
     x, weight, A, B, index, dY = operands(rows, adapters, dtype)
     p, alone = P if trains else 0.0, torch.zeros_like(index)
+    check(x, weight, A, B, index)
 
     def one():
         return pf.lora_linear(x, weight, A[0], B[0], scaling=SCALING, dropout_p=p)
@@ -43,7 +49,7 @@ def steps(rows: int, adapters: int, trains: bool, dtype: torch.dtype) -> dict:
     calls = {
         "one adapter": (one, A[:1] + B[:1]),
         "one, by index": (lambda: several(A[:1], B[:1], alone), A[:1] + B[:1]),
-        f"{adapters} adapters": (lambda: several(A, B, index), A + B),
+        "several": (lambda: several(A, B, index), A + B),
     }
 
     def training(forward, parameters):
@@ -59,21 +65,45 @@ def steps(rows: int, adapters: int, trains: bool, dtype: torch.dtype) -> dict:
     return {name: (training if trains else decoding)(*call) for name, call in calls.items()}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+@torch.no_grad()
+def check(x, weight, A, B, index):
+    """AssertionError if a row differs from the float64 result of its own adapter by more than rounding."""
+    y = pf.multi_lora_linear(x, weight, A, B, index, scalings=SCALING)
+    for a, (lora_A, lora_B) in enumerate(zip(A, B, strict=True)):
+        own = x[index == a].double()
+        wanted = own @ weight.double().t() + SCALING * (own @ lora_A.double().t() @ lora_B.double().t())
+        error = (y[index == a].double() - wanted).norm() / wanted.norm()
+        assert error < 0.01, f"adapter {a}: {error:.3g} from float64"
+
+
+def row(name, times):
+    one, by_index, several = times.values()
+    return name, *(f"{1e3 * t:.3f}" for t in (one, by_index, several)), f"{several / one:.3f}"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.multi_adapters", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each case (default: 10)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch; above 1 the clock is the wall's")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    print(machine())
-    for what, rows, adapters, trains, most in CASES:
-        made = steps(rows, adapters, trains, getattr(torch, args.dtype))
-        medians = interleaved(made, clock, args.seconds, most=1001)
-        base = medians["one adapter"]
-        for name, seconds in medians.items():
-            print(f"{what:7} {rows:4} rows {name:14} {seconds * 1e3:9.3f} ms {seconds / base:6.3f}  (target {most})")
+    parser.add_argument("--output", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    names = [f"{what}, {rows} rows of {adapters} adapters" for what, rows, adapters, *_ in CASES]
+    about, results, targets = machine(), {}, []
+    line = report.aligned(HEADER, names)
+    print(report.headline(about), line(HEADER), sep="\n")
+    for name, (_, rows, adapters, trains, limit) in zip(names, CASES, strict=True):
+        made = steps(rows, adapters, trains, getattr(torch, options.dtype))
+        times = results[name] = interleaved(made, clock, options.seconds, most=1001)
+        targets.append(at_most(f"{name}, over one adapter", times["several"] / times["one adapter"], limit))
+        print(line(row(name, times)), flush=True)
+    data = {"machine": about, "threads": options.threads, "dtype": options.dtype, "results": results}
+    rows = [row(name, times) for name, times in results.items()]
+    tables = [(report.TARGET_HEADER, targets), (HEADER, rows)]
+    report.write(options.output, "multi_adapters", {**data, "targets": targets}, tables)
+    print(report.verdicts(targets))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """MultiLoRALinear: nn.Linear with a bank of named LoRA adapters over its frozen weight, one for each row of a batch."""
 
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -177,13 +178,14 @@ class MultiLoRALinear(AdapterLinear):
         """RuntimeError: rows have different adapters, and a weight can hold one."""
         raise RuntimeError("merge: a bank holds several adapters; put one into a LoRALinear and merge that")
 
-    def get_extra_state(self) -> dict:
-        """The names, and what belongs to them, in a state dict."""
-        return {name: asdict(held) for name, held in self._held.items()}
+    def get_extra_state(self) -> torch.Tensor:
+        """The names, and what belongs to them, in a state dict: JSON as uint8, since safetensors takes tensors only."""
+        state = {name: asdict(held) for name, held in self._held.items()}
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict) -> None:
+    def set_extra_state(self, state: torch.Tensor) -> None:
         self._empty()
-        for name, held in state.items():
+        for name, held in json.loads(bytes(state.tolist())).items():
             self._held[name] = held = Held(**held)
             self._free.remove(held.slot)
             self._scalings[held.slot], self._dropouts[held.slot] = held.scaling, held.dropout

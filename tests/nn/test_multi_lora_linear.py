@@ -3,9 +3,11 @@
 import copy
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import pypeft_fast as pf
 from tests.nn.copies import COPIES
@@ -71,7 +73,7 @@ def test_rows_of_a_removed_adapter_finish_with_it_until_its_slot_is_taken():
 
 def test_adding_recompiles_nothing():
     module, x = bank(), torch.randn(3, K)
-    counted = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counted = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, fullgraph=True, backend=counted)
     index = torch.tensor([0, 1, 2])
     compiled(x, index)
@@ -113,6 +115,8 @@ def test_a_state_dict_and_copies_keep_the_names():
     other.load_state_dict(copy.deepcopy(module.state_dict()))
     assert other.adapter_names == ["desk", "billing"] and torch.equal(other(x, ["desk", "billing"]), y)
     assert other.add("sales", *matrices(1)) == 2
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(module.state_dict())))
+    assert other.adapter_names == ["desk", "billing"] and torch.equal(other(x, ["desk", "billing"]), y)
     for way in COPIES.values():
         assert torch.equal(way(module)(x, ["desk", "billing"]), y)
 
