@@ -1,8 +1,8 @@
-"""What an op tells autograd where no autograd.Function stands before it: its gradients' formula, or that it has none.
+"""The Autograd kernel of an op that is called without an autograd.Function: its gradient formula, or an error.
 
-The functions of pypeft_fast/autograd call the ops below autograd. Whoever comes past them (torch.func under
-torch.compile, an exported layer, a direct call) meets the kernel that is bound here to PyTorch's Autograd keys; without
-one PyTorch takes every derivative for zero. There are no second derivatives and no forward mode.
+The functions of pypeft_fast/autograd call the ops below autograd. Other callers (torch.func under torch.compile, an
+exported layer, a direct call) reach the kernel that is bound here to PyTorch's Autograd keys; without it PyTorch would
+take every derivative as zero. Second derivatives and forward mode are not supported.
 """
 
 import torch
@@ -13,8 +13,8 @@ from torch.autograd.function import _SingleLevelFunction
 from . import _flops
 
 
-def nobody_asks() -> bool:
-    """Whether this thread wants no derivative: of autograd, of forward mode, or of a transform of torch.func."""
+def needs_no_derivative() -> bool:
+    """Whether this thread needs no derivative from autograd, forward mode or a torch.func transform."""
     return not (
         torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     )
@@ -23,9 +23,9 @@ def nobody_asks() -> bool:
 class Derivative:
     """The kernel for the Autograd keys of one op.
 
-    formula(needs, grads, args, outputs): the gradients of the op's arguments, None where `needs` does not ask, from
-    those of its outputs, None where an output has none, on detached tensors. The first of outputs is left out. Without
-    a formula, a call that needs one is an error.
+    formula(needs, grads, args, outputs): the gradients of the op's arguments, None where `needs` is false. grads are
+    the gradients of the outputs, None where an output has none. All tensors are detached; the first output is not
+    passed. Without a formula, a call that needs a gradient is an error.
     """
 
     def __init__(self, name, overload):
@@ -33,12 +33,12 @@ class Derivative:
         self.formula = None
 
     def __call__(self, keyset, *args):
-        if torch._C._len_torch_dispatch_stack() > 0:  # modes come after autograd: a counter of operations may be one
+        if torch._C._len_torch_dispatch_stack() > 0:  # dispatch modes, such as a FLOP counter, run after autograd
             _flops.tell_counters()
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             if self.formula is None:
                 raise RuntimeError(
-                    f"{self.name}: it has no derivative, and pypeft_fast no second derivatives; differentiate "
+                    f"{self.name}: the op has no derivative, and pypeft_fast has no second derivatives; differentiate "
                     "pf.lora_linear, pf.dora_linear, pf.ia3_linear or pf.lora_gated_linear, once"
                 )
             with enable_single_level_autograd_function():
@@ -64,14 +64,14 @@ def _has_tangent(args) -> bool:
 
 
 def _flat(args):
-    """(how many of the arguments are those of a list that ends them, every argument)."""
+    """(length of the list at the end of the arguments, the arguments with that list flattened)."""
     if args and isinstance(args[-1], (list, tuple)):
         return len(args[-1]), *args[:-1], *args[-1]
     return 0, *args
 
 
 def _nested(count, args):
-    """The arguments of which `count` were in a list."""
+    """The inverse of flattening: the last `count` arguments as a list again."""
     return (*args[: len(args) - count], list(args[len(args) - count :])) if count else args
 
 
@@ -97,7 +97,7 @@ class _Call(_SingleLevelFunction):
 
 
 class _Gradients(torch.autograd.Function):
-    """The formula as a step without a derivative: asking for a graph of it, as torch.func does, is no error yet."""
+    """The formula as a non-differentiable step: building its graph, as torch.func does, is not yet an error."""
 
     generate_vmap_rule = True
 
