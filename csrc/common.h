@@ -1,4 +1,4 @@
-// What every kernel file needs of PyTorch's stable ABI, and nothing else of PyTorch.
+// The part of PyTorch's stable ABI that every kernel file needs; no other part of PyTorch is used.
 #pragma once
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"  // PyTorch's headers come by -I, not -isystem
@@ -14,7 +14,7 @@
 
 #include "numbers.h"
 
-// PyTorch 2.10 and 2.11 have the check without the error's text alone.
+// PyTorch 2.10 and 2.11 have this check only without the error's text.
 #if !defined(STABLE_TORCH_ERROR_CODE_CHECK)
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
@@ -24,7 +24,7 @@ using torch::stable::Tensor;
 
 namespace pypeft {
 
-// std::runtime_error for a float64 or integer tensor, which the ops' checks keep away.
+// std::runtime_error for a float64 or integer tensor, which the ops' checks refuse before.
 inline Dtype dtype_of(const Tensor& t) {
   const ScalarType type = t.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,

@@ -11,8 +11,8 @@ constexpr int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
 constexpr int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
-// T: of a 16-bit part of the dropout stream, below which an element is dropped. Rounds to even at a tie, as Python
-// does. The ops' checks have seen that it is at most 65535.
+// T: an element is dropped if its 16-bit part of the dropout stream is below T. Ties round to even, as in Python. The
+// ops' checks ensure that T is at most 65535.
 inline uint16_t dropout_threshold(double p) { return static_cast<uint16_t>(std::nearbyint(p * 65536)); }
 // What a kept element is multiplied by: exactly 1 / (the probability of being kept).
 inline double dropout_scale(double p) { return 65536.0 / (65536 - dropout_threshold(p)); }

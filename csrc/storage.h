@@ -1,5 +1,5 @@
-// The check that every entry of a kernel starts with: the memory that shape, strides and offset speak of is there. A
-// storage may have been freed or cut, as FSDP2 does to parameters, while its tensor still tells its shape.
+// Every kernel entry first checks that a tensor's storage is as large as its shape, strides and offset need. A storage
+// may have been freed or truncated, as FSDP2 does with parameters, while the tensor keeps its shape.
 #pragma once
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -16,7 +16,7 @@ namespace pypeft {
 
 inline int64_t bytes_needed(const Tensor& t) {
   const auto sizes = t.sizes(), strides = t.strides();
-  int64_t last = 0, offset = 0;  // last: of the elements, the one that lies furthest
+  int64_t last = 0, offset = 0;  // last: the position of the element furthest from the start
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (sizes[d] == 0) return 0;
     last += (sizes[d] - 1) * strides[d];
@@ -32,7 +32,7 @@ inline void check_storage(const char* op, const char* name, const Tensor& t) {
   if (needed <= there) return;
   throw std::runtime_error(std::string(op) + ": the storage of " + name + " holds " + std::to_string(there) +
                            " bytes and its shape and strides need " + std::to_string(needed) +
-                           ": it was freed or cut; restore it before the call");
+                           ": it was freed or truncated; restore it before the call");
 }
 
 inline void check_storage(const char* op, const char* name, const std::optional<Tensor>& t) {

@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-# The first import from kernels/ sets the name `kernels` here: let it be now, so that the function can have the name.
+# Importing kernels/ sets the name `kernels` here. Import it now and delete the name: the function kernels() takes it.
 from . import kernels as _folder  # noqa: F401
 from ._when_imported import watch as _watch
 
@@ -26,7 +26,7 @@ if _TYPE_CHECKING:
 del kernels  # noqa: F821
 
 __version__ = "0.1.0"
-# Of the model layer, which imports peft and transformers: loaded when asked for.
+# Names of pypeft_fast.model, which imports peft and transformers: loaded at first use.
 _LATE = {
     "AutoPeftModel": "auto",
     "AutoPeftModelForCausalLM": "auto",
@@ -71,12 +71,12 @@ __all__ = [
     "using",
     *_LATE,
 ]
-# Loaded when the first of these is asked for: the command tells of a wrong argument before PyTorch is imported.
+# Loaded at first use, so that the command can report a wrong argument without importing PyTorch.
 _OWN = frozenset(__all__) - frozenset(_LATE)
 
 
 def __getattr__(name: str) -> _Any:
-    """The names of this package, loaded when one is asked for; every other public name is PEFT's own object."""
+    """Loads a name of this package at first use; every other public name is PEFT's own object."""
     if name == "nn":
         return _import_module(".nn", __name__)
     if name in _OWN:
@@ -92,7 +92,7 @@ def __getattr__(name: str) -> _Any:
 
 
 def __dir__() -> list[str]:
-    """The public names: this package's, and PEFT's, which is imported to be asked for them."""
+    """The public names of this package and of PEFT, which is imported for its names."""
     special = {name for name in globals() if name.startswith("__")}
     return sorted({*special, *__all__, *_import_module("peft").__all__})
 

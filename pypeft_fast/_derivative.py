@@ -13,7 +13,7 @@ from torch.autograd.function import _SingleLevelFunction
 from . import _flops
 
 
-def nobody_asks() -> bool:
+def needs_no_derivative() -> bool:
     """Whether this thread wants no derivative: of autograd, of forward mode, or of a transform of torch.func."""
     return not (
         torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

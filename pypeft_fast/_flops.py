@@ -1,6 +1,6 @@
-"""Tells torch.utils.flop_counter what an op computes: it counts nothing of an op that it has no formula for.
+"""FLOP formulas of the ops for torch.utils.flop_counter, which counts nothing for an op without a formula.
 
-The formulas are handed over when a counter first looks on, since to import that module takes 0.2 s (it imports triton).
+The formulas are registered when a counter first becomes active: importing that module takes 0.2 s (it imports triton).
 """
 
 import sys
@@ -11,7 +11,7 @@ FORMULAS = {}  # {op: formula(*args) -> floating-point operations, a multiplicat
 
 
 def tell_counters() -> None:
-    """Every formula to the registry of PyTorch's counters, and to those that are active and hold a copy of it."""
+    """Adds every formula to PyTorch's registry, and to the active counters, which hold a copy of the registry."""
     module = sys.modules.get("torch.utils.flop_counter")
     if module is None:
         return

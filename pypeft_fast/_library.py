@@ -1,8 +1,8 @@
-"""What torch.library holds of the ops: made once a process, and bound anew if the package is imported again.
+"""The registration of the ops in torch.library: once a process, even if the package is imported again.
 
-PyTorch keeps its registrations when the modules are deleted from sys.modules, as test runners and notebooks do, and
-refuses a second definition. So what is registered looks up its function at each call, in a table that lies where the
-registrations do, on torch.ops.pypeft_fast.
+PyTorch keeps its registrations when test runners or notebooks delete the modules from sys.modules, and refuses a second
+definition. So a registered op looks up its function at each call, in a table that lives as long as the registrations:
+it is an attribute of torch.ops.pypeft_fast.
 """
 
 import torch
@@ -13,7 +13,7 @@ if "" not in _BOUND:
 
 
 def define(name: str, schema: str):
-    """The op of that schema. RuntimeError if an earlier import has defined it otherwise."""
+    """Defines the op and returns it. RuntimeError if an earlier import has defined it with another schema."""
     if _BOUND.setdefault((name, "schema"), schema) != schema:
         raise RuntimeError(
             f"pypeft_fast was imported before in this process and defined {name} as {_BOUND[name, 'schema']}, now as "
@@ -25,7 +25,7 @@ def define(name: str, schema: str):
 
 
 def bind(name: str, key: str, function, **options) -> None:
-    """What PyTorch runs of the op for a dispatch key."""
+    """Binds the function that PyTorch runs for a dispatch key of the op."""
     if _bind(name, key, function):
         _BOUND[""].impl(name, _looked_up(name, key), key, **options)
 

@@ -14,20 +14,20 @@ def _built(pattern: str) -> Path | None:
 
 
 def _load(path: Path) -> str | None:
-    """Why the library does not load, or None: it is not what this machine and this PyTorch take, or was cut short."""
+    """Why the library cannot be loaded, or None: it is truncated, or does not fit this machine or this PyTorch."""
     there, least = path.stat().st_size, _least_bytes(path)
-    if there < least:  # the system's loader does not look, and dies
+    if there < least:  # the system's loader does not check, and crashes
         return f"{path.name} was cut short: it has {there} bytes of at least {least}; install pypeft_fast again"
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        reason = error.__cause__ or error  # PyTorch's own error names the file alone
+        reason = error.__cause__ or error  # PyTorch's own error only names the file
         return f"{path.name} does not load under PyTorch {torch.__version__}: {reason}"
     return None
 
 
 def _least_bytes(path: Path) -> int:
-    """Of an ELF file of 64 bits: up to the end of its table of sections, which linkers write last; else 0."""
+    """The least size of a complete 64-bit ELF file: the end of its section table, which linkers write last; else 0."""
     with path.open("rb") as file:
         head = file.read(64)
     if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
@@ -41,7 +41,7 @@ _cpu_error = None if LIBRARY_PATH is None else _load(LIBRARY_PATH)
 
 CUDA_LIBRARY_PATH = _built("_C_cuda.*so")
 _cuda_error: str | None = None
-if CUDA_LIBRARY_PATH is not None and torch.version.cuda is not None:  # without CUDA torch lacks what it links to
+if CUDA_LIBRARY_PATH is not None and torch.version.cuda is not None:  # else its dependencies are missing
     _cuda_error = _load(CUDA_LIBRARY_PATH)
 
 
@@ -69,7 +69,7 @@ def missing_cuda() -> str | None:
 
 
 def too_old(device: torch.device) -> str | None:
-    """Why the CUDA C++ kernels cannot run on this device: it is older than all that they were compiled for."""
+    """Why the CUDA C++ kernels cannot run on this device: its architecture is older than the oldest one compiled."""
     if device.type != "cuda":
         return None
     major, minor = torch.cuda.get_device_capability(device)

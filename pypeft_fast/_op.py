@@ -1,8 +1,8 @@
 """An op: its schema, its check, its fake, its reference, the kernels that may run it, and the choice between them.
 
 torch.library binds one kernel to a device; here a device may have several (C++, Triton, a BLAS route), so what is
-bound is a choice made at call time. The choice is inside the op and hence invisible to torch.compile: no graph break,
-no import order, no rebinding of names.
+bound is a choice made at call time. The choice is inside the op, where torch.compile does not see it: no graph break,
+no dependence on import order, no rebinding of names.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 
 from . import _flops, _library, _native, _storage, _tuning
-from ._derivative import Derivative, nobody_asks
+from ._derivative import Derivative, needs_no_derivative
 
 KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
-NATIVE = ("cpu", "cuda")  # kernels that take what crosses a schema
-PARTS = "parts"  # what `choose` names an op that runs as calls of others
-TIMED = ("cuda",)  # devices where the choice among an op's fast kernels is measured, if the op says on what it depends
+NATIVE = ("cpu", "cuda")  # kernels that take the arguments in the form of the schema
+PARTS = "parts"  # the name that `choose` returns for an op that runs as calls of other ops
+TIMED = ("cuda",)  # device types where the fastest kernel is found by timing, for ops with `timed`
 OPS: dict[str, "Op"] = {}
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-DENSE = (*PLAIN, type(None))  # of the argument that an op takes otherwise than its schema
+DENSE = (*PLAIN, type(None))  # types of a weight that its op takes in the form of the schema
 
 
 def _known(kernel: str | None) -> str | None:
@@ -31,10 +31,10 @@ def _known(kernel: str | None) -> str | None:
     return kernel
 
 
-# Process-wide, not a ContextVar: on CUDA the backward runs in autograd's own thread, which would not see that.
+# Process-wide: on CUDA the backward pass runs in autograd's own thread, which would not see a ContextVar.
 _forced = _from_environment = _known(os.environ.get("PYPEFT_FAST_KERNEL"))
 _record: list[tuple[str, str]] | None = None
-# The blocks of both kinds that are open, in the order in which they began; threads end theirs in any order.
+# The open blocks of `using` and of `recording`, oldest first; threads may close them in any order.
 _using: list[list[str | None]] = []
 _recordings: list[list[tuple[str, str]]] = []
 _lock = threading.Lock()
@@ -44,16 +44,16 @@ _lock = threading.Lock()
 def _open(blocks: list, block: list) -> Iterator[None]:
     with _lock:
         blocks.append(block)
-        _heed_the_last()
+        _activate_latest()
     try:
         yield
     finally:
         with _lock:
             blocks[:] = [other for other in blocks if other is not block]
-            _heed_the_last()
+            _activate_latest()
 
 
-def _heed_the_last() -> None:
+def _activate_latest() -> None:
     global _forced, _record
     _forced = _using[-1][0] if _using else _from_environment
     _record = _recordings[-1] if _recordings else None
@@ -63,9 +63,9 @@ def _heed_the_last() -> None:
 def using(kernel: str) -> Iterator[None]:
     """Runs every op with this kernel, process-wide: "reference", "blas", "cpu", "triton" or "cuda".
 
-    An op that cannot run with it raises RuntimeError that says why; nothing falls back. An unknown name is a
-    ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process. Of blocks that overlap,
-    nested or in threads, the one that began last counts.
+    An op that cannot run with this kernel raises RuntimeError with the reason; there is no fallback. An unknown name
+    raises ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process. If blocks overlap
+    (nested, or in several threads), the block that began last decides.
     """
     with _open(_using, [_known(kernel)]):
         yield
@@ -75,7 +75,7 @@ def using(kernel: str) -> Iterator[None]:
 def recording() -> Iterator[list[tuple[str, str]]]:
     """Yields a list that receives (op, kernel) for every op that runs inside the block, forward and backward.
 
-    Of blocks that overlap, nested or in threads, the one that began last receives them, from every thread.
+    If blocks overlap (nested, or in several threads), the block that began last records the ops of all threads.
     """
     record = []
     with _open(_recordings, record):
@@ -92,9 +92,9 @@ class Kernel:
     name: str
     function: Callable
     devices: tuple[str, ...] | None  # None: every device
-    interpreted: tuple[str, ...]  # devices where it can run, but slowly: only when forced
-    missing: Callable[[], str | None]  # why this machine or install cannot run it at all
-    rejects: Callable[..., str | None]  # why it cannot run these arguments
+    interpreted: tuple[str, ...]  # devices where the kernel runs slowly, in an interpreter: only when forced
+    missing: Callable[[], str | None]  # why this machine or install cannot run the kernel at all
+    rejects: Callable[..., str | None]  # why the kernel cannot run these arguments
 
     def why_not(self, args) -> str | None:
         device = args[0].device.type
@@ -119,12 +119,12 @@ class Op:
         self._trailing = trailing  # arguments with defaults that end the schema
         self._check: Callable[..., None]
         self._fake: Callable
-        self._direct = None  # the C++ kernel for CPUs, if it checks its arguments itself
+        self._direct = None  # the C++ CPU kernel, if it checks its own arguments
         self._parts: Callable | None = None
-        self._at: int | None = None  # where an argument is that may have to be put as the schema takes it
+        self._at: int | None = None  # index of the weight argument, which may be a `Frozen`; None for an op without
         self._depends: Callable[..., tuple] | None = None
         self._op = _library.define(self.name, self._with_more(trailing))
-        # Those that the op's functions take.
+        # The arguments of the op's Python functions.
         self._names = [argument.name for argument in self._op._schema.arguments if not argument.has_default_value()]
         _library.bind(self.name, "CompositeExplicitAutograd", self._run)
         self._derivative = _with_derivative(self.name, self._op)
@@ -132,17 +132,17 @@ class Op:
 
     def __call__(self, *args):
         if self._at is not None and type(args[self._at]) not in DENSE:
-            self._check(*self.given(args))  # while the shape of what crosses is known
+            self._check(*self.given(args))  # the tensors of a Frozen, passed alone, do not tell its shape
             args = self.crossing(args)
         first = args[0]
         if (
             torch.compiler.is_compiling()
-            or type(first) not in PLAIN  # a subclass that traces or wraps,
-            or torch._C._len_torch_dispatch_stack() > 0  # or a mode that looks on: both know the op, not its twin
-            or not nobody_asks()
+            or type(first) not in PLAIN  # a tensor subclass,
+            or torch._C._len_torch_dispatch_stack() > 0  # or a dispatch mode: both must see the op, not the C++ kernel
+            or not needs_no_derivative()
         ):
             return self._op(*args)
-        with torch._C._AutoDispatchBelowAutograd():  # its kernel there is in Python
+        with torch._C._AutoDispatchBelowAutograd():  # the Autograd kernel is in Python, and slow
             if (
                 self._direct is None
                 or _record is not None
@@ -154,50 +154,50 @@ class Op:
             try:
                 return self._direct(*args)
             except RuntimeError:
-                self._check(*self.given(args))  # it finds the words for what the kernel refused
+                self._check(*self.given(args))  # raises the error with its full message
                 if self.is_native(args):
                     raise
                 return self._op(*args)
 
     def given(self, args):
-        """The arguments of the schema as the op's functions take them."""
+        """Converts arguments from the form of the schema to the form of the op's Python functions."""
         return args
 
     def crossing(self, args):
-        """The arguments of the op's functions as the schema takes them."""
+        """Converts arguments from the form of the op's Python functions to the form of the schema."""
         return args
 
     def is_native(self, args) -> bool:
-        """Whether the kernels in C++ read what crosses the schema."""
+        """Whether the C++ kernels can read these arguments, which have the form of the schema."""
         return True
 
     def takes(self, name, function):
-        """A function of that kernel as one of all arguments that the op's functions take."""
+        """Adapts the function of kernel `name` to the arguments of the op's Python functions."""
         return function
 
     def check(self, function):
-        """Validates the arguments: in eager, where a fake never runs, and while tracing. Kernels trust it."""
+        """Registers the validation of the arguments. It runs in eager mode and in tracing; kernels trust it."""
         self._check = function
         return function
 
     def check_arguments(self, *args):
-        """What `check` registered, for an op that is made of this one."""
+        """Runs the registered check, for another op that is composed of this op."""
         self._check(*args)
 
     def fake_outputs(self, *args):
-        """What `fake` registered, for an op that is made of this one."""
+        """Runs the registered fake, for another op that is composed of this op."""
         return self._fake(*args)
 
     def function(self, kernel: str) -> Callable:
-        """The function behind one of this op's kernels, without checks, for an op that is made of this one."""
+        """The function of one kernel, without checks, for another op that is composed of this op."""
         return next(k.function for k in self.kernels if k.name == kernel)
 
     def has_forced(self) -> bool:
-        """Whether `using` forces none of the kernels that this op lacks."""
+        """Whether this op has the forced kernel; True if no kernel is forced."""
         return _forced is None or any(k.name == _forced for k in self.kernels)
 
     def fake(self, function):
-        """Empty outputs of the right shape, dtype and device, for tracing."""
+        """Registers a function that returns empty outputs of the right shape, dtype and device, for tracing."""
         self._fake = function
 
         def checked(*args):
@@ -209,7 +209,7 @@ class Op:
         return function
 
     def gradients(self, formula):
-        """What `Derivative` calls a formula, for calls that no autograd.Function stands over."""
+        """Registers the gradient formula that `Derivative` uses for calls without an autograd.Function around them."""
 
         def of_all(needs, grads, args, outputs):
             found = formula(needs[: len(self._names)], grads, self.given(args), outputs)
@@ -219,16 +219,16 @@ class Op:
         return formula
 
     def flops(self, formula):
-        """formula(*args): the floating-point operations of the op's products, for torch.utils.flop_counter."""
+        """formula(*args): the floating-point operations of the op's matrix products, for torch.utils.flop_counter."""
         _flops.FORMULAS[getattr(torch.ops.pypeft_fast, self.name)] = lambda *args: formula(*self.given(args))
         return formula
 
     def reference(self, function):
-        """The op in plain PyTorch: its documentation, its truth in float64, and a kernel on every device."""
+        """Registers the op in plain PyTorch: documentation, float64 ground truth, and a kernel for every device."""
         return self.kernel("reference")(function)
 
     def kernel(self, name, devices=None, missing=lambda: None, rejects=lambda *_: None, interpreted=()):
-        """Binds a function of the op's arguments; `Kernel` tells what the others mean."""
+        """Registers a function of the op's arguments as a kernel; `Kernel` describes the parameters."""
 
         def bind(function):
             function = self._with_storages(function) if name == "triton" else function
@@ -240,7 +240,7 @@ class Op:
         return bind
 
     def _with_storages(self, function):
-        """The kernel behind csrc/storage.h's check, for one that reads memory by pointers and cannot make it itself."""
+        """Adds the check of csrc/storage.h to a Triton kernel, which gets raw pointers and cannot check them."""
 
         def checked(*args):
             for name, value in zip(self._names, args, strict=True):
@@ -252,9 +252,9 @@ class Op:
         return checked
 
     def parts(self, function):
-        """The op as calls of others, where no kernel of its own is meant: on a GPU, or if it lacks the forced one.
+        """Registers the op as calls of other ops: used on a GPU, or if this op lacks the forced kernel.
 
-        Each of those ops chooses its kernel, and is recorded, for itself.
+        Each of those ops chooses its own kernel and is recorded on its own.
         """
         self._parts = function
         return function
@@ -265,19 +265,19 @@ class Op:
         return not first.is_cpu if _forced is None else not self.has_forced()
 
     def timed(self, depends):
-        """Where several kernels can run on a GPU, the fastest runs. depends(*args): what the choice depends on."""
+        """Chooses the fastest of several GPU kernels by timing. depends(*args): the key of the choice."""
         self._depends = depends
         return depends
 
     def is_timed(self, device: str) -> bool:
-        """Whether the choice among this op's fast kernels is measured on tensors of this type of device."""
+        """Whether the kernel is chosen by timing on this device type."""
         return self._depends is not None and device in TIMED
 
     def native_cpu(self, rejects=lambda *_: None, checks=False):
         """Binds csrc/cpu/<op>.cpp, which registers itself as <op>_cpu with this op's schema.
 
-        checks: it refuses with RuntimeError whatever `check` refuses, so that a plain call may go straight to it: this
-        op's Python costs about 15 microseconds a call, more than a small layer's arithmetic.
+        checks: the C++ kernel raises RuntimeError for whatever `check` refuses, so a plain eager call may go to it
+        directly: the Python code of an op takes about 15 microseconds a call, more than a small layer's arithmetic.
         """
         twin = self._twin("cpu", "", self._trailing)
         self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(lambda *args: twin(*self.crossing(args)))
@@ -285,9 +285,8 @@ class Op:
             self._direct = twin
 
     def native_cuda(self, rejects=lambda *_: None):
-        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one argument more,
-        before those that have defaults: whether products of float32 may be rounded to tf32, as PyTorch's own setting
-        says at the call."""
+        """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one more argument
+        before those with defaults, allow_tf32: PyTorch's own setting at the time of the call."""
         twin, required = self._twin("cuda", ", bool allow_tf32", self._trailing), len(self._names)
 
         def of_this_gpu(*args):
@@ -310,7 +309,7 @@ class Op:
         return self.schema.replace(") ->", f"{arguments}) ->", 1)
 
     def choose(self, *args) -> Kernel:
-        """The kernel that runs these arguments now, or `parts`; RuntimeError if the forced one cannot."""
+        """The kernel that runs these arguments now, or `parts`; RuntimeError if the forced kernel cannot run."""
         if self._is_in_parts(args[0]):
             return Kernel(PARTS, self._parts, None, (), lambda: None, lambda *_: None)
         able = (k for k in self.kernels if _forced in (None, k.name) and k.why_not(args) is None)
@@ -333,17 +332,17 @@ class Op:
         self._check(*args)
         device = args[0].device
         if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):  # Triton launches on the current device, whatever its tensors'
+            with torch.cuda.device(device):  # Triton launches on the current device, not on the device of its tensors
                 return self._run_chosen(args)
         return self._run_chosen(args)
 
     def _run_chosen(self, args):
         kernel = self.choose(*args)
-        record = _record  # read once: another thread may end it
+        record = _record  # read once: another thread may close the block
         if record is not None and kernel.name != PARTS:
             record.append((self.name, kernel.name))
         device = args[0].device.type
-        if torch.is_autocast_enabled(device):  # an op's dtypes are its arguments': inside it autocast changes nothing
+        if torch.is_autocast_enabled(device):  # an op's arguments decide its dtypes, not autocast
             with torch.autocast(device, enabled=False):
                 return kernel.function(*args)
         return kernel.function(*args)

@@ -8,7 +8,7 @@ from .autograd.lora import lora_linear
 from .autograd.lora_mlp import lora_gated_linear
 from .autograd.multi_lora import multi_lora_linear
 from .frozen import Frozen, frozen_of, quantize
-from .ops import dequantize as _  # noqa: F401 - registers it: kernels of the other ops ask for it by name
+from .ops import dequantize as _  # noqa: F401 - registers the op, which kernels of other ops look up by name
 
 __all__ = [
     "Frozen",

@@ -1,6 +1,6 @@
-"""Whether the memory is there that a tensor's shape, strides and offset speak of: csrc/storage.h for kernels in Python.
+"""Checks that a tensor's storage is as large as its shape, strides and offset need: csrc/storage.h in Python.
 
-A storage may have been freed or cut, as FSDP2 does to parameters, while its tensor still tells its shape.
+A storage may have been freed or truncated, as FSDP2 does with parameters, while the tensor keeps its shape.
 """
 
 
@@ -17,5 +17,5 @@ def check(op: str, name: str, tensor) -> None:
     if needed > there:
         raise RuntimeError(
             f"{op}: the storage of {name} holds {there} bytes and its shape and strides need {needed}: it was freed "
-            "or cut; restore it before the call"
+            "or truncated; restore it before the call"
         )

@@ -1,9 +1,9 @@
-"""What is fastest on the user's own GPU: timed once per shape bucket, kept in memory and on disk.
+"""Autotuning: times the candidates on the user's GPU once per shape bucket, and caches the fastest.
 
-One small file a decision, under $PYPEFT_FAST_CACHE, or $XDG_CACHE_HOME/pypeft_fast, or ~/.cache/pypeft_fast; written
-whole or not at all, so processes share it without a lock. It holds for one architecture, one PyTorch, one Triton and
-these very kernels: after an upgrade it is measured anew. PYPEFT_FAST_TUNE=0: nothing is timed and nothing is read, the
-first candidate is taken. Nothing is timed while a CUDA graph is captured either.
+Each decision is one small file under $PYPEFT_FAST_CACHE, or $XDG_CACHE_HOME/pypeft_fast, or ~/.cache/pypeft_fast. The
+file is written atomically, so processes share it without a lock. It is valid for one architecture, one PyTorch, one
+Triton and one version of the kernels. PYPEFT_FAST_TUNE=0: nothing is timed or read, and the first candidate is taken.
+Nothing is timed while a CUDA graph is captured either.
 """
 
 import contextlib
@@ -22,23 +22,23 @@ import torch
 
 from . import _native
 
-_VERSION = 2  # of the meaning of a file; a file of another is measured anew
+_VERSION = 2  # version of the file format; a file of another version is ignored
 _known: dict[tuple, str] = {}
 _warned = False
-# How an error tells of too little memory that is no torch.OutOfMemoryError: the stable ABI (all that csrc/cuda asks of
-# PyTorch is memory), csrc/cuda itself, cuBLAS.
+# Out-of-memory errors that are not torch.OutOfMemoryError: from the stable ABI (csrc/cuda asks PyTorch for
+# nothing but memory), from csrc/cuda itself, from cuBLAS.
 NO_MEMORY = (" API call failed at ", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def folder():
-    """Where decisions are kept; FileNotFoundError where nothing says, and the user has no home."""
+    """The folder of the decisions. FileNotFoundError if no variable sets it and the user has no home folder."""
     if own := os.environ.get("PYPEFT_FAST_CACHE"):
         return Path(own) / "tuning"
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "pypeft_fast" / "tuning"
     try:
         return Path.home() / ".cache" / "pypeft_fast" / "tuning"
-    except RuntimeError as error:  # a container whose user is a number
+    except RuntimeError as error:  # in a container the user may be a bare number
         raise FileNotFoundError("no home folder and no PYPEFT_FAST_CACHE") from error
 
 
@@ -52,9 +52,9 @@ def bucket(rows):
 
 
 def leaves_mma_sync_behind(x):
-    """Whether x has more rows than decoding, of half precision, on a GPU with wgmma or tcgen05.
+    """Whether x is in half precision with more rows than in decoding, on a GPU with wgmma or tcgen05.
 
-    Before anything is timed such products go to Triton and the vendor's library: csrc/cuda has sm_80's instructions.
+    Untimed, such products go to Triton and the vendor's library: csrc/cuda uses the instructions of sm_80.
     """
     many = x.shape[0] > 16 and x.element_size() == 2
     return many and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
@@ -80,13 +80,13 @@ def _path(key):
 
 
 def _read(key, names):
-    """The winner on disk, or None: no file that can be read, a damaged one, or one about other candidates."""
+    """The winner on disk. None if the file is missing, damaged, or lists other candidates."""
     try:
         entry = json.loads(_path(key).read_text())
-    except (FileNotFoundError, NotADirectoryError):  # if the folder cannot be, writing says so
+    except (FileNotFoundError, NotADirectoryError):  # if the folder cannot be made, _write warns
         return None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        _warn(f"a decision of an earlier run cannot be read and is measured anew: {error}")
+        _warn(f"a decision of an earlier run cannot be read and is measured again: {error}")
         return None
     ours = isinstance(entry, dict) and entry.get("key") == repr(key) and entry.get("candidates") == names
     return entry["winner"] if ours and entry.get("winner") in names else None
@@ -106,11 +106,11 @@ def _write(key, names, winner, times):
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        _warn(f"what is measured here is not kept for the next run: {error}")
+        _warn(f"the tuning result cannot be saved for the next run: {error}")
 
 
 def _warn(text):
-    """Once a process: a folder that fails for one decision fails for all."""
+    """Warns once a process: a folder that fails for one decision fails for all."""
     global _warned
     if not _warned:
         _warned = True
@@ -120,9 +120,9 @@ def _warn(text):
 def fastest(key, candidates, run, device):
     """The name of the fastest of {name: candidate}, by run(candidate); the first one where nothing may be timed.
 
-    key: what the decision depends on, besides the GPU and the versions, which are added here. A candidate that asks for
-    more than the GPU has, or has left at the moment, is out. If they all are, the first one is the answer: whoever runs
-    it sees why, unless what was lacking is what timing takes.
+    key: what the decision depends on, besides the GPU and the versions, which are added here. A candidate that
+    needs more than the GPU has, or has free now, is dropped. If all are dropped, the first one is returned: the caller
+    gets its error when it runs it, unless only the timing itself ran out of memory.
     """
     if len(candidates) == 1 or not enabled():
         return next(iter(candidates))
@@ -151,20 +151,20 @@ def _measured(key, candidates, run, device):
                 raise
             short = True
     winner = min(times, key=times.get, default=names[0])
-    if not short:  # else it holds for this process: the next one may have the memory
+    if not short:  # else keep it in this process only: the next one may have more memory
         _write(key, names, winner, times)
     return winner
 
 
 def _too_large():
-    """Triton's error of a kernel that no block of this GPU can hold. Whoever raised it has imported Triton."""
+    """Triton's error for a kernel that needs more resources than a block has; () if Triton is not imported."""
     errors = sys.modules.get("triton.runtime.errors")
     return () if errors is None else (errors.OutOfResources,)
 
 
 @functools.cache
 def _machine(device):
-    """What else a decision depends on: the architecture, its size, and every version that has a say."""
+    """What else a decision depends on: the architecture, the number of SMs, and the versions."""
     made_of = (torch.__version__, _triton_version(), _kernels_digest())
     if device.type != "cuda":
         return (device.type, *made_of)
@@ -184,7 +184,7 @@ def _triton_version():
 
 @functools.cache
 def _kernels_digest():
-    """Of Triton's sources and the CUDA library: a version would not tell a developer's kernel from the one before."""
+    """A hash of the Triton sources and the CUDA library: the version does not change with a developer's edit."""
     files = sorted((Path(__file__).parent / "kernels").glob("*.py"))
     if _native.CUDA_LIBRARY_PATH is not None:
         files.append(_native.CUDA_LIBRARY_PATH)

@@ -1,8 +1,8 @@
-"""What this package does as soon as another is imported, before it or after it; it imports neither itself.
+"""Registers our ops when PyTorch is imported, and our methods when PEFT is, without importing either.
 
-PyTorch: our ops are registered, for whoever loads an exported program or calls torch.ops.pypeft_fast. PEFT: our methods
-are in its registry, which `peft.PeftModel.from_pretrained` of a BitFit or bottleneck adapter's folder asks; PEFT loads
-no plugins. Where a package is not imported yet, a finder waits for its import. It finds nothing itself.
+Ops: for programs that load an exported model or call torch.ops.pypeft_fast. Methods: for
+`peft.PeftModel.from_pretrained` on the folder of a BitFit or bottleneck adapter, since PEFT has no plugin mechanism. If
+a package is not imported yet, a finder in sys.meta_path waits for its import; the other finders locate the package.
 """
 
 import importlib
@@ -11,18 +11,18 @@ import sys
 
 
 def watch() -> None:
-    """For both packages: now if it is imported, else when it will be."""
-    # Those of an earlier import, if this package was deleted from sys.modules: they would ask each other for ever.
+    """Registers for each of the two packages: at once if it is imported, else after its import."""
+    # Remove our finders of an earlier import, if this package was deleted from sys.modules: they would call each other.
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != __name__]
     for name, then in (("torch", _register_ops), ("peft", _register_methods)):
         if name in sys.modules:
             then()
         else:
-            sys.meta_path.insert(0, _WhenItLoads(name, then))
+            sys.meta_path.insert(0, _ImportFinder(name, then))
 
 
 def _register_ops():
-    """All of them; none if it is a module of this package that imports PyTorch first, which brings what it needs."""
+    """Registers all ops; none if a module of this package is importing PyTorch, which imports its own ops."""
     ours = (module for name, module in sys.modules.items() if name.startswith(f"{__package__}."))
     if not any(getattr(module.__spec__, "_initializing", False) for module in ours):
         importlib.import_module(f"{__package__}._own")
@@ -31,12 +31,12 @@ def _register_ops():
 def _register_methods():
     tuners = f"{__package__}.model.tuners"
     if tuners not in sys.modules:
-        _take_back(tuners)
+        _remove_registrations(tuners)
     importlib.import_module(tuners)
 
 
-def _take_back(tuners):
-    """Takes from PEFT's tables what an earlier import has put there: PEFT keeps it, and takes no name twice."""
+def _remove_registrations(tuners):
+    """Removes the entries of an earlier import from PEFT's tables: PEFT refuses a name that is registered already."""
     mapping = importlib.import_module("peft.mapping")
     ours = [
         kind for kind, config in mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items() if config.__module__.startswith(tuners)
@@ -46,7 +46,7 @@ def _take_back(tuners):
             getattr(mapping, f"PEFT_TYPE_TO_{table}_MAPPING").pop(kind, None)
 
 
-class _WhenItLoads(importlib.abc.MetaPathFinder):
+class _ImportFinder(importlib.abc.MetaPathFinder):
     def __init__(self, name, then):
         self.name, self.then = name, then
 

@@ -122,7 +122,7 @@ def test_a_damaged_file_is_measured_anew_with_one_warning(clock, monkeypatch, te
     for path in _tuning.folder().iterdir():
         path.write_text(text, encoding="latin-1")
     another_process(monkeypatch)
-    with pytest.warns(UserWarning, match="an earlier run cannot be read and is measured anew") as warned:
+    with pytest.warns(UserWarning, match="an earlier run cannot be read and is measured again") as warned:
         assert [fastest(key) for key in keys] == ["b", "b"] and len(clock) == 12 and len(warned) == 1
     assert all(json.loads(path.read_text())["winner"] == "b" for path in _tuning.folder().iterdir())
 

@@ -1,5 +1,5 @@
-// The checks of the ops that are called without their Python check first, in a microsecond instead of ten. They say no
-// more than yes or no: on a no, the op's check finds the words (Op.__call__ in pypeft_fast/_op.py).
+// Fast argument checks, one microsecond instead of ten, for ops that are called without their Python check. They only
+// accept or refuse; after a refusal the op's Python check raises the full error (Op.__call__ in pypeft_fast/_op.py).
 #pragma once
 #include <cmath>
 #include <optional>

@@ -1,4 +1,4 @@
-"""Autocast around a function that stands for a linear layer."""
+"""The casts of autocast for functions that replace a linear layer."""
 
 import contextlib
 

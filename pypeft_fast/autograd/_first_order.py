@@ -1,7 +1,7 @@
-"""Backward passes that have no derivative of their own, and say so whichever way one is asked for.
+"""Backward passes that raise an error on every request for a second derivative.
 
-torch's once_differentiable cuts the graph instead: autograd.grad with allow_unused, autograd.functional.hessian and a
-penalty on gradients beside another loss then get zeros without an error.
+torch's once_differentiable detaches the graph instead: autograd.grad with allow_unused, autograd.functional.hessian
+and a gradient penalty added to another loss then get zeros without an error.
 """
 
 import functools
@@ -10,10 +10,10 @@ import torch
 
 
 def takes_a_function() -> bool:
-    """Whether autograd records this thread, and an autograd.Function is what it should record.
+    """Whether autograd records in this thread and should record an autograd.Function.
 
-    Under a transform of torch.func the ops stand for themselves (`Derivative`): those can be batched and transformed
-    again. torch.compile traces the transform and the Function alike.
+    Under a torch.func transform autograd records the ops themselves (`Derivative`), which vmap and further transforms
+    accept. torch.compile traces both the transform and the Function.
     """
     return torch.is_grad_enabled() and (
         torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
@@ -33,7 +33,7 @@ class _Refused(torch.autograd.Function):
 def first_order(backward):
     """A Function's backward(ctx, saved, *grads): `saved` is ctx.saved_tensors, read once.
 
-    Every reading unpacks them: checkpointing refuses a second, and one that moves them from a CPU would do it twice.
+    Each read runs the unpack hooks: checkpointing refuses a second read, and CPU offloading would copy twice.
     """
 
     @functools.wraps(backward)

@@ -1,13 +1,13 @@
-"""The factor of an adapter where it is no plain number."""
+"""The scaling of an adapter if it is not a plain number."""
 
 import torch
 
 
 def scaling_into(function, scaling, *parameters):
-    """The scaling as a number and the parameters that it multiplies, or 1.0 and the products.
+    """(scaling as a float, the parameters), or (1.0, scaling * the parameters).
 
-    A tensor is multiplied in, so that it has its gradient, no host waits for its value, and torch.compile reads none.
-    So is a number that torch.compile keeps open: an op takes it as a constant, and every value would be a graph.
+    A tensor is multiplied into the parameters: it gets a gradient, and the host does not wait for its value. So is a
+    symbolic number of torch.compile: as an op's constant argument it would compile one graph per value.
     The product is float32 for a parameter in half precision. ValueError if a tensor is not one number.
     """
     if isinstance(scaling, torch.Tensor):

@@ -1,4 +1,4 @@
-"""An op's rows as a layer's output."""
+"""The shape of a layer's output from an op's rows."""
 
 import torch
 
@@ -6,9 +6,9 @@ import torch
 def shaped(rows, x):
     """rows [M, N] as [.., N], with the leading dimensions of x [.., K].
 
-    Detached, it is no view to autograd, which else refuses to change a Function's output in place; and it keeps the
-    version counter of `rows`, by which selective checkpointing sees that a tensor it has kept was changed. Where the
-    op itself is differentiated, outside of a Function, the view carries its gradient.
+    In a Function the view is detached, since autograd refuses in-place changes of a Function's output that is a view.
+    The result keeps the version counter of `rows`, with which selective checkpointing detects a changed tensor.
+    Outside of a Function, where the op itself is differentiated, the view stays attached and carries the gradient.
     """
     if x.dim() == 2:
         return rows

@@ -1,4 +1,4 @@
-"""A parameter that trained in the forward pass and was switched off before the backward pass: its gradient is lost."""
+"""An error if switching adapters froze a parameter between forward and backward, which would lose its gradient."""
 
 import torch
 
@@ -8,13 +8,13 @@ def still_trains(function, name, parameter, needed) -> None:
     since the forward pass and this backward pass would have given it a gradient."""
     if needed and not parameter.requires_grad and getattr(parameter, "frozen_by_switching", False) and _is_lost():
         raise RuntimeError(
-            f"{function}: {name} has ceased to require grad between forward and backward, so that its gradient would "
-            "be lost; call backward before set_adapter, disable_adapter or delete_adapter"
+            f"{function}: {name} stopped requiring grad between forward and backward, so its gradient would be lost; "
+            "call backward before set_adapter, disable_adapter or delete_adapter"
         )
 
 
 def _is_lost() -> bool:
-    """Whether the engine runs for the gradients of all leaves, as .backward() does: autograd.grad names its own."""
+    """Whether the engine accumulates gradients into all leaves, as .backward() does; autograd.grad names its inputs."""
     if torch.compiler.is_compiling():
         return False
     node = torch._C._current_autograd_node()

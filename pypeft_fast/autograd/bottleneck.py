@@ -1,8 +1,8 @@
 """A bottleneck adapter as one function: layer norm, down, activation, dropout, up, residual.
 
-Saved for backward: x, the bottleneck z [M, m] and its packed dropout mask; with layer norm the mean and deviation of
-every row besides. The normalised x and the activation are computed again. With dropout the product with U is LoRA's
-first, drop(x) A^T, with f(z) in the place of x and U in that of A: lora_shrink draws the mask on the way.
+Saved for backward: x, the bottleneck z [M, m] and its packed dropout mask; with layer norm also the mean and deviation
+of every row. The normalised x and the activation are recomputed. With dropout, lora_shrink computes drop(f(z)) U^T and
+draws the mask: it is drop(x) A^T with f(z) as x and U as A.
 """
 
 import torch

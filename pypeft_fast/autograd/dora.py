@@ -1,9 +1,9 @@
-"""DoRA over a frozen linear layer, differentiable: the direction of W + scaling * B A with a trained length per row.
+"""DoRA over a frozen linear layer, differentiable: the rows of W + scaling * B A, rescaled to trained norms.
 
 With g = magnitude / |W + scaling B A| (a constant of the graph, section 4.3 of Liu et al., arXiv:2402.09353) and x' =
 drop(x), the layer is y = g * z + b + (x - x') W^T, z = x' W^T + scaling (x' A^T) B^T; without dropout the last term
 vanishes, and the forward pass is lora_shrink and lora_linear. Saved for backward: x itself, s [M, r], the packed mask,
-z and g. Never the sum of the weights, nor x'.
+z and g; not W + scaling B A, and not x'.
 """
 
 import torch
@@ -37,7 +37,7 @@ def _forward(x, weight, bias, lora_A, lora_B, g, scaling, p, seed, need_z, *its)
 
 
 def _plus_product(y, x, weight, its):
-    """y + x W^T. A quantised weight is read by the op of IA3, whose factors are 1: it never exists as a whole."""
+    """y + x W^T. A quantised weight goes through ia3_linear with factors 1, so it is never dequantised whole."""
     if not its:
         return torch.addmm(y, x, weight.t())
     return y.add_(ia3_linear_op(x, weight, None, x.new_ones(y.shape[1]), False, False, *crossed(*its))[0])
@@ -91,7 +91,7 @@ class DoRALinearFunction(torch.autograd.Function):
             factor = g.to(lora_B.dtype)[:, None]
             scaled_B = factor * lora_B
             dS, dB = lora_ds_db(dY, scaled_B, s, ctx.scaling, need_x or need_A, need_B)
-            if need_B:  # of no rows it is zero, whatever g is
+            if need_B:  # without rows dB is 0 for any g
                 dB = factor * dB if dY.shape[0] else dB
         if need_x:
             # One pass over dY, where the magnitude is no finer than dY itself.
@@ -103,7 +103,7 @@ class DoRALinearFunction(torch.autograd.Function):
             dW = _dw(dY, rows, mask, p, g) if need_weight else None
         db = dY.sum(0) if need_bias else None
         dmagnitude = None
-        if need_magnitude:  # the column sums of dY * z, as of an IA3 layer; it has no use for the weight
+        if need_magnitude:  # the column sums of dY * z, as dl of IA3; the weight is not read
             _, dg = ia3_dx_dl(dY, dY.new_empty(dY.shape[1], 0), g, z, False, False, True)
             dmagnitude = (dg / norm).masked_fill(norm == 0, 0.0).to(ctx.dtype_magnitude)
         return dX, dW, db, dA, dB if need_B else None, dmagnitude, *(None,) * (4 + ctx.count)

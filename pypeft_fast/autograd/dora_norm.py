@@ -1,7 +1,7 @@
 """The length of every row of W + scaling * B A, and DoRA's factor of every row.
 
-Every call measures anew: an optimizer, an average of weights or a sharded layer writes parameters in ways that move no
-version counter. Source of DoRA: Liu et al., arXiv:2402.09353.
+Every call computes the norms again: an optimizer, weight averaging or a sharded layer may write parameters without
+a change of the version counter. Source of DoRA: Liu et al., arXiv:2402.09353.
 """
 
 import torch
@@ -22,7 +22,7 @@ def dora_norm(weight, lora_A, lora_B, scaling):
 
     weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes.
     """
-    # Detached for torch.export, which leaves an empty region where no_grad finds nothing to switch off.
+    # detach(), since torch.export would leave an empty no_grad region in the graph.
     weight, lora_A, lora_B = weight.detach(), lora_A.detach(), lora_B.detach()
     if not weight.dtype == lora_A.dtype == lora_B.dtype:
         wide = torch.promote_types(weight.dtype, torch.float32)

@@ -51,7 +51,7 @@ class IA3LinearFunction(torch.autograd.Function):
         rows = None if x is None else _check.rows("ia3_linear", "x", x)
         dX = dW = db = dl = None
         if need_x or need_l:
-            if weight is None:  # of no columns: dl alone does without it
+            if weight is None:  # no columns: only dl is computed, without the weight
                 weight = dY.new_empty(dY.shape[1], 0)
             factor = (rows if feedforward else z) if need_l else dY.new_empty(0, 0)
             options = feedforward, need_x, need_l
@@ -99,7 +99,7 @@ def ia3_linear(
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"
         )
     x, weight, bias = autocast_as_linear(x, weight, bias)
-    if is_stored(weight) and weight.shape[0] == 1:  # two weights a byte: nothing beside dY would tell K
+    if is_stored(weight) and weight.shape[0] == 1:  # two weights per byte: the backward op cannot know K
         weight = dense(weight)
     if is_stored(weight):
         _check.frozen("ia3_linear", x, weight)

@@ -46,7 +46,7 @@ class LoRALinearFunction(torch.autograd.Function):
 
 
 def needed_backward(weight, lora_A, lora_B, s, mask, need_x, need_A, need_B):
-    """Of weight, lora_A, lora_B, s and mask what these gradients are made of, None for the rest."""
+    """weight, lora_A, lora_B, s and mask, with None in place of those that the needed gradients do not use."""
     need_dS = need_x or need_A
     return (
         weight if need_x else None,
@@ -113,7 +113,7 @@ def lora_linear(
         _check.shape(
             "lora_linear", "lora_B", lora_B, (N, lora_B.shape[1]), f"[N, r] for weight of shape {weight.shape}"
         )
-    if type(scaling) is not float or torch.compiler.is_compiling():  # a call of its own takes half a microsecond
+    if type(scaling) is not float or torch.compiler.is_compiling():  # the call takes half a microsecond
         scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
     return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p if training else 0.0, generator)
 

@@ -1,7 +1,7 @@
-"""The update of LoRA around a frozen layer that only its own module can compute.
+"""The LoRA update alone, added to the output of a frozen layer whose weight cannot be read.
 
-y = base + scaling * (drop(x) A^T) B^T, base what that module returned. Its product has its own backward pass; this one
-gives what the update adds to the gradient of x, in lora_dx over a weight without rows. Saved for backward: x itself,
+y = base + scaling * (drop(x) A^T) B^T, where base is the frozen layer's output. The frozen layer has its own backward
+pass; this one adds the update's gradient of x, by lora_dx with a weight of 0 rows. Saved for backward: x itself,
 s [M, r] and the packed mask.
 """
 
@@ -23,7 +23,7 @@ def _forward(base, x, lora_A, lora_B, scaling, p, seed):
     rows = _check.rows("lora_update", "base", base)
     up = lora_B.to(base.dtype).t()
     s_here = s.to(base.dtype)
-    if scaling == 0:  # addmm leaves the product out, and with it the NaN that infinity times 0 is
+    if scaling == 0:  # addmm skips the product then, and loses the NaN of infinity * 0
         y = rows + s_here @ up * scaling
     else:
         y = torch.addmm(rows, s_here, up, alpha=scaling)

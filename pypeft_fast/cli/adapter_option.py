@@ -68,8 +68,8 @@ def check_one_kind(adapters: dict[str, Path]) -> None:
     if len(groups) > 1:
         first, second, *_ = groups.items()
         raise UserError(
-            f"--adapter {second[1]} is of {second[0]} and --adapter {first[1]} of {first[0]}: adapters of one kind "
-            "alone can answer from one model; give those of each kind by themselves"
+            f"--adapter {second[1]} is of {second[0]} and --adapter {first[1]} of {first[0]}: one model can "
+            "only hold adapters of one kind; run the command once for each kind"
         )
 
 

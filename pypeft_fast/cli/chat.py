@@ -78,7 +78,7 @@ def _generation(arguments) -> dict:
     if options["do_sample"]:
         sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": arguments.top_k or 0}
         return options | sampling
-    return options | {"temperature": None, "top_p": None, "top_k": None}  # silences what a model's own file may set
+    return options | {"temperature": None, "top_p": None, "top_k": None}  # overrides the model's generation_config
 
 
 def _streamer(chat):

@@ -1,5 +1,5 @@
-"""Fine-tuning as a library: data, tokens, base models, adapters, training and what tells of a run.
+"""Fine-tuning as a library: data, tokens, base models, adapters, training and reports.
 
-The command `pypeft-fast` and the programs in examples/ are made of these functions. They take values and return values;
-what a user can mend is a UserError, whose message names the command's option.
+The command `pypeft-fast` and the programs in examples/ use these functions, which take and return values. A mistake
+that the user can correct raises UserError, whose message names the command's option.
 """

@@ -1,4 +1,4 @@
-"""What libraries print of themselves, kept from whoever runs a command or an example."""
+"""Hides the progress bars and notices of libraries from users of the command and the examples."""
 
 import logging
 import warnings
@@ -7,10 +7,10 @@ from .text import safe
 
 
 def calm_libraries() -> None:
-    """No progress bars of transformers while it loads, and its warnings safe: they may quote a model's files.
+    """Hides transformers' progress bars, and escapes control characters in its warnings, which may quote model files.
 
-    Its announcements to PEFT's authors, of names of its own that PEFT calls and that will go, are left out. So is what
-    bitsandbytes says when it is imported and finds no kernel on the Hub: for layers that nothing here evaluates by it.
+    Also hidden: transformers' deprecation warnings about calls that PEFT makes, and the message of bitsandbytes that it
+    found no kernel on the Hub, since nothing here runs its layers.
     """
     import transformers
 

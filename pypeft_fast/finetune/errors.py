@@ -1,4 +1,4 @@
-"""Mistakes a user can make and mend: one clear line, which the command ends with, never a traceback."""
+"""Errors that the user can correct: the command prints one clear line, never a traceback."""
 
 import importlib.util
 
@@ -23,8 +23,8 @@ def need(*modules: str) -> None:
 class as_user_error:
     """Within this block, a library's own errors about bad input become a UserError that starts with `what`.
 
-    `kinds` are the errors meant, with those derived from them. Exception among them means errors of exactly that class,
-    which the tokenizers library raises for every file that it cannot read; a mistake in this program is never of it.
+    `kinds` are these errors and their subclasses. Exception in `kinds` means exactly that class, which the tokenizers
+    library raises for every file that it cannot read; an error in this program is always of a subclass.
     """
 
     def __init__(self, what: str, kinds: tuple[type[Exception], ...] = (ValueError, TypeError, OSError)):

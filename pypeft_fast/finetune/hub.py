@@ -20,7 +20,7 @@ def download(name: str, kind: str, patterns: list[str], argument: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # The library raises errors of the client below it too, which are OSErrors or RuntimeErrors.
+    # huggingface_hub also passes on errors of its HTTP client, which are OSErrors or RuntimeErrors.
     errors = (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, RuntimeError)
     try:
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=patterns))

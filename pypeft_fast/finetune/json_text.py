@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote: read whole, or one clear error."""
+"""Reads JSON from outside: returns the whole value, or raises one clear error."""
 
 import json
 from pathlib import Path
@@ -40,9 +40,9 @@ def read_object(path: Path, source: str) -> dict:
 
 
 def check_text(text: str, what: str) -> None:
-    """UserError if a text holds half of a surrogate pair: it is no Unicode text, and no tokenizer takes it.
+    """UserError if a text holds half of a surrogate pair: the text is not valid Unicode, and no tokenizer takes it.
 
-    JSON writes one as \\ud800; Python makes one of each byte of an argument that is not UTF-8.
+    JSON can contain one as \\ud800; Python makes one from each byte of a command-line argument that is not UTF-8.
     """
     half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
     if half is not None:

@@ -1,6 +1,6 @@
-"""What transformers, tokenizers, safetensors and peft raise about a file, a value or a template that is amiss.
+"""The errors that transformers, tokenizers, safetensors and peft raise for a bad file, value or template.
 
-Exception among them stands for that class alone, see errors.as_user_error.
+Exception in the list means exactly that class, not its subclasses: see errors.as_user_error.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""How much memory this process has held, and what it does not need any more."""
+"""The peak memory of this process, and the return of freed memory to the system."""
 
 import ctypes
 import re
@@ -12,7 +12,7 @@ STATUS = Path("/proc/self/status")
 def peak_memory_bytes() -> int:
     """The largest resident set of this process so far, as the system counts it.
 
-    Linux says it of the program alone in VmHWM; what getrusage says begins with the process that has started this one.
+    Linux reports it in VmHWM. getrusage would include the process that started this one.
     """
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE) if STATUS.is_file() else None
     if peak is not None:
@@ -22,7 +22,7 @@ def peak_memory_bytes() -> int:
 
 
 def give_back_freed() -> None:
-    """Gives memory that is freed back to the system, where the C library is glibc, which keeps holes of its heap."""
+    """Returns freed memory to the system, if the C library is glibc, which keeps freed blocks in its heap."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -2,9 +2,9 @@
 
 import os
 
-# Turns of GNU OpenMP's waiting loop before a thread sleeps. Its own 300,000 are milliseconds: beside other processes,
-# a thread burns them at every barrier while the one that it waits for has no core. These are what the library itself
-# takes where it knows of more threads than cores.
+# Iterations of GNU OpenMP's spin loop before a thread sleeps. Its default of 300,000 takes milliseconds: on a busy
+# machine a thread spins that long at every barrier while the thread that it waits for has no core. This is the value
+# that the library itself uses if it has more threads than cores.
 SPINS = 1000
 HOW_TO_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -12,8 +12,8 @@ HOW_TO_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 def use(number: int | None) -> None:
     """Lets PyTorch, which this imports, compute with so many threads; None leaves its own choice.
 
-    Where the environment says nothing of how OpenMP's threads wait, they sleep early. That and the number reach OpenMP
-    only if PyTorch was not imported before.
+    Unless the environment sets how OpenMP's threads wait, they sleep early. Both settings have an effect only before
+    PyTorch is imported.
     """
     if not any(name in os.environ for name in HOW_TO_WAIT):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)

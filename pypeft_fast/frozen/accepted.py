@@ -1,4 +1,4 @@
-"""What the checks of all formats share."""
+"""Checks that all formats share."""
 
 import torch
 
@@ -6,7 +6,7 @@ ACCEPTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def of_accepted_dtype(name, stored, dtype):
-    """TypeError unless a dense tensor of this dtype serves products in that one."""
+    """TypeError unless a dense tensor of dtype `stored` can be multiplied in `dtype`."""
     if stored != dtype or dtype not in ACCEPTED:
         accepted = ", ".join(map(str, ACCEPTED))
         raise TypeError(f"Frozen: {name} is {stored}, dtype={dtype}; both must be one of {accepted}")
@@ -19,7 +19,7 @@ def computes_in(dtype):
 
 
 def has(name, tensor, dtype, numel, why):
-    """The dtype and the number of elements of a tensor whose shape does not count; and it lies in one piece."""
+    """Checks dtype, number of elements and contiguity of a tensor; any shape is accepted."""
     if tensor.dtype != dtype:
         raise TypeError(f"Frozen: {name} is {tensor.dtype}, expected {dtype}")
     if tensor.numel() != numel:

@@ -1,9 +1,9 @@
-"""int8 with a scale a row, as bitsandbytes stores it, and fp8 (e4m3fn) with scales as transformers stores them.
+"""int8 with one scale per row, as bitsandbytes stores it, and fp8 (e4m3fn) with scales as transformers stores them.
 
 int8: weight int8 [N, K] and scale float32 [N], the largest absolute value of each row: W = weight * scale / 127.
 Products are with W: activations are not quantised, as they are in LLM.int8 (Dettmers et al., arXiv:2208.07339).
-fp8: weight float8_e4m3fn [N, K] and scale float32: one number, [N] or [N, 1], or [ceil(N/128), ceil(K/128)], one a
-block of 128 x 128: W = weight * scale.
+fp8: weight float8_e4m3fn [N, K] and scale float32: one number, [N] or [N, 1] (one per row), or [ceil(N/128),
+ceil(K/128)] (one per block of 128 x 128): W = weight * scale.
 """
 
 import torch
@@ -46,7 +46,7 @@ def dequantize_int8(tensors, shape, dtype):
 
 
 def spread(scale, shape) -> tuple[int, int, int]:
-    """Of how many rows and columns an element of scale is, and how many elements lie side by side."""
+    """(rows, columns) of the block that one element of scale covers, and the number of blocks across a row."""
     (N, K), blocks = shape, (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
     if scale.numel() == 1:
         return max(1, N), max(1, K), 1
@@ -63,7 +63,7 @@ def dequantize_fp8(tensors, shape, dtype):
 
 
 def _largest(rows):
-    """Of the absolute values of each row."""
+    """The largest absolute value of each row."""
     return rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
 
 
@@ -74,7 +74,7 @@ def quantize_int8(weight):
 
 
 def quantize_fp8(weight):
-    """With a scale a row."""
+    """weight and scale, with one scale per row."""
     rows = weight.detach().float()
     scale = _largest(rows)[:, None].clamp(min=1e-12) / LARGEST
     return (rows / scale).to(FP8), scale

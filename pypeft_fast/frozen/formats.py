@@ -1,4 +1,4 @@
-"""How a frozen weight [N, K] may be stored: one entry a format, with its tensors, its check and its reference."""
+"""The formats of a frozen weight [N, K]: one entry per format, with its tensors, its check and its reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from .accepted import of_accepted_dtype
 class Format:
     """A way to store a weight.
 
-    tensors: {how many: their names in order}. check(tensors, shape, dtype): ValueError or TypeError unless they fit a
-    weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): that weight, the reference.
-    packs: how many weights an element of the first tensor holds; the last one may hold fewer.
-    quantize(weight, **options): its tensors, or None for a format that is only read. native: whether the C++ kernels
-    read it (csrc/cpu/frozen); the others, and they where it is not, are given the dequantised weight.
+    tensors: {how many: their names in order}. check(tensors, shape, dtype): ValueError or TypeError unless the tensors
+    fit a weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): the dense weight, the
+    reference. packs: how many weights one element of the first tensor holds; the last element may hold fewer.
+    quantize(weight, **options): the tensors; None for a format that is only read. native: whether the C++ kernels
+    decode the format (csrc/cpu/frozen); every other kernel gets the dequantised weight.
     """
 
     tensors: dict[int, tuple[str, ...]]

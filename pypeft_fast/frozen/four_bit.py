@@ -1,9 +1,9 @@
-"""nf4 and fp4: sixteen values, a code of four bits a weight and a scale a block, as bitsandbytes stores them.
+"""nf4 and fp4: a table of sixteen values, a 4-bit code per weight and a scale per block, as bitsandbytes stores them.
 
-codes: uint8 [ceil(N K / 2)] of any shape, two weights a byte and the first of them in its high half, through the rows
-without a gap. absmax: float32, one for each block of so many weights, a power of two, as they lie; a block may be of
-two rows. A weight is table[code] * absmax. Nested, absmax is stored in 8 bits: nested_map[absmax] * nested_absmax +
-offset, nested_map float32 [256], nested_absmax float32, one for 256 of them, and offset float32, one.
+codes: uint8, ceil(N K / 2) elements of any shape, in row-major order; a byte holds two weights, the first in its high
+half. absmax: float32, one per block of weights; the block size is a power of two, and a block may span rows. A weight
+is table[code] * absmax. Nested: absmax is uint8 and stands for nested_map[absmax] * nested_absmax + offset, with
+nested_map float32 [256], nested_absmax float32, one per 256 elements of absmax, and offset float32, one number.
 
 Source: Dettmers et al., "QLoRA", arXiv:2305.14314, and bitsandbytes, whose CPU code these bytes equal.
 """
@@ -32,7 +32,7 @@ def _blocks(n, size):
 
 
 def block_size(weights: int, blocks: int) -> int | None:
-    """Of how many weights, a power of two, each of so many blocks is; None if there is none."""
+    """The block size, a power of two, that divides `weights` into `blocks` blocks; None if there is none."""
     return next((size for size in BLOCK_SIZES if _blocks(weights, size) == blocks), None)
 
 
@@ -44,8 +44,8 @@ def check(tensors, shape, dtype):
     if weights and block_size(weights, absmax.numel()) is None:
         sizes = f"{BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]}"
         raise ValueError(
-            f"Frozen: absmax has {absmax.numel()} elements; for {weights} weights no block size that is a power of two "
-            f"from {sizes} gives so many"
+            f"Frozen: absmax has {absmax.numel()} elements; no block size that is a power of two from {sizes} "
+            f"divides {weights} weights into that many blocks"
         )
     has("absmax", absmax, torch.uint8 if nested else torch.float32, absmax.numel(), "")
     if nested:
@@ -74,19 +74,19 @@ def dequantize(table, tensors, shape, dtype):
 
 
 def _in_blocks(flat, size):
-    """[blocks, size], filled up with zeros."""
+    """[blocks, size], padded with zeros."""
     return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
 
 
 def quantize(table, weight, block_size=64, nested=True):
-    """codes and absmax, and with nested the tensors of absmax, of a weight [N, K]."""
+    """The tensors of a weight [N, K]: codes and absmax; with nested also nested_absmax, nested_map and offset."""
     if block_size not in BLOCK_SIZES:
         raise ValueError(f"quantize: block_size={block_size}; choose one of {', '.join(map(str, BLOCK_SIZES))}")
     flat = weight.detach().float().flatten()
     blocks = _in_blocks(flat, block_size)
     absmax = blocks.abs().amax(dim=1)
     scaled = (blocks * (1.0 / absmax.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()[: flat.numel()]
-    rest = flat.numel() % block_size  # as bitsandbytes has it: divided where the others are multiplied
+    rest = flat.numel() % block_size  # as in bitsandbytes, the last, short block is divided by its absmax
     if rest:
         absmax[-1].clamp_(min=1e-38)
         scaled[-rest:] = (flat[-rest:] / absmax[-1]).clamp(-1, 1)
@@ -116,7 +116,7 @@ def _nested(absmax):
     blocks = _in_blocks(absmax - offset, NESTED_BLOCK)
     scales = blocks.abs().amax(dim=1)
     scaled = (blocks * (1.0 / scales)[:, None]).clamp(-1, 1)
-    # As bitsandbytes rounds on a CPU: to one of 65536 steps first.
+    # As bitsandbytes on a CPU: round to one of 65536 steps first.
     scaled = ((scaled + 1) * 0.5 * 65535 + 0.5).nan_to_num(0.0).int() / 65535 * 2 - 1
     values = _dynamic_map(absmax.device)
     codes = torch.bucketize(scaled, (values[1:] + values[:-1]) / 2)

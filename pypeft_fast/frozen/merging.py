@@ -1,4 +1,4 @@
-"""Folding an update into a quantised weight: decoded, added, quantised again, and how much of the update is left."""
+"""Merging an update into a quantised weight: decode, add, quantise again, and measure what is left of it."""
 
 import torch
 
@@ -12,16 +12,16 @@ LEAST_SHARE = 0.9
 def requantized(frozen: Frozen, merged: torch.Tensor) -> tuple[Frozen, float]:
     """`merged` [N, K] in float32, quantised as `frozen` is, and the share of the update that survives the rounding.
 
-    The update is D = merged - W of the decoded W, and what becomes of it R = Q(merged) - W: the share is
-    <R, D> / <D, D>. It is 0 where every weight rounds back to the code that it had, and 1 where nothing is lost.
-    TypeError for a format whose scales are not those that quantising gives (fp8 in blocks or per tensor).
+    With the decoded weight W the update is D = merged - W, the update after rounding R = Q(merged) - W, and the share
+    <R, D> / <D, D>: 0 if every weight rounds back to its old code, 1 if nothing is lost.
+    TypeError for a weight with scales that `quantize` does not make (fp8 with block or per-tensor scales).
     """
     options = {}
     if frozen.format in four_bit.TABLES:
         size = four_bit.block_size(frozen.numel(), frozen.tensors[1].numel())
         options = {"block_size": size, "nested": len(frozen.tensors) > 2}
     elif frozen.format == "fp8" and frozen.tensors[1].numel() != frozen.shape[0]:
-        raise TypeError("merge: an fp8 weight with a scale a block or one for all cannot be merged into; dequantise it")
+        raise TypeError("merge: cannot merge into an fp8 weight with block or per-tensor scales; dequantise it")
     new = quantize(merged, frozen.format, **options).to(frozen.dtype)
     weight = frozen.dequantize(torch.float32)
     update, left = merged - weight, new.dequantize(torch.float32) - weight
@@ -30,7 +30,7 @@ def requantized(frozen: Frozen, merged: torch.Tensor) -> tuple[Frozen, float]:
 
 
 def check_share(share: float, force: bool) -> None:
-    """RuntimeError if so little of an update survives that the merged layer is not the adapter's, unless forced."""
+    """RuntimeError if less than LEAST_SHARE of an update survives the rounding, unless force."""
     if share < LEAST_SHARE and not force:
         raise RuntimeError(
             f"merge: {share:.0%} of the update would survive the rounding to the weight's format, less than "

@@ -1,4 +1,4 @@
-"""Which modules hold a frozen weight, and how: module -> Frozen, or the reason why not."""
+"""Reads the frozen weight of a module: module -> Frozen, or an error with the reason."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from .operand import Frozen
 from .quantized_modules import quantized
 
-# Not the class of nn.MultiheadAttention's out_proj: that module reads its weight itself.
+# The class of out_proj in nn.MultiheadAttention, which reads the weight of out_proj instead of calling it.
 _READ = nn.modules.linear.NonDynamicallyQuantizableLinear
 
 
@@ -22,7 +22,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module computes x W^T + b: nn.Linear, a subclass without a forward of its own, Conv1D, Falcon's."""
+    """Whether the module computes x W^T + b: nn.Linear, a subclass without its own forward, Conv1D, FalconLinear."""
     kind = type(module)
     if kind is nn.Linear or is_conv1d(module):
         return True
@@ -31,18 +31,18 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The weight [N, K] of a linear layer: a view of a Conv1D's."""
+    """The weight [N, K] of a linear layer; for a Conv1D a transposed view."""
     return module.weight.t() if is_conv1d(module) else module.weight
 
 
 def frozen_of(module: nn.Module) -> Frozen:
-    """The frozen weight of a linear layer, shared, however it is stored.
+    """The frozen weight of a linear layer in its stored format, shared, not copied.
 
-    It takes nn.Linear, a subclass that computes the same, transformers' Conv1D and FP8Linear, and bitsandbytes'
-    Linear4bit and Linear8bitLt. The weights of the last three stand for x W^T with the decoded W.
+    Accepts nn.Linear, a subclass that computes the same, transformers' Conv1D and FP8Linear, and bitsandbytes'
+    Linear4bit and Linear8bitLt. For the last three the product is x W^T with the decoded W.
 
-    Raises TypeError that says why not: another kind of module, a weight that is no plain tensor (sharded, quantised)
-    or of another dtype than float32, bfloat16, float16 and float64.
+    Raises TypeError with the reason: another kind of module, a weight that is not a plain tensor (sharded, quantised)
+    or whose dtype is not float32, bfloat16, float16 or float64.
     """
     found = quantized(module)
     if found is not None:

@@ -1,8 +1,8 @@
-"""An op over a frozen weight: its functions take it as a tensor or a `Frozen`, its schema as tensors and a name.
+"""An op with a frozen weight: its Python functions take a tensor or a `Frozen`, its schema tensors and a format name.
 
-A schema holds `Tensor weight`, the first tensor of any format, and ends with the format's name and its other tensors;
-neither of a dense weight.
-The shape [N, K] is that of the operands beside it.
+A schema has `Tensor weight`, the first tensor of the format, and ends with the format's name and the other tensors. For
+a dense weight both are left out.
+The other operands tell the shape [N, K].
 """
 
 import torch
@@ -12,7 +12,7 @@ from .formats import FORMATS
 from .operand import Frozen, crossed, stored
 
 TRAILING = ", str? format=None, Tensor[]? scales=None"
-# {argument: (whether it tells N or K of the weight [N, K], its dimension that does)}; ia3_l tells either.
+# {argument: (the side N or K of the weight that it tells, the argument's dimension of that size)}; ia3_l: see _sides.
 _TELLS = {"x": ("K", -1), "lora_A": ("K", -1), "lora_B": ("N", 0), "dY": ("N", -1)}
 
 
@@ -29,14 +29,14 @@ class FrozenOp(Op):
         self._at = self._names.index("weight")
 
     def crossing(self, args):
-        """The arguments as the schema takes them."""
+        """Replaces a `Frozen` by its tensors and its format name."""
         if type(args[self._at]) is not Frozen:
             return args
         weight, its = stored(args[self._at])
         return (*args[: self._at], weight, *args[self._at + 1 :], *crossed(*its))
 
     def given(self, args):
-        """The arguments as the op's functions take them."""
+        """Replaces tensors and a format name by a `Frozen`."""
         if len(args) == len(self._names):
             return args
         args, (format, *scales) = args[: len(self._names)], args[len(self._names) :]
@@ -75,13 +75,13 @@ class FrozenOp(Op):
         def of_these(*args):
             weight = args[self._at]
             if type(weight) is Frozen and not FORMATS[weight.format].native:
-                return f"it reads no weights of format {weight.format!r}"
+                return f"it cannot read weights of format {weight.format!r}"
             return rejects(*args)
 
         return of_these
 
     def takes(self, name, function):
-        """A kernel that reads dense weights alone gets a dequantised one, which lives as long as its call."""
+        """A kernel that reads only dense weights gets a dequantised weight, which is freed after the call."""
 
         def dense(*args):
             weight = args[self._at]

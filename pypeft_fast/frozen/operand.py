@@ -1,4 +1,4 @@
-"""Frozen: a weight as it is stored, and what of it crosses a schema or a Function."""
+"""Frozen: a weight in its stored format, and its conversion to the arguments of an op or a Function."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ class Frozen:
     Args:
         format: a key of `formats.FORMATS`, as "dense": tensors is (weight [N, K],), of any strides.
         tensors: shared, not copied.
-        shape: (N, K), or None for that of the first tensor, if the format keeps it.
-        dtype: of the products with it, or None for the first tensor's, if the format keeps it.
+        shape: (N, K); None: the shape of the first tensor, for a format that keeps the shape.
+        dtype: the dtype of products with the weight; None: the dtype of the first tensor.
 
     Raises:
         ValueError: an unknown format, or a number of tensors or a shape that does not fit; the message names it.
@@ -47,17 +47,17 @@ class Frozen:
     def beside(
         cls, format: str, tensors: Sequence[torch.Tensor], sides: dict[str, int], dtype: torch.dtype
     ) -> "Frozen":
-        """The weight in a call whose other operands tell "N", "K" or both; of one side, the tensors tell the other."""
+        """The weight of a call whose other operands give "N", "K" or both; the tensors give a missing size."""
         N, K = sides.get("N"), sides.get("K")
         if N is None or K is None:
             packs = FORMATS[format].packs
             elements = packs * tensors[0].numel()
             if N == 1 and packs > 1:
-                raise ValueError(f"Frozen: of one row in format {format!r} nothing tells K; dequantise it")
+                raise ValueError(f"Frozen: K is unknown for one row in format {format!r}; dequantise it")
             N, K = elements // max(1, K) if N is None else N, elements // max(1, N) if K is None else K
         return cls(format, tensors, (N, K), dtype)
 
-    # What the checks ask of a tensor.
+    # The part of a tensor's interface that the ops' checks use.
     @property
     def device(self) -> torch.device:
         return self.tensors[0].device
@@ -73,21 +73,21 @@ class Frozen:
         return self.shape[0] * self.shape[1]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The weight [N, K] in `dtype`, or its own: the reference of every kernel that reads the stored one."""
+        """The dense weight [N, K] in `dtype` (default: self.dtype): the reference for every kernel that decodes it."""
         return FORMATS[self.format].dequantize(self.tensors, self.shape, self.dtype if dtype is None else dtype)
 
     def to(self, dtype: torch.dtype) -> "Frozen":
-        """The same tensors, for products in another dtype; a dense weight is cast."""
+        """The same tensors with products in another dtype; a dense weight is cast."""
         if self.format == "dense":
             return Frozen("dense", (self.tensors[0].to(dtype),))
         return Frozen(self.format, self.tensors, self.shape, dtype)
 
     def detach(self) -> "Frozen":
-        """Itself: its tensors hold no graph."""
+        """Returns self: the tensors have no autograd graph."""
         return self
 
     def names(self) -> tuple[str, ...]:
-        """Of the tensors, in their order."""
+        """The names of the tensors, in order."""
         return FORMATS[self.format].tensors[len(self.tensors)]
 
     def __repr__(self) -> str:
@@ -95,32 +95,32 @@ class Frozen:
 
 
 def is_stored(weight: torch.Tensor | Frozen | None) -> bool:
-    """Whether it is a Frozen, asked so that torch.compile needs no guard on the class."""
+    """Whether the weight is a Frozen, tested in a way for which torch.compile needs no guard on the class."""
     return weight is not None and not isinstance(weight, torch.Tensor)
 
 
 def operand(weight: torch.Tensor | Frozen) -> torch.Tensor | Frozen:
-    """A dense weight as the tensor that it is."""
+    """The tensor of a dense Frozen; any other weight as it is."""
     return weight.tensors[0] if is_stored(weight) and weight.format == "dense" else weight
 
 
 def dense(weight: torch.Tensor | Frozen) -> torch.Tensor:
-    """The weight [N, K] itself: of a quantised one a new tensor."""
+    """The dense weight [N, K]; a new tensor if the weight is quantised."""
     return weight.dequantize() if is_stored(weight) else weight
 
 
 def stored(weight: torch.Tensor | Frozen) -> tuple[torch.Tensor, tuple]:
-    """(the first tensor, (format, *the other tensors)), or of a dense weight (itself, ()): what a Function takes."""
+    """The arguments of a Function: (first tensor, (format, *other tensors)), or for a dense weight (weight, ())."""
     if not is_stored(weight):
         return weight, ()
     return weight.tensors[0], () if weight.format == "dense" else (weight.format, *weight.tensors[1:])
 
 
 def crossed(*its) -> tuple:
-    """What ends the call of an op, of the second part of `stored`: (format, [the other tensors]), or nothing."""
+    """The trailing arguments of an op, from the second part of `stored`: (format, [other tensors]) or ()."""
     return (its[0], list(its[1:])) if its else ()
 
 
 def layout(weight: torch.Tensor | Frozen):
-    """What the speed of a kernel depends on: the format, or whether rows of a dense weight lie in one piece."""
+    """A tuning key: the format, or whether the rows of a dense weight are contiguous."""
     return weight.format if is_stored(weight) else weight.stride(1) == 1

@@ -1,4 +1,4 @@
-"""A dense weight in a format of fewer bits."""
+"""Quantises a dense weight."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .operand import Frozen
 
 
 def quantize(weight: torch.Tensor, format: str = "nf4", *, block_size: int = 64, nested: bool = True) -> Frozen:
-    """The weight [N, K] quantised: for nf4, fp4 and int8 bitsandbytes' own bytes, bit for bit, as its CPU code rounds.
+    """The weight [N, K] quantised: nf4, fp4 and int8 are bit for bit the bytes of bitsandbytes' CPU code.
 
     Args:
         weight: [N, K], float32, bfloat16 or float16; products with the result are in its dtype.
@@ -17,7 +17,7 @@ def quantize(weight: torch.Tensor, format: str = "nf4", *, block_size: int = 64,
         nested: of nf4 and fp4, whether the scales are stored in 8 bits ("double quantisation").
 
     Raises:
-        ValueError: an unknown format or block size, or a weight that has no two dimensions.
+        ValueError: an unknown format or block size, or a weight that is not 2-D.
         TypeError: the weight's dtype is not accepted.
     """
     if format not in FORMATS or FORMATS[format].quantize is None:

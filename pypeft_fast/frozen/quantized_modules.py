@@ -1,4 +1,4 @@
-"""Modules of other libraries that hold a quantised weight, read by their attributes: none of them is imported here."""
+"""Reads quantised weights of other libraries' modules by attribute, without importing the libraries."""
 
 import torch
 
@@ -6,7 +6,7 @@ from .operand import Frozen
 
 
 def _is(module, name, package):
-    """Whether it is that class of a library, whose subclasses may compute something else."""
+    """Whether the module has exactly this class of a library: a subclass may compute something else."""
     kind = type(module)
     return kind.__name__ == name and kind.__module__.partition(".")[0] == package
 
@@ -67,15 +67,15 @@ _READERS = ((is_linear_4bit, _four_bit), (is_linear_8bit, _eight_bit), (is_linea
 
 
 def is_quantized(module) -> bool:
-    """Whether `quantized` reads it."""
+    """Whether `quantized` can read the module."""
     return any(is_kind(module) for is_kind, _ in _READERS)
 
 
 def quantized(module) -> Frozen | None:
-    """The weight of bitsandbytes' Linear4bit and Linear8bitLt and of transformers' FP8Linear, shared; None of others.
+    """The weight of bitsandbytes' Linear4bit and Linear8bitLt and of transformers' FP8Linear, shared; else None.
 
-    It computes in the dtype that the module computes in, where the module says which. int8 and fp8 stand for x W^T with
-    the decoded weight: the modules themselves quantise x too. TypeError that says why if the weight cannot be read.
+    Products are in the module's compute dtype, if the module has one. For int8 and fp8 the product is x W^T with the
+    decoded weight, while the modules themselves also quantise x. TypeError that says why the weight cannot be read.
     """
 
     def why(reason):

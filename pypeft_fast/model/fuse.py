@@ -10,7 +10,7 @@ from .joints import gated_mlp
 from .layers import peft_around, peft_ia3, peft_lora
 from .layers.fused_layer import FusedLayer
 
-# {class of PEFT's layers: the one that they get}
+# {class of a PEFT layer: its fused subclass}
 KINDS = {kind.peft_class: kind for kind in (peft_lora.FusedLinear, peft_ia3.FusedLinear)}
 
 
@@ -18,18 +18,18 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
     """Runs the LoRA, DoRA, rsLoRA and IA3 layers of a Hugging Face PEFT model on this package's fused ops, in place.
 
     Parameters, names, state dict, configs, hooks and isinstance relations stay; so do PEFT's saving, switching,
-    merging and adding of adapters. A layer that a fused op cannot stand for (another kind of layer, a variant of LoRA)
-    is left as it is. bitsandbytes' and FP8 weights are decoded within the ops; where the frozen layer's weight cannot
-    be read, LoRA's update alone is fused, around that layer's own call. A fused layer runs PEFT's own forward when
-    a call is one that the ops do not do; `report.calls()` counts the reasons. Layers that PEFT adds to the model later
-    need another call.
+    merging and adding of adapters. A layer that no fused op can replace (another kind of layer, a variant of LoRA) is
+    left as it is. bitsandbytes and FP8 weights are decoded inside the ops. If the frozen layer's weight cannot be
+    read, only the LoRA update is fused, and the frozen layer's own forward is called. A fused layer runs PEFT's own
+    forward for calls that the ops do not support; `report.calls()` counts the reasons. Call fuse again after PEFT adds
+    layers to the model.
 
-    Where a LoRA layer is the down_proj of a gated feedforward module as Llama has it, with SiLU, that module's class
-    becomes a subclass of its own, in which the activation and down_proj are one function.
+    If a LoRA layer is the down_proj of a gated feedforward module with SiLU, as in Llama, that module's class is set to
+    a subclass that runs the activation and down_proj as one function.
 
-    What differs: dropout draws one seed a call from torch's generator instead of one number an element, so masks are
-    others and the generator is left elsewhere; a layer's input may not be changed in place before its backward pass,
-    not even where PEFT keeps a dropped or cast copy of it; and second derivatives are refused.
+    Differences from PEFT: dropout draws one seed per call from torch's generator, not one number per element, so masks
+    and the generator's later state differ; a layer's input must not be changed in place before its backward pass, even
+    where PEFT keeps a dropped or cast copy; second derivatives raise an error.
 
     Args:
         model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
@@ -70,12 +70,12 @@ def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
 
 
 def unfuse(model: nn.Module) -> int:
-    """Gives every fused layer of the model its PEFT class again; the number of them.
+    """Gives every fused layer of the model its PEFT class again; returns the number of layers.
 
     Raises:
-        TypeError: model is not a torch.nn.Module. ValueError: it has no PEFT adapter layer; or something has derived
-            the class of a fused layer or gated module, as fully_shard of FSDP2 does for a module that is a unit of its
-            own: then nothing is changed. Sharding units around whole blocks leaves the classes within them alone.
+        TypeError: model is not a torch.nn.Module. ValueError: it has no PEFT adapter layer; or a
+            fused layer or gated module now has a class derived from ours, as after fully_shard of FSDP2 on that very
+            module: then nothing is changed. fully_shard on whole blocks does not change the classes of their layers.
     """
     fused = {n: m for n, m in _adapter_layers(model, "unfuse").items() if isinstance(m, FusedLayer)}
     derived = {n: m for n, m in fused.items() if type(m) is not _kind(m)} | gated_mlp.derived(model)
@@ -109,7 +109,7 @@ def register(config: peft.LoraConfig) -> peft.LoraConfig:
             gated_mlp.join_when_placed(layer)
         return layer
 
-    config._register_custom_module({nn.Linear: build, Conv1D: build})  # what PEFT calls as a class may be a function
+    config._register_custom_module({nn.Linear: build, Conv1D: build})  # PEFT only calls the values
     return config
 
 
@@ -123,7 +123,7 @@ def _adapter_layers(model, what) -> dict[str, nn.Module]:
 
 
 def _kind(layer) -> type[FusedLayer] | None:
-    """The class that fuses layers of exactly this class, or has fused this one; or None."""
+    """The fused class for layers of exactly this class; this class itself if it is fused; or None."""
     kind = layer.peft_class if isinstance(layer, FusedLayer) else type(layer)
     if kind.__module__ in ("peft.tuners.lora.bnb", "peft.tuners.ia3.bnb"):
         from .layers import peft_bnb

@@ -1,4 +1,4 @@
-"""FuseCallback: fuse() for scripts that build the PEFT model themselves and hand out a Trainer, or take callbacks."""
+"""FuseCallback: fuse() for scripts that build the PEFT model themselves and expose a Trainer or its callbacks."""
 
 import warnings
 
@@ -12,8 +12,9 @@ class FuseCallback(TrainerCallback):
     """Fuses a Trainer's model in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
 
     For any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters by then; TRL's trainers give
-    them to it in their constructor. The model stays fused. A model that Trainer shards by FSDP is sharded by then: fuse
-    it yourself before, or nothing is fused, which is warned of. `report` is what fuse returned, None before training.
+    them to it in their constructor. The model stays fused. If Trainer shards the model by FSDP, it does so before this
+    callback, which then fuses nothing and warns: call fuse yourself before training. `report` is what fuse returned,
+    None before training.
 
     Args:
         strict: raise ValueError as training begins unless every adapter layer can be fused.

@@ -1,4 +1,4 @@
-"""FuseReport: which layers run on the ops, which do not and why, and what the calls have done since."""
+"""FuseReport: which layers run on the ops, which do not and why, and counts of their calls."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class FuseReport:
     left: dict[str, str] = field(default_factory=dict)
     gated: list[str] = field(default_factory=list)
     gated_left: dict[str, str] = field(default_factory=dict)
-    _counters: list[Counter] = field(default_factory=list, repr=False)  # not the layers: they may go with their model
+    _counters: list[Counter] = field(default_factory=list, repr=False)  # not the layers, so that the model can be freed
     _gated_counters: list[Counter] = field(default_factory=list, repr=False)
 
     def calls(self) -> Counter:
@@ -37,8 +37,8 @@ class FuseReport:
     def never_called(self) -> list[str]:
         """The fused layers that no call has reached since they were fused.
 
-        After a pass of the whole model they are layers whose weight the model reads instead of calling them: their
-        adapter is without effect, as in PEFT.
+        If a layer is listed after a forward pass of the whole model, the model reads its weight instead of calling it:
+        its adapter has no effect, as in PEFT.
         """
         return [name for name, calls in zip(self.fused, self._counters, strict=True) if not calls]
 

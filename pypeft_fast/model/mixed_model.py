@@ -101,9 +101,9 @@ class PeftMixedModel(peft.PeftMixedModel):
 class MixedModel(BitFitModel, BottleneckModel, PeftMixedTuner):
     """Each method does on this model what it does on a model of its own.
 
-    Around one module bottlenecks lie outermost, then BitFit, then PEFT's layers: what is computed does not depend on
-    who came first. So y = N(V x + b'): V is what PEFT's methods make of the weight, DoRA's lengths included, b' the
-    BitFit adapter's bias and N the bottlenecks.
+    Around one module bottlenecks are outermost, then BitFit, then PEFT's layers, in whatever order the adapters were
+    added. So y = N(V x + b'): V is the weight with the updates of PEFT's methods (DoRA's norms included), b' the bias
+    of the BitFit adapter and N the bottlenecks.
     """
 
     tuner_layer_cls = BaseTunerLayer

@@ -24,8 +24,8 @@ class PeftModel(SafeFiles, peft.PeftModel):
     """peft.PeftModel whose layers run on the fused ops where these can stand for PEFT's own; `pf.fuse(model)` reports.
 
     Everything else is PEFT's. What differs is stricter: files are checked before the model is changed, saving is
-    atomic, merging keeps the base's bits, names of adapters must be able to name a folder, and what would silently do
-    nothing is an error or a warning.
+    atomic, merging keeps the base's bits, an adapter's name must be a valid folder name, and a setting that would
+    silently have no effect is an error or a warning.
     """
 
     def __init__(self, model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default", *args, **options):
@@ -46,7 +46,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
             model._is_loading = False
         return model
 
-    _is_loading = False  # an adapter from a file: its config is not the user's to mend
+    _is_loading = False  # while an adapter is loaded from a file: the user did not write its config
 
     def _settle(self, adapter_name):
         """What is done once an adapter has been put on the model."""
@@ -148,7 +148,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         return model.resize_token_embeddings(*args, **kwargs)
 
     def merge_adapter(self, *args, **kwargs) -> None:
-        """PEFT's; where it raises, what was merged before is merged again and nothing else."""
+        """PEFT's; if it raises, exactly the adapters that were merged before are merged again."""
         layers = [module for module in self.base_model.modules() if isinstance(module, BaseTunerLayer)]
         before = [list(layer.merged_adapters) for layer in layers]
         try:
@@ -180,8 +180,8 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
 
 def _untie(model) -> None:
-    """A head or embedding that was trained as a copy is tied no more: the config must not tie it again, as resizing
-    the vocabulary and loading do."""
+    """Unties the weights in the config if a head or embedding was trained as a copy: resizing the vocabulary or loading
+    would tie them again."""
     config = getattr(model, "config", None)
     if not getattr(config, "tie_word_embeddings", False):
         return

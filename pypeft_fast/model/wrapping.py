@@ -1,4 +1,4 @@
-"""What get_peft_model and add_adapter look at before PEFT puts an adapter on a model, and after."""
+"""Checks of get_peft_model and add_adapter before and after PEFT puts an adapter on a model."""
 
 import difflib
 import functools
@@ -26,9 +26,8 @@ def name_head(config) -> None:
 def check_before(model, config, adapter_name) -> None:
     """ValueError, before anything is changed: a name that cannot name an adapter, a module to save that lives on.
 
-    PEFT replaces a module to save at the names that match, by a copy. Where the model computes with another module that
-    is the same one or holds the same weight, as T5 does with its encoder's and decoder's embed_tokens in the place of
-    `shared`, the copy would train nothing.
+    PEFT replaces a module to save by a copy, at the names that match. With tied weights the model may compute with
+    another module, as T5 does with embed_tokens of encoder and decoder instead of `shared`: the copy would never train.
     """
     check_adapter_name(adapter_name)
     wanted = tuple(getattr(config, "modules_to_save", None) or ())
@@ -63,7 +62,7 @@ def _is_used(modules, name) -> bool:
 
 
 def warn_after(model, config, adapter_name) -> None:
-    """Warns of a target that matches no module, and of adapters that the model's code passes by."""
+    """Warns of a target that matches no module, and of adapted layers that the model's code never calls."""
     names = [name for name, _ in model.named_modules() if name]
     wanted = getattr(config, "target_modules", None)
     for target in sorted(wanted) if isinstance(wanted, (set, list, tuple)) else ():

@@ -1,4 +1,4 @@
-"""AdapterLinear: what the drop-in layers share, an nn.Linear whose frozen parameters an adapter can be merged into."""
+"""AdapterLinear: the base class of the drop-in layers, an nn.Linear with merge and unmerge of an adapter."""
 
 import torch
 from torch import nn
@@ -8,16 +8,16 @@ from ..frozen.modules import frozen_of, is_conv1d, weight_of
 from ..frozen.quantized_modules import is_linear_4bit, is_quantized
 from .swapping import watch
 
-# What nn.Module calls around or instead of an instance's forward, in the order in which from_linear looks for it.
+# Hooks and overrides of an instance's forward, in the order in which from_linear checks them.
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class AdapterLinear(nn.Linear):
-    """The base of LoRALinear and IA3Linear; of itself it adds nothing to the frozen layer.
+    """The base class of LoRALinear and IA3Linear; it adds nothing to the frozen layer.
 
-    A tool that puts a layer of its own over the same weight in the place of one gets an error; swapping.py says how.
-    A subclass calls `_freeze()` when it creates its parameters, and gives `_merged_values()`, a dict of those of
-    "weight" and "bias" that merging changes, and `_reset_adapter()`, which gives the adapter its initial values.
+    A tool that replaces such a layer by its own layer over the same weight gets an error (swapping.py).
+    A subclass calls `_freeze()` when it creates its parameters. It defines `_merged_values()`, a dict of "weight" and
+    "bias" as merged, if merging changes them, and `_reset_adapter()`, which sets the adapter's initial values.
 
     Over a quantised layer, which it holds as `base_layer`, weight and bias are None.
     """
@@ -26,8 +26,8 @@ class AdapterLinear(nn.Linear):
 
     @classmethod
     def _sharing(cls, linear):
-        """A layer over the Parameters of `linear` themselves, without an adapter yet: nothing is copied. That of a
-        Conv1D is a view of its weight.
+        """A layer that shares the Parameters of `linear`, without an adapter yet; the weight of a Conv1D becomes a
+        transposed view.
 
         Raises TypeError if `linear` is not exactly an nn.Linear, transformers' Conv1D, or a quantised layer that
         frozen_of reads: a subclass may compute something else; ValueError if it has hooks or a forward of its own,
@@ -71,11 +71,11 @@ class AdapterLinear(nn.Linear):
         return dict(device=self.weight.device, dtype=torch.float32 if half else self.weight.dtype)
 
     def reset_parameters(self) -> None:
-        """Initial values for weight and bias, as nn.Linear's, and for the adapter: of a layer from the meta device.
+        """Sets initial values of weight and bias, as nn.Linear does, and of the adapter, as after to_empty().
 
-        It takes an adapter that is merged out of the weight first.
+        A merged adapter is unmerged first.
         """
-        built = "_frozen" in vars(self)  # nn.Linear's own constructor comes here before there is an adapter
+        built = "_frozen" in vars(self)  # nn.Linear's constructor calls this before the adapter exists
         if built:
             self.unmerge()
         if self._quantized is None:
@@ -101,7 +101,7 @@ class AdapterLinear(nn.Linear):
         return function(x.to(dtype), frozen.to(dtype), bias).to(x.dtype)
 
     def _dense_weight(self):
-        """The weight that an adapter is folded into: of a quantised layer decoded, in float32."""
+        """The weight that an adapter is merged into; a quantised weight is decoded to float32."""
         return self.weight if self._quantized is None else frozen_of(self._quantized).dequantize(torch.float32)
 
     def _merged_values(self):
@@ -112,14 +112,15 @@ class AdapterLinear(nn.Linear):
         return self._frozen is not None or self._requantized is not None
 
     def merge(self, force: bool = False) -> float:
-        """Folds the adapter into parameters of its own, in float32: the layer then is a plain linear layer.
+        """Merges the adapter, in float32, into new parameters: the layer is then a plain linear layer.
 
-        The original ones are kept beside them, since undoing the arithmetic would not give their bits back; a module
-        that shares them does not change. The state dict stays that of the unmerged layer. RuntimeError if weight or
-        bias is parametrized or pruned: nothing has changed then.
+        The original parameters are kept, so that unmerge restores them bit for bit; a module that shares them does not
+        change. The state dict stays that of the unmerged layer. RuntimeError, before any change, if weight or bias is
+        parametrized or pruned.
 
-        Over a quantised layer the sum is quantised again, and what the rounding leaves of the update may be little.
-        Returns that share, 1.0 over a dense weight; under 0.9 it is a RuntimeError and nothing changes, unless `force`.
+        Over a quantised layer the sum is quantised again, and rounding may lose part of the update. Returns the share
+        of the update that is left, 1.0 for a dense weight. RuntimeError, before any change, if it is under 0.9, unless
+        `force`.
         """
         if self._quantized is not None:
             return self._merge_quantized(force)
@@ -136,7 +137,7 @@ class AdapterLinear(nn.Linear):
         if self._requantized is None:
             values = self._merged_values()
             if "bias" in values:
-                raise RuntimeError("merge: over a quantised layer a bias cannot be merged; keep the adapter beside it")
+                raise RuntimeError("merge: cannot merge a bias into a quantised layer; keep the adapter unmerged")
             new, self._share = requantized(frozen_of(self._quantized), values["weight"])
             check_share(self._share, force)
             self._requantized = new
@@ -152,7 +153,7 @@ class AdapterLinear(nn.Linear):
             self._frozen = None
 
     def _check_own(self, doing, names):
-        """RuntimeError if one of these is computed from other tensors rather than a parameter of this layer."""
+        """RuntimeError if one of these names is not a parameter of this layer but computed from other tensors."""
         for name in names:
             if self._parameters.get(name) is None:
                 raise RuntimeError(
@@ -161,7 +162,7 @@ class AdapterLinear(nn.Linear):
                     f"torch.nn.utils.prune), and if {name} then is a plain tensor, make it a torch.nn.Parameter"
                 )
 
-    def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the originals are cast, and merged again
+    def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): casts the originals and merges again
         merged = self.merged
         self.unmerge()
         super()._apply(fn, recurse)

@@ -43,7 +43,7 @@ class BitFitLinear(AdapterLinear):
         self.bias = nn.Parameter(torch.empty(self.out_features, **like).copy_(start.detach()))
 
     def _reset_adapter(self):
-        """Nothing: the bias, which trains, is among the parameters of nn.Linear that are reset."""
+        """Does nothing: nn.Linear resets the bias."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return bitfit_linear(x, self.weight, self.bias)

@@ -1,4 +1,4 @@
-"""Folding adapters into a weight, in float32."""
+"""Merging adapters into a weight, in float32."""
 
 import torch
 
@@ -29,7 +29,7 @@ def scaled_in_float32(parameter, factor):
 
 
 def dora_weight(weight, lora_A, lora_B, magnitude, scaling):
-    """A new tensor: the rows of weight + scaling * B A at the lengths in magnitude, in float32 and rounded once."""
+    """A new tensor: the rows of weight + scaling * B A rescaled to the norms in magnitude, in float32, rounded once."""
     with torch.no_grad():
         total = weight.to(torch.promote_types(weight.dtype, torch.float32)) + lora_delta(lora_A, lora_B, scaling)
         factor = row_scale(magnitude, torch.linalg.vector_norm(total, dim=1))

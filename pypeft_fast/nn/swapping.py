@@ -1,10 +1,10 @@
-"""An error for what replaces every nn.Linear of a model by another class and would drop our layers' adapters.
+"""An error when a tool replaces one of our layers by its own linear layer and so drops the adapter.
 
-torchao's float8 training and quantisation-aware training, Transformer Engine's converters and others ask isinstance(m,
-nn.Linear), build their own layer from m.weight and m.bias, and assign it in m's place: of a LoRALinear that keeps the
-frozen layer alone. Our layers stay nn.Linear, as every other tool expects, and the assignment is watched, by PyTorch's
-hook for the registration of modules. It does not see a tool that writes into a module's `_modules` itself, nor one that
-is handed the layer itself and returns another.
+torchao's float8 training and quantisation-aware training, Transformer Engine's converters and others replace every m
+with isinstance(m, nn.Linear) by their own layer over m.weight and m.bias, which keeps only the frozen layer of a
+LoRALinear. Our layers must stay subclasses of nn.Linear for other tools, so a module registration hook of PyTorch
+checks each assignment. The hook does not see a tool that writes into `_modules`, nor one that is given the layer itself
+and returns another.
 """
 
 import functools
@@ -18,7 +18,7 @@ _PLAIN = torch.Tensor, nn.Parameter
 
 @functools.cache
 def watch(adapted) -> None:
-    """From now on, once a process: RuntimeError when a layer of the class `adapted` is replaced by its frozen part."""
+    """Installs the hook, once per process. RuntimeError if a layer of class `adapted` loses its adapter."""
 
     def registered(parent, name, new):
         old = parent._modules.get(name)
@@ -35,7 +35,7 @@ def watch(adapted) -> None:
 
 
 def _drops_adapter(old, new, adapted) -> bool:
-    """Whether `new` has old's weight, and neither an adapter nor old itself in it."""
+    """Whether `new` has the weight of `old`, but neither its adapter nor `old` itself."""
     if any(isinstance(module, adapted) for module in new.modules()):
         return False
     own = {id(p) for p in old.parameters() if p.requires_grad}
@@ -43,7 +43,7 @@ def _drops_adapter(old, new, adapted) -> bool:
 
 
 def _same(weight, other) -> bool:
-    """Whether it is the same tensor, a view of it, or a copy."""
+    """Whether `other` is the same tensor, a view of it, or a copy."""
     if weight is other:
         return True
     if type(weight) not in _PLAIN or type(other) not in _PLAIN or weight.shape != other.shape:

@@ -8,16 +8,16 @@ ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def autocasts(device) -> bool:
-    """Whether autocast is on for this device. Some, such as meta, have none, and PyTorch raises if asked."""
+    """Whether autocast is on for this device. For a device without autocast, such as meta, PyTorch would raise."""
     if torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace is_autocast_available
         return device.type != "meta" and torch.is_autocast_enabled(device.type)
     if not torch._C._is_any_autocast_enabled():
-        return False  # a tenth of what the questions below cost
+        return False  # ten times cheaper than the calls below
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def matrix(op, **tensors):
-    """Each is a 2-D tensor."""
+    """Checks that each tensor is 2-D."""
     for name, t in tensors.items():
         if t.dim() != 2:
             raise ValueError(f"{op}: {name} must have 2 dimensions, got shape {tuple(t.shape)}")
@@ -31,7 +31,7 @@ def rows(op, name, tensor):
 
 
 def features(op, x, name, parameter):
-    """x [.., K] has the features that the layer takes, the columns of its parameter [.., K]; else x is at fault."""
+    """Checks that x [.., K] has as many features as the layer's parameter [.., K] has columns; the error names x."""
     K = parameter.shape[-1]
     if x.dim() < 1 or x.shape[-1] != K:
         raise ValueError(
@@ -41,7 +41,7 @@ def features(op, x, name, parameter):
 
 
 def frozen(op, x, weight):
-    """x [.., K] beside a weight that is a `Frozen`: an op that gets its tensors alone takes N, K and dtype from x."""
+    """Checks x [.., K] against a `Frozen` weight: an op gets only its tensors, and takes K and the dtype from x."""
     features(op, x, "weight", weight)
     same_dtype(op, "x", x, weight=weight)
 
@@ -64,7 +64,7 @@ def same_dtype(op, like_name, like, **tensors):
 
 
 def adapter_dtype(op, activation_name, activation, name, parameter):
-    """An adapter has the dtype of the activations, or is float32 over a half-precision base."""
+    """Checks that an adapter has the dtype of the activations, or is float32 with half-precision activations."""
     if parameter.dtype == activation.dtype:
         return
     if parameter.dtype == torch.float32 and activation.dtype in (torch.bfloat16, torch.float16):
@@ -87,20 +87,20 @@ def rank(op, lora_A):
 
 
 def ia3_l(op, ia3_l, weight, feedforward):
-    """One factor for each output of the layer, or with feedforward for each input."""
+    """Checks that ia3_l has one factor per output of the layer, or with feedforward per input."""
     N, K = weight.shape
     which = f"[{'K' if feedforward else 'N'}] {'with' if feedforward else 'without'} feedforward"
     shape(op, "ia3_l", ia3_l, (K if feedforward else N,), f"{which}, for weight of shape {(N, K)}")
 
 
 def dropout_p(op, p):
-    """p is in [0, 1) and leaves the 16-bit threshold of the mask at least one value to keep."""
+    """Checks that p is in [0, 1) and that its 16-bit threshold keeps at least one value."""
     if not 0.0 <= p < 1.0 or round(p * 65536) > 65535:
         raise ValueError(f"{op}: dropout p={p} must be in [0, 1), at most 65535/65536")
 
 
 def mask(op, mask, p, rows, columns):
-    """The packed mask that lora_shrink returned for these rows and columns and this p."""
+    """Checks that mask is a packed mask of lora_shrink for these rows and columns and this p."""
     if mask.dtype != torch.uint8:
         raise TypeError(f"{op}: mask is {mask.dtype}; pass the packed uint8 mask that lora_shrink returned")
     if p > 0:

@@ -1,7 +1,7 @@
-"""The weight [N, K] that a quantised one stands for, in one pass over what is stored.
+"""Decodes a quantised weight to a dense weight [N, K], in one pass over the stored tensors.
 
-weight, scales: the tensors of a `Frozen` of this format, the first of them and the others -> [N, K] in dtype. Kernels
-that multiply with dense weights alone are given this one's result.
+weight, scales: the first tensor of a `Frozen` of this format, and its other tensors -> [N, K] in dtype. Kernels that
+multiply only dense weights get the result of this op.
 """
 
 import torch
@@ -20,7 +20,7 @@ class _Dequantize(Op):
         return super().__call__(*args)
 
     def beside(self, name: str, weight: Frozen) -> torch.Tensor:
-        """The dense weight for another op's kernel of this name: by the same one here, or by the best that can run."""
+        """The dense weight for a kernel of another op: decoded by this op's kernel of that name, or by the best one."""
         args = _crossing(weight)
         able = [kernel for kernel in self.kernels if kernel.why_not(args) is None]
         return next((kernel for kernel in able if kernel.name == name), able[0]).function(*args)
@@ -63,7 +63,7 @@ def reference(weight, scales, format, N, K, dtype):
 
 def _rejects(weight, scales, format, N, K, dtype):
     if not FORMATS[format].native:
-        return f"it reads no weights of format {format!r}"
+        return f"it cannot read weights of format {format!r}"
     return "float64 runs on the kernel reference only" if dtype == torch.float64 else None
 
 

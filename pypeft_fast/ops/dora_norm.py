@@ -1,7 +1,7 @@
-"""norm[n] = |W_n + scaling * (B A)_n|: the length of every row of the weight that a DoRA layer stands for.
+"""norm[n] = |W_n + scaling * (B A)_n|: the row norms of a DoRA layer's effective weight.
 
-weight [N, K] (any strides), lora_A [r, K], lora_B [N, r], of one dtype or the adapters in float32 over a half-precision
-weight -> norm [N] in float32, or float64 of float64. On a CPU the sum of the weights exists some rows at a time.
+weight [N, K] (any strides), lora_A [r, K], lora_B [N, r], of one dtype, or the adapters float32 with a half-precision
+weight -> norm [N] in float32, or float64 for float64. On a CPU W + scaling * B A is formed a few rows at a time.
 Source: Liu et al., arXiv:2402.09353.
 """
 
@@ -50,10 +50,10 @@ def reference(weight, lora_A, lora_B, scaling):
 
 @dora_norm.kernel("blas")
 def squares(weight, lora_A, lora_B, scaling):
-    """|W_n|^2 + scaling * B_n . (2 (W A^T)_n + scaling * B_n (A A^T)): no sum of the weights.
+    """|W_n|^2 + scaling * B_n . (2 (W A^T)_n + scaling * B_n (A A^T)): W + scaling * B A is never formed.
 
-    A row whose update cancels the weight to less than about a thousandth of its length is less exact, and one that
-    holds an infinity is NaN.
+    The norm is less exact if the update cancels a row to less than about a thousandth of its norm, and NaN if a row
+    holds an infinity.
     """
     A = lora_A.to(_wide(weight))
     return _of_squares(weight, A, lora_B, scaling, torch.mm(weight.to(A.dtype), A.t()))
@@ -61,7 +61,7 @@ def squares(weight, lora_A, lora_B, scaling):
 
 @dora_norm.parts
 def _(weight, lora_A, lora_B, scaling):
-    """The same. The product with a weight in half precision is lora_shrink of it: the weight is neither cast nor
+    """The same formula. W A^T of a half-precision weight is computed by lora_shrink: the weight is neither cast nor
     copied."""
     A = lora_A.to(_wide(weight))
     through = torch.mm(A, weight.t()).t() if weight.dtype == A.dtype else lora_shrink(weight, A, 0.0, None)[0]
@@ -69,7 +69,7 @@ def _(weight, lora_A, lora_B, scaling):
 
 
 def _of_squares(weight, A, lora_B, scaling, through_weight):
-    """From W A^T [N, r]; A and that product are in the dtype of the norm."""
+    """The norm, given W A^T [N, r]; A and W A^T have the dtype of the norm."""
     B = lora_B.to(A.dtype)
     lengths = torch.linalg.vector_norm(weight, dim=1, dtype=A.dtype).square()
     cross = torch.addmm(through_weight, B, torch.mm(A, A.t()), beta=2.0, alpha=scaling)

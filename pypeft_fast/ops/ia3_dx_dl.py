@@ -1,4 +1,4 @@
-"""The gradients of x and of l through IA3 over a frozen linear layer, dl in the same pass as its factors.
+"""The gradients of x and of l through IA3 over a frozen linear layer; dl needs no pass of its own.
 
 y = (x W^T + b) * l:  saved is z = x W^T + b, [M, N];  dX = (dY * l) W,  dl = the sum over rows of dY * z, [N].
 y = (x * l) W^T + b, with feedforward:  saved is x, [M, K];  dX = (dY W) * l,  dl = that of x * (dY W), [K].

@@ -1,9 +1,9 @@
 """y = (x W^T + b) * l, or of a feedforward layer y = (x * l) W^T + b: IA3 over the frozen linear layer, one pass.
 
 x [M, K], weight [N, K] (any strides), bias [N] or None -> y [M, N] in x's dtype. ia3_l is l: [N], or [K] with
-feedforward; x's dtype, or float32 over a half-precision x. The product with l is rounded once.
-z = x W^T + b, [M, N] in x's dtype, is what the gradient of l needs: an empty [0, N] unless need_z, and with
-feedforward, where x itself serves. Source of IA3: Liu et al., arXiv:2205.05638.
+feedforward; x's dtype, or float32 with a half-precision x. The product with l is rounded once.
+z = x W^T + b, [M, N] in x's dtype, is saved for the gradient of l. z is an empty [0, N] if need_z is false, and with
+feedforward, whose gradient needs x instead. Source of IA3: Liu et al., arXiv:2205.05638.
 """
 
 import torch

@@ -2,7 +2,7 @@
 
 dY [.., N]; x [.., K] as given to lora_forward, for dA; weight [N, K] and lora_A [r, K], for dX; lora_B [N, r]; s and
 mask from lora_forward (mask may be None if p is 0, or for dB alone) -> dX [.., K] in dY's dtype, dA [r, K] in dtype_A,
-which is lora_A's, and dB [N, r] in lora_B's. A gradient that is not needed comes back as an empty [0].
+the dtype of lora_A, and dB [N, r] in lora_B's. A gradient that is not needed comes back as an empty [0].
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""dA = dS^T drop(x): the gradient of the down-projection, one pass over x.
+"""dA = dS^T drop(x): wgrad of the down-projection, one pass over x.
 
 dS [M, r] from lora_ds_db, x [M, K] as given to lora_shrink, mask uint8 [M, ceil(K/8)] from lora_shrink (ignored if p
-is 0) -> dA [r, K] in `dtype`, which is lora_A's. From s = drop(x) A^T; drop(x) is rebuilt from the mask, never stored.
+is 0) -> dA [r, K] in `dtype`, which is lora_A's. It follows from s = drop(x) A^T; the mask gives drop(x) again.
 """
 
 import torch

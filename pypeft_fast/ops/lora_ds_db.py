@@ -1,7 +1,7 @@
-"""dS = scaling * dY B and dB = scaling * dY^T s: the gradients at both sides of the up-projection, one pass over dY.
+"""dS = scaling * dY B and dB = scaling * dY^T s: dgrad and wgrad of the up-projection, one pass over dY.
 
-dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's. From y = .. + scaling * s B^T.
-A gradient that is not needed comes back as an empty [0, r].
+dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's.
+The forward is y = .. + scaling * s B^T. A gradient that is not needed comes back as an empty [0, r].
 """
 
 import torch

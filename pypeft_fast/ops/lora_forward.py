@@ -30,7 +30,7 @@ def _(x, weight, bias, lora_A, lora_B, scaling, p, seed):
     )
     lora_shrink.check_arguments(rows, lora_A, p, seed)
     if seed is not None and seed.numel() != 1:
-        raise ValueError(f"{op}: seed has {seed.numel()} elements; it takes one projection, so give one")
+        raise ValueError(f"{op}: seed has {seed.numel()} elements; give one: lora_forward has one projection")
     s, _ = lora_shrink.fake_outputs(rows, lora_A, 0.0, None)
     lora_linear.check_arguments(rows, weight, bias, s, lora_B, scaling, None, False)
 

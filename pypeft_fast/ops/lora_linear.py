@@ -3,9 +3,9 @@
 x [M, K], weight [N, K] (any strides), bias [N] or None, s [M, r] from lora_shrink, lora_B [N, r] -> y [M, N] in x's
 dtype. Source of LoRA: Hu et al., arXiv:2106.09685.
 
-With a scale [N], x's dtype or float32 over a half-precision x, the layer is DoRA's, z = x W^T + scaling * s B^T and
-y = scale * z + b: the bias is not scaled, and z is not rounded before it is. With need_z z itself, [M, N] in x's dtype,
-is returned too, for the gradient of the scale; otherwise, and without a scale, z is an empty [0, N]. Source of DoRA:
+With a scale [N] (x's dtype, or float32 with a half-precision x) the op is the DoRA layer: z = x W^T + scaling * s B^T
+and y = scale * z + b. The bias is not scaled, and z is not rounded before the scaling. With need_z the op also returns
+z [M, N] in x's dtype, for the gradient of the scale; else z is an empty [0, N]. Source of DoRA:
 Liu et al., arXiv:2402.09353.
 """
 
@@ -45,7 +45,7 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
         _check.shape(op, "scale", scale, (N,), f"[N] for weight of shape {tuple(weight.shape)}")
         _check.adapter_dtype(op, "x", x, "scale", scale)
     elif need_z:
-        raise ValueError(f"{op}: need_z=True without a scale: z is what a scale multiplies; give one, or need_z=False")
+        raise ValueError(f"{op}: need_z=True needs a scale, which multiplies z; give a scale, or need_z=False")
     _check.same_device(op, "x", x, weight=weight, bias=bias, s=s, lora_B=lora_B, scale=scale)
 
 
@@ -100,13 +100,13 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     no_z = x.new_empty(0, weight.shape[0])
     z = F.linear(x, weight, bias if scale is None else None)
     s, up = s.to(x.dtype), lora_B.to(x.dtype).t()
-    if scaling == 0:  # addmm would leave the product out, and with it the NaN that infinity times 0 is
+    if scaling == 0:  # addmm skips the product then, and loses the NaN of infinity * 0
         z.add_(s @ up * scaling)
     else:
         z.addmm_(s, up, alpha=scaling)
     if scale is None:
         return z, no_z
-    y = torch.empty_like(z) if need_z else z  # written through out=, in one rounding whatever scale's dtype
+    y = torch.empty_like(z) if need_z else z  # out= rounds once, whatever scale's dtype is
     y = torch.mul(z, scale, out=y) if bias is None else torch.addcmul(bias, z, scale, out=y)
     return y, z if need_z else no_z
 

@@ -3,8 +3,8 @@
 x [M, K], lora_A [r, K] -> s [M, r] in the wider dtype of the two, mask uint8 [M, ceil(K/8)] (philox.py gives its
 bits), or [0, ceil(K/8)] if p is 0. Source of LoRA: Hu et al., arXiv:2106.09685.
 
-Several projections of one x are stacked: with a seed [G], G a divisor of r, group g owns rows g*r/G .. (g+1)*r/G of
-lora_A and those columns of s, draws its mask from seed[g], and has it in rows g*M .. (g+1)*M of mask [G*M, ceil(K/8)].
+Several projections of one x may be stacked as groups. With seed [G], where G divides r, group g has rows g*r/G ..
+(g+1)*r/G of lora_A and the same columns of s, and draws rows g*M .. (g+1)*M of mask [G*M, ceil(K/8)] from seed[g].
 """
 
 import torch
@@ -31,8 +31,8 @@ def _(x, lora_A, p, seed):
         raise TypeError(f"{op}: seed must be an int64 tensor [G], got {seed.dtype} {tuple(seed.shape)}")
     if seed is not None and (seed.numel() == 0 or lora_A.shape[0] % seed.numel() != 0):
         raise ValueError(
-            f"{op}: seed has {seed.numel()} elements, one a group, and the {lora_A.shape[0]} rows of lora_A do not "
-            "fall into so many groups of one size"
+            f"{op}: seed has {seed.numel()} elements, one per group; the {lora_A.shape[0]} rows of lora_A must "
+            "divide into as many groups of one size"
         )
     _check.same_device(op, "x", x, lora_A=lora_A, seed=seed)
 

@@ -33,7 +33,7 @@ def philox_4x32_7(counter, key):
 
 
 def draw_seed(device, generator=None):
-    """An int64 tensor [1] from the torch generator of the device: follows manual_seed, costs no synchronisation."""
+    """An int64 tensor [1] from the torch generator of the device: it obeys manual_seed and needs no synchronisation."""
     return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
 
 

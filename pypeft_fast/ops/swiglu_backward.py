@@ -2,8 +2,8 @@
 
 dgate = dh * up * sigmoid(gate) * (1 + gate * (1 - sigmoid(gate))),  dup = dh * silu(gate).
 
-dh, gate, up [.., N], of one dtype and shape, any strides -> dgate, dup, h [.., N] in their dtype. h, which the gradient
-of a weight behind it needs, is so not kept from the forward pass; it comes back as an empty [0] if need_h is false.
+dh, gate, up [.., N], of one dtype and shape, any strides -> dgate, dup, h [.., N] in their dtype. h is needed
+for wgrad of the next layer; computing it again here saves keeping it from the forward pass. [0] if need_h is false.
 """
 
 import torch

@@ -37,7 +37,7 @@ def test_switching_off_between_forward_and_backward_raises(function, name):
     for parameter in parameters:  # as PEFT's switching does in our layers
         parameter.requires_grad_(False)
         parameter.frozen_by_switching = True
-    with pytest.raises(RuntimeError, match=f"{name} has ceased to require grad between forward and backward"):
+    with pytest.raises(RuntimeError, match=f"{name} stopped requiring grad between forward and backward"):
         y.sum().backward()
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -122,7 +122,7 @@ def test_adapters_of_several_kinds_answer_apart(command, tiny_model, tiny_adapte
     other = shutil.copytree(tiny_adapter, tmp_path / "other")
     (other / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     result = command("chat", "--model", tiny_model, "--adapter", tiny_adapter, "--adapter", other, "--prompt", "hi")
-    mistake(result, f"--adapter {other} is of IA3 and --adapter {tiny_adapter} of LORA", "by themselves")
+    mistake(result, f"--adapter {other} is of IA3 and --adapter {tiny_adapter} of LORA", "once for each kind")
 
 
 def test_adapters(command, tiny_model, dialogues, tmp_path):

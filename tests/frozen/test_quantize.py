@@ -74,7 +74,7 @@ W, CODES, ABSMAX = torch.randn(6, 8), *pf.quantize(torch.randn(6, 8), nested=Fal
         (lambda: stored("nf4", CODES, ABSMAX, dtype=torch.int8), TypeError, "dtype=torch.int8; a quantised"),
         (lambda: stored("nf4", CODES, ABSMAX.half()), TypeError, "absmax is torch.float16"),
         (lambda: stored("nf4", CODES.int(), ABSMAX), TypeError, "codes is torch.int32"),
-        (lambda: stored("nf4", CODES, torch.ones(5)), ValueError, "absmax has 5 elements; for 48"),
+        (lambda: stored("nf4", CODES, torch.ones(5)), ValueError, "absmax has 5 elements; no block size"),
         (lambda: stored("int8", W, ABSMAX), TypeError, "weight is torch.float32, expected torch.int8"),
         (lambda: stored("int8", W.char(), ABSMAX), ValueError, "scale has 1 elements, expected 6"),
         (lambda: stored("fp8", W.to(torch.float8_e4m3fn), torch.ones(2, 3)), ValueError, r"scale has shape \(2, 3\)"),

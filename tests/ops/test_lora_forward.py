@@ -28,7 +28,7 @@ from tests.ops.rejections import assert_rejects
         (6, 0.0, ValueError, "give a seed if and only if p > 0"),
         (7, None, ValueError, "give a seed if and only if p > 0"),
         (7, lambda seed: seed.int(), TypeError, "seed must be an int64 tensor"),
-        (7, lambda seed: seed.repeat(3), ValueError, "seed has 3 elements; it takes one projection"),
+        (7, lambda seed: seed.repeat(3), ValueError, "seed has 3 elements; give one"),
     ],
 )
 def test_rejects(index, value, error, words):

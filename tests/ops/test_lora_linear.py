@@ -41,7 +41,7 @@ def test_long_sums_in_cpp_are_no_rougher_than_eager(M, dtype, options):
         (6, torch.ones(10, 1), ValueError, r"scale has shape \(10, 1\), expected \(10,\)"),
         (6, torch.ones(1), ValueError, "scale has shape"),
         (6, torch.ones(10).bfloat16(), TypeError, "scale is torch.bfloat16 over a torch.float32 x"),
-        (7, True, ValueError, "need_z=True without a scale: z is what a scale multiplies"),
+        (7, True, ValueError, "need_z=True needs a scale, which multiplies z"),
     ],
 )
 def test_rejects(index, value, error, words):

@@ -51,7 +51,8 @@ struct Right {
 };
 
 // The weight of these tensors, dense without a format; N and K count for table4, whose codes do not tell them; one may
-// be -1 there. std::runtime_error if the tensors do not fit, or a storage is too small: the op's check finds the words.
+// be -1 there. std::runtime_error if the tensors do not fit or a storage is too small; the op's check then raises the
+// full error.
 Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::string>& format,
               const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K);
 

@@ -1,4 +1,4 @@
-"""What an adapter's tensors have that its config contradicts, or that no adapter may have; read without PyTorch."""
+"""Contradictions between an adapter's tensors and its config, and invalid tensors; read without PyTorch."""
 
 import re
 from pathlib import Path

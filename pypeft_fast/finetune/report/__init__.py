@@ -1,1 +1,1 @@
-"""What tells of a run: sentences of advice, the loss plot, the adapter's README.md."""
+"""Reports of a run: advice, the loss plot, the adapter's README.md."""

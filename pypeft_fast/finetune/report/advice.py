@@ -5,10 +5,10 @@ from ..adapters.methods import METHODS
 
 FEW_STEPS = 20
 FEW_HELD_OUT = 5
-# Learning rates that pass without a word. AdamW moves a parameter by about the rate in a step: below the first, a
-# thousand steps move it by a thousandth; above the second, ten move it by as much as an adapter's values are large.
+# Learning rates without a warning. AdamW moves a parameter by about the rate per step: below the first rate a thousand
+# steps move it by less than a thousandth; above the second, ten steps move it by more than an adapter's typical value.
 RATES = (1e-6, 1e-1)
-SAME = 1e-4  # relative: losses that differ by less are the same one, rounded otherwise
+SAME = 1e-4  # relative: losses that differ by less differ only by rounding
 
 
 def shortened(data, max_length: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""README.md of an adapter: what it is, from what, how good, and how to use it."""
+"""README.md of an adapter: the method, the data, the loss, and how to use it."""
 
 import json
 import shlex

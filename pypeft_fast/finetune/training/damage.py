@@ -18,13 +18,13 @@ SAVED = {
     "scheduler.pt": ("last_epoch",),
     "rng_state.pth": ("python", "numpy", "cpu"),
 }
-# The errors of zipfile, and of torch.load with weights_only, about a file that is none of theirs.
+# The errors of zipfile and of torch.load with weights_only for a file of another kind.
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError)
 LOAD_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, RuntimeError)
 
 
 def of_checkpoint(folder: Path) -> str | None:
-    """What keeps a run from going on from this checkpoint."""
+    """Why a run cannot resume from this checkpoint, or None."""
     saved = (of_saved(folder / name, keys) for name, keys in SAVED.items())
     return of_state(folder / STATE) or next(filter(None, saved), None) or fault(folder)
 

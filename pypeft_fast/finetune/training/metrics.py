@@ -1,4 +1,4 @@
-"""What metrics.json tells of a run."""
+"""The contents of metrics.json."""
 
 import dataclasses
 import statistics

@@ -78,10 +78,10 @@ def _is_held(file, path: Path) -> bool:
 
 
 def begin(output: Path, settings) -> dict[str, str]:
-    """Removes what tells of an earlier run's course and writes the new one's settings.
+    """Removes the metrics and checkpoints of an earlier run and writes the settings of the new run.
 
-    The earlier run's adapter stays until this run's takes its place. Returns what is named like a checkpoint but is no
-    run's own, which stays too: {name: why}.
+    The earlier run's adapter stays until this run replaces it. Files named like checkpoints that no run wrote stay
+    too: they are returned as {name: why}.
     """
     with as_user_error(f"{output / METRICS_FILE} cannot be deleted", (OSError,)):
         (output / METRICS_FILE).unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def _check_settings(path: Path, now: dict) -> dict[str, str]:
 
 
 def _steps_of_complete(output: Path, settings: dict) -> int | None:
-    """The steps of a run with these settings that has written all it writes, metrics.json last; None if none has."""
+    """The steps of a completed run with these settings, which has metrics.json; None if there is no such run."""
     try:
         metrics = json_text.read_object(output / METRICS_FILE, METRICS_FILE)
     except UserError:

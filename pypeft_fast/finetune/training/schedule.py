@@ -1,4 +1,4 @@
-"""How long to train where the user does not say.
+"""The default length of a training run.
 
 A choice from few runs of LoRA on SmolLM2-135M: `python -m bench.defaults` makes more of them. The adapter of the
 lowest held-out loss is what a run keeps, so that a few epochs too many cost time only.

@@ -39,7 +39,7 @@ class TimedTrainer(Trainer):
         folder = output / f"checkpoint-{step}"
         try:
             with as_user_error(f"{folder} cannot be written", (OSError, RuntimeError, SafetensorError)):
-                (folder / STATE).unlink(missing_ok=True)  # of a checkpoint whose files are about to be replaced
+                (folder / STATE).unlink(missing_ok=True)  # the checkpoint is incomplete while its files are replaced
                 super()._save_checkpoint(*args, **kwargs)
                 settle(folder)
         except UserError:

@@ -100,7 +100,7 @@ def _check_value(path, name, value, depth):
 
 
 def _is_off(name, values) -> bool:
-    """A field that says nothing: null, false, empty, or of a feature whose switch use_<feature> is off."""
+    """Whether a field has no effect: null, false, empty, or an option of a feature whose use_<feature> is off."""
     value = values[name]
     if value is None or value is False or value in ("", [], {}):
         return True

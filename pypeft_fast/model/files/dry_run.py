@@ -1,4 +1,4 @@
-"""What PEFT would create: an adapter put on a skeleton of the model, whose tensors nobody computes.
+"""Dry run: puts an adapter on a skeleton of the model, to learn which tensors PEFT would create.
 
 PEFT itself injects, so that names, shapes and errors are its own for every method. Initialisations that compute on the
 base's weights (PiSSA, OLoRA, LoftQ, ...) are switched off, new tensors lie on the meta device. Where that is impossible

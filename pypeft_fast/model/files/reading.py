@@ -1,9 +1,9 @@
 """An adapter's two files as a pair of one save, held open; and where they are, on this machine or the hub.
 
-A save brings both files whole under other names, then renames the weights, then the config. The first rename is the
-moment of change: before it the old pair is there untouched, and after it a reader takes the config from its pending
-file until the second rename has happened. That file's name holds the fingerprint of what lies in the folder between the
-two, the old config and the new weights: as soon as anything else, such as PEFT, has written either, it is out of force.
+A save brings both files whole under other names, then renames the weights, then the config. The first rename
+commits the save: before it the old pair is untouched; after it a reader takes the config from the pending file until
+the second rename. The pending file's name holds the fingerprint of the old config and the new weights, the folder's
+contents between the two renames: if PEFT or another program writes either file, the pending file is invalid.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
     down_proj(act_fn(gate_proj(x)) * up_proj(x))
 
 The class of such a module is set to a subclass of its own that overrides forward, and back; parameters, names, state
-dict and isinstance relations stay. A module is known by its forward's bytecode, not by its architecture's name, and
-whatever the fused function cannot stand for runs in the module's own forward.
+dict and isinstance relations stay. A module is recognised by its forward's bytecode, not by its architecture's name.
+A call that the fused function does not support runs in the module's own forward.
 """
 
 import functools
@@ -24,7 +24,7 @@ from ..layers.swapped_class import set_class, why_not_forward
 
 
 class _Formula:
-    """The two ways in which transformers writes it; what the argument is called does not matter."""
+    """The two forms of this forward in transformers; the argument's name does not matter."""
 
     def assigned(self, x):
         down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -35,7 +35,7 @@ class _Formula:
 
 
 def _meaning(function):
-    """What of a plain function decides what it computes; of any other callable, None."""
+    """The parts of a plain function that decide its result; None for any other callable."""
     code = getattr(function, "__code__", None)
     if code is None:
         return None
@@ -73,7 +73,7 @@ class GatedMLP(nn.Module):
             _detach(self)
 
     def __reduce_ex__(self, protocol):
-        """Copies and pickles: the generated class has no name to be found by."""
+        """For copy and pickle, which cannot find the generated class by name."""
         if not _is_ours(self):
             return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(2)
@@ -136,7 +136,7 @@ def why_not(module) -> str | None:
 
 
 def _is_ours(module) -> bool:
-    """Whether its class is the generated one. FSDP2 derives another from it, whose end is not ours to make."""
+    """Whether the module has exactly the generated class, not one that FSDP2 has derived from it, which must stay."""
     return type(module) is _fused(module._unfused)
 
 
@@ -179,7 +179,7 @@ def refresh(model) -> tuple[dict[str, nn.Module], dict[str, str]]:
 def join_when_placed(down) -> None:
     """Fuses the gated module that gets this layer as its down_proj, as soon as it gets it.
 
-    PEFT builds a layer without a word about where it will stand; setattr of the parent is the first to know.
+    PEFT builds a layer before its place in the model is known; the parent's setattr is the first call that knows it.
     """
     awaited = weakref.ref(down)
 

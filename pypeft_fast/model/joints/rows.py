@@ -1,7 +1,7 @@
 """Which adapter each row of a batch belongs to, for the one call that says so.
 
-`adapter_names` of a model's forward or generate names an adapter a row. PEFT hands the names to the layers by hooks on
-the modules, where two threads meet each other's. Here they live in a variable of the thread: each call sees its own.
+`adapter_names` of a model's forward or generate names an adapter a row. PEFT passes the names to the layers by hooks
+on the modules, so two threads get each other's names. Here a thread-local variable holds the names of a call.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def current() -> Rows | None:
 
 @contextlib.contextmanager
 def generating():
-    """Within the block a call's rows are prompts, of which generate may make several rows each."""
+    """Within the block the rows of a call are prompts; generate may expand each to several rows."""
     before, _thread.is_generating = _thread.is_generating, True
     try:
         yield

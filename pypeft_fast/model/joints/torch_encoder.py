@@ -5,7 +5,7 @@ from torch import nn
 
 
 def keep_layers_called(model) -> None:
-    """Switches that shortcut off wherever it would pass an adapter by."""
+    """Switches off this fast path in every layer where it would bypass an adapter."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _has_adapters(module):
             _set(module, activation_relu_or_gelu=0)

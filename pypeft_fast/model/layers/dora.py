@@ -1,4 +1,4 @@
-"""DoRA as a part of a layer (Liu et al., arXiv:2402.09353): LoRA with a trained length for every row of the weight."""
+"""DoRA as a part of a layer (Liu et al., arXiv:2402.09353): LoRA with a trained norm for every row of the weight."""
 
 import torch
 

@@ -13,7 +13,7 @@ class ExactMerge:
 
     _frozen = None  # (weight or Frozen, bias.data or None) of the base layer before the first merge
     _held = None  # the attributes in which that weight was
-    _merged_bits = None  # of what merging made of them: whatever is written into the base meanwhile changes these
+    _merged_bits = None  # bit sums of the merged values: a later write into the base changes the sums
 
     def merge(self, safe_merge=False, adapter_names=None):
         """Folds adapters (default: the active ones) into the base layer; ValueError with safe_merge for NaN.
@@ -56,8 +56,8 @@ class ExactMerge:
     def unmerge(self):
         """Puts the base layer's own weight and bias back, bit for bit.
 
-        If they were written while merged, by another method's layer or an averaging of weights, what merging has
-        changed is taken off what is there now instead; of a quantised weight PEFT takes it off.
+        If another method's layer or weight averaging has written them while merged, the merged update is subtracted
+        from the current values instead; for a quantised weight PEFT subtracts it.
         """
         frozen, held, merged_bits, names = self._frozen, self._held, self._merged_bits, list(self.merged_adapters)
         self._frozen = self._held = self._merged_bits = None

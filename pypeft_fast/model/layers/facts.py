@@ -1,9 +1,9 @@
-"""What a module, a tensor and an input are now, as plain tuples: all that the rules about a call may look at.
+"""The current facts of modules, tensors and inputs as plain tuples: the only input of the rules about a call.
 
 A layer's facts are read anew at every call, because hooks, `.data`, dtypes, parameters and modes may change at any
 time. The rules (rules.py, frozen_base.py, and each method's own) are functions of these tuples alone, so that a layer
-may keep their answer for as long as the facts are equal. While decoding a token the reading is much of the time of a
-small layer: what nn.Module would search for in Python, in __getattr__, is taken from the dictionaries in which it lies.
+may cache their answer while the facts stay equal. In decoding, reading the facts takes much of a small layer's time, so
+attributes are read from the module's dictionaries directly and not through the Python code of nn.Module.__getattr__.
 """
 
 import torch
@@ -41,7 +41,7 @@ def of_dropout(module):
 def of_linear(module):
     """((of the module, of its weight, of its bias or None), weight, bias); ((of the module,), None, None) of another.
 
-    Most of a call's reading is here, so that it does without the calls of of_module, tensor_of and of_tensor.
+    Most facts of a call are read here, so of_module, tensor_of and of_tensor are inlined.
     """
     kind, state = type(module), module.__dict__
     hooked = (

@@ -1,4 +1,4 @@
-"""The frozen layer under the adapters: read here and nowhere else, with the reasons why it cannot be read.
+"""Reads the frozen layer under the adapters, or says why it cannot be read. No other file reads it.
 
 A module that stores its weight in another way is accepted by reading its tensors in `read` and by its rule in
 `why_not`: every method, the counters and the report follow. A quantised module is read as a `Frozen`. Linear4bit

@@ -30,7 +30,7 @@ FUSED, AROUND = "fused", "fused around the base: "
 
 
 class Judged:
-    """The facts of a layer's last call and what the rules said of them; a copied or unpickled layer asks anew."""
+    """A cache: the facts of a layer's last call and the rules' answer. A copied or unpickled layer starts empty."""
 
     __slots__ = ("last",)
 
@@ -110,11 +110,11 @@ class FusedLayer(Marked, ExactMerge):
         reason = why_not_now(compiling)
         if args or kwargs and any(value is not None for value in kwargs.values()):
             reason = "the call has further arguments"
-        if reason is not None:  # what is read would be another than it seems within a transform or a trace
+        if reason is not None:  # the facts are not valid inside a transform or a trace
             return reason, False, (), None, None, False
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
         of_x, method = of_input(x), self.method
-        if len(active) == 1:  # flat: while decoding a token this is much of the time of a small layer
+        if len(active) == 1:  # inlined: in decoding this takes much of a small layer's time
             kind = method(self, active[0])
             found, part = kind.read(self, active[0])
             facts, parts = (base, of_x, kind, found, by_row), (part,)
@@ -159,7 +159,7 @@ class FusedLayer(Marked, ExactMerge):
         layer._fused_calls, layer._judged = Counter(), Judged()
 
     def detach(self) -> None:
-        """Takes it back; adapters that are merged are merged by PEFT's own arithmetic then."""
+        """Gives the layer its PEFT class again; merged adapters are merged again by PEFT's own arithmetic."""
         names = list(self.merged_adapters)
         if names:
             self.unmerge()

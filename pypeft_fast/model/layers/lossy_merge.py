@@ -11,7 +11,7 @@ _shares = contextvars.ContextVar("pypeft_fast.lossy_merge", default=None)
 
 @contextlib.contextmanager
 def lossy_merge() -> Iterator[list[float]]:
-    """Within it PEFT's merging into a quantised base keeps whatever is left of an adapter after rounding.
+    """Within the block PEFT merges into a quantised base even if rounding loses most of the update.
 
         with pf.lossy_merge() as shares:
             model.merge_adapter()

@@ -1,4 +1,4 @@
-"""Part: what one method adds to a frozen linear layer, and the layer's output from such parts.
+"""Part: the contribution of one method to a frozen linear layer, and the layer's output computed from its parts.
 
     y = outputs * (product(inputs * x, W) + b)
 
@@ -38,7 +38,7 @@ class Part:
 
     @staticmethod
     def why_not_beside(found, x) -> str | None:
-        """Why it cannot beside this input, of which x are the facts."""
+        """Why the adapter cannot be fused with an input of these facts x, or None."""
 
     @staticmethod
     def why_not_together(found, x, by_row) -> str | None:
@@ -46,7 +46,7 @@ class Part:
         return "adapter_names" if by_row else "several active adapters"
 
     def plus(self, others):
-        """One part of this and the others, which `why_not_together` has let pass."""
+        """Combines this part and the others, which `why_not_together` has accepted, into one part."""
         raise NotImplementedError
 
     def merged(self, total, frozen):
@@ -84,7 +84,7 @@ def _product(part, x, weight, bias, is_plain):
 
 
 def compute_around(parts, x, base):
-    """y [.., N] where only the frozen layer itself knows its product: it is called, with its hooks.
+    """y [.., N] if only the frozen layer itself can compute its product: the layer is called, with its hooks.
 
     RuntimeError if what it returns has no gradient to x though x needs one: the layers before it would train on
     nothing.

@@ -27,7 +27,7 @@ class FusedAround(FusedLoRA):
     """What the generated class puts before PEFT's."""
 
     def __reduce_ex__(self, protocol):
-        """Copies and pickles: the generated class has no name to be found by."""
+        """For copy and pickle, which cannot find the generated class by name."""
         if type(self) is not _fused(self.peft_class):
             return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(2)

@@ -1,7 +1,7 @@
 """Why a part of a layer cannot run on the fused ops, from its facts alone: the text that reports and counters show.
 
-A fused op reads the weights of the layer's submodules itself instead of calling them. So it may stand in for them only
-where each is exactly what it seems: no hooks, no forward of its own, no sharded, quantised or wrapped tensor. Each
+A fused op reads the weights of the layer's submodules instead of calling the submodules. So it may replace them only
+if each has no hooks, no forward of its own, and no sharded, quantised or wrapped tensor. Each
 function takes facts as facts.py reads them; `why_not_now` asks about the process instead.
 """
 
@@ -86,7 +86,7 @@ def computing(dtype, cast) -> torch.dtype:
 
 
 def why_not_now(compiling=None) -> str | None:
-    """What stands around the call, whatever the layer is; compiling: torch.compiler.is_compiling(), if it is known."""
+    """Conditions of the process that hold for every layer; compiling: torch.compiler.is_compiling(), if known."""
     if nn_module._has_any_global_hook():
         return "a global module hook is registered"
     if nn.Linear.forward is not _LINEAR:

@@ -1,4 +1,4 @@
-"""The class of a module set to a fused subclass and back, with what wrappers have left on the instance."""
+"""Sets the class of a module to a fused subclass and back, and cleans up what wrappers left on the instance."""
 
 _OURS = __package__.rpartition(".")[0] + "."  # pypeft_fast.model.
 
@@ -6,8 +6,8 @@ _OURS = __package__.rpartition(".")[0] + "."  # pypeft_fast.model.
 def has_own_forward(module) -> bool:
     """Whether calls do not reach the forward of the module's class: accelerate's hooks stand there, or a function.
 
-    When accelerate's hooks are removed they leave the method of the class itself, and maybe that of a fused class which
-    the module has no longer, which calls the one of the class: neither counts.
+    Removed accelerate hooks leave a forward on the instance: the method of its class, or of a fused class that the
+    module no longer has and that calls the method of its class. Neither counts.
     """
     forward = vars(module).get("forward")
     if forward is None:
@@ -19,7 +19,7 @@ def has_own_forward(module) -> bool:
 
 
 def set_class(module, kind) -> None:
-    """What accelerate leaves as the module's own forward would go on standing before that of its class: it goes too."""
+    """Removes the instance's forward that accelerate leaves behind, which would hide the forward of the class."""
     if "forward" in vars(module) and not has_own_forward(module):
         del module.forward
     module.__class__ = kind

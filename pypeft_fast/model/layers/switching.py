@@ -1,7 +1,7 @@
-"""Marks the parameters that switching adapters has frozen, so that a backward pass which comes too late can say so.
+"""Marks the parameters that switching adapters has frozen, so that a later backward pass can raise an error.
 
-PEFT's set_adapter and enable_adapters freeze the adapters that are not active. Between forward and backward that loses
-their gradients without a word; a user who freezes a parameter himself means it.
+PEFT's set_adapter and enable_adapters freeze the adapters that are not active. Between forward and backward that
+silently loses their gradients. A parameter that the user freezes is not marked: that is intended.
 """
 
 from torch import nn

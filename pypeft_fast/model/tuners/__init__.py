@@ -1,4 +1,4 @@
-"""What Hugging Face PEFT lacks, as methods of PEFT: BitFit and bottleneck adapters. Importing registers them."""
+"""BitFit and bottleneck adapters, which Hugging Face PEFT lacks, as PEFT methods. Importing registers them."""
 
 from . import register as _registers  # noqa: F401
 from .bitfit import BitFitModel

@@ -32,7 +32,7 @@ class BitFitModel(TunerModel):
         found = super()._check_target_module_exists(config, key)
         if found or not isinstance(config, BitFitConfig):
             return found
-        return check_target_module_exists(replace(config, target_modules=[]), key)  # False, or that it is excluded
+        return check_target_module_exists(replace(config, target_modules=[]), key)  # False, or the exclusion marker
 
     def _create_and_replace(self, config, adapter_name, target, target_name, parent, current_key, **options):
         if isinstance(config, BitFitConfig):
@@ -48,7 +48,7 @@ class BitFitModel(TunerModel):
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        self._tie(adapter_name)  # after a file was loaded onto tensors of no memory, one for each module
+        self._tie(adapter_name)  # loading onto meta tensors unties
 
     def _tie(self, adapter):
         first: dict[nn.Parameter, nn.Parameter] = {}
@@ -100,7 +100,7 @@ def plan(model, config) -> dict[str, nn.Module]:
 
 
 def _belongs_to_a_child(module) -> bool:
-    """Whether the module holds its bias for one inside it, as some output layers' parents do."""
+    """Whether a module inside this one holds the same bias, as in the parents of some output layers."""
     own = module._parameters.get("bias")
     inside = (base_of(child)._parameters.get("bias") for child in module.modules() if child is not module)
     return own is not None and any(bias is own for bias in inside)

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
-    """A module of the model, `base_layer`, with named adapters; what the model's code reads of it is still there.
+    """A module of the model, `base_layer`, with named adapters; the module's attributes stay readable.
 
     base_layer may be a tuner layer of PEFT in its turn.
     """
@@ -40,7 +40,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         return [p for item in held for p in ([item] if isinstance(item, nn.Parameter) else item.parameters())]
 
     def cast_adapter(self, adapter, autocast) -> None:
-        """In place, so that what several layers share stays shared, and what does not train goes on not training."""
+        """Casts in place, so that shared parameters stay shared and frozen parameters stay frozen."""
         for parameter in self.parameters_of(adapter):
             parameter.data = parameter.data.to(self.adapter_dtype(autocast))
 

@@ -44,7 +44,7 @@ class TunerModel(BaseTuner):
         if hasattr(new_module, "base_layer"):
             super()._replace_module(parent, child_name, new_module, child)
         else:
-            setattr(parent, child_name, new_module)  # the module as it was, which may have no weight
+            setattr(parent, child_name, new_module)  # PEFT's own _replace_module would need a weight
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
         if not isinstance(self.peft_config[adapter_name], TunerConfig):

@@ -1,4 +1,4 @@
-"""A module run with another bias than its own, without touching it: other threads may be running it."""
+"""Runs a module with another bias without changing the module, which other threads may be running."""
 
 import functools
 
