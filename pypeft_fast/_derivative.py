@@ -65,15 +65,16 @@ def _has_tangent(args) -> bool:
 
 def _flat(args):
     """(of every argument None, or its length if it is a list of tensors; the arguments with such lists spread out)."""
-    lengths = tuple(len(a) if isinstance(a, (list, tuple)) and a and _holds_tensors(a) else None for a in args)
+    lengths = tuple(len(a) if is_tensor_list(a) else None for a in args)
     spread = []
     for length, arg in zip(lengths, args, strict=True):
         spread += [arg] if length is None else arg
     return lengths, *spread
 
 
-def _holds_tensors(values) -> bool:
-    return isinstance(values[0], torch.Tensor)
+def is_tensor_list(arg) -> bool:
+    """Whether an argument is a list of tensors."""
+    return isinstance(arg, (list, tuple)) and len(arg) > 0 and isinstance(arg[0], torch.Tensor)
 
 
 def _spread(lengths, found):

@@ -23,6 +23,14 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads; the number of threads is restored after the test, also if it fails."""
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
 def pytest_configure():
     device.prepare()
     # One thread a worker: the suite is run by several, and results must not depend on it.

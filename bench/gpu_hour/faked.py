@@ -1,6 +1,6 @@
 """A plugin of pytest for rehearsals: pytest collects the tests as it would on an sm_90 GPU, but cannot run them."""
 
-import contextlib
+import importlib.util
 import sys
 from types import SimpleNamespace
 
@@ -19,8 +19,8 @@ FAKED = {
 def pytest_configure(config):
     if not config.option.collectonly:
         raise pytest.UsageError("bench.gpu_hour.faked only collects: no test can run on a GPU that is not there")
-    with contextlib.suppress(ImportError):  # it imports bitsandbytes, which needs a CUDA build where there is a GPU
-        import peft  # noqa: F401
+    if importlib.util.find_spec("peft"):  # it imports bitsandbytes, which needs a CUDA build where it sees a GPU
+        importlib.import_module("peft")
     for name, function in FAKED.items():
         setattr(torch.cuda, name, function)
     torch.set_default_device = lambda device: None

@@ -38,22 +38,16 @@ std::tuple<Tensor, Tensors, Tensors> multi_lora_backward(
   const char* op = "multi_lora_backward";
   check_storages(op, "dY", dY, "x", x, "adapter_index", adapter_index, "s", s, "mask", mask);
   const size_t n = lora_A.size();
-  fits(n > 0 && lora_B.size() == n && scalings.size() == n && ps.size() == n);
-  fits(dY.dim() > 0 && is_activation(dY) && is_matrix(s) && is_adapter(s, dY) && is_matrix(lora_A[0]));
+  fits(dY.dim() > 0 && is_activation(dY) && is_matrix(s) && is_adapter(s, dY) && n > 0 && is_matrix(lora_A[0]));
   const int64_t M = rows_of(dY), N = dY.size(-1), K = lora_A[0].size(1);
-  int64_t most = 0;
+  const int64_t most = fit_adapters(op, dY, lora_A, lora_B, scalings, ps, N, K);
   bool drops = false;
   Tensors A, B;
   std::vector<double> kept;
   for (size_t a = 0; a < n; ++a) {
-    check_storages(op, "lora_A", lora_A[a], "lora_B", lora_B[a]);
-    fits(is_matrix(lora_A[a]) && is_matrix(lora_B[a]) && lora_A[a].size(1) == K && lora_B[a].size(0) == N);
-    fits(lora_A[a].size(0) > 0 && lora_B[a].size(1) == lora_A[a].size(0) && is_probability(ps[a]));
-    fits(is_adapter(lora_A[a], dY) && is_adapter(lora_B[a], dY));
-    fits(like(lora_A[a], lora_A[0]) && like(lora_B[a], lora_B[0]));
     A.push_back(with_dense_rows(lora_A[a])), B.push_back(with_dense_rows(lora_B[a]));
     kept.push_back(dropout_scale(ps[a]));
-    most = std::max(most, A[a].size(0)), drops = drops || ps[a] > 0;
+    drops = drops || ps[a] > 0;
   }
   fits(s.size(0) == M && s.size(1) == most && like(s, lora_A[0]));
   std::optional<Frozen> w;

@@ -19,28 +19,22 @@ std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(
   const char* op = "multi_lora_forward";
   check_storages(op, "x", x, "bias", bias, "adapter_index", adapter_index, "seeds", seeds);
   const size_t n = lora_A.size();
-  fits(n > 0 && lora_B.size() == n && scalings.size() == n && ps.size() == n);
-  fits(is_activation(x) && x.dim() > 0 && is_matrix(lora_B[0]));
+  fits(is_activation(x) && x.dim() > 0 && !lora_B.empty() && is_matrix(lora_B[0]));
   const int64_t K = x.size(-1), N = lora_B[0].size(0), M = rows_of(x);
   const Frozen w = frozen(op, weight, format, scales, N, K);
   fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, x)));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
+  const int64_t most = fit_adapters(op, x, lora_A, lora_B, scalings, ps, N, K);
   std::vector<Tensor> A, B;
   std::vector<Adapter> down, up;
   bool drops = false;
-  int64_t most = 0;
   for (size_t a = 0; a < n; ++a) {
-    check_storages(op, "lora_A", lora_A[a], "lora_B", lora_B[a]);
-    fits(is_matrix(lora_A[a]) && is_matrix(lora_B[a]) && lora_A[a].size(1) == K && lora_B[a].size(0) == N);
-    fits(lora_A[a].size(0) > 0 && lora_B[a].size(1) == lora_A[a].size(0) && is_probability(ps[a]));
-    fits(is_adapter(lora_A[a], x) && is_adapter(lora_B[a], x));
-    fits(like(lora_A[a], lora_A[0]) && like(lora_B[a], lora_B[0]));
     A.push_back(with_dense_rows(lora_A[a])), B.push_back(with_dense_rows(lora_B[a]));
     const int64_t r = A[a].size(0);
     const float kept = static_cast<float>(dropout_scale(ps[a]));
     down.push_back({A[a].const_data_ptr(), A[a].stride(0), r, kept, ps[a] > 0, dropout_threshold(ps[a]), 0});
     up.push_back({B[a].const_data_ptr(), B[a].stride(0), r, static_cast<float>(scalings[a]), false, 0, 0});
-    drops = drops || ps[a] > 0, most = std::max(most, r);
+    drops = drops || ps[a] > 0;
   }
   fits(seeds.has_value() == drops);
   if (seeds) {

@@ -9,7 +9,7 @@ import torch
 
 from .._op import PLAIN
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
-from ..ops import _check, _segments
+from ..ops import _check, _segments, philox
 from ..ops.multi_lora_backward import multi_lora_backward
 from ..ops.multi_lora_forward import multi_lora_forward
 from ._autocast import autocast_as_linear, autocast_lora
@@ -120,6 +120,8 @@ def multi_lora_linear(
         weight = operand(weight)
     lora_A, lora_B = _listed("lora_A", lora_A), _listed("lora_B", lora_B)
     n = len(lora_A)
+    if len(lora_B) != n:
+        raise ValueError(f"{NAME}: lora_B has {len(lora_B)} elements for {n} adapters in lora_A; give one an adapter")
     scalings, ps = _numbers("scalings", scalings, n), _numbers("dropout_ps", dropout_ps, n)
     for p in ps:
         _check.dropout_p(NAME, p)
@@ -131,13 +133,10 @@ def multi_lora_linear(
         _check.frozen(NAME, x, weight)
         _segments.check_adapters(NAME, "x", x, lora_A, lora_B, scalings, ps, *weight.shape)
     ps = ps if training else (0.0,) * n
-    seeds = None
-    if any(ps):
-        seeds = torch.randint(2**63 - 1, (n,), dtype=torch.int64, device=x.device, generator=generator)
+    seeds = philox.draw_seed(x.device, generator, n) if any(ps) else None
     if not takes_a_function():
         its = list(lora_A), list(lora_B), index, list(scalings), list(ps), seeds
         return multi_lora_forward(x, weight, bias, *its)[0]
-    _segments.check_adapters(NAME, "x", x, lora_A, lora_B, scalings, ps, *weight.shape)
     weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)
     args = x, weight, bias, index, seeds, scalings, ps, n
     return MultiLoRALinearFunction.apply(*args, *lora_A, *lora_B, *its)

@@ -29,7 +29,8 @@ class MultiLoRALinear(AdapterLinear):
     `multi_lora_linear` as a module. Its parameters are one pair for each of max_adapters slots, lora_A[i]
     [max_rank, K] and lora_B[i] [N, max_rank], made once: an adapter is copied into a free slot, so that add, replace
     and remove allocate nothing, and torch.compile's graph stays valid (in training mode, while the dropout rates stay
-    as they are). Behind an adapter's own rank its slot is zero, and so are the gradients there.
+    as they are). Behind an adapter's own rank its slot is zero, and so are the gradients there. The state that an
+    optimiser keeps of a slot is not the bank's: give an adapter that is to train an optimiser of its own.
 
     Args:
         in_features, out_features, bias: as in nn.Linear (K, N).
@@ -76,13 +77,15 @@ class MultiLoRALinear(AdapterLinear):
         self.lora_A = nn.ParameterList(torch.zeros(max_rank, self.in_features, **like) for _ in slots)
         self.lora_B = nn.ParameterList(torch.zeros(self.out_features, max_rank, **like) for _ in slots)
         # What a compiled graph reads, which takes plain numbers for constants.
-        self.register_buffer("_factors", torch.ones(max_adapters, device=like["device"]), persistent=False)
+        self.register_buffer("_factors", torch.empty(max_adapters, device=like["device"]), persistent=False)
         self._empty()
 
     def _empty(self):
         self._held: dict[str, Held] = {}
+        self._factors.fill_(1)
         self._free = deque(range(self.max_adapters))  # the one that has been free for longest comes first
-        self._scalings, self._dropouts = [1.0] * self.max_adapters, [0.0] * self.max_adapters
+        n = self.max_adapters
+        self._ranks, self._scalings, self._dropouts = [self.max_rank] * n, [1.0] * n, [0.0] * n
 
     def _reset_adapter(self):
         for parameter in (*self.lora_A, *self.lora_B):
@@ -145,6 +148,10 @@ class MultiLoRALinear(AdapterLinear):
         if torch.compiler.is_compiling():
             B = [b * factor for b, factor in zip(B, self._factors.unbind(), strict=True)]
             scalings = 1.0
+        else:
+            for slot, r in enumerate(self._ranks):
+                if r < self.max_rank:  # only the adapter's own rank is multiplied
+                    A[slot], B[slot] = A[slot][:r], B[slot][:, :r]
         ps = self._dropouts if self.training else 0.0
         return self._over(x, lambda x, W, b: multi_lora_linear(x, W, A, B, index, b, scalings=scalings, dropout_ps=ps))
 
@@ -169,10 +176,14 @@ class MultiLoRALinear(AdapterLinear):
         A, B, r = self.lora_A[slot], self.lora_B[slot], lora_A.shape[0]
         A[:r], B[:, :r] = lora_A, lora_B
         A[r:], B[:, r:] = 0, 0
-        self._held[name] = Held(slot, r, float(scaling), float(dropout))
-        self._scalings[slot], self._dropouts[slot] = float(scaling), float(dropout)
-        self._factors[slot] = scaling
+        A.grad = B.grad = None
+        self._hold(name, Held(slot, r, float(scaling), float(dropout)))
         return slot
+
+    def _hold(self, name, held):
+        self._held[name], slot = held, held.slot
+        self._ranks[slot], self._scalings[slot], self._dropouts[slot] = held.r, held.scaling, held.dropout
+        self._factors[slot] = held.scaling
 
     def merge(self, force: bool = False) -> float:
         """RuntimeError: rows have different adapters, and a weight can hold one."""
@@ -186,10 +197,8 @@ class MultiLoRALinear(AdapterLinear):
     def set_extra_state(self, state: torch.Tensor) -> None:
         self._empty()
         for name, held in json.loads(bytes(state.tolist())).items():
-            self._held[name] = held = Held(**held)
-            self._free.remove(held.slot)
-            self._scalings[held.slot], self._dropouts[held.slot] = held.scaling, held.dropout
-            self._factors[held.slot] = held.scaling
+            self._hold(name, Held(**held))
+            self._free.remove(held["slot"])
 
     def extra_repr(self) -> str:
         names = ", ".join(self._held) or "none"

@@ -32,9 +32,9 @@ def philox_4x32_7(counter, key):
     return c0, c1, c2, c3
 
 
-def draw_seed(device, generator=None):
-    """An int64 tensor [1] from the torch generator of the device: it obeys manual_seed and needs no synchronisation."""
-    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+def draw_seed(device, generator=None, count=1):
+    """An int64 tensor [count] from the torch generator of the device: it obeys manual_seed and does not synchronise."""
+    return torch.randint(2**63 - 1, (count,), dtype=torch.int64, device=device, generator=generator)
 
 
 def threshold(p: float) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from .._derivative import is_tensor_list
 from .._op import OPS, Op, recording, using
 from ..frozen.operand import Frozen, dense
 from .case import Case
@@ -29,7 +30,7 @@ def available(op: Op) -> list[str]:
 def _all_wide(args):
     """args in float64. A list beside codes is their scales, which are of the format's own dtypes."""
     codes = isinstance(args[0], torch.Tensor) and args[0].element_size() == 1
-    return [[_wide(t) for t in value] if _is_list(value) and not codes else _wide(value) for value in args]
+    return [[_wide(t) for t in value] if is_tensor_list(value) and not codes else _wide(value) for value in args]
 
 
 def _wide(value):
@@ -40,18 +41,13 @@ def _wide(value):
     return torch.float64 if isinstance(value, torch.dtype) else value
 
 
-def _is_list(value):
-    """A list of tensors."""
-    return isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], torch.Tensor)
-
-
 def _eager(op_name, args):
     """What PyTorch alone gives, of a quantised weight after it is decoded to the dtype of the products."""
     return EAGER[op_name](*(dense(a) if isinstance(a, Frozen) else a for a in args))
 
 
 def _tensors(value):
-    if _is_list(value):
+    if is_tensor_list(value):
         tensors = value
     else:
         tensors = value.tensors if isinstance(value, Frozen) else [value] if isinstance(value, torch.Tensor) else []
@@ -65,7 +61,7 @@ def _copies(args):
 def _tuple(outputs):
     """Every tensor of the outputs, those of lists too."""
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return tuple(t for out in outputs for t in (out if _is_list(out) else (out,)))
+    return tuple(t for out in outputs for t in (out if is_tensor_list(out) else (out,)))
 
 
 def _eager_errors(op_name, reference, case):

@@ -2,17 +2,17 @@
 
 import json
 
+import pytest
 import torch
 
 from bench import quantized, quantized_model
 
 
+@pytest.mark.usefixtures("set_threads")  # the benchmark sets one
 def test_a_layer_in_every_format(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quantized, "STEPS", [(24, 128, 64)])
     monkeypatch.setattr(quantized, "DECODED", (1, 128, 64))
-    threads = torch.get_num_threads()
     quantized.main(["--seconds", "0", "--output", str(tmp_path)])
-    torch.set_num_threads(threads)
     found = json.loads((tmp_path / "quantized.json").read_text())
     assert len(found["results"]) == 2 * len(quantized.FORMATS) and len(found["targets"]) == 3
     assert "PEFT" in found["results"]["nf4 24x128x64"] and "PEFT" not in found["results"]["fp8 24x128x64"]

@@ -7,7 +7,7 @@ import torch
 
 from pypeft_fast.finetune.adapters.methods import METHODS
 
-pytest.importorskip("bitsandbytes")
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 
 @pytest.fixture(scope="module")

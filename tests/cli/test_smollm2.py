@@ -52,7 +52,7 @@ def test_from_data_to_a_merged_model(command, tmp_path):
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_over_a_quantised_base(command, tmp_path, quantize):
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     common = ["--model", "smollm2", "--data", FAQ, "--output", tmp_path / "adapter", "--quantize", quantize]
     code, out, err = command("finetune", *common, "--max-steps", 8, "--eval-every", 8, "--dtype", "bfloat16")
     assert code == 0, err

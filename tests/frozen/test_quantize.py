@@ -6,7 +6,7 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 functional = bitsandbytes.functional
 SHAPES = [(64, 128), (33, 70), (7, 9), (96, 1024)]  # whole blocks; blocks across rows; an odd number of weights
 FOUR_BIT = pytest.mark.parametrize("format", ["nf4", "fp4"])

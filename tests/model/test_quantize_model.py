@@ -14,7 +14,7 @@ from transformers import (
 
 import pypeft_fast as pf
 
-bitsandbytes = pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 IDS = torch.arange(12).view(1, 12) % 50
 FORMATS = pytest.mark.parametrize("format", ["nf4", "fp4", "int8"])
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
 
 import pypeft_fast as pf
 from tests.nn.copies import COPIES
@@ -69,6 +70,25 @@ def test_rows_of_a_removed_adapter_finish_with_it_until_its_slot_is_taken():
     module.remove("desk")
     module.add("sales", *matrices(2, 3))  # another slot has been free for longer
     assert torch.equal(module(x, index), before)
+
+
+def test_a_rank_below_the_most_costs_its_own_products_only():
+    def flops(r):
+        module = pf.nn.MultiLoRALinear(K, N, max_adapters=1, max_rank=16)
+        module.add("desk", *matrices(r))
+        with FlopCounterMode(display=False) as counted:
+            module(torch.randn(4, K), ["desk"] * 4)
+        return counted.get_total_flops()
+
+    assert flops(2) == 2 * 4 * (N * K + (N + K) * 2) < flops(16)
+
+
+def test_an_adapter_has_no_gradient_of_the_one_before_it():
+    module = bank()
+    module(torch.randn(2, K), ["desk", "billing"]).sum().backward()
+    slots = {name: module.parameters_of(name) for name in ("desk", "billing")}
+    module.replace("desk", *matrices(2))
+    assert all(t.grad is None for t in slots["desk"]) and all(t.grad is not None for t in slots["billing"])
 
 
 def test_adding_recompiles_nothing():

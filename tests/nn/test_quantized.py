@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_named(change, words, grad):
 
 
 def _linear_4bit(weight, **options):
-    bitsandbytes = pytest.importorskip("bitsandbytes")
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     linear = bitsandbytes.nn.Linear4bit(K, N, quant_type="nf4", **options)
     linear.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
     return linear.to("cpu")

@@ -90,15 +90,13 @@ def test_autocast_changes_nothing_inside_an_op(op, kernel):
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
-def test_is_deterministic_at_any_number_of_threads(op, kernel):
+def test_is_deterministic_at_any_number_of_threads(op, kernel, set_threads):
     args = sample(op, Case(257, 130, 140, 16, 0.3))
-    threads = torch.get_num_threads()
     results = []
     with pf.using(kernel):
         for n in (1, 2, 2):
-            torch.set_num_threads(n)
+            set_threads(n)
             results.append(OPS[op](*args))
-    torch.set_num_threads(threads)
     torch.testing.assert_close(results[1], results[2], rtol=0, atol=0)
     torch.testing.assert_close(results[0], results[1])
 

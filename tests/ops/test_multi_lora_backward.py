@@ -74,13 +74,13 @@ def test_each_adapter_is_what_it_is_alone(kernel, n):
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_neither_the_other_rows_nor_the_threads_change_a_bit(dtype):
+def test_neither_the_other_rows_nor_the_threads_change_a_bit(dtype, set_threads):
     args = list(sample("multi_lora_backward", Case(197, 130, 300, 16, 0.3, dtype)))
     once = multi_lora_backward(*args)
-    own, threads = args[5] == 2, torch.get_num_threads()
-    torch.set_num_threads(2)
+    own = args[5] == 2
+    set_threads(2)
     several = multi_lora_backward(*args)
-    torch.set_num_threads(threads)
+    set_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(once[1] + once[2], several[1] + several[2], strict=True))
     args[5] = torch.where(own, 2, torch.where(args[5] == 0, 1, -1))
     args[0], args[1] = (torch.where(own.unsqueeze(1), t, float("nan")) for t in args[:2])

@@ -123,14 +123,14 @@ def test_infinity_in_a_row_of_lora_B_stays_in_its_column(kernel, count):
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [F32, BF16])
-def test_neither_the_other_rows_nor_the_threads_change_a_bit(dtype):
+def test_neither_the_other_rows_nor_the_threads_change_a_bit(dtype, set_threads):
     """On the same number of rows, for which the frozen product runs the same way."""
     args = list(sample("multi_lora_forward", Case(97, 130, 300, 16, 0.3, dtype)))
     y, s, mask = multi_lora_forward(*args)
-    own, threads = args[5] == 2, torch.get_num_threads()
-    torch.set_num_threads(2)
+    own = args[5] == 2
+    set_threads(2)
     several = multi_lora_forward(*args)
-    torch.set_num_threads(threads)
+    set_threads(1)
     assert all(torch.equal(a, b) for a, b in zip((y, s, mask), several, strict=True))
     args[5] = torch.where(own, 2, torch.where(args[5] == 0, 1, -1))
     again = multi_lora_forward(*args)

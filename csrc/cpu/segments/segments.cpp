@@ -4,6 +4,21 @@
 
 namespace pypeft {
 
+int64_t fit_adapters(const char* op, const Tensor& x, const std::vector<Tensor>& A, const std::vector<Tensor>& B,
+                     const std::vector<double>& scalings, const std::vector<double>& ps, int64_t N, int64_t K) {
+  const size_t n = A.size();
+  fits(n > 0 && B.size() == n && scalings.size() == n && ps.size() == n);
+  int64_t most = 0;
+  for (size_t a = 0; a < n; ++a) {
+    check_storages(op, "lora_A", A[a], "lora_B", B[a]);
+    fits(is_matrix(A[a]) && is_matrix(B[a]) && A[a].size(1) == K && B[a].size(0) == N);
+    fits(A[a].size(0) > 0 && B[a].size(1) == A[a].size(0) && is_probability(ps[a]));
+    fits(is_adapter(A[a], x) && is_adapter(B[a], x) && like(A[a], A[0]) && like(B[a], B[0]));
+    most = std::max(most, A[a].size(0));
+  }
+  return most;
+}
+
 Segments segments(const Tensor& index, int64_t M, int64_t n) {
   fits(index.is_cpu() && index.scalar_type() == ScalarType::Long && index.dim() == 1 && index.size(0) == M);
   const int64_t* of = static_cast<const int64_t*>(index.const_data_ptr());

@@ -24,6 +24,11 @@ struct Segments {
   std::vector<RowBlock> blocks(int64_t most) const;
 };
 
+// The widest rank of n adapters, A [r_a, K] and B [N, r_a] as the ops take them beside x; std::runtime_error if a
+// matrix, a p or their number does not fit, or a storage is too small.
+int64_t fit_adapters(const char* op, const Tensor& x, const std::vector<Tensor>& A, const std::vector<Tensor>& B,
+                     const std::vector<double>& scalings, const std::vector<double>& ps, int64_t N, int64_t K);
+
 // index int64 [M], each -1 .. n - 1; std::runtime_error if it is not.
 Segments segments(const Tensor& index, int64_t M, int64_t n);
 

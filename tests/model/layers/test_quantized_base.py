@@ -13,7 +13,7 @@ from transformers.integrations.finegrained_fp8 import FP8Linear
 import pypeft_fast as pf
 from pypeft_fast.frozen.modules import frozen_of
 
-bnb = pytest.importorskip("bitsandbytes")
+bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 FOUR = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
 OPTIONS = {"4bit": FOUR, "nested": FOUR | dict(bnb_4bit_use_double_quant=True), "8bit": dict(load_in_8bit=True)}
 IDS = torch.tensor([[5, 17, 42, 8, 96, 3, 1], [11, 2, 2, 77, 60, 31, 9]])
