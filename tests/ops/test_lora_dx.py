@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import pypeft_fast as pf
 from pypeft_fast.ops.lora_dx import lora_dx
 from tests.ops.rejections import assert_rejects
 
@@ -26,3 +27,19 @@ def test_small_example():
     dY, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
     dS, A, mask = torch.tensor([[7.0]]), torch.tensor([[1.0, 10.0]]), torch.tensor([[0b10]], dtype=torch.uint8)
     assert lora_dx(dY, weight, dS, A, mask, 0.5).tolist() == [[3 + 10, 4 + 12 + 2 * 70]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_follows_the_codes_in_memory_is_not_read(dtype):
+    """An odd number of rows of fp8 codes; the bytes after the codes and the scales after theirs stand for NaN."""
+    N, K, M, r = 33, 48, 40, 2
+    codes = torch.full((N * K + K,), 0x7F, dtype=torch.uint8)
+    codes[: N * K] = 0x38  # 1.0
+    scales = torch.cat([torch.full((N,), 0.5), torch.full((1,), torch.nan)])
+    weight = codes[: N * K].view(torch.float8_e4m3fn).view(N, K)
+    frozen = pf.Frozen("fp8", (weight, scales[:N]), None, dtype)
+    dY, no_mask = torch.ones(M, N, dtype=dtype), torch.empty(0, 0, dtype=torch.uint8)
+    args = dY, frozen, torch.zeros(M, r, dtype=dtype), torch.zeros(r, K, dtype=dtype), no_mask, 0.0
+    with pf.using("cpu"):
+        dX = lora_dx(*args)
+    torch.testing.assert_close(dX, torch.full((M, K), N * 0.5, dtype=dtype))
