@@ -1,4 +1,4 @@
-"""Runs a module with another bias without changing the module, which other threads may be running."""
+"""Runs a module with another bias without changing the module, since other threads may run it at the same time."""
 
 import functools
 
@@ -14,7 +14,7 @@ from ..layers.swapped_class import why_not_forward
 
 
 def call_with_bias(module, bias, *args, **kwargs):
-    """module(*args, **kwargs) with `bias` in the place of its own, or of that of the module inside a tuner layer."""
+    """module(*args, **kwargs) with `bias` instead of the bias of the module, or of the base layer of a tuner layer."""
     weight = _weight_alone(module, args[0]) if len(args) == 1 and not kwargs else None
     if weight is not None:
         return bitfit_linear(args[0], weight, bias)
@@ -22,7 +22,7 @@ def call_with_bias(module, bias, *args, **kwargs):
 
 
 def _weight_alone(module, x):
-    """The weight [N, K], if the module does nothing but x W^T + b and W is frozen; else None."""
+    """The weight [N, K] if the module only computes x W^T + b and W is frozen; else None."""
     if isinstance(module, BaseTunerLayer) or why_not_now() is not None:
         return None
     base, weight, _ = frozen_base.read(module, x)
@@ -32,7 +32,7 @@ def _weight_alone(module, x):
 
 
 def why_not(module) -> str | None:
-    """Why calls of the module cannot be given another bias, if they cannot."""
+    """Why the module cannot be called with another bias, or None."""
     state = vars(module)
     if "forward" in state and "_hf_hook" not in state and why_not_forward(module) is not None:
         return "has a forward of its own"
@@ -40,11 +40,13 @@ def why_not(module) -> str | None:
 
 
 def _stand_in(module, bias):
-    """A module that shares everything with this one but the bias. accelerate's hook may bring the weights only when the
-    module is called, so there the bias is put in within the hook."""
+    """A copy of the module that shares everything but the bias. accelerate's hook may load the weights only during the
+    call, so for a module with such a hook the bias is set inside the hook."""
     obstacle = why_not(module)
     if obstacle is not None:
-        raise ValueError(f"BitFit: a {type(module).__name__} {obstacle}; unload the adapter, or take that forward away")
+        raise ValueError(
+            f"BitFit: a {type(module).__name__} {obstacle}; unload the adapter, or delete the module's own forward"
+        )
     if "_hf_hook" not in vars(module):
         return _with_bias(module, bias)
     copy = _copy(module)
@@ -61,7 +63,7 @@ def _hooked(module, bias, *args, **kwargs):
 def _copy(module):
     copy = object.__new__(type(module))
     vars(copy).update(vars(module))
-    vars(copy).pop("forward", None)  # it is bound to the module itself
+    vars(copy).pop("forward", None)  # an instance forward is bound to the original module
     return copy
 
 
