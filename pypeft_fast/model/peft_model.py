@@ -215,7 +215,7 @@ class PeftModelForSequenceClassification(PeftModel, peft.PeftModelForSequenceCla
     def forward(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, *args, **kwargs
     ) -> Any:
-        """PEFT's forward. ValueError for right padding if a decoder classifies by the last token after virtual tokens."""
+        """PEFT's forward. ValueError for right padding if a decoder with virtual tokens scores a row's last token."""
         # With prefix tuning the decoder gets input_ids, in which it finds the last token that is not padding.
         pools_last = hasattr(self.get_base_model(), "score") and self.peft_type != PeftType.PREFIX_TUNING
         if self._is_prompt_learning and pools_last and attention_mask is not None and not attention_mask[:, -1].all():

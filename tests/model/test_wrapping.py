@@ -75,7 +75,7 @@ def mamba():
     ],
 )
 def test_layers_whose_weight_is_read_are_named_at_wrap_time(make, targets, name):
-    with pytest.warns(UserWarning, match=f"1 adapter layers may have no effect .*{name}"):
+    with pytest.warns(UserWarning, match=f"1 adapter layers may have no effect.*{name}"):
         model = pf.get_peft_model(make(), pf.LoraConfig(target_modules=targets))
     assert len(read_not_called(model.base_model.model, "default")) == 1
     assert not read_not_called(model.base_model.model, "another")
