@@ -144,7 +144,7 @@ def assert_agrees(
 
 
 def assert_spoiling_fails(op_name: str, kernel: str, spoil: Callable, case: Case) -> None:
-    """Asserts that the named kernel agrees, and that the kernel with `spoil`, a mutant in SPOILED, exceeds the bound."""
+    """Asserts that the named kernel agrees, and that with `spoil`, a mutant in SPOILED, it exceeds the bound."""
     assert_agrees(op_name, kernel, case)
     function = OPS[op_name].function(kernel)
     try:

@@ -134,7 +134,7 @@ def test_input_that_is_no_text(command, tiny_model, monkeypatch):
 
     monkeypatch.setattr("builtins.input", undecodable)
     code, _, err = command("chat", "--model", tiny_model)
-    assert code == 2 and "what was typed is no text" in err
+    assert code == 2 and "the input is not valid text" in err
 
 
 def test_a_model_whose_weights_are_nan(finetune, tiny_model, tmp_path):
