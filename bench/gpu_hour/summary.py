@@ -27,7 +27,7 @@ def row(what, measured, predicted, form="{:.2f}"):
 
 
 def layer_rows(found, predicted):
-    """The frozen layer's milliseconds, then every provider's time over that."""
+    """The frozen layer's milliseconds, then every provider's time / the frozen layer's."""
     rows = []
     for result in found.get("results", ()):
         case, times = result["case"], result["seconds"]
@@ -43,7 +43,7 @@ def layer_rows(found, predicted):
 
 
 def op_rows(found, predicted):
-    """Microseconds of every op by its fastest kernel."""
+    """Microseconds of every op with its fastest kernel."""
     rows = []
     for name, entry in found.get("ops", {}).items():
         M, K, N, r, p = entry["case"]
@@ -94,7 +94,7 @@ def measured_rows(results):
 
 
 def write(output, names):
-    """OUTPUT/gpu-hour.json and gpu-hour.md, of whatever has been found so far."""
+    """Writes OUTPUT/gpu-hour.json and gpu-hour.md from the results so far."""
     results = {name: read(output, name) for name in names}
     write_whole(output / "gpu-hour.json", json.dumps(results, indent=1) + "\n")
     machine = ((results["versions"] or {}).get("found") or {}).get("line", "no machine was looked at")

@@ -1,4 +1,4 @@
-"""Every kernel of every op against float64 in every case of pypeft_fast.testing, on memory that is NaN.
+"""Compares every kernel of every op with float64 in every case of pypeft_fast.testing, on NaN-poisoned memory.
 
 Each kernel runs in its own process, so a kernel that destroys the CUDA context does not affect the other kernels.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast import _own  # noqa: F401 - registers all ops
 from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.testing import CASES, TYPICAL, VARIANTS, assert_agrees, available
 
@@ -40,7 +40,7 @@ def prepare():
 
 
 def judged(op, kernel):
-    """(number of cases, [what is wrong]) of one kernel; any exception but an AssertionError ends the checks."""
+    """(number of cases, [faults]) of one kernel; any exception but an AssertionError ends the checks."""
     prepare()
     wrong, those = [], cases(op)
     for case in those:

@@ -1,4 +1,4 @@
-"""The libraries of csrc/: those in the tree if they load and have code for this GPU, else built for this GPU alone."""
+"""Uses the libraries of csrc/ in the tree if they load and have code for this GPU; else builds them for this GPU."""
 
 import os
 import subprocess

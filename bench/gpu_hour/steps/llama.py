@@ -1,7 +1,8 @@
-"""Four layers of an 8-billion Llama with random weights in bfloat16: a training step and its peak of memory.
+"""Four layers of an 8-billion Llama with random weights in bfloat16: the time and the peak memory of a training step.
 
-Frozen, under Hugging Face PEFT's defaults (rank 16, all seven projections, float32 adapters, dropout 0.05), and that
-model after pf.fuse. The vocabulary is small: a head made for 32 layers would hide four.
+The models are the frozen model, the model under Hugging Face PEFT's defaults (rank 16, all seven projections, float32
+adapters, dropout 0.05), and the PEFT model after pf.fuse. The vocabulary is small, since the full head of a model of 32
+layers would dominate the time of four layers.
 """
 
 import functools
@@ -21,7 +22,7 @@ SIZES = device.sized(
          vocab_size=97),
 )  # fmt: skip
 SHAPE = device.sized((2, 2048), (1, 5))
-LOGITS = 0.05  # how far fused logits may be from PEFT's, relative to their norm
+LOGITS = 0.05  # the largest accepted difference of the fused logits from PEFT's, relative to their norm
 
 
 def base_model():
@@ -32,7 +33,7 @@ def base_model():
 
 
 def peak(step):
-    """Bytes that a step needs beyond what is allocated before it; None in a rehearsal."""
+    """The peak memory of a step in bytes, without the memory allocated before the step; None in a rehearsal."""
     if device.REHEARSED:
         return step()
     torch.cuda.empty_cache()
@@ -44,7 +45,7 @@ def peak(step):
 
 
 def results(model, tokens):
-    """Logits, and gradients one after the other, without dropout."""
+    """(logits, all gradients as one vector), without dropout."""
     output = model.eval()(input_ids=tokens, labels=tokens, use_cache=False)
     output.loss.backward()
     grads = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
@@ -76,7 +77,7 @@ def main():
         sys.exit(f"fused, the logits are {far['logits']:.2g} off PEFT's: no speed is reported")
     steps = training_steps(made, tokens)
     bytes_of |= {name: peak(step) for name, step in steps.items()}
-    # The base model's own layers are PEFT's now, so the frozen step is the adapted model's with its adapters off.
+    # PEFT has replaced the base model's layers, so the frozen step runs the adapted model with its adapters disabled.
     steps["frozen again"] = functools.partial(without_adapters, adapted, tokens)
     seconds |= device.interleaved(steps, 4.0)
     hook.remove()

@@ -1,6 +1,6 @@
-"""python -m bench.gpu_hour.steps.tests PATH...: tests of this tree on the GPU, each outcome kept as it comes.
+"""python -m bench.gpu_hour.steps.tests PATH...: runs tests of this tree on the GPU, and writes the outcomes so far.
 
-A rehearsal collects them as a GPU would have them, and runs none.
+A rehearsal collects the tests as on a GPU, and runs none.
 """
 
 import os
@@ -28,7 +28,7 @@ def left_out(paths):
 
 
 class Outcomes:
-    """A plugin that counts; with pytest-xdist the reports of all workers come here."""
+    """A pytest plugin that counts outcomes; with pytest-xdist it gets the reports of all workers."""
 
     def __init__(self, without):
         self.counts, self.failed, self.without, self.written = {}, {}, without, 0.0
