@@ -21,7 +21,7 @@ from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
 from .harness import parsers, report
-from .harness.causal_lm import graph_to_the_embeddings, liven, loss_of, token_steps, training_steps
+from .harness.causal_lm import graph_to_the_embeddings, loss_of, randomize_adapters, token_steps, training_steps
 from .harness.targets import at_least, at_most
 from .harness.timing import interleaved_wall, machine
 
@@ -77,7 +77,7 @@ def saved_bytes(model, tokens):
     return counted[0]
 
 
-def off(got, want):
+def relative_difference(got, want):
     """|got - want| / |want|"""
     return ((got - want).norm() / want.norm()).item()
 
@@ -93,11 +93,11 @@ def agree(made, tokens):
         model.zero_grad()
         model.train()
     for what, got, want in zip(("logits", "gradients"), found["fused"], found["PEFT"], strict=True):
-        if not off(got, want) <= tolerance(made, what):
-            sys.exit(f"fused, the {what} are {off(got, want):.2g} off PEFT's: no speed is reported")
+        if not relative_difference(got, want) <= tolerance(made, what):
+            sys.exit(f"fused, the {what} are {relative_difference(got, want):.2g} off PEFT's: no speed is reported")
     with torch.no_grad(), made["PEFT"].disable_adapter():
         without = made["PEFT"](input_ids=tokens, use_cache=False).logits.double()
-    if off(without, found["PEFT"][0]) <= tolerance(made):
+    if relative_difference(without, found["PEFT"][0]) <= tolerance(made):
         sys.exit("the adapter has no effect, so the check cannot detect a wrong adapter: no speed is reported")
 
 
@@ -110,7 +110,7 @@ def decoding(made, seconds, rows=1, **options):
     """{name: seconds for one token of each row}; SystemExit if the logits differ from PEFT's."""
     prompt = torch.arange(100, 100 + PROMPT).repeat(rows, 1)
     steps, logits = token_steps(made, prompt, **options)
-    wrong = off(logits["fused"].double(), logits["PEFT"].double())
+    wrong = relative_difference(logits["fused"].double(), logits["PEFT"].double())
     if not wrong <= tolerance(made, "token"):
         sys.exit(f"fused, the logits are {wrong:.2g} off PEFT's: no speed is reported")
     return interleaved_wall(steps, seconds)
@@ -122,7 +122,7 @@ def run_case(base, method, p, tokens, floor, seconds):
 
     torch.manual_seed(0)
     model = peft.get_peft_model(base, config_of(method, p))
-    liven(model)
+    randomize_adapters(model)
     twin, fuse_seconds = fused_twin(model)
     made = {"PEFT": model, "fused": twin}
     agree(made, tokens)
@@ -141,7 +141,7 @@ def run_rows(base, counts, seconds):
     for count in counts:
         for i in range(len(model.peft_config), count):
             model.add_adapter(f"a{i}", config_of("LoRA", 0.0))
-        liven(model)
+        randomize_adapters(model)
         made = {"PEFT": model, "fused": fused_twin(model)[0]}
         names = [f"a{i * count // ROWS}" for i in range(ROWS)]  # the rows of an adapter are adjacent
         measured[count] = decoding(made, seconds, ROWS, adapter_names=names)

@@ -15,7 +15,7 @@ from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
 from .harness import parsers, report
-from .harness.causal_lm import graph_to_the_embeddings, liven, loss_of, token_steps, training_steps
+from .harness.causal_lm import graph_to_the_embeddings, loss_of, randomize_adapters, token_steps, training_steps
 from .harness.targets import at_least, at_most
 from .harness.timing import interleaved_wall, machine
 
@@ -35,7 +35,7 @@ def models(name, dtype):
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         made[label] = library.get_peft_model(load_base(name, dtype)[0], config)
-        liven(made[label])
+        randomize_adapters(made[label])
     for model in made.values():
         graph_to_the_embeddings(model)
     return made

@@ -124,7 +124,7 @@ def row(case, times):
     return str(case), *shown, f"{times['ours'] / times['ours bf16']:.3f}", peft
 
 
-def judged(results):
+def target_rows(results):
     """The rows of the targets, for the steps over nf4 and for decoding."""
     nf4 = {str(case): times for case, times in results if case.format == "nf4" and case.M > 1}
     found = []
@@ -157,7 +157,7 @@ def main(arguments=None):
         results.append((case, interleaved(steps, seconds=options.seconds)))
         print(line(row(*results[-1])), flush=True)
         vars(case).update(weight=None, frozen=None, adapters=None, x=None, dY=None)  # frees memory for the next case
-    targets = judged(results)
+    targets = target_rows(results)
     data = {"machine": about, "results": {str(case): times for case, times in results}, "targets": targets}
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row(*r) for r in results])]
     report.write(options.output, "quantized", data, tables)

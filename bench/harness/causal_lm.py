@@ -3,7 +3,7 @@
 import torch
 
 
-def liven(model):
+def randomize_adapters(model):
     """Gives parameters that start as zeros or ones other values, so that the check detects a missing adapter."""
     generator = torch.Generator("cpu").manual_seed(1)  # on the CPU for any device of the model
     for name, parameter in model.named_parameters():

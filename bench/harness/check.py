@@ -14,7 +14,7 @@ class WrongResult(Exception):
     """A provider that must not be timed."""
 
 
-def wide(tensor):
+def in_float64(tensor):
     return tensor.detach().double().requires_grad_()
 
 
@@ -48,7 +48,12 @@ def check(name, provider, case, operands):
     mask = keep(case, provider.mask)
     adapters = () if name == "frozen" else operands.adapters
     truth = formula(
-        case, wide(operands.x), operands.weight.double(), [wide(a) for a in adapters], operands.dY.double(), mask
+        case,
+        in_float64(operands.x),
+        operands.weight.double(),
+        [in_float64(a) for a in adapters],
+        operands.dY.double(),
+        mask,
     )
     narrow = [a.detach().to(case.dtype).requires_grad_() for a in adapters]
     x = operands.x.detach().requires_grad_()

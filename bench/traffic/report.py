@@ -81,7 +81,7 @@ def cells(row):
 
 
 INTRODUCTION = f"""
-    Printed by `make traffic`. The bytes are counted, not measured: there is no speed and no GPU. bf16, dropout
+    Printed by `make traffic`. The bytes are counted, not measured, and no GPU is used. bf16, dropout
     0.05, r = {TRACED.r}, every gradient but the weight's. **MK** and **MN** are bytes per element of x [M, K] and
     of y [M, N] outside the two base GEMMs, exact for every shape. The columns in MiB are for {SIZE}; the workspaces
     are those of the tiles of sm_{interpreted.ARCH} and {interpreted.PROCESSORS} multiprocessors. Each operand counts
@@ -90,9 +90,9 @@ INTRODUCTION = f"""
 """
 LORA_NOTE = """
     The target is {target}. Ours moves {own}, and partial sums in workspaces, {share:.0%} of its total, which are
-    written once and read once. The workspaces grow with r. If r exceeds the ranks of one tile, x and dY are read
-    more than once: at r = 64, ours moves {wide}. "Vendor's GEMM" means the kernel `"blas"` for `lora_linear` and
-    `lora_dx`, which adds the low-rank term to the output of the vendor's GEMM. The kernels of LoRAFusion
+    written once and read once. The workspaces grow with r. If r exceeds the ranks of one tile, a kernel reads
+    x or dY more than once: at r = 64, ours moves {wide}. "Vendor's GEMM" means the kernel `"blas"` for `lora_linear`
+    and `lora_dx`, which adds the low-rank term to the output of the vendor's GEMM. The kernels of LoRAFusion
     (arXiv:2510.00206) are taken from its source and not run. Addmm style is Unsloth's order of operations.
 """
 LAUNCHES_NOTE = f"""

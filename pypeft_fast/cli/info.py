@@ -23,12 +23,12 @@ def run(arguments) -> None:
         say(json.dumps(facts, indent=2), keep="\n")
         return
     reasons = {device: _reasons(ops) for device, ops in facts["kernels"].items()}
-    told_below = {reason for of_device in reasons.values() for _, reason in of_device}
+    shown_below = {reason for of_device in reasons.values() for _, reason in of_device}
     for section in ("versions", "machine", "build"):
         say(section)
         for name, value in facts[section].items():
             text = ", ".join(value) if isinstance(value, list) else value
-            say(f"  {name:<16} {'none' if text in told_below else text}")
+            say(f"  {name:<16} {'none' if text in shown_below else text}")
     for device, ops in facts["kernels"].items():
         for op, about in ops.items():
             say(f"{op} on {device} tensors: {about['choice']}")

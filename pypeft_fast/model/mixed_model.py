@@ -96,7 +96,7 @@ class PeftMixedModel(peft.PeftMixedModel):
             fuse(self.base_model.model)
 
     def _settle(self, adapter_name):
-        torch_encoder.keep_layers_called(self.base_model.model)
+        torch_encoder.switch_off_fast_path(self.base_model.model)
         warn_after(self.base_model.model, self.peft_config[adapter_name], adapter_name)
         fuse(self.base_model.model)
 
@@ -132,7 +132,7 @@ class MixedModel(BitFitModel, BottleneckModel, PeftMixedTuner):
 
     def _unload_and_optionally_merge(self, *args, **options):
         model = super()._unload_and_optionally_merge(*args, **options)
-        torch_encoder.as_it_was(model)
+        torch_encoder.restore_fast_path(model)
         return model
 
 

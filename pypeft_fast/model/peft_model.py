@@ -54,7 +54,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         name_head(config)  # PEFT has appended the head once more; this removes the duplicate
         if not self._is_prompt_learning:
             base = self.base_model.model
-            torch_encoder.keep_layers_called(base)
+            torch_encoder.switch_off_fast_path(base)
             if not self._is_loading:
                 warn_after(base, config, adapter_name)
             if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
@@ -180,7 +180,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         return self._unloaded(self.base_model.unload())
 
     def _unloaded(self, model):
-        torch_encoder.as_it_was(model)
+        torch_encoder.restore_fast_path(model)
         _untie(model)
         return model
 

@@ -70,7 +70,7 @@ def quantize_model(
         new.requires_grad_(False).train(linear.training)
         model.set_submodule(name, new)
         del linear
-    _tell(model, _config(format, nested, dtype, sorted(patterns)), patterns)
+    _set_attributes(model, _config(format, nested, dtype, sorted(patterns)), patterns)
     return model
 
 
@@ -161,7 +161,7 @@ def _eight_bit(bitsandbytes, linear) -> nn.Module:
     return new
 
 
-def _tell(model, config, patterns):
+def _set_attributes(model, config, patterns):
     """Sets the attributes that transformers' own loading sets and that Trainer, PEFT and save_pretrained read."""
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     quantizer.modules_to_not_convert = patterns

@@ -70,11 +70,11 @@ def warn_after(model, config, adapter_name) -> None:
     for target in sorted(wanted) if isinstance(wanted, (set, list, tuple)) else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             warnings.warn(_unmatched(model, names, target), stacklevel=3)
-    passed_by = read_not_called(model, adapter_name)
-    if passed_by:
-        name, how = next(iter(passed_by.items()))
+    not_called = read_not_called(model, adapter_name)
+    if not_called:
+        name, how = next(iter(not_called.items()))
         warnings.warn(
-            f"{len(passed_by)} adapter layers may have no effect, because the model reads their weight instead of "
+            f"{len(not_called)} adapter layers may have no effect, because the model reads their weight instead of "
             f"calling them: {name}, in {how}; target another module, such as the nn.MultiheadAttention itself",
             stacklevel=3,
         )

@@ -98,7 +98,7 @@ def _run(op, kernel, args):
     return outputs
 
 
-def _judge(what, case, output, eager, truth, eager_error):
+def _check_output(what, case, output, eager, truth, eager_error):
     for name, got, wanted in (("shape", output.shape, eager.shape), ("dtype", output.dtype, eager.dtype)):
         if got != wanted:
             raise AssertionError(f"{what} has {name} {got}, expected {wanted}")
@@ -140,7 +140,7 @@ def assert_agrees(
         raise AssertionError(f"{op_name}: {len(outputs)} outputs, expected {len(truth)}")
     errors = _eager_errors(op_name, reference, case)
     for i, each in enumerate(zip(outputs, eager, truth, errors, strict=True)):
-        _judge(f"{op_name}, {case}: output {i}", case, *each)
+        _check_output(f"{op_name}, {case}: output {i}", case, *each)
 
 
 def assert_spoiling_fails(op_name: str, kernel: str, spoil: Callable, case: Case) -> None:

@@ -63,7 +63,7 @@ def captured(step):
     return graph.replay, y
 
 
-def off(name, y, operands):
+def fault_of(name, y, operands):
     """The fault of a result, or None: the error may be at most twice eager PyTorch's, plus one ulp of the largest
     value."""
     tensors = (operands.x, operands.weight, *(t for t in operands.adapters))
@@ -81,7 +81,7 @@ def measured(case):
     operands, replays, wrong = Operands(case), {}, []
     for name, step in steps_of(case, operands).items():
         replay, y = captured(step)
-        fault = off(name, y, operands)
+        fault = fault_of(name, y, operands)
         if fault is None:
             replays[name] = replay
         else:

@@ -39,7 +39,7 @@ def prepare():
     device.prepare()
 
 
-def judged(op, kernel):
+def checked(op, kernel):
     """(number of cases, [faults]) of one kernel; any exception but an AssertionError ends the checks."""
     prepare()
     wrong, those = [], cases(op)
@@ -51,10 +51,10 @@ def judged(op, kernel):
     return len(those), wrong
 
 
-def apart(*unit):
-    """Runs `judged` in a new process. If that process dies, the future raises the exception."""
+def in_new_process(*unit):
+    """Runs `checked` in a new process. If that process dies, the future raises the exception."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(judged, *unit).result()
+        return pool.submit(checked, *unit).result()
 
 
 def main():
@@ -64,7 +64,7 @@ def main():
         units = [unit for unit in units if unit[1] == "triton"]
     kernels, agreed, wrong = {}, 0, []
     with ThreadPoolExecutor(device.workers(12)) as pool:
-        pending = {pool.submit(device.sized(apart, judged), *unit): unit for unit in units}
+        pending = {pool.submit(device.sized(in_new_process, checked), *unit): unit for unit in units}
         for future in as_completed(pending):
             op, kernel = pending[future]
             error = future.exception()

@@ -11,8 +11,8 @@ import sys
 import torch
 import transformers
 
-from ...fuse import config_of, fused_twin, off
-from ...harness.causal_lm import graph_to_the_embeddings, liven, loss_of, training_steps
+from ...fuse import config_of, fused_twin, relative_difference
+from ...harness.causal_lm import graph_to_the_embeddings, loss_of, randomize_adapters, training_steps
 from .. import device, found
 
 SIZES = device.sized(
@@ -67,10 +67,11 @@ def main():
     seconds = device.interleaved({"frozen": frozen}, 1.0)
     found.keep(seconds=seconds, peak=bytes_of, line=f"frozen alone: {1e3 * seconds['frozen']:.1f} ms")
     adapted = peft.get_peft_model(model, config_of("LoRA", 0.05))
-    liven(adapted)
-    made = {"PEFT": adapted, "fused": fused_twin(adapted)[0]}
-    far = dict(zip(("logits", "gradients"), map(off, *(results(made[name], tokens) for name in ("fused", "PEFT"))),
-                   strict=True))  # fmt: skip
+    randomize_adapters(adapted)
+    twin, _ = fused_twin(adapted)
+    made = {"PEFT": adapted, "fused": twin}
+    pairs = zip(results(twin, tokens), results(adapted, tokens), strict=True)
+    far = dict(zip(("logits", "gradients"), (relative_difference(*pair) for pair in pairs), strict=True))
     print(far, flush=True)
     if not far["logits"] <= LOGITS:
         found.keep(seconds=seconds, peak=bytes_of, off=far)

@@ -26,7 +26,7 @@ def path_of(tool):
     return shutil.which(tool, path=os.pathsep.join(folders))
 
 
-def watched(tool, check, op):
+def checked(tool, check, op):
     """(name, number of errors or why the check did not run, the output) of one op's launches under one check."""
     command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", launches.__name__, op]
     # Without PyTorch's cache every tensor is a separate allocation, so memcheck detects accesses past its end.
@@ -49,7 +49,7 @@ def main():
     ops = [op for op in OPS if any(kernel.name == "cuda" for kernel in OPS[op].kernels)]
     errors, runs = {}, list(itertools.product(TOOLS, ops))
     with ThreadPoolExecutor(device.workers(8)) as pool:
-        for future in as_completed([pool.submit(watched, tool, *run) for run in runs]):
+        for future in as_completed([pool.submit(checked, tool, *run) for run in runs]):
             name, count, said = future.result()
             print(f"== {name}: {count}", said, sep="\n", flush=True)
             errors[name] = count

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .dry_run import Place, is_needless
+from .dry_run import Place, can_ignore
 from .names import plain, plain_names
 
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -70,7 +70,7 @@ def _fault(held, place, known, ignore_mismatched_sizes) -> str | None:
             return f"does not fit: {name} has shape {found}, this model and config expect {expected}"
     if missing := sorted(set(place.tensors) - set(held)):
         return f"has no {missing[0]}, which this config needs on this model"
-    if extra := sorted(name for name in set(held) - set(known) if not is_needless(place.model, name)):
+    if extra := sorted(name for name in set(held) - set(known) if not can_ignore(place.model, name)):
         return f"has {extra[0]}, which this model and config have no place for"
     return None
 

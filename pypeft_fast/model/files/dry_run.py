@@ -39,7 +39,7 @@ class Place:
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
         from peft.utils import set_peft_model_state_dict
 
-        with _untouched(self.model):
+        with _restored_afterwards(self.model):
             trial = skeleton(self.model, is_meta=True)
             empty = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
             try:
@@ -49,7 +49,7 @@ class Place:
             except (RuntimeError, KeyError, ValueError) as error:
                 return str(error)
         for key in result.unexpected_keys:
-            if key not in self.tensors and not is_needless(trial, key):
+            if key not in self.tensors and not can_ignore(trial, key):
                 return f"{key} has no place"
         # One tensor that all layers share is listed as missing once for each layer.
         shared = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
@@ -82,7 +82,7 @@ def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
     config.inference_mode = True
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = False
-    with _untouched(model):
+    with _restored_afterwards(model):
         clone = skeleton(model)
         if isinstance(model, peft.PeftModel):
             peft_class(type(clone)).add_adapter(clone, adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
@@ -119,7 +119,7 @@ def peft_class(kind: type) -> type:
     return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "peft")
 
 
-def is_needless(model, key) -> bool:
+def can_ignore(model, key) -> bool:
     """Whether loading can ignore the tensor `key` of a file.
 
     This holds for a second copy, trained or frozen, of a module in modules_to_save, which PEFT writes together with
@@ -166,7 +166,7 @@ def skeleton(value, is_meta=False, memo=None):
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module):
+def _restored_afterwards(model: nn.Module):
     """Hides warnings in the block, then restores requires_grad of the model's parameters and the state of the random
     number generator: PEFT changes both while it works on a skeleton."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -44,8 +44,10 @@ def saving(folder, configs: dict, adapters=()):
             yield scratch
             whole = [name for name in configs if all((scratch / name / file).is_file() for file in (CONFIG, WEIGHTS))]
             for name in whole:
-                _tidy_config(scratch / name / CONFIG, configs[name])
-                _tidy_weights(scratch / name / WEIGHTS, [other for other in adapters if other != (name or "default")])
+                _order_config(scratch / name / CONFIG, configs[name])
+                _normalise_weights(
+                    scratch / name / WEIGHTS, [other for other in adapters if other != (name or "default")]
+                )
             for name in whole:
                 _make(folder, name)
                 with locked(folder / name):
@@ -151,7 +153,7 @@ def sync(path) -> None:
         os.close(descriptor)
 
 
-def _tidy_config(path, config) -> None:
+def _order_config(path, config) -> None:
     """Sorts sets, which PEFT writes in random order, and restores the order of patterns, which PEFT sorts although the
     first pattern that matches is used."""
     values = json.loads(path.read_text())
@@ -165,7 +167,7 @@ def _tidy_config(path, config) -> None:
     path.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n", encoding="utf-8")
 
 
-def _tidy_weights(path, others) -> None:
+def _normalise_weights(path, others) -> None:
     """Rewrites the weights with the plain model's names, float8 tensors as float32 of the same values, since loading
     rejects float8, and without tensors of other adapters, which PEFT before 0.19 writes too."""
     from peft.tuners.tuners_utils import BaseTuner

@@ -4,7 +4,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
-def keep_layers_called(model) -> None:
+def switch_off_fast_path(model) -> None:
     """Switches off the fast path in every encoder layer, and nested tensors in every encoder, that has an adapter."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _has_adapters(module):
@@ -13,8 +13,8 @@ def keep_layers_called(model) -> None:
             _set(module, use_nested_tensor=False)
 
 
-def as_it_was(model) -> None:
-    """Undoes keep_layers_called in the modules where no adapter is left."""
+def restore_fast_path(model) -> None:
+    """Undoes switch_off_fast_path in the modules where no adapter is left."""
     for module in model.modules():
         if "_before_adapters" in vars(module) and not _has_adapters(module):
             vars(module).update(module._before_adapters)

@@ -15,13 +15,13 @@ from ..layers.swapped_class import why_not_forward
 
 def call_with_bias(module, bias, *args, **kwargs):
     """module(*args, **kwargs) with `bias` instead of the bias of the module, or of the base layer of a tuner layer."""
-    weight = _weight_alone(module, args[0]) if len(args) == 1 and not kwargs else None
+    weight = _frozen_linear_weight(module, args[0]) if len(args) == 1 and not kwargs else None
     if weight is not None:
         return bitfit_linear(args[0], weight, bias)
-    return _stand_in(module, bias)(*args, **kwargs)
+    return _substitute(module, bias)(*args, **kwargs)
 
 
-def _weight_alone(module, x):
+def _frozen_linear_weight(module, x):
     """The weight [N, K] if the module only computes x W^T + b and W is frozen; else None."""
     if isinstance(module, BaseTunerLayer) or why_not_now() is not None:
         return None
@@ -39,7 +39,7 @@ def why_not(module) -> str | None:
     return None
 
 
-def _stand_in(module, bias):
+def _substitute(module, bias):
     """A copy of the module that shares everything but the bias. accelerate's hook may load the weights only during the
     call, so for a module with such a hook the bias is set inside the hook."""
     obstacle = why_not(module)
@@ -50,11 +50,11 @@ def _stand_in(module, bias):
     if "_hf_hook" not in vars(module):
         return _with_bias(module, bias)
     copy = _copy(module)
-    copy.forward = functools.partial(_hooked, module, bias)
+    copy.forward = functools.partial(_forward_with_hook, module, bias)
     return copy
 
 
-def _hooked(module, bias, *args, **kwargs):
+def _forward_with_hook(module, bias, *args, **kwargs):
     args, kwargs = module._hf_hook.pre_forward(module, *args, **kwargs)
     output = type(module).forward(_with_bias(module, bias), *args, **kwargs)
     return module._hf_hook.post_forward(module, output)
@@ -70,7 +70,7 @@ def _copy(module):
 def _with_bias(module, bias):
     copy = _copy(module)
     if isinstance(module, BaseTunerLayer):
-        vars(copy)["_modules"] = {**module._modules, "base_layer": _stand_in(module.base_layer, bias)}
+        vars(copy)["_modules"] = {**module._modules, "base_layer": _substitute(module.base_layer, bias)}
         return copy
     like = module._parameters.get("bias")
     like = module.weight if like is None else like
