@@ -97,6 +97,6 @@ def _judged(process):
     if process.ended == 0:
         return DONE, ""
     if process.ended == SKIPPED:
-        return SKIP, "it says that it has nothing to do here"
+        return SKIP, "the step skipped itself"
     lines = process.log.read_text(errors="replace").strip().splitlines() if process.log.is_file() else []
     return FAILED, f"exit status {process.ended}: {lines[-1] if lines else 'nothing was printed'}"

@@ -79,7 +79,7 @@ def main():
     launches = table(done.stdout)
     found.keep(launches=launches, line=f"{len(launches)} launches")
     if not launches:
-        sys.exit(f"ncu has seen no launch, exit status {done.returncode}: its own words are above")
+        sys.exit(f"ncu has recorded no launch, exit status {done.returncode}; see its output above")
 
 
 if __name__ == "__main__":

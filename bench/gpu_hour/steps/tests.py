@@ -53,7 +53,8 @@ class Outcomes:
         self.written = time.monotonic()
         line = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
         if self.without:
-            line += f"; without {', '.join(self.without)}, for want of {', '.join(sorted(set(self.without.values())))}"
+            missing = ", ".join(sorted(set(self.without.values())))
+            line += f"; not run: {', '.join(self.without)}, since this Python lacks {missing}"
         found.keep(counts=self.counts, failed=self.failed, left_out=self.without, line=line)
 
 

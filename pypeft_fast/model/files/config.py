@@ -6,7 +6,7 @@ import reprlib
 import warnings
 
 DEPTH = 100  # the deepest nesting of lists and objects that is accepted; PEFT's own configs have three levels
-# The fields, of all methods, that change an adapter's output but not the shape of a tensor.
+# The fields, of all methods, that change an adapter's output, and may not change the shape of a tensor.
 FIELDS = (
     "r", "lora_alpha", "alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "use_qalora",
     "qalora_group_size", "alora_invocation_tokens", "scaling", "num_virtual_tokens", "placement", "activation",
