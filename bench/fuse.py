@@ -1,9 +1,9 @@
 """python -m bench.fuse: SmolLM2-135M under Hugging Face PEFT, before and after pf.fuse, in one run.
 
-A training step (B=4, T=128, forward and backward), one decoded token, and one token of each of 64 rows that belong to
-1, 8 or 64 adapters. PEFT's defaults: float32 adapters over the base's dtype. Two threads, wall time, the two in turn,
-medians. Both share every parameter, and are timed only after they agree in the logits, and for a step in the gradients.
-Writes fuse.json, .md and .png.
+Timed are a training step (B=4, T=128, forward and backward), one decoded token, and one token for each of 64 rows that
+belong to 1, 8 or 64 adapters. PEFT's defaults: float32 adapters over the base's dtype. Two threads, wall time,
+interleaved, medians. Both models share every parameter. They are timed only if their logits agree, and for a step also
+their gradients. Writes fuse.json, .md and .png.
 """
 
 import copy
@@ -21,7 +21,7 @@ from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
 from .harness import parsers, report
-from .harness.causal_lm import graph_to_the_embeddings, liven, loss_of, token_steps, training_steps
+from .harness.causal_lm import graph_to_the_embeddings, loss_of, randomize_adapters, token_steps, training_steps
 from .harness.targets import at_least, at_most
 from .harness.timing import interleaved_wall, machine
 
@@ -32,8 +32,9 @@ CASES = [  # method, dropout
     ("DoRA", 0.05),
     ("IA3", 0.0),
 ]
-# Of logits, gradients and one decoded token's logits, through all layers, relative to their norm. PEFT in bfloat16 is
-# about half as far from the same model in float32, and a token decoded without the adapter is further away.
+# The largest accepted differences of logits, of gradients, and of the logits of one decoded token, relative to their
+# norm. PEFT in bfloat16 differs about half as much from the same model in float32, and a token decoded without the
+# adapter differs more.
 TOLERANCE = {
     "bfloat16": {"logits": 0.05, "gradients": 0.1, "token": 0.02},
     "float32": {"logits": 1e-4, "gradients": 1e-4, "token": 1e-4},
@@ -54,7 +55,7 @@ def config_of(method, p):
 
 
 def fused_twin(model):
-    """A copy of the model that shares its parameters, fused; and the seconds that pf.fuse took."""
+    """(a fused copy of the model that shares the model's parameters, the seconds of pf.fuse)."""
     twin = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
     start = time.perf_counter()
     pf.fuse(twin, strict=True)
@@ -62,9 +63,10 @@ def fused_twin(model):
 
 
 def batch_of(tokenizer, shape):
-    """Tokens of a real text: their gradients in bfloat16 have a relative error of about 0.04 against float32.
+    """Tokens of a real text: the gradients in bfloat16 have a relative error of about 0.04 against float32.
 
-    For some batches of random tokens the relative error is about 1, with PEFT as well."""
+    For some batches of random tokens the relative error is about 1, also with PEFT alone.
+    """
     ids = torch.tensor(tokenizer(TEXT.read_text())["input_ids"])
     return ids.repeat(-(-math.prod(shape) // len(ids)))[: math.prod(shape)].view(shape)
 
@@ -75,13 +77,13 @@ def saved_bytes(model, tokens):
     return counted[0]
 
 
-def off(got, want):
+def relative_difference(got, want):
     """|got - want| / |want|"""
     return ((got - want).norm() / want.norm()).item()
 
 
 def agree(made, tokens):
-    """SystemExit unless both models give the same logits and gradients without dropout, and the adapter matters."""
+    """SystemExit if the two models' logits or gradients differ without dropout, or if the adapter has no effect."""
     found = {}
     for name, model in made.items():
         output = model.eval()(input_ids=tokens, labels=tokens, use_cache=False)
@@ -91,12 +93,12 @@ def agree(made, tokens):
         model.zero_grad()
         model.train()
     for what, got, want in zip(("logits", "gradients"), found["fused"], found["PEFT"], strict=True):
-        if not off(got, want) <= tolerance(made, what):
-            sys.exit(f"fused, the {what} are {off(got, want):.2g} off PEFT's: no speed is reported")
+        if not relative_difference(got, want) <= tolerance(made, what):
+            sys.exit(f"fused, the {what} are {relative_difference(got, want):.2g} off PEFT's: no speed is reported")
     with torch.no_grad(), made["PEFT"].disable_adapter():
         without = made["PEFT"](input_ids=tokens, use_cache=False).logits.double()
-    if off(without, found["PEFT"][0]) <= tolerance(made):
-        sys.exit("the adapter changes nothing, so that a wrong one would not show: no speed is reported")
+    if relative_difference(without, found["PEFT"][0]) <= tolerance(made):
+        sys.exit("the adapter has no effect, so the check cannot detect a wrong adapter: no speed is reported")
 
 
 def tolerance(made, what="logits"):
@@ -105,22 +107,22 @@ def tolerance(made, what="logits"):
 
 @torch.no_grad()
 def decoding(made, seconds, rows=1, **options):
-    """{name: seconds of one token of each row}; SystemExit if the logits are not PEFT's."""
+    """{name: seconds for one token of each row}; SystemExit if the logits differ from PEFT's."""
     prompt = torch.arange(100, 100 + PROMPT).repeat(rows, 1)
     steps, logits = token_steps(made, prompt, **options)
-    wrong = off(logits["fused"].double(), logits["PEFT"].double())
+    wrong = relative_difference(logits["fused"].double(), logits["PEFT"].double())
     if not wrong <= tolerance(made, "token"):
         sys.exit(f"fused, the logits are {wrong:.2g} off PEFT's: no speed is reported")
     return interleaved_wall(steps, seconds)
 
 
 def run_case(base, method, p, tokens, floor, seconds):
-    """What was measured of one method, as a dict; the base model is left as it was."""
+    """The measurements of one method, as a dict; the base model is restored."""
     import peft
 
     torch.manual_seed(0)
     model = peft.get_peft_model(base, config_of(method, p))
-    liven(model)
+    randomize_adapters(model)
     twin, fuse_seconds = fused_twin(model)
     made = {"PEFT": model, "fused": twin}
     agree(made, tokens)
@@ -132,14 +134,14 @@ def run_case(base, method, p, tokens, floor, seconds):
 
 
 def run_rows(base, counts, seconds):
-    """{number of adapters: {PEFT, fused: seconds of a token of each of 64 rows}}."""
+    """{number of adapters: {"PEFT", "fused": seconds for one token of each of 64 rows}}."""
     import peft
 
     model, measured = peft.get_peft_model(base, config_of("LoRA", 0.0), "a0"), {}
     for count in counts:
         for i in range(len(model.peft_config), count):
             model.add_adapter(f"a{i}", config_of("LoRA", 0.0))
-        liven(model)
+        randomize_adapters(model)
         made = {"PEFT": model, "fused": fused_twin(model)[0]}
         names = [f"a{i * count // ROWS}" for i in range(ROWS)]  # the rows of an adapter are adjacent
         measured[count] = decoding(made, seconds, ROWS, adapter_names=names)
@@ -184,7 +186,9 @@ def plot(path, measured, rows):
 
 def main(arguments=None):
     parser = parsers.of_model("fuse", __doc__, seconds=10, each="case")
-    parser.add_argument("--adapters", type=int, nargs="*", default=(1, 8, 64), help="in a batch of 64 rows (1 8 64)")
+    parser.add_argument(
+        "--adapters", type=int, nargs="*", default=(1, 8, 64), help="adapters in a batch of 64 rows (1 8 64)"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}

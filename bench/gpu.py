@@ -1,7 +1,7 @@
-"""python -m bench.gpu: forward and backward of one layer on a GPU, each of our kernels beside PEFT, addmm and unsloth.
+"""python -m bench.gpu: forward and backward of one layer on a GPU: each of our kernels, PEFT, addmm and unsloth.
 
-Times are the GPU's own, with a cold L2, interleaved, medians; ratios are within one run. A provider is timed only if
-its results agree with float64. Writes gpu.json, gpu.md and gpu.png. The first run also tunes, which takes minutes.
+Times are measured by GPU events, with a cold L2, interleaved, medians; ratios are within one run. A provider is timed
+only if its results agree with float64. Writes gpu.json, gpu.md and gpu.png. The first run also tunes for minutes.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from .harness.targets import at_least, at_most, geometric_mean, ratios
 from .harness.timing import bytes_of, flops_of
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-# Tokens, in and out: the projections of a model of eight billion parameters, one of a small model, and few tokens.
+# (M, K, N): projections of a model of eight billion parameters, a projection of a small model, and few tokens.
 SHAPES = [(4096, 4096, 4096), (4096, 4096, 14336), (4096, 14336, 4096), (4096, 2048, 2048), (512, 4096, 4096),
           (16, 4096, 4096)]  # fmt: skip
 COLUMNS = ("PEFT", "PEFT compiled", "addmm", "ours", "ours cuda", "ours triton", "ours blas")
@@ -61,10 +61,10 @@ def providers_of(case, compiled):
 
 def measure(case, names, seconds, timer):
     """(the measurements of the case, [the error of each provider that is wrong and therefore not timed])."""
-    torch.compiler.reset()  # else the compiler gives up after a few shapes of one function, and runs it as it is
+    torch.compiler.reset()  # otherwise torch.compile falls back to eager after a few shapes of one function
     operands, steps, wrong = Operands(case), {}, []
     for name in names:
-        # PyTorch's own mask depends on how its kernel is launched: those who use it are checked without dropout.
+        # PyTorch's mask depends on the launch of its kernel, so providers with this mask are checked without dropout.
         checked = case if PROVIDERS[name].mask == "philox" else dataclasses.replace(case, p=0.0)
         try:
             check(name, PROVIDERS[name], checked, operands)
@@ -83,7 +83,7 @@ def measure(case, names, seconds, timer):
 
 
 def row(result):
-    """The case, the frozen layer's microseconds, each provider's time over that, and TFLOP/s of ours."""
+    """The case, the frozen layer's microseconds, each provider's time / the frozen layer's, and TFLOP/s of ours."""
     times = {name.removesuffix(" IA3"): t for name, t in result["seconds"].items()}
     frozen = times.get("frozen")
     over = [f"{times[n] / frozen:.2f}" if n in times and frozen else "" for n in COLUMNS]
@@ -92,7 +92,7 @@ def row(result):
 
 
 def target_rows(results):
-    """(what, measured, target, verdict): the layer over the frozen one, and over each of the others."""
+    """[(what, measured, target, verdict)]: our time / the frozen layer's, and the speed-up over each other provider."""
     rows = []
     for dtypes in ("bfloat16+float32", "bfloat16"):
         for p in (0.05, 0.0):
@@ -117,7 +117,7 @@ def prepare():
 
 def main(arguments=None, timer=gpu_timing.interleaved, describe=gpu_timing.machine):
     parser = parsers.of_layer("gpu", __doc__, seconds=2.0, example="4096x2048x2048")
-    parser.add_argument("--no-compiled", action="store_true", help="leave out torch.compile of PEFT's layer")
+    parser.add_argument("--no-compiled", action="store_true", help="do not time torch.compile of PEFT's layer")
     options = parser.parse_args(arguments)
     prepare()
     cases = parsers.chosen(parser, all_cases(), options.only)

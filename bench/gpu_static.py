@@ -1,9 +1,9 @@
-"""python -m bench.gpu_static: what the compilers make of every GPU kernel, for GPUs that need not be here.
+"""python -m bench.gpu_static: the static report: compiles every GPU kernel for several GPUs; no GPU is needed.
 
-Compiled and checked, not measured. Writes bench/results/gpu_static.md and .json, and fails on a spill, on local memory,
-on a missing tensor-core instruction, and on loads narrower than 16 bytes where the tensors are aligned.
+The kernels are compiled and checked, not measured. Writes bench/results/gpu_static.md and .json. Fails for a spill, for
+local memory, for a missing tensor-core instruction, and for loads narrower than 16 bytes of aligned tensors.
 
-A provider is a function (targets) -> rows; a further kind of kernel adds its function to PROVIDERS.
+A provider is a function (targets) -> rows; add a function to PROVIDERS for a new kind of kernel.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments=None):
     rows = [row for name in options.providers for row in PROVIDERS[name](tuple(options.targets))]
     faults = [fault for row in rows for fault in row.faults()]
     options.output.mkdir(parents=True, exist_ok=True)
-    written = [json.dumps(dataclasses.asdict(row) | {"occupancy": row.occupancy}) for row in rows]  # a line a kernel
+    written = [json.dumps(dataclasses.asdict(row) | {"occupancy": row.occupancy}) for row in rows]  # one line per row
     (options.output / "gpu_static.json").write_text("[\n" + ",\n".join(written) + "\n]\n")
     title = "# GPU kernels as compiled\n\nPrinted by `make gpu-static`. Compiled and checked, not measured.\n\n"
     (options.output / "gpu_static.md").write_text(title + table(rows))

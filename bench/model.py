@@ -1,7 +1,7 @@
-"""python -m bench.model: a training step and a decoded token of SmolLM2-135M, ours beside PEFT and the frozen model.
+"""python -m bench.model: a training step and a decoded token of SmolLM2-135M: ours, PEFT and the frozen model.
 
 The step: B=4, T=128, LoRA r=16 with dropout 0.05 on every linear layer, two threads, wall time, rounds interleaved,
-medians. The frozen model's step is forward and backward down to its embeddings. Writes model.json, .md and .png.
+medians. The frozen model's step runs forward and backward down to the embeddings. Writes model.json, .md and .png.
 """
 
 import gc
@@ -15,7 +15,7 @@ from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training.measure import counting_saved_bytes
 
 from .harness import parsers, report
-from .harness.causal_lm import graph_to_the_embeddings, liven, loss_of, token_steps, training_steps
+from .harness.causal_lm import graph_to_the_embeddings, loss_of, randomize_adapters, token_steps, training_steps
 from .harness.targets import at_least, at_most
 from .harness.timing import interleaved_wall, machine
 
@@ -25,7 +25,7 @@ LIMITS = {"float32": 1.45, "bfloat16": 1.75}
 
 
 def models(name, dtype):
-    """{frozen, PEFT, ours}: three copies of the base model, two with the same adapter."""
+    """{"frozen", "PEFT", "ours": model}: three copies of the base model, two with the same adapter."""
     import peft
 
     made = {"frozen": load_base(name, dtype)[0].requires_grad_(False)}
@@ -35,7 +35,7 @@ def models(name, dtype):
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         made[label] = library.get_peft_model(load_base(name, dtype)[0], config)
-        liven(made[label])
+        randomize_adapters(made[label])
     for model in made.values():
         graph_to_the_embeddings(model)
     return made
@@ -55,7 +55,10 @@ def training(made, shape, seconds):
 
 
 def decoding(made, seconds):
-    """{name: seconds of one token after 32 others, adapter active}; SystemExit if ours is not PEFT's, or B not used."""
+    """{name: seconds of one token after a prompt of 32, with the adapter active}.
+
+    SystemExit if our logits differ from PEFT's, or if the adapter has no effect.
+    """
     with torch.no_grad():
         steps, logits = token_steps(made, torch.arange(100, 132)[None])
         logits = {name: t.double() for name, t in logits.items()}
@@ -64,7 +67,7 @@ def decoding(made, seconds):
         if not off <= limit * size:
             sys.exit(f"ours: a token's logits are {off / size:.3g} off PEFT's: no speed is reported")
         if not (logits["PEFT"] - logits["frozen"]).norm() > limit * size:
-            sys.exit("the adapter changes nothing, so that a wrong one would not show: no speed is reported")
+            sys.exit("the adapter has no effect, so the check cannot detect a wrong adapter: no speed is reported")
         return interleaved_wall(steps, seconds)
 
 
@@ -82,7 +85,7 @@ def overhead(seconds):
             calls()
 
     times = interleaved_wall({"no_grad": without_grad, "grad": calls}, seconds)
-    return {name: 1e3 * t for name, t in times.items()}  # seconds of 1000 calls: a thousandth, in microseconds
+    return {name: 1e3 * t for name, t in times.items()}  # seconds for 1000 calls -> microseconds per call
 
 
 def target_rows(measured, host):

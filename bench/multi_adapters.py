@@ -1,8 +1,8 @@
-"""python -m bench.multi_adapters: rows of several adapters in one batch, beside the same rows of one adapter.
+"""python -m bench.multi_adapters: rows of several adapters in one batch, compared with the same rows of one adapter.
 
-A training step is y, dX, dA and dB; decoding is y alone, without a graph. One thread, CPU time, cases interleaved; each
-row of the table is a median and its ratio to one adapter's, from the same run. Before a case is timed, every row is
-compared with its own adapter's result. Writes multi_adapters.json and .md.
+A training step computes y, dX, dA and dB; decoding computes only y, without a graph. One thread, CPU time, interleaved;
+the times are medians, and the ratio to one adapter is from the same run. Before a case is timed, every row is compared
+with the result of its own adapter. Writes multi_adapters.json and .md.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from .harness.timing import interleaved, machine
 
 K = N = 2048
 R, P, SCALING = 16, 0.05, 2.0
-# (what, rows, adapters, whether it trains, the most that it may cost over one adapter's)
+# (what, rows, adapters, whether it is a training step, the target for time / one adapter's time)
 CASES = (("train", 512, 8, True, 1.15), ("decode", 8, 8, False, 1.25), ("decode", 64, 64, False, 1.5))
 HEADER = ("case", "one ms", "one by index ms", "several ms", "several / one")
 
 
 def operands(rows: int, adapters: int, dtype: torch.dtype):
-    """x, weight, one A and B an adapter, an index of equal shares in no order, and dY."""
+    """x, weight, one A and one B per adapter, a shuffled index with equal shares, and dY."""
     torch.manual_seed(0)
     x, dY = (torch.randn(rows, n).to(dtype) for n in (K, N))
     weight = (torch.randn(N, K) / K**0.5).to(dtype)
@@ -35,7 +35,7 @@ def operands(rows: int, adapters: int, dtype: torch.dtype):
 
 
 def steps(rows: int, adapters: int, trains: bool, dtype: torch.dtype) -> dict:
-    """{name: a function of nothing}: the same rows as those of one adapter, of one in the segmented op, and of all."""
+    """{name: step} for the same rows: with one adapter, with one adapter in the segmented op, and with all adapters."""
     x, weight, A, B, index, dY = operands(rows, adapters, dtype)
     p, alone = P if trains else 0.0, torch.zeros_like(index)
     check(x, weight, A, B, index)
@@ -83,8 +83,8 @@ def row(name, times):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m bench.multi_adapters", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each case (default: 10)")
-    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; above 1 the clock is the wall's")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds of each case (default: 10)")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads; above 1, wall time is measured")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)

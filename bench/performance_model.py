@@ -1,6 +1,6 @@
-"""python -m bench.performance_model: what a roofline predicts of GPUs that nothing here has run on.
+"""python -m bench.performance_model: a roofline model of our kernels on several GPUs.
 
-The bytes are those that bench.traffic counts, kernel by kernel; the GPUs' figures are public. Writes
+The bytes are those that bench.traffic counts, kernel by kernel; the figures of the GPUs are public. Writes
 docs/performance-model.md.
 """
 

@@ -1,7 +1,7 @@
-"""python -m bench.publish: what `make bench`, bench-model, bench-fuse, bench-quantized and bench-gpu wrote into
-out/bench becomes the tracked result, in bench/results and in the documents.
+"""python -m bench.publish: copies the results of `make bench`, bench-model, bench-fuse, bench-quantized and bench-gpu
+from out/bench into bench/results and the documents.
 
-Read the results first: other processes on the machine distort them."""
+Check the results first: other processes on the machine distort the times."""
 
 import argparse
 import shutil
@@ -16,7 +16,7 @@ PICTURED = set(NAMES) - {"quantized_model"}
 
 
 def publish(source, results):
-    """The names that were copied; SystemExit if there are none, or one lacks a file of its three."""
+    """The names that were copied; SystemExit if there are none, or if a benchmark lacks one of its files."""
     found = [name for name in NAMES if (source / f"{name}.json").is_file()]
     if not found:
         sys.exit(f"{source} holds no benchmark: run `make bench`, bench-model, bench-fuse or bench-gpu first")

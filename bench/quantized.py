@@ -1,8 +1,8 @@
-"""python -m bench.quantized: LoRA over quantised weights, beside bfloat16's and PEFT over bitsandbytes' layer.
+"""python -m bench.quantized: LoRA over quantised weights, compared with bfloat16 and with PEFT over bitsandbytes.
 
-A step is forward and backward of one layer, r=16, dropout 0.05, adapters in float32 over bfloat16, one thread, CPU
-time of the process; decoding is one row without gradients. Every result is checked against the decoded weight first.
-Writes quantized.json, .md and .png.
+A step is forward and backward of one layer, r=16, dropout 0.05, float32 adapters over bfloat16, one thread, CPU time of
+the process. Decoding is one row without gradients. Before timing, every result is compared with that of the decoded
+weight. Writes quantized.json, .md and .png.
 """
 
 import functools
@@ -71,7 +71,8 @@ class Case:
         )
 
     def peft(self, name, nested):
-        """PEFT's own layer over bitsandbytes' with the same codes and adapters; None for a format that it lacks."""
+        """PEFT's layer over bitsandbytes' layer with the same codes and adapters; None if bitsandbytes lacks the
+        format."""
         from peft import LoraConfig
         from peft.tuners.lora import bnb
 
@@ -105,7 +106,7 @@ class Case:
         return base.to("cpu")
 
     def check(self):
-        """AssertionError if a result differs from the one over the decoded weight by more than rounding."""
+        """AssertionError if a result differs by more than rounding from the result with the decoded weight."""
         for got, wanted in zip(self.outputs(self.frozen), self.outputs(self.frozen.dequantize()), strict=True):
             error = (got - wanted).float().norm() / wanted.float().norm()
             assert error < 0.01, f"{self}: {error:.3g} from the decoded weight"
@@ -123,8 +124,8 @@ def row(case, times):
     return str(case), *shown, f"{times['ours'] / times['ours bf16']:.3f}", peft
 
 
-def judged(results):
-    """The targets, of the steps over nf4 and of decoding."""
+def target_rows(results):
+    """The rows of the targets, for the steps over nf4 and for decoding."""
     nf4 = {str(case): times for case, times in results if case.format == "nf4" and case.M > 1}
     found = []
     if nf4:
@@ -156,7 +157,7 @@ def main(arguments=None):
         results.append((case, interleaved(steps, seconds=options.seconds)))
         print(line(row(*results[-1])), flush=True)
         vars(case).update(weight=None, frozen=None, adapters=None, x=None, dY=None)  # frees memory for the next case
-    targets = judged(results)
+    targets = target_rows(results)
     data = {"machine": about, "results": {str(case): times for case, times in results}, "targets": targets}
     tables = [(report.TARGET_HEADER, targets), (HEADER, [row(*r) for r in results])]
     report.write(options.output, "quantized", data, tables)

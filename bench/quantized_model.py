@@ -1,8 +1,8 @@
-"""python -m bench.quantized_model: the peak of memory and the time of a training step over a 4-bit base model.
+"""python -m bench.quantized_model: the peak memory and the time of a training step over a 4-bit base model.
 
 A Llama of 1.1 billion parameters with random weights, LoRA r=16 on all linear layers, one sequence of 256 tokens,
-gradient checkpointing. Each provider is a process of its own; the peak is that of the resident set during one step,
-after another one, with what building the model took given back. Writes quantized_model.json and .md.
+gradient checkpointing. Each provider runs in a separate process. The peak is the largest resident set during the second
+step, after freed memory has been returned to the system. Writes quantized_model.json and .md.
 """
 
 import argparse
@@ -82,9 +82,9 @@ def one(provider, sizes, tokens):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m bench.quantized_model", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PROVIDERS, nargs="+", default=PROVIDERS, help="these alone")
-    parser.add_argument("--tokens", type=int, default=256, help="of the sequence (%(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand parameters, to see it run")
+    parser.add_argument("--only", choices=PROVIDERS, nargs="+", default=PROVIDERS, help="only these providers")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of the sequence (%(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to test the program")
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
     parser.add_argument("--one", choices=PROVIDERS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

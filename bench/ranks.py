@@ -1,7 +1,8 @@
-"""python -m bench.ranks: LoRA and DoRA of every rank from few to many rows, beside the same formula in eager PyTorch.
+"""python -m bench.ranks: LoRA and DoRA with ranks 1 to 1024 and 1 to 4096 rows, compared with eager PyTorch.
 
 Forward and backward of one layer, one thread, CPU time of the process. Eager PyTorch: F.linear, addition, and for DoRA
-the norm of the formed sum; without dropout, which costs it far more than us. Writes ranks.json, .md and .png.
+the norm of the whole sum. There is no dropout, which takes eager PyTorch far longer than our kernels. Writes
+ranks.json, .md and .png.
 """
 
 import math
@@ -27,7 +28,7 @@ HEADER = ("case", "frozen ms", "eager ms", "ours ms", "eager / ours")
 
 
 class Case:
-    """One layer K -> N with operands of its own, and its steps {frozen, eager, ours}."""
+    """One layer K -> N with its operands, and the steps `frozen`, `eager` and `ours`."""
 
     def __init__(self, method, dtypes, M, r, K, N):
         self.name = f"{method} {dtypes} {M} rows r={r}"
@@ -74,7 +75,7 @@ def repeated(step, times):
 
 
 def measure(case, seconds):
-    """{frozen, eager, ours: seconds of a step}"""
+    """{"frozen", "eager", "ours": seconds of a step}"""
     steps = {"frozen": case.frozen, "eager": case.eager, "ours": case.ours}
     once = interleaved(steps, seconds=0, least=1)
     times = max(1, math.ceil(SHORT / max(1e-6, once["frozen"])))

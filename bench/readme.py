@@ -1,6 +1,7 @@
-"""python -m bench.readme: puts bench/results/NAME.md between `<!-- bench:NAME -->` and `<!-- /bench -->` of a document.
+"""python -m bench.readme: copies bench/results/NAME.md between the marks `<!-- bench:NAME -->` and `<!-- /bench -->`.
 
-The documents are docs/benchmarks.md and README.md, which takes the machine and the targets alone: `bench:NAME targets`.
+The documents are docs/benchmarks.md and README.md. `bench:NAME targets`, as in README.md, copies only the machine and
+the targets.
 """
 
 import re
@@ -14,8 +15,10 @@ DOCUMENTS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
 
 def filled(text, results):
-    """A document's text with each marked part replaced by its file, or of that file by the machine and the targets;
-    SystemExit if there is no such file."""
+    """A document's text with each marked part replaced by its file, or by the machine and the targets of the file.
+
+    SystemExit if there is no such file.
+    """
 
     def part(match):
         name, only = match[1], match[2] or ""

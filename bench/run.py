@@ -1,7 +1,7 @@
-"""python -m bench.run: forward and backward of one layer, ours beside PEFT and the frozen layer, on this machine.
+"""python -m bench.run: forward and backward of one layer on this CPU: ours, PEFT and the frozen layer.
 
 One thread: CPU time of the process. Two threads: wall time. Rounds are interleaved, times are medians, ratios are
-within one run. A provider is timed only after its results agree with float64. Writes layer.json, layer.md, layer.png.
+within one run. A provider is timed only if its results agree with float64. Writes layer.json, layer.md, layer.png.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def measure(case, seconds, compiled=False):
 
 
 def row(result):
-    """The case, the frozen layer's milliseconds, each provider's time over that, and GFLOP/s of ours."""
+    """The case, the frozen layer's milliseconds, each provider's time / the frozen layer's, and GFLOP/s of ours."""
     times = result["seconds"]
     own = times.get("ours", times.get("ours IA3"))
     over = [f"{times[n] / times['frozen']:.2f}" if n in times else "" for n in COLUMNS]
@@ -58,7 +58,9 @@ def plot(results, path):
 
 def main(arguments=None):
     parser = parsers.of_layer("run", __doc__, seconds=1.5, example="512x576x576")
-    parser.add_argument("--compiled", action="store_true", help="time torch.compile of PEFT's layer too: minutes more")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also time torch.compile of PEFT's layer, which takes minutes more"
+    )
     options = parser.parse_args(arguments)
     cases = parsers.chosen(parser, all_cases(), options.only)
     results, about = [], machine()

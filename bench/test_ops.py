@@ -1,4 +1,4 @@
-"""`make bench-ops`: pytest-benchmark over every op, each by every kernel that runs on this machine's CPU."""
+"""`make bench-ops`: pytest-benchmark for every op with every kernel that runs on this machine's CPU."""
 
 import pytest
 import torch

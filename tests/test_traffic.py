@@ -120,7 +120,7 @@ def test_the_performance_model_is_a_model_and_what_the_command_prints(tmp_path):
     committed = (ROOT / "docs/performance-model.md").read_text()
     assert page == committed, "docs/performance-model.md is stale: run `make performance-model`"
     title, first = page.split("\n\n")[:2]
-    assert "predicted, not measured" in title and first.startswith("**Every time on this page is a model's")
+    assert "predicted, not measured" in title and first.startswith("**Every time on this page is predicted by a model")
     # By hand: the frozen layer is two matrix products at the H100's measured 794.5 TFLOPS.
     h100 = page.partition("### H100\n\n")[2]
     milliseconds = float(re.search(r"\| 4096x4096x4096 +\| ([\d.]+) +\|", h100)[1])

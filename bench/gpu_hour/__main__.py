@@ -1,9 +1,9 @@
-"""python -m bench.gpu_hour: under whatever python3 has PyTorch >= 2.10 and Triton >= 3.6; no network, no install.
+"""python -m bench.gpu_hour: with any python3 that has PyTorch >= 2.10 and Triton >= 3.6; no network, no installation.
 
 The most valuable step runs first. Each step has a process and a time limit of its own. The result of a step is written
 when the step ends, or is stopped: OUTPUT/steps/NAME.json, and in OUTPUT/logs/NAME.log what it printed.
-OUTPUT/gpu-hour.json holds all results, OUTPUT/gpu-hour.md what was measured beside what docs/performance-model.md
-predicts. Another run continues where the last one ended and repeats no completed step.
+OUTPUT/gpu-hour.json holds all results, OUTPUT/gpu-hour.md the measured times next to the predictions of
+docs/performance-model.md. Another run continues where the last one ended and repeats no completed step.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parsed(arguments):
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_hour", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together (default: %(default)s)")
     parser.add_argument("--from", dest="first", choices=NAMES, metavar="STEP", help="begin with this step")
-    parser.add_argument("--again", action="store_true", help="run what is done once more")
+    parser.add_argument("--again", action="store_true", help="run completed steps again")
     parser.add_argument("--list", action="store_true", help="print the steps, their limits and how they ended")
     parser.add_argument("--rehearse", action="store_true", help="every step on the CPU, with tiny sizes; no GPU needed")
     parser.add_argument("--output", type=Path, help="folder (default: out/gpu-hour, or out/gpu-hour-rehearsed)")

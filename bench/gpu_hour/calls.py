@@ -23,6 +23,6 @@ def layer_cases():
 
 
 def ops_of(case):
-    """[(op, its arguments)] of one pass of the layer, as autograd calls them: no bias, all gradients."""
+    """[(op, arguments)] of one forward and backward pass of the layer, without bias, with all gradients."""
     sizes = OpCase(case.M, case.K, case.N, case.r, case.p, case.dtype, case.adapter, bias=False)
     return [(OPS[name], sample(name, sizes)) for name in LORA]

@@ -1,4 +1,4 @@
-"""Where the steps run: on the GPU with their real sizes, or in a rehearsal on the CPU with tiny ones."""
+"""The device of the steps: the GPU with full sizes, or in a rehearsal the CPU with tiny sizes."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def prepare():
 
 
 def interleaved(steps, seconds):
-    """{name: median seconds} by the GPU's own clock with a cold L2."""
+    """{name: median seconds} by GPU events with a cold L2."""
     if REHEARSED:
         return timing.interleaved(steps, seconds=0.0, least=1, most=1)
     return gpu_timing.interleaved(steps, seconds)

@@ -19,7 +19,7 @@ FAKED = {
 def pytest_configure(config):
     if not config.option.collectonly:
         raise pytest.UsageError("bench.gpu_hour.faked only collects: no test can run on a GPU that is not there")
-    if importlib.util.find_spec("peft"):  # it imports bitsandbytes, which needs a CUDA build where it sees a GPU
+    if importlib.util.find_spec("peft"):  # peft imports bitsandbytes, which needs a CUDA build if it sees a GPU
         importlib.import_module("peft")
     for name, function in FAKED.items():
         setattr(torch.cuda, name, function)
@@ -27,5 +27,5 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart():
-    """After the tests' own conftest has looked at its device: some files make tensors while they are imported."""
+    """Sets the tests' device to meta, after their conftest has read it: some test files make tensors on import."""
     sys.modules["tests.device"].DEVICE = "meta"

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SKIPPED = 77  # the exit status of a step that has nothing to do here
+SKIPPED = 77  # the exit status of a step that skips itself
 PATH = "GPU_HOUR_FOUND"  # the environment variable that names the step's file
 
 

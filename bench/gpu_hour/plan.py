@@ -9,12 +9,12 @@ class Step:
     name: str
     seconds: float  # the step is stopped after this many seconds, or when the total time is over
     about: str
-    module: str  # run as `python -m`
+    module: str  # the module to run with `python -m`
     arguments: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # packages without which the step is skipped
-    alone: bool = False  # it times the GPU, so nothing runs beside it
-    beside: bool = False  # the next steps do not wait for it, up to one that runs alone
-    essential: bool = False  # if it fails, nothing after it can run
+    alone: bool = False  # the step times the GPU, so no other step runs at the same time
+    beside: bool = False  # the next steps, up to a step with `alone`, do not wait for this step
+    essential: bool = False  # if the step fails, no later step can run
 
     def why_not(self):
         """The packages that this Python lacks, in words, or None."""
@@ -32,8 +32,8 @@ def _tests(name, seconds, about, *paths, needs=()):
 
 
 STEPS = (
-    _own("versions", 60, "versions, nvidia-smi, the kernels that there are", essential=True),
-    _own("libraries", 170, "the libraries that lie there, else csrc/ built for this GPU alone"),
+    _own("versions", 60, "versions, nvidia-smi, the available kernels", essential=True),
+    _own("libraries", 170, "the existing libraries, else csrc/ built for this GPU"),
     _own("kernels", 110, "every kernel of every op against float64"),
     _tests("gpu", 100, "tests/gpu: sizes, tiles, capture, torch.compile", "tests/gpu"),
     _tests("layers", 60, "tests/autograd and tests/nn", "tests/autograd", "tests/nn"),
@@ -41,7 +41,7 @@ STEPS = (
     _own("sanitize", 70, "compute-sanitizer: memcheck and racecheck of each CUDA kernel", beside=True),
     _own("candidates", 60, "every tuning candidate compiled, in parallel"),
     _own("tune", 60, "every tuning candidate timed, then the ops by the winners", alone=True),
-    _own("layer", 120, "the layer beside frozen, PEFT, addmm", alone=True),
+    _own("layer", 120, "the layer, compared with frozen, PEFT, addmm", alone=True),
     _own("decode", 30, "decoding in CUDA graphs, 1, 8 and 16 rows", alone=True),
     _own("llama", 45, "four layers of an 8-billion Llama: frozen, PEFT, fused", needs=("transformers", "peft"),
          alone=True),

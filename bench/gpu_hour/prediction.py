@@ -28,7 +28,7 @@ def cells(line):
 
 
 def gpu_of(name):
-    """Which of the page's GPUs PyTorch's name of one is, or None: "NVIDIA H200" is H200."""
+    """The name on the page for a GPU's name in PyTorch, or None: "NVIDIA H200" is H200."""
     return next((gpu.name for gpu in GPUS if gpu.name in name.upper().replace("-", " ").split()), None)
 
 
@@ -46,7 +46,7 @@ class Prediction:
         }
 
     def step(self, M, K, N, column):
-        """The cell of a column, as "ours", or "frozen, ms", as a number."""
+        """The number in a column, such as "ours" or "frozen, ms"."""
         cell = self._steps.get(f"{M}x{K}x{N}", {}).get(column)
         return None if cell is None else float(cell)
 

@@ -1,7 +1,7 @@
 """The process of a step. It leads its own process group, which is stopped by SIGINT first and then by SIGKILL.
 
-A rehearsal forks its steps from one process that has imported PyTorch: fourteen imports would take longer than the
-steps. What runs in the fork is what `python -m` runs.
+A rehearsal forks its steps from one process that has imported PyTorch, since fourteen imports would take longer than
+the steps. The fork runs the same module as `python -m` would.
 """
 
 import multiprocessing
@@ -16,11 +16,11 @@ from pathlib import Path
 from .found import PATH
 
 ROOT = Path(__file__).resolve().parents[2]
-GRACE = 5.0  # seconds from SIGINT, at which pytest still prints what it has seen, to SIGKILL
+GRACE = 5.0  # seconds from SIGINT to SIGKILL, in which pytest prints its results
 
 
 def environment(output, rehearsed):
-    """What every step runs under, besides its own file: no network, this tree, a tuning cache in the output."""
+    """The environment variables of every step: no network, this source tree, a tuning cache in the output folder."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH")]
     given = {
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
@@ -41,7 +41,7 @@ def _lead():
 
 
 class Process:
-    """A running step. `ended` is its exit status, or None while it runs; a negative one is a signal's."""
+    """A running step. `ended` is its exit status, None while it runs; a negative status is the number of a signal."""
 
     def __init__(self, step, output, given, forked):
         self.step, self.began = step, time.monotonic()
@@ -91,4 +91,4 @@ class Process:
             end = time.monotonic() + patience
             while self.ended is None and time.monotonic() < end:
                 time.sleep(0.02)
-        # A leader that ended at SIGINT may have left workers: SIGKILL has gone to the group in any case.
+        # SIGKILL goes to the group even if the leader has ended at SIGINT, since workers may still run.

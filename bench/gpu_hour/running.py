@@ -23,12 +23,13 @@ class Hour:
     def __init__(self, output, seconds, start, say=print):
         self.output, self.start, self.say = output, start, say
         self.end = time.monotonic() + seconds
-        self.running: list[tuple[Process, float]] = []  # and when each is to be stopped
+        self.running: list[tuple[Process, float]] = []  # [(process, the time at which it is stopped)]
         for folder in ("steps", "logs"):
             (output / folder).mkdir(parents=True, exist_ok=True)
 
     def run(self, steps, again=False):
-        """{name: status} of the steps that this run began, skipped, or found done; KeyboardInterrupt keeps them too."""
+        """{name: status} of the steps that this run started, skipped, or found done. Results are also kept after a
+        KeyboardInterrupt."""
         statuses = {}
         try:
             for step in steps:
@@ -96,6 +97,6 @@ def _judged(process):
     if process.ended == 0:
         return DONE, ""
     if process.ended == SKIPPED:
-        return SKIP, "it says that it has nothing to do here"
+        return SKIP, "the step skipped itself"
     lines = process.log.read_text(errors="replace").strip().splitlines() if process.log.is_file() else []
     return FAILED, f"exit status {process.ended}: {lines[-1] if lines else 'nothing was printed'}"

@@ -1,4 +1,4 @@
-"""The summary of a run: how each step ended, and the measured times beside the predicted ones."""
+"""The summary of a run: the status of each step, and the measured and predicted times."""
 
 import json
 
@@ -7,7 +7,7 @@ from . import prediction
 from .found import write_whole
 from .running import read
 
-STEP_HEADER = ("step", "ended", "seconds", "what it says")
+STEP_HEADER = ("step", "status", "seconds", "result")
 HEADER = ("what", "measured", "predicted", "measured / predicted")
 # {(provider, the adapter's dtype is the layer's, dropout): the page's column}.
 COLUMNS = {
@@ -27,7 +27,7 @@ def row(what, measured, predicted, form="{:.2f}"):
 
 
 def layer_rows(found, predicted):
-    """The frozen layer's milliseconds, then every provider's time over that."""
+    """The frozen layer's milliseconds, then every provider's time / the frozen layer's."""
     rows = []
     for result in found.get("results", ()):
         case, times = result["case"], result["seconds"]
@@ -43,14 +43,14 @@ def layer_rows(found, predicted):
 
 
 def op_rows(found, predicted):
-    """Microseconds of every op by its fastest kernel."""
+    """Microseconds of every op with its fastest kernel."""
     rows = []
     for name, entry in found.get("ops", {}).items():
         M, K, N, r, p = entry["case"]
         for op, times in entry["seconds"].items():
             best = min(times, key=times.get)
-            told = predicted.op(M, K, N, r, op) if p > 0 else None
-            rows.append(row(f"{name}: {op}, {best}, us", 1e6 * times[best], told, "{:.1f}"))
+            expected = predicted.op(M, K, N, r, op) if p > 0 else None
+            rows.append(row(f"{name}: {op}, {best}, us", 1e6 * times[best], expected, "{:.1f}"))
     return rows
 
 
@@ -75,7 +75,7 @@ def llama_rows(found):
 
 def step_rows(results):
     return [
-        (name, "not begun", "", "") if result is None
+        (name, "not started", "", "") if result is None
         else (name, result["status"], result["seconds"], result["why"] or result["found"].get("line", ""))
         for name, result in results.items()
     ]  # fmt: skip
@@ -94,10 +94,10 @@ def measured_rows(results):
 
 
 def write(output, names):
-    """OUTPUT/gpu-hour.json and gpu-hour.md, of whatever has been found so far."""
+    """Writes OUTPUT/gpu-hour.json and gpu-hour.md from the results so far."""
     results = {name: read(output, name) for name in names}
     write_whole(output / "gpu-hour.json", json.dumps(results, indent=1) + "\n")
-    machine = ((results["versions"] or {}).get("found") or {}).get("line", "no machine was looked at")
+    machine = ((results["versions"] or {}).get("found") or {}).get("line", "unknown machine")
     steps = [tuple(str(cell).replace("|", "/") for cell in ended) for ended in step_rows(results)]
     parts = [machine, markdown(STEP_HEADER, steps)]
     rows = measured_rows(results)

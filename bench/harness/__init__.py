@@ -1,1 +1,1 @@
-"""What the benchmarks share: cases, checks, timing, targets, reports, and their command lines."""
+"""Code that the benchmarks share: cases, checks, timing, targets, reports, and command lines."""

@@ -1,7 +1,7 @@
-"""What is timed: shapes of real layers, and providers, each a closure that runs one forward and backward pass.
+"""The timed cases, with shapes of real layers, and the providers, which run one forward and backward pass of a case.
 
-Every provider of a case works on the same frozen weight, adapter, input and output gradient, and draws its dropout
-mask from torch's generator: "torch" providers through F.dropout, ours through Philox.
+All providers of a case use the same frozen weight, adapter, input and output gradient, and draw their dropout mask from
+torch's generator: "torch" providers by F.dropout, ours by Philox.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Case:
     p: float = 0.05
     dtype: torch.dtype = torch.float32
     adapter: torch.dtype = torch.float32
-    kind: str = "lora"  # or "ia3", whose factor multiplies the output; r and p then mean nothing
+    kind: str = "lora"  # or "ia3", whose factor multiplies the output; r and p are then unused
     threads: int = 1
 
     @property
@@ -57,8 +57,10 @@ class Operands:
 
 @dataclass(frozen=True)
 class Provider:
-    build: Callable  # (case, operands) -> a function of nothing: one step, its results as a tuple
-    mask: str  # "torch", "philox", or "none": frozen layers drop nothing
+    build: (
+        Callable  # (case, operands) -> a function without arguments that runs one step and returns a tuple of results
+    )
+    mask: str  # "torch", "philox", "compiled", or "none" for a provider without dropout
     kind: str
 
 
@@ -104,7 +106,7 @@ def peft_layer(case, operands):
 
 @provider("PEFT")
 def peft_lora(case, operands):
-    """PEFT's default over float32 adapters; with autocast_adapter_dtype=False where they have the layer's dtype."""
+    """PEFT's default for float32 adapters; autocast_adapter_dtype=False for adapters in the layer's dtype."""
     layer = peft_layer(case, operands)
     parameters = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     return lambda: gradients(layer(operands.x), operands, parameters)
@@ -120,7 +122,7 @@ def peft_compiled(case, operands):
 
 @provider("addmm")
 def addmm(case, operands):
-    """The formula with the low-rank term as the GEMM's own accumulation."""
+    """The formula with the low-rank term accumulated by the GEMM (addmm), if the dtypes are equal."""
 
     def step():
         A, B = operands.adapters
@@ -155,7 +157,7 @@ provider("ours blas", mask="philox")(functools.partial(ours, kernel="blas"))
 
 @provider("ours p=0", mask="none")
 def ours_without_dropout(case, operands):
-    """Our layer without dropout, timed beside the same layer with dropout: the difference is the cost of dropout."""
+    """Our layer without dropout, timed in the same rounds as with dropout: the difference is the cost of dropout."""
     return ours(dataclasses.replace(case, p=0.0), operands, kernel=None)
 
 
@@ -198,7 +200,7 @@ DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torc
 
 
 def providers_of(case, compiled=False):
-    """Every provider for the case at the usual rank with dropout; elsewhere those that its targets compare."""
+    """Every provider for a case at rank 16 with dropout on one thread; for other cases those that targets compare."""
     names = [n for n, p in PROVIDERS.items() if p.kind in ("both", case.kind) and (compiled or p.mask != "compiled")]
     if case.kind == "lora" and (case.p == 0 or case.threads > 1 or case.r != 16):
         names = [n for n in names if n in ("frozen", "PEFT", "ours")]

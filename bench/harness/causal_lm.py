@@ -3,9 +3,9 @@
 import torch
 
 
-def liven(model):
-    """Gives parameters that start as zeros or ones other values, so that the check notices a missing adapter."""
-    generator = torch.Generator("cpu").manual_seed(1)  # wherever the model is, and new tensors are
+def randomize_adapters(model):
+    """Gives parameters that start as zeros or ones other values, so that the check detects a missing adapter."""
+    generator = torch.Generator("cpu").manual_seed(1)  # on the CPU for any device of the model
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "ia3_l" in name:
             std = 0.05 if "lora_B" in name else 0.2
@@ -13,7 +13,7 @@ def liven(model):
 
 
 def graph_to_the_embeddings(model):
-    """Requires the gradient of the embeddings, so that backward of a frozen model also runs through all layers."""
+    """Makes the embeddings' output require grad, so that backward of a frozen model also runs through all layers."""
     return model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.requires_grad_())
 
 
@@ -32,9 +32,9 @@ def training_steps(made, tokens):
 
 
 def token_steps(made, prompt, **options):
-    """({name: a function that decodes one token for each row of the prompt}, {name: its logits}), each with its cache.
+    """({name: a function that decodes one token for each row of the prompt}, {name: its logits}), each with a cache.
 
-    options: of the model's forward. The models are left in eval mode.
+    options: arguments of the models' forward. The models stay in eval mode.
     """
     from transformers import DynamicCache
 

@@ -1,4 +1,4 @@
-"""A provider is timed only if its results agree with the formula in float64 on the mask that it drew."""
+"""Checks, before timing, that a provider's results agree with the formula in float64 with the same mask."""
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,12 @@ class WrongResult(Exception):
     """A provider that must not be timed."""
 
 
-def wide(tensor):
+def in_float64(tensor):
     return tensor.detach().double().requires_grad_()
 
 
 def keep(case, mask):
-    """[M, K], 0 or 1 / (1 - p), as the next step after torch.manual_seed(SEED) drops."""
+    """The dropout factors [M, K], 0 or 1 / (1 - p), of the first step after torch.manual_seed(SEED)."""
     torch.manual_seed(SEED)
     if mask == "torch" and case.p > 0:
         return F.dropout(torch.ones(case.M, case.K, dtype=case.adapter), case.p).double()
@@ -41,19 +41,24 @@ def formula(case, x, weight, adapters, dY, mask):
 
 
 def check(name, provider, case, operands):
-    """Raises WrongResult where the error exceeds twice that of eager PyTorch in x's dtype, plus one ulp of the largest.
+    """Raises WrongResult if an error exceeds twice eager PyTorch's in x's dtype, plus one ulp of the largest value.
 
-    A compiled provider draws its mask from another stream: the caller checks it on a case without dropout.
+    A compiled provider draws its mask from another stream, so the caller checks it on a case without dropout.
     """
     mask = keep(case, provider.mask)
     adapters = () if name == "frozen" else operands.adapters
     truth = formula(
-        case, wide(operands.x), operands.weight.double(), [wide(a) for a in adapters], operands.dY.double(), mask
+        case,
+        in_float64(operands.x),
+        operands.weight.double(),
+        [in_float64(a) for a in adapters],
+        operands.dY.double(),
+        mask,
     )
     narrow = [a.detach().to(case.dtype).requires_grad_() for a in adapters]
     x = operands.x.detach().requires_grad_()
     eager = formula(case, x, operands.weight, narrow, operands.dY, mask.to(case.dtype))
-    step = provider.build(case, operands)  # first: building a layer draws random numbers too
+    step = provider.build(case, operands)  # before manual_seed, since building a layer draws random numbers
     torch.manual_seed(SEED)
     results = step()
     if len(results) != len(truth):

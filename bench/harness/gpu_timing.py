@@ -1,4 +1,4 @@
-"""Times of a GPU's own clock, and what to call the machine that they were taken on."""
+"""Times steps on a GPU by events, and describes the machine."""
 
 import statistics
 import time
@@ -11,8 +11,8 @@ FLUSH_BYTES = 1 << 28  # more than any L2
 def interleaved(steps, seconds, least=5, most=51):
     """{name: median seconds on the GPU} of the functions in `steps`, each between two events and with a cold L2.
 
-    Two rounds warm up; then as many as fit into `seconds`, but from `least` to `most`. Every round begins with another
-    step, so that a slow spell hits all of them.
+    After two warm-up rounds, as many rounds run as fit into `seconds`, but at least `least` and at most `most`. Every
+    round starts with another step, so that a slow phase of the machine affects all steps.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     names, times = list(steps), {name: [] for name in steps}
@@ -22,7 +22,7 @@ def interleaved(steps, seconds, least=5, most=51):
         for name in names[shift:] + names[:shift]:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             flush.zero_()
-            # about 1 ms of cycles: the host enqueues the step meanwhile, so host time is not measured
+            # about 1 ms of cycles, in which the host enqueues the step, so that host time is not measured
             torch.cuda._sleep(2_000_000)
             begin.record()
             steps[name]()

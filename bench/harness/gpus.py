@@ -1,11 +1,11 @@
-"""Public figures of the GPUs in the performance model; each with where it is from."""
+"""Public figures of the GPUs in the performance model, with their sources."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Dense, without sparsity. TFLOPS and GB/s of the data sheet, and what others have measured of them."""
+    """TFLOPS, dense, without sparsity, and GB/s: from the data sheet (peak_*), and as measured by others."""
 
     name: str
     peak_bf16: float
@@ -13,12 +13,15 @@ class Gpu:
     peak_bandwidth: float
     bf16: float  # the fastest matrix product found by a search over shapes
     bandwidth: float  # STREAM Triad
-    bf16_a_clock: int  # operations of one multiprocessor
+    bf16_a_clock: int  # bf16 operations per clock of one multiprocessor
 
     @property
     def integers(self):
-        """32-bit logic operations a second: 64 a clock and multiprocessor on cc 8.0, 9.0 and 10.0 (CUDA C++ Programming
-        Guide, "Arithmetic Instructions"), at the clock that the data sheet's TFLOPS imply."""
+        """32-bit logic operations per second, at the clock that follows from the data sheet's TFLOPS.
+
+        A multiprocessor of compute capability 8.0, 9.0 or 10.0 executes 64 per clock (CUDA C++ Programming Guide,
+        "Arithmetic Instructions").
+        """
         return 64 * self.peak_bf16 * 1e12 / self.bf16_a_clock
 
 

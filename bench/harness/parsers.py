@@ -7,9 +7,9 @@ from . import report
 
 
 def of_layer(name, about, seconds, example):
-    """--seconds, --only, --output; `chosen` applies the second."""
-    parser = _parser(name, about, seconds, "of timing for each case")
-    parser.add_argument("--only", default="", help=f"cases whose name contains this, as {example} or bfloat16")
+    """A parser with --seconds, --only and --output; `chosen` applies --only."""
+    parser = _parser(name, about, seconds, "seconds of timing for each case")
+    parser.add_argument("--only", default="", help=f"cases whose name contains this, such as {example} or bfloat16")
     return parser
 
 
@@ -17,15 +17,15 @@ def chosen(parser, cases, only):
     """The cases whose name contains `only`; SystemExit if there is none."""
     found = [case for case in cases if only in str(case)]
     if not found:
-        parser.error(f"--only {only}: no case has that in its name")
+        parser.error(f"--only {only}: no case has this in its name; give a part of a name, such as {cases[0]}")
     return found
 
 
 def of_model(name, about, seconds, each):
-    """--seconds, --model, --threads, --shape, --output."""
-    parser = _parser(name, about, seconds, f"of timing for each {each}")
-    parser.add_argument("--model", default="smollm2", help="or a folder (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="the targets are for two (default: %(default)s)")
+    """A parser with --seconds, --model, --threads, --shape and --output."""
+    parser = _parser(name, about, seconds, f"seconds of timing for each {each}")
+    parser.add_argument("--model", default="smollm2", help="smollm2 or a folder (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="the targets hold for two (default: %(default)s)")
     parser.add_argument("--shape", type=int, nargs=2, default=(4, 128), help="rows and tokens of a batch (4 128)")
     return parser
 

@@ -1,4 +1,4 @@
-"""Writes a run's numbers as JSON, Markdown and a plot."""
+"""Writes the results of a benchmark as JSON, Markdown and a plot."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,11 @@ def headline(machine):
 
 
 def aligned(header, labels):
-    """A function that makes a line of a row, for tables printed while they are measured; its first column is wide
-    enough for each of the labels, the others for their names and for numbers, which stand at the right."""
+    """A function that formats a row as a line, for tables that are printed during the measurement.
+
+    The first column is left-aligned and as wide as the widest label. The other columns are right-aligned and as wide
+    as their names and a number.
+    """
     first, *others = max(map(len, (header[0], *labels))), *(max(7, len(name)) for name in header[1:])
 
     def line(row):
@@ -27,13 +30,13 @@ def aligned(header, labels):
 
 
 def verdicts(targets):
-    """The targets, one a line, in columns."""
+    """The targets in columns, one per line."""
     widths = [max(map(len, column)) for column in zip(*targets, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in targets)
 
 
 def write(folder, name, data, tables):
-    """NAME.json and NAME.md: the machine, then each (header, rows) table."""
+    """Writes NAME.json, and NAME.md with the machine and each (header, rows) table."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     parts = [headline(data["machine"]), *(markdown(*table) for table in tables)]
@@ -41,8 +44,11 @@ def write(folder, name, data, tables):
 
 
 def bars(path, panels, ylabel):
-    """A picture of panels {title: (labels, series)} beside each other, with one legend and one scale: in each a group
-    of bars for every label, one bar for every name in series {name: [value or None]}, ours under the package's name."""
+    """Draws a bar plot of panels {title: (labels, series)}, side by side, with one legend and one scale.
+
+    series: {name: [value or None]}. Each panel has a group of bars for every label, with one bar for every name. In the
+    plot "ours" is called pypeft_fast.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -71,8 +77,10 @@ def bars(path, panels, ylabel):
 
 
 def by_dtype(results, names):
-    """Panels for `bars` of layers' times over the frozen layer's: one a pair of dtypes, shapes from our best to our
-    worst, the rank named where it is not 16."""
+    """Panels for `bars` of times / the frozen layer's time: one panel per pair of dtypes.
+
+    The shapes are sorted from our best ratio to our worst; a label has the rank if it is not 16.
+    """
     panels = {}
     for dtypes in dict.fromkeys(r["case"]["dtypes"] for r in results):
         its = [r for r in results if r["case"]["dtypes"] == dtypes]

@@ -1,4 +1,4 @@
-"""The performance targets, one a row, and whether the measurements of a run reach them."""
+"""The performance targets, one per row, and whether the measurements of a run reach the targets."""
 
 import itertools
 import math
@@ -17,13 +17,13 @@ def at_least(what, value, limit):
 
 
 def ratios(results, over, under, **wanted):
-    """time of `over` / time of `under` for each result whose case has the wanted fields."""
+    """[time of `over` / time of `under`] for each result whose case has the wanted fields."""
     chosen = [r["seconds"] for r in results if all(r["case"][k] == v for k, v in wanted.items())]
     return [t[over] / t[under] for t in chosen if over in t and under in t]
 
 
 def cliff(results, wanted):
-    """The most by which a rank's time for each FLOP exceeds that of the next smaller rank."""
+    """The largest ratio of a rank's time per FLOP to that of the next smaller rank."""
     chosen = [r for r in results if all(r["case"][k] == v for k, v in wanted.items())]
     chosen.sort(key=lambda r: r["case"]["r"])
     costs = [r["seconds"]["ours"] / r["flops"] for r in chosen]
@@ -31,7 +31,7 @@ def cliff(results, wanted):
 
 
 def layer_rows(results):
-    """(what, measured, target, verdict) rows; a row without any measured case is left out."""
+    """[(what, measured, target, verdict)]; a row without a measured case is left out."""
     rows, lora = [], {"kind": "lora", "r": 16}
     for dtypes, mean, worst in (("float32", 1.08, 1.14), ("bfloat16+float32", 1.12, 1.2), ("bfloat16", 1.12, 1.2)):
         found = ratios(results, "ours", "frozen", dtypes=dtypes, p=0.05, threads=1, **lora)
@@ -57,7 +57,7 @@ def layer_rows(results):
 
 
 def markdown(header, rows):
-    """A table whose columns are as wide as their widest cell, so that it reads as text too."""
+    """A Markdown table whose columns are as wide as their widest cell, so that the source is readable too."""
     lines = [[str(cell) for cell in line] for line in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])

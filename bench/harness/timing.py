@@ -1,4 +1,4 @@
-"""Interleaved timing: every round runs each step once, in another order, so that a slow spell hits all of them."""
+"""Interleaved timing: every round runs each step once, in another order, so that a slow phase affects all steps."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 def interleaved(steps, clock=time.process_time, seconds=2.0, least=4, most=51):
     """{name: median seconds} of the functions in `steps`.
 
-    One round warms up; then as many rounds as fit into `seconds`, but from `least` to `most`.
+    After one warm-up round, as many rounds run as fit into `seconds`, but at least `least` and at most `most`.
     """
     names, times = list(steps), {name: [] for name in steps}
     start, rounds = time.perf_counter(), 0
@@ -32,7 +32,7 @@ def interleaved_wall(steps, seconds):
 
 
 def clock_of(threads):
-    """CPU time of the process for one thread, which other programs disturb least; wall time for several."""
+    """CPU time of the process for one thread, since other processes affect it least; wall time for several threads."""
     return time.process_time if threads == 1 else time.perf_counter
 
 
@@ -41,13 +41,13 @@ def bytes_of(*tensors):
 
 
 def flops_of(x, weight, adapters):
-    """Of one forward pass, dX, and the gradients of A and B: six products with the adapter, two with the weight."""
+    """FLOPs of a forward pass, dX, and the gradients of A and B: six products with the adapter, two with the weight."""
     rows = x.numel() // x.shape[-1]
     return 4 * rows * weight.numel() + 6 * rows * sum(t.numel() for t in adapters if t.dim() == 2)
 
 
 def machine():
-    """The CPU by its name, family and model, which tell AMD's generations apart, its caches, and what runs on it."""
+    """The CPU's name, its family and model, which identify AMD's generation, caches, the load, PyTorch's version."""
     facts = cpu_facts()
     family, model = facts.get("cpu family"), facts.get("model")
     return {
@@ -69,7 +69,7 @@ def cpu_facts(cpuinfo=Path("/proc/cpuinfo")):
 
 
 def caches(folder=Path("/sys/devices/system/cpu/cpu0/cache")):
-    """Those that the first CPU reads data through, as "L1 32K L2 1024K L3 32768K"; empty where Linux names none."""
+    """The data caches of the first CPU, such as "L1 32K L2 1024K L3 32768K"; empty if Linux lists none."""
     found = []
     for index in sorted(folder.glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))

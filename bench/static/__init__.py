@@ -1,1 +1,1 @@
-"""Behind `python -m bench.gpu_static`: kernels compiled for GPUs that need not be here, and what is wrong with them."""
+"""The code of `python -m bench.gpu_static`: compiles kernels for several GPUs, and finds faults in the result."""

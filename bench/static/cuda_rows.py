@@ -1,8 +1,8 @@
-"""CUDA C++'s rows of the static report: what nvcc made of csrc/cuda, read from the library built for every target.
+"""The rows of the CUDA C++ kernels in the static report, read from the library that nvcc builds for every target.
 
-Threads are those of the kernel's __launch_bounds__. Shared memory is asked for at launch and not in the binary: the
-emulator in tests/emulator runs every kernel and tells the most that each asked for; one that it does not
-reach is an error.
+The number of threads is that of the kernel's __launch_bounds__. The size of dynamic shared memory is set at launch and
+is not in the binary: the emulator in tests/emulator runs every kernel and gives the largest size of each kernel. A
+kernel that the emulator does not run is an error.
 """
 
 import collections
@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/cuda"
 TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
-# In a kernel's template arguments: operands of any strides, read element by element. A Fill, or the product's kAsync.
+# Matches the template arguments of a kernel for operands of any strides, which are read element by element: a Fill, or
+# kAsync of the product.
 ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 
 
 def library() -> Path:
-    """build/cuda/pypeft_fast/_C_cuda.abi3.so, for the targets in csrc/cuda/targets.txt, brought up to date."""
+    """Builds build/cuda/pypeft_fast/_C_cuda.abi3.so for the targets in csrc/cuda/targets.txt, and returns the path."""
     environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"} | {"PYPEFT_FAST_BUILD": "cuda"}
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(BUILD)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -39,7 +40,7 @@ def library() -> Path:
 
 @functools.cache
 def shared_bytes() -> dict[str, int]:
-    """{name as _demangled gives it: bytes of shared memory of a block}, from a run of every kernel on the emulator."""
+    """{name as in _demangled: bytes of shared memory of a block}, from a run of every kernel on the emulator."""
     command = [sys.executable, "-m", "tests.emulator.launches"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -60,7 +61,7 @@ def _dump(path: Path, *options: str) -> str:
 
 
 def _demangled(names) -> dict[str, str]:
-    """{mangled: the kernel's name and template arguments}, without namespaces and parameters."""
+    """{mangled name: the kernel's name and template arguments, without namespaces and parameters}."""
     names = list(names)
     lines = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
     plain = (re.sub(r"pypeft::|\(anonymous namespace\)::|^void ", "", line) for line in lines.splitlines())
@@ -68,7 +69,7 @@ def _demangled(names) -> dict[str, str]:
 
 
 def _per_function(text: str, header: str) -> dict[str, str]:
-    """{mangled name: what is printed of it}."""
+    """{mangled name: the text about this function}."""
     pieces = re.split(header, text)
     return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
@@ -82,7 +83,7 @@ def _loads(sass: str) -> collections.Counter:
 
 
 def rows(targets, path: Path | None = None):
-    """A row of each kernel, for each of its template arguments and each target of csrc/cuda/targets.txt."""
+    """One row for each kernel, each instance of its template, and each target in csrc/cuda/targets.txt."""
     path = path or library()
     for entry in (ROOT / "csrc/cuda/targets.txt").read_text().split():
         architecture = "sm_" + entry.removesuffix("+PTX").replace(".", "")

@@ -1,6 +1,6 @@
-"""Which of Triton's launches the static report compiles: every kernel in every dtype, larger ranks, and other tiles.
+"""The launches of Triton kernels that the static report compiles: every kernel and dtype, larger ranks, other tiles.
 
-Nothing about a kernel is repeated here: a job names an op's own launch, for the arguments that pypeft_fast.testing has.
+This file repeats nothing about a kernel: a job names an op's own launch with sample arguments of pypeft_fast.testing.
 """
 
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ from pypeft_fast.testing import VARIANTS, Case, sample
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = {BF16: "bf16", F16: "fp16", F32: "fp32"}
 M, K, N = 4096, 4096, 4096
-# Of each family of GPUs, which have the same tensor-core instructions, the one for which all dtypes, larger ranks and
-# the tiles that tuning may choose are compiled as well.
+# One GPU of each family with the same tensor-core instructions. For these GPUs all dtypes, larger ranks and the tiles
+# that tuning may choose are compiled as well.
 FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 RANKS = (64, 128)
-P, FEW = 0.05, 64  # the probability of dropout, and rows so few that K is split
-# What a launch is compiled with besides the options of its op's variant.
+P, FEW = 0.05, 64  # the dropout rate, and a number of rows for which K is split
+# The features of a launch besides the options of its op's variant.
 DROPOUT, GROUPS, SPLIT = ", dropout", ", 3 groups", ", split K"
 LAUNCHES = {
     "lora_shrink": ("", DROPOUT, DROPOUT + GROUPS, DROPOUT + SPLIT),
     "lora_dx": ("", DROPOUT),
     "lora_da": ("", DROPOUT),
 }
-# {name: (op, options, launch)}, of each variant of an op that has a Triton kernel.
+# {name: (op, options, launch)} for each variant of each op with a Triton kernel.
 NAMES = {
     title + launch: (op, options, launch)
     for title, (op, options) in VARIANTS.items()
     if any(kernel.name == "triton" for kernel in OPS[op].kernels)
     for launch in LAUNCHES.get(op, ("",))
 }
-# The launches that hold most in registers: of the ops that the rank matters to, and of those with tiles of their own
-# (lora_da has those of lora_shrink, ia3_linear those of lora_linear).
+# The launches that need the most registers: FULL for the ops whose kernel depends on the rank, TILED for the ops with
+# separate tiles (lora_da has the tiles of lora_shrink, ia3_linear those of lora_linear).
 FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
 TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
          "ia3_dx_dl, feedforward")  # fmt: skip
@@ -46,7 +46,7 @@ class Job:
     """One launch, compiled for one target."""
 
     target: str  # "sm_80", .. "gfx942"
-    name: str  # of NAMES
+    name: str  # a key of NAMES
     x: torch.dtype = BF16
     adapter: torch.dtype = BF16
     rank: int = 16
@@ -59,7 +59,7 @@ class Job:
 
     @property
     def tuned(self) -> str:
-        """The name that _tiles knows the launch by."""
+        """The name of the launch in _tiles."""
         return self.name if self.name in _tiles.GEMMS else self.op
 
     @property
@@ -68,7 +68,7 @@ class Job:
 
     @property
     def bits(self) -> int:
-        """Of an element of the operands that decide the tiles: of the frozen product, or the widest."""
+        """The bits of an element of the operands that decide the tiles: those of the frozen product, or the widest."""
         return 32 if F32 in ((self.x,) if self.op in _tiles.GEMMS else (self.x, self.adapter)) else 16
 
     @property
@@ -85,17 +85,17 @@ class Job:
         return self.name + (f", r={self.rank}" if self.rank != Job.rank else "")
 
     def exact(self) -> bool:
-        """Whether its products are of float32 at full precision, which no tensor core forms."""
+        """Whether the products are in float32 at full precision, which tensor cores do not compute."""
         return self.x == self.adapter == F32 and not self.tf32
 
 
 def architecture(target: str):
-    """What _tiles calls it."""
+    """The target's architecture in _tiles."""
     return int(target[3:]) if target.startswith("sm_") else target
 
 
 def arguments(job: Job) -> tuple:
-    """Of the op, on tensors without memory: a launch is compiled, and never made."""
+    """The op's arguments, as meta tensors: a launch is compiled and never run."""
     op, options, launch = NAMES[job.name]
     case = Case(FEW if SPLIT in launch else M, K, N, job.rank, P if DROPOUT in launch else 0.0, job.x, job.adapter)
     with torch.device("meta"):
@@ -127,6 +127,6 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
 
 
 def other_tiles(job: Job) -> Iterator[Job]:
-    """The job with each configuration that tuning may choose besides the default."""
+    """The job with each configuration, other than the default, that tuning may choose."""
     configs = list(_tiles.candidates(job.tuned, job.arch, job.bits).values())
     return (replace(job, config=config) for config in configs[1:])

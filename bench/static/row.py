@@ -1,4 +1,4 @@
-"""A row of the static report: one kernel compiled for one GPU, what of it counts, and what is wrong with it."""
+"""A row of the static report: one kernel compiled for one GPU, its properties and its faults."""
 
 from dataclasses import dataclass
 
@@ -24,19 +24,19 @@ class Row:
     config: str
     dtypes: str
     warps: int
-    registers: int  # a thread
-    spills: int  # bytes a thread
-    local: int  # instructions that touch local memory
-    shared: int  # bytes a block
+    registers: int  # per thread
+    spills: int  # bytes per thread
+    local: int  # instructions that access local memory
+    shared: int  # bytes per block
     tensor_core: dict[str, int]  # instructions, e.g. {"HGMMA": 16}
     loads: dict[str, int]  # widths of the loads from global memory in bytes, "TMA" for bulk copies
-    wants_tensor_core: str | None = None  # the instruction planned for, if any
-    specialized: int | None = None  # instructions that move registers between warps; None: no specialisation is planned
-    wants_wide_loads: bool = True  # it is for tensors whose rows lie on 16 bytes, and bound by reading them
+    wants_tensor_core: str | None = None  # the planned instruction, if any
+    specialized: int | None = None  # number of setmaxnreg instructions; None if warp specialisation is not planned
+    wants_wide_loads: bool = True  # whether the kernel reads tensors with 16-byte aligned rows and is bound by this
 
     @property
     def occupancy(self) -> float | None:
-        """Resident warps over the multiprocessor's most, by registers, shared memory and blocks; None for AMD."""
+        """Resident warps / the multiprocessor's maximum, from registers, shared memory and blocks; None for AMD."""
         if self.target not in MULTIPROCESSOR:
             return None
         warps, blocks, registers, shared, reserved = MULTIPROCESSOR[self.target]
@@ -45,7 +45,7 @@ class Row:
         return fit * self.warps / warps
 
     def faults(self) -> list[str]:
-        """What is wrong with it, in words."""
+        """The faults of the kernel, one sentence each."""
         found = []
         if self.spills or self.local:
             found.append(f"spills {self.spills} bytes, {self.local} accesses to local memory")

@@ -1,6 +1,6 @@
-"""Triton's rows of the static report: each op's own launch is intercepted, and what it would launch is compiled.
+"""The rows of the Triton kernels in the static report: each op's own launch is intercepted, and the kernel compiled.
 
-Nothing about a kernel is repeated here: argument types, alignment and constants are those of the launch.
+This file repeats nothing about a kernel: argument types, alignment and constants are those of the launch.
 """
 
 import collections
@@ -45,7 +45,7 @@ def fp32_precision(value):
 
 
 def captured(job):
-    """(kernel, {argument: value}, options) of the job's launch, with nothing launched."""
+    """(kernel, {argument: value}, options) of the job's launch; the kernel does not run."""
     found = []
 
     def run(kernel, *args, grid, warmup, **kwargs):
@@ -125,7 +125,7 @@ def _amd(binary):
 
 
 def _planned(job, found):
-    """The tensor-core instruction that the job must have: of these, the one that was found first, or none."""
+    """The tensor-core instruction that the kernel must have, or None; by default the first one that was found."""
     if job.exact() or job.op in _tiles.ELEMENTWISE:
         return None
     if job.target == "gfx942":
@@ -143,15 +143,15 @@ def row(job):
         job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
         local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),
         specialized if job.tiles.specialize else None,
-        wants_wide_loads=job.op != "dequantize",  # a code is looked up by itself; what it stores is most of its bytes
+        wants_wide_loads=job.op != "dequantize",  # it loads one code at a time, and most of its bytes are stores
     )  # fmt: skip
 
 
 def rows(targets, jobs=None):
-    """A row of each job, in their order; by default of all that are planned for the targets."""
+    """One row per job, in order; by default for all planned jobs of the targets."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise SystemExit("TRITON_INTERPRET=1 is set: in the interpreter's process nothing can be compiled; unset it")
+        raise SystemExit("TRITON_INTERPRET=1 is set: with Triton's interpreter no kernel can be compiled; unset it")
     jobs = list(plan(targets)) if jobs is None else jobs
-    # Forked: the workers have what is imported here, and no thread has been started that a fork would lose.
+    # fork: the workers get the imported modules, and no thread has been started yet that a fork would lose.
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("fork")) as pool:
         yield from pool.map(row, jobs)

@@ -1,1 +1,1 @@
-"""Behind `python -m bench.traffic` and `python -m bench.performance_model`: bytes counted kernel by kernel."""
+"""The code of `python -m bench.traffic` and `python -m bench.performance_model`: counts bytes kernel by kernel."""

@@ -1,7 +1,7 @@
 """python -m bench.traffic: the bytes that forward and backward of one layer move, and the kernels that move them.
 
-Counted, on any machine: PEFT's own layers op by op, ours in Triton's interpreter. Writes traffic.md and traffic.json in
-bench/results.
+The bytes are counted, on any machine: for PEFT's layers op by op, for ours in Triton's interpreter. Writes traffic.md
+and traffic.json in bench/results.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """The bytes that each kernel of a step reads and writes in GPU memory: counted, not estimated.
 
-`Counting` looks on while PyTorch runs and notes, of every ATen op that is a kernel on a GPU, the bytes that it reads
-and writes. Each operand counts once a kernel, as if caches held everything within one and nothing from one to the next.
+`Counting` is a dispatch mode that records, for every ATen op that is a kernel on a GPU, the bytes that the op reads and
+writes. Each operand counts once per kernel: within a kernel caches are assumed perfect, between kernels empty.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pypeft_fast._op import OPS
 
-CLASSES = ("MK", "MN", "NK", "workspace", "low rank")  # matrices, stacks of partial sums, and all that is smaller
+CLASSES = ("MK", "MN", "NK", "workspace", "low rank")  # matrices, stacks of partial sums, and smaller tensors
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Shape:
         return f"{self.M}x{self.K}x{self.N} r={self.r}"
 
     def class_of(self, tensor):
-        """Which of CLASSES a tensor belongs to, by its shape, where M, K, N and r differ. A packed mask is MK."""
+        """The class of a tensor in CLASSES, from its shape; M, K, N and r must differ. A packed mask is MK."""
         sizes = frozenset(tensor.shape) if tensor.dim() == 2 else frozenset()
         if tensor.dim() == 3:
             return "workspace"
@@ -51,7 +51,7 @@ class Kernel:
     read: Counter = field(default_factory=Counter)
     written: Counter = field(default_factory=Counter)
     flops: int = 0
-    unit: str = "bf16"  # what multiplies: "bf16" or "fp32"
+    unit: str = "bf16"  # the units of its products: "bf16" or "fp32"
 
     @property
     def bytes(self):
@@ -59,17 +59,17 @@ class Kernel:
 
 
 def bytes_of(tensor):
-    """Of the elements in memory: an expanded axis counts once."""
+    """The bytes of the elements in memory; an expanded axis counts once."""
     sizes = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     return math.prod(sizes) * tensor.element_size() if tensor.numel() else 0
 
 
 NOT_KERNELS = ("empty", "new_empty", "empty_like", "device", "detach", "_unsafe_view")
-FILLS = ("copy_", "zero_", "fill_", "randint")  # written without being read
+FILLS = ("copy_", "zero_", "fill_", "randint")  # ops that write their output without reading it
 
 
 class Counting(TorchDispatchMode):
-    """Notes every kernel that runs inside the block in `kernels`. Set `backward` before the backward pass."""
+    """Records in `kernels` every kernel that runs in the block. Set `backward` before the backward pass."""
 
     def __init__(self, shape):
         super().__init__()
@@ -77,14 +77,15 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function.namespace == "pypeft_fast":  # an op of ours: what it runs is counted, not the op itself
+        if function.namespace == "pypeft_fast":  # one of our ops: the kernels that it runs are counted
             kernel = OPS[function._schema.name.partition("::")[2]].choose(*args)
             with self:
                 return kernel.function(*args)
         outputs = function(*args, **kwargs)
         name, returns = function._schema.name.partition("::")[2], function._schema.returns
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-        # Tickets are one buffer per stream on a GPU, zeroed once. Only on a CPU does every launch create them.
+        # On a GPU the tickets (split-K semaphores) are one buffer per stream, zeroed once. On a CPU every launch
+        # creates them.
         tickets = name == "zeros" and outputs.dtype == torch.int32
         if isinstance(outputs, torch.Tensor | tuple) and not views and not tickets and name not in NOT_KERNELS:
             self.kernels.append(self._kernel(name, args, kwargs, outputs))
@@ -107,7 +108,7 @@ class Counting(TorchDispatchMode):
 
 @dataclass
 class Step:
-    """A forward and backward pass: its kernels, and the bytes that autograd keeps in between, by class."""
+    """A forward and backward pass: its kernels, and the bytes that autograd saves for backward, by class."""
 
     kernels: list[Kernel]
     saved: Counter
@@ -120,7 +121,7 @@ class Step:
 
 
 def counted(counting: Counting, forward: Callable, inputs, parameters, dY) -> Step:
-    """Runs forward() and the gradients of `inputs`; what is saved counts once, `parameters` do not count."""
+    """Runs forward() and the gradients of `inputs`. A saved tensor counts once, and `parameters` do not count."""
     known, kept = {p.untyped_storage()._cdata for p in parameters}, {}
 
     def pack(tensor):

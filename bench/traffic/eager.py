@@ -1,8 +1,8 @@
-"""The traffic of other implementations, counted on tensors without memory:
-any shape takes a moment, and the ATen ops are those of a real run.
+"""The traffic of other implementations, counted on fake tensors: the ATen ops are those of a real run, and counting is
+fast for any shape.
 
-The tensors are fake CPU tensors. Two things differ from a GPU and are put right: there dropout is one kernel with a
-byte mask, and autocast is the GPU's, whose rules for these ops are the CPU's.
+The tensors are fake CPU tensors. Two differences from a GPU are corrected: on a GPU dropout is one kernel with a byte
+mask; and autocast is the CPU's here, which has the same rules for these ops as the GPU's.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ def _linear(shape):
 
 
 def _step(shape, module, adapter=BF16, autocast=False, call=lambda module, x: module(x)) -> Step:
-    """call(module, x) -> y, and all gradients; the module's parameters become fake ones, trained ones of `adapter`."""
+    """Counts call(module, x) -> y and all gradients. The module's parameters are replaced by fake ones; the trained
+    parameters get the dtype `adapter`."""
     with FakeTensorMode(), mock.patch.object(F, "dropout", _dropout):
         for part in module.modules():
             for name, parameter in part.named_parameters(recurse=False):
@@ -66,7 +67,7 @@ def _peft(shape, config, adapter, autocast):
 
 
 def peft_lora(shape, adapter=BF16, autocast=False, p=P):
-    """PEFT's own layer. Its default over a bf16 model is float32 adapters."""
+    """PEFT's own layer. PEFT's default for a bf16 model is float32 adapters."""
     from peft import LoraConfig
 
     config = LoraConfig(r=shape.r, lora_alpha=SCALING * shape.r, lora_dropout=p, target_modules=["0"])
@@ -81,9 +82,9 @@ def peft_ia3(shape, feedforward, adapter=BF16, autocast=False):
 
 
 class _Addmm(torch.autograd.Function):
-    """The low-rank term accumulated into the vendor's GEMM, nothing but x saved, s and dS formed again where needed.
+    """The low-rank term is accumulated into the vendor's GEMM; only x is saved, and s and dS are recomputed.
 
-    The order of operations of Unsloth's LoRA_W (github.com/unslothai/unsloth, unsloth/kernels/fast_lora.py).
+    This is the order of operations of Unsloth's LoRA_W (github.com/unslothai/unsloth, unsloth/kernels/fast_lora.py).
     """
 
     @staticmethod

@@ -1,8 +1,9 @@
-"""What our Triton kernels move: how often each pass over each operand, seen in Triton's interpreter, times its bytes.
+"""The traffic of our Triton kernels: the number of passes over each operand, counted in Triton's interpreter, times the
+operand's bytes.
 
-The interpreter runs a small shape with the tiles that a GPU would use, and every address is noted
-(pypeft_fast.testing.triton_accesses). How many times an operand is read and written as a whole depends on r alone; the
-operands of a large shape are those of its own launches, which are recorded and not run.
+The interpreter runs a small shape with the tiles of a GPU, and every address is recorded
+(pypeft_fast.testing.triton_accesses). The number of passes over an operand depends only on r. For a large shape the
+launches are recorded and not run, and their operands are multiplied by these numbers of passes.
 """
 
 import contextlib
@@ -28,14 +29,14 @@ from pypeft_fast.testing import Case, sample, triton_accesses  # noqa: E402
 
 from .count import Counting, Kernel, Shape, Step, bytes_of, counted  # noqa: E402
 
-ARCH, PROCESSORS = 90, 132  # whose tiles are used; on other GPUs the workspaces differ
+ARCH, PROCESSORS = 90, 132  # the GPU whose tiles are used; on other GPUs the workspaces differ
 TRACED = Shape(M=160, K=192, N=320)
 SCALING, P = 2.0, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One of our layers: LoRA, or IA3 on the outputs or, feedforward, on the inputs."""
+    """One of our layers: LoRA, IA3 on the outputs, or IA3 on the inputs (feedforward)."""
 
     name: str
     p: float = P
@@ -45,16 +46,17 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A launch whose every access was noted, and {argument: (tensor, class)}."""
+    """A launch with all its accesses, and {argument: (tensor, class)}."""
 
     launch: triton_accesses.Launch
     operands: dict[str, tuple[torch.Tensor, str]]
 
     def passes(self, name):
-        """(times read, times written) of one operand as a whole; whole numbers but for the tickets.
+        """(number of reads, number of writes) of one whole operand; integers except for the tickets.
 
-        A matrix product's tiles share their operands through L2. Elsewhere a second read of x or dY, for another block
-        of ranks, comes when all of it has been read once: it counts.
+        The tiles of a matrix product share their operands through L2, so an operand counts once for each line that
+        loads it. In other kernels a second read of x or dY, for another block of ranks, starts after the first one has
+        ended, so it counts again.
         """
         tensor, kind = self.operands[name]
         shared = self.launch.kernel.removeprefix("_") in _tiles.GEMMS or kind not in ("MK", "MN")
@@ -67,7 +69,7 @@ LORA, IA3, IA3_FEEDFORWARD = Method("lora"), Method("ia3"), Method("ia3", feedfo
 
 @contextlib.contextmanager
 def _as_on_gpu(run):
-    """Every launch takes the GPU's default tiles; run(executor, args, kwargs) stands for executing it."""
+    """Every launch gets the GPU's default tiles; run(executor, *args, **kwargs) replaces its execution."""
 
     def launch(op, go, operands, sizes):
         go(_tiles.default(op, ARCH, 8 * max(t.element_size() for t in operands)))
@@ -104,7 +106,7 @@ def _forward(method, x, weight, adapters):
 
 @functools.cache
 def traced(method, r) -> list[Traced]:
-    """The launches of a forward and backward pass of TRACED at rank r, every access noted."""
+    """The launches of a forward and backward pass of TRACED at rank r, with all accesses."""
     operands = []
     execute = interpreter.GridExecutor.__call__
 
@@ -138,7 +140,7 @@ def _flops(kernel, shape):
 
 
 def ours(shape, method=LORA) -> Step:
-    """A forward and backward pass of this shape: the launches are its own, the passes those seen in TRACED."""
+    """A forward and backward pass of this shape: the launches of this shape, with the numbers of passes of TRACED."""
     seen = iter(traced(method, shape.r))
     x, weight, adapters, dY = _leaves(shape, method, functools.partial(torch.empty, dtype=torch.bfloat16))
     counting = Counting(shape)
@@ -164,7 +166,7 @@ def ours(shape, method=LORA) -> Step:
 
 
 def _by_blas(op, shape, method) -> list[Kernel]:
-    """The kernels that the "blas" route of lora_linear or lora_dx runs, counted on tensors without memory."""
+    """The kernels that "blas" runs for lora_linear or lora_dx, counted on fake tensors."""
     counting = Counting(shape)
     counting.backward = op == "lora_dx"
     with FakeTensorMode():
@@ -175,7 +177,7 @@ def _by_blas(op, shape, method) -> list[Kernel]:
 
 
 def by_vendor(shape, method=LORA) -> Step:
-    """Ours where the choice among kernels falls on the vendor's GEMM and an update of its output for both products."""
+    """Our pass if tuning chooses "blas" for both products: the vendor's GEMM and an update of its output."""
     step = ours(shape, method)
     routes = {f"_{op}": _by_blas(op, shape, method) for op in ("lora_linear", "lora_dx")}
     return Step([k for kernel in step.kernels for k in routes.get(kernel.name, [kernel])], step.saved)

@@ -1,4 +1,4 @@
-"""The page that `python -m bench.performance_model` prints: a roofline's times from the bytes that are counted here."""
+"""The page of `python -m bench.performance_model`: a roofline model of the bytes that bench.traffic counts."""
 
 import functools
 
@@ -14,8 +14,8 @@ COMPARED = (
     "LoRAFusion", "ours", "ours, no dropout",
 )  # fmt: skip
 BY_VENDOR = ("ours, vendor's GEMM", "ours, vendor's GEMM, no dropout", *COMPARED[:4])
-# Logic, comparisons and shifts for each element of x in lora_shrink's loop with dropout, as compiled for sm_90: 430 of
-# the loop's 679 instructions, for 32 elements a thread. The others' dropout is not charged for its own.
+# Logic operations, comparisons and shifts per element of x in lora_shrink's loop with dropout, as compiled for sm_90:
+# 430 of the loop's 679 instructions, for 32 elements per thread. The dropout of other implementations is not counted.
 DROPOUT_OPERATIONS = 430 / 32
 
 
@@ -51,7 +51,7 @@ def gpu_table():
 
 
 def step_table(gpu):
-    """Forward and backward of one layer: the frozen layer's milliseconds, then each provider's time over that."""
+    """Forward and backward of one layer: the frozen layer's milliseconds, and each provider's time / frozen layer's."""
     rows = []
     for shape in SHAPES:
         base = seconds(step_of("frozen", shape), gpu, shape)
@@ -61,7 +61,7 @@ def step_table(gpu):
 
 
 def op_table(shape):
-    """Microseconds of each launch of ours, and what bounds it."""
+    """Microseconds of each of our launches, and the resource that bounds it."""
     kernels = [k for k in step_of("ours", shape).kernels if k.name.startswith("_")]
     rows = []
     for kernel in kernels:
@@ -72,7 +72,7 @@ def op_table(shape):
 
 
 def slack(name, gpu, shape):
-    """How much longer our two fused products may take before a route over the vendor's GEMM is as fast, as a share."""
+    """The fraction by which our two fused products may take longer until the named provider is as fast."""
     ours = step_of("ours, no dropout" if name.endswith("no dropout") else "ours", shape)
     fused = sum(max(bounds(k, gpu, shape).values()) for k in ours.kernels if k.name in ("_lora_linear", "_lora_dx"))
     return (seconds(step_of(name, shape), gpu, shape) - seconds(ours, gpu, shape)) / fused
@@ -88,14 +88,15 @@ def page():
     tables = "\n\n".join(f"### {gpu.name}\n\n{step_table(gpu)}" for gpu in GPUS)
     return f"""# Performance model: predicted, not measured
 
-**Every time on this page is a model's, none is measured.** None of these kernels has run on a GPU. The page says what
-public figures of four GPUs and counted bytes predict, so that a measurement can be held against it. Printed by
-`make performance-model`.
+**Every time on this page is predicted by a model, none is measured.** None of these kernels has run on a GPU. The
+predictions follow from public figures of four GPUs and from counted bytes, for comparison with later measurements.
+Printed by `make performance-model`.
 
-A kernel takes as long as the slowest of: its bytes through memory, its matrix products on tensor cores (float32 ones
-on CUDA cores, as PyTorch's default asks), and, for `lora_shrink` with dropout, the integer arithmetic of the random
-stream. A step is the sum of its kernels. Bytes are counted by `make traffic` (bench/results/traffic.md): each operand
-once a kernel. bf16, r = 16, dropout 0.05, all gradients but the weight's; our workspaces are those of sm_90's tiles.
+The time of a kernel is the longest of three times: moving its bytes through memory; its matrix products on tensor cores
+(float32 products on CUDA cores, PyTorch's default); and, for `lora_shrink` with dropout, the integer arithmetic of the
+random stream. The time of a step is the sum over its kernels. `make traffic` counts the bytes
+(bench/results/traffic.md), each operand once per kernel. bf16, r = 16, dropout 0.05, all gradients but the weight's;
+our workspaces are those of the tiles for sm_90.
 
 ## GPUs
 
@@ -105,13 +106,13 @@ once a kernel. bf16, r = 16, dropout 0.05, all gradients but the weight's; our w
 
 ## Forward and backward of one layer
 
-Time over the frozen layer's, that is, over its two GEMMs.
+The time of a layer / the time of the frozen layer, which runs two GEMMs.
 
 {tables}
 
-"PEFT default" keeps float32 adapters over a bf16 model; autocast is what `transformers.Trainer` does with `bf16=True`.
-"addmm style" is Unsloth's order of operations, which has no dropout. LoRAFusion (arXiv:2510.00206) is read off its
-source.
+"PEFT default" has float32 adapters over a bf16 model; `transformers.Trainer` runs the model under autocast with
+`bf16=True`. "addmm style" is Unsloth's order of operations, which has no dropout. The kernels of LoRAFusion
+(arXiv:2510.00206) are taken from its source.
 
 ## Ours, op by op, at {first}
 
@@ -119,16 +120,18 @@ source.
 
 ## How much slower than the vendor's GEMM our fused products may be, at {first}
 
-The tables above assume that `lora_linear` and `lora_dx`, and LoRAFusion's like, reach the vendor's rate. With fused
-products that take this much longer, ours is as slow as what stands on the left, which uses the vendor's GEMM.
+The tables above assume that the fused products, `lora_linear` and `lora_dx`, reach the rate of the vendor's GEMM; the
+same holds for LoRAFusion's fused products. If our fused products take longer by this percentage, our step takes as long
+as the provider on the left, which uses the vendor's GEMM.
 
 {slack_table(first)}
 
 ## What the model leaves out
 
-- The gaps between kernels and the few microseconds that the smallest takes: they weigh on whoever launches more.
-- L2: a tensor that the kernel before has left there need not come from memory. That favours whoever makes more passes
-  over small tensors, most on the H200 and B200; from M = 8192 on it matters less.
-- What a shape loses to tiles that do not fill the last wave. The measured GEMM rates are those of the best shape.
-- The arithmetic of the others' dropout, in their favour.
+- The gaps between kernels, and the minimum time of a kernel, a few microseconds. Both add to the time of providers with
+  more launches.
+- L2: a kernel may read from L2 what the kernel before has written. This shortens the time of providers with more passes
+  over small tensors, most on the H200 and B200; from M = 8192 on the effect is smaller.
+- The loss of a shape whose tiles do not fill the last wave. The measured GEMM rates are those of the best shape.
+- The arithmetic of other implementations' dropout, which would add to their time.
 """

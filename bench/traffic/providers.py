@@ -1,4 +1,4 @@
-"""Whose forward and backward pass is counted: {name: a function of a Shape that returns the Step}."""
+"""The implementations whose forward and backward pass is counted: {name: a function from a Shape to a Step}."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What published fused kernels move, read off their source and not run: they need a GPU and their own package."""
+"""The traffic of published fused kernels, taken from their source; running them would need a GPU and their package."""
 
 from collections import Counter
 
@@ -8,9 +8,9 @@ from .count import Kernel, Step
 def lorafusion(shape):
     """LoRAFusion (Zhu et al., arXiv:2510.00206), bf16 with dropout.
 
-    github.com/CentML/lorafusion at 5642ebf: lorafusion/ops/lora_v1.py as it is set there, the dropout a kernel of its
-    own that writes dropped x and a mask of bytes. The partial sums of fused_lora_dys_dyb are float32 atomics; each of
-    its outputs counts once here.
+    github.com/CentML/lorafusion at 5642ebf: lorafusion/ops/lora_v1.py with its default settings. Dropout is a separate
+    kernel that writes dropped x and a mask of bytes. The partial sums of fused_lora_dys_dyb are float32 atomics; each
+    of its outputs counts once here.
     """
     M, K, N, r = shape.M, shape.K, shape.N, shape.r
     x, y, weight, mask = Counter(MK=2 * M * K), Counter(MN=2 * M * N), Counter(NK=2 * N * K), Counter(MK=M * K)

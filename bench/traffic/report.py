@@ -1,4 +1,4 @@
-"""The page that `python -m bench.traffic` prints, and the rows behind it."""
+"""The page of `python -m bench.traffic`, and the rows of its tables."""
 
 import textwrap
 from collections import Counter
@@ -9,17 +9,17 @@ from .count import CLASSES, Shape
 from .interpreted import TRACED
 
 SIZE = Shape(4096, 4096, 4096)
-TARGET = {"MK": 4.4, "MN": 2.0}  # of ours with dropout
+TARGET = {"MK": 4.4, "MN": 2.0}  # the target for ours with dropout
 
 
 def outside(step, shape):
-    """The bytes by class outside the two base GEMMs: what the frozen layer moves is taken off."""
+    """{class: bytes outside the two base GEMMs}, that is, without the bytes that the frozen layer moves."""
     moved, base = step.moved(), eager.frozen(shape).moved()
     return {kind: moved[kind] - base[kind] for kind in CLASSES}
 
 
 def row(name, provider):
-    """Bytes an element of MK and MN, exact for every shape; the rest and the total at SIZE; kernels; bytes kept."""
+    """Bytes per element of MK and MN, exact for every shape; other bytes and total at SIZE; kernels; bytes saved."""
     step, large = provider(TRACED), provider(SIZE)
     part, whole = outside(step, TRACED), outside(large, SIZE)
     each = {kind: part[kind] / TRACED.elements[kind] for kind in ("MK", "MN")}
@@ -43,7 +43,7 @@ def row(name, provider):
 
 
 def launches(methods):
-    """A row for each launch of ours at TRACED: passes over the matrices, and the bytes of all else."""
+    """One row for each of our launches at TRACED: passes over the matrices, and bytes of the other tensors."""
     rows = []
     for label, method in methods.items():
         for traced in interpreted.traced(method, TRACED.r):
@@ -81,24 +81,24 @@ def cells(row):
 
 
 INTRODUCTION = f"""
-    Printed by `make traffic`. Counted, not measured: no speed, no GPU. bf16, dropout 0.05, r = {TRACED.r},
-    every gradient but the weight's. **MK** and **MN** are bytes for each element of x [M, K] and of y [M, N]
-    outside the two base GEMMs, exact at every shape; MiB are at {SIZE}, the workspaces with the tiles of
-    sm_{interpreted.ARCH} and {interpreted.PROCESSORS} multiprocessors. Each operand counts once a kernel.
-    Kernels: forward + backward, the base GEMMs among them; for its dropout ours has PyTorch draw a seed, 8
-    bytes. Kept for backward: parameters do not count; of ours and of addmm style, 2 MK is x itself.
+    Printed by `make traffic`. The bytes are counted, not measured, and no GPU is used. bf16, dropout
+    0.05, r = {TRACED.r}, every gradient but the weight's. **MK** and **MN** are bytes per element of x [M, K] and
+    of y [M, N] outside the two base GEMMs, exact for every shape. The columns in MiB are for {SIZE}; the workspaces
+    are those of the tiles of sm_{interpreted.ARCH} and {interpreted.PROCESSORS} multiprocessors. Each operand counts
+    once per kernel. Kernels: forward + backward, including the base GEMMs. For dropout, ours lets PyTorch draw a
+    seed of 8 bytes. Kept for backward: without parameters; in ours and in addmm style, 2 MK is x itself.
 """
 LORA_NOTE = """
-    The target is {target}. Ours moves {own}, and in workspaces partial sums, {share:.0%} of its total, written
-    once and read back once. They grow with r, and past the ranks of one tile so does what is read of x and dY:
-    at r = 64, {wide}. "Vendor's GEMM" is what `"blas"` does in `lora_linear` and `lora_dx`: the low-rank term is
-    added to the product's output. LoRAFusion (arXiv:2510.00206) is read off its source, not run. Addmm style is
-    Unsloth's order of operations.
+    The target is {target}. Ours moves {own}, and partial sums in workspaces, {share:.0%} of its total, which are
+    written once and read once. The workspaces grow with r. If r exceeds the ranks of one tile, a kernel reads
+    x or dY more than once: at r = 64, ours moves {wide}. "Vendor's GEMM" means the kernel `"blas"` for `lora_linear`
+    and `lora_dx`, which adds the low-rank term to the output of the vendor's GEMM. The kernels of LoRAFusion
+    (arXiv:2510.00206) are taken from its source and not run. Addmm style is Unsloth's order of operations.
 """
 LAUNCHES_NOTE = f"""
-    Every address that a launch touches is noted in Triton's interpreter, at {TRACED}. Reads: each element once
-    for each line of the kernel that loads it. The last three columns are bytes at that shape; read again: what
-    other tiles load a second time, from L2 where it holds them.
+    Triton's interpreter records every address that a launch accesses, at {TRACED}. Reads: each element counts once
+    for each line of the kernel that loads it. The last three columns are bytes at this shape. Read again: bytes
+    that other tiles load a second time, from L2 if they are still there.
 """
 
 

@@ -1,4 +1,4 @@
-"""--adapter in the subcommands that take several adapters, `chat` and `evaluate`: a name and a folder for each."""
+"""--adapter in the subcommands that take several adapters, `chat` and `evaluate`: the names and folders."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,8 @@ from .terminal import say
 def check_arguments(arguments) -> dict[str, Path]:
     """Checks --model, --quantize and --adapter, and returns the adapters, {name: folder}. Imports no PyTorch.
 
-    UserError: a package is missing, there is no such model or adapter, or an adapter cannot run over `--quantize`.
+    UserError if a package is missing, if there is no such model or adapter, or if an adapter cannot run over a base
+    model in the format of `--quantize`.
     """
     need("transformers", "jinja2")
     check_base(arguments.model)
@@ -29,9 +30,10 @@ def check_arguments(arguments) -> dict[str, Path]:
 
 
 def import_libraries(arguments, adapters: dict[str, Path]) -> None:
-    """Imports PyTorch with --threads, then PEFT, and reports each adapter that was trained over another base model.
+    """Imports PyTorch with --threads, then PEFT, and prints a note for each adapter that was trained over a base model
+    in another format.
 
-    UserError if an adapter cannot have its name: PEFT decides this.
+    UserError if an adapter cannot have its name, a check that needs PEFT.
     """
     threads.use(arguments.threads)
     calm_libraries()
@@ -41,9 +43,9 @@ def import_libraries(arguments, adapters: dict[str, Path]) -> None:
 
 
 def read_adapters(specs: list[str]) -> dict[str, Path]:
-    """{name: folder} of `DIR` and `NAME=DIR`, of which a DIR may have a = in its own name. Imports no PyTorch.
+    """{name: folder} of `DIR` and `NAME=DIR`; a DIR may contain "=". Imports no PyTorch.
 
-    UserError: no such folder, files in it that are not whole, or a name that is taken.
+    UserError if there is no such folder, if a file in the folder is missing or not complete, or if a name occurs twice.
     """
     adapters: dict[str, Path] = {}
     for spec in specs:
@@ -63,7 +65,7 @@ def read_adapters(specs: list[str]) -> dict[str, Path]:
 
 
 def check_one_kind(adapters: dict[str, Path]) -> None:
-    """UserError if the adapters cannot answer from one model: PEFT loads adapters of one kind on it."""
+    """UserError if the adapters differ in peft_type: PEFT loads adapters of only one type on a model."""
     groups = {kind: next(iter(group.values())) for kind, group in by_kind(adapters).items() if kind is not None}
     if len(groups) > 1:
         first, second, *_ = groups.items()
@@ -74,28 +76,28 @@ def check_one_kind(adapters: dict[str, Path]) -> None:
 
 
 def check_names(adapters: dict[str, Path]) -> None:
-    """UserError if an adapter cannot have the name that it is given here. Imports PEFT."""
+    """UserError if an adapter cannot have its name. Imports PEFT."""
     for name, path in adapters.items():
         if trouble := _cannot_name(name):
             raise UserError(f"--adapter {path}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
 
 
 def other_bases(adapters: dict[str, Path], quantize: str | None) -> list[str]:
-    """A sentence for each adapter that was trained over a base model stored otherwise than this one."""
+    """A note for each adapter that was trained over a base model in another format than `quantize`."""
     lines = []
     for path in adapters.values():
         theirs = trained_over(path)
         if theirs not in (None, quantize):
             now = f"in {quantize}" if quantize else "dense"
             lines.append(
-                f"note: --adapter {path} was trained over a base model in {theirs}, and this one is {now}: its losses "
-                f"and answers may differ a little; with --quantize {theirs} they are those of the training"
+                f"note: --adapter {path} was trained over a base model in {theirs}, and this base model is {now}: the "
+                f"losses and answers may differ a little; --quantize {theirs} gives those of the training"
             )
     return lines
 
 
 def _cannot_name(name: str) -> str | None:
-    """Why an adapter cannot have this name, None if it can."""
+    """Why an adapter cannot have this name, or None."""
     from pypeft_fast.model.files import check_adapter_name
 
     try:

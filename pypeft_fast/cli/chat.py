@@ -1,4 +1,4 @@
-"""`pypeft-fast chat`: streams a model's answers, with any of the adapters given, or none."""
+"""`pypeft-fast chat`: streams a model's answers, with one of the given adapters or without an adapter."""
 
 from ..finetune.base_models import load_base
 from ..finetune.errors import UserError, as_user_error
@@ -7,48 +7,48 @@ from .common import add_adapters, add_loading, add_model, add_seed
 from .option_values import positive_int, temperature, top_p
 from .terminal import say
 
-SUMMARY = "talk to a model, with adapters or without"
+SUMMARY = "talk to a model, with or without adapters"
 EXAMPLE = "pypeft-fast chat --model smollm2 --adapter my-adapter"
 ADVICE = """\
-In the conversation: /adapter NAME lets that adapter answer and /base the model without any, each from a new beginning;
-/clear forgets what was said, /help lists the commands, /quit ends."""
+Commands in the conversation: /adapter NAME selects an adapter and /base the base model; both begin a new conversation.
+/clear begins a new conversation, /help lists the commands, /quit ends the program."""
 HELP = """\
-/adapter NAME  that adapter answers, and the conversation begins anew
-/base          the base model answers without any, and the conversation begins anew
-/clear         forgets what was said
-/help          this list
-/quit          ends, as the end of the input does"""
+/adapter NAME  selects this adapter and begins a new conversation
+/base          selects the base model without an adapter and begins a new conversation
+/clear         begins a new conversation
+/help          prints this list
+/quit          ends the program, as the end of the input does"""
 
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
     add_adapters(parser)
-    add("--prompt", metavar="TEXT", help="answer this once and end; with several adapters, each answers")
-    add("--system", metavar="TEXT", help="a system message to begin with")
+    add("--prompt", metavar="TEXT", help="answer this prompt once, with every adapter, and end")
+    add("--system", metavar="TEXT", help="the system message of the conversation")
     add(
         "--max-new-tokens",
         type=positive_int,
         metavar="N",
         default=256,
-        help="the longest answer (default: %(default)s)",
+        help="the largest number of tokens of an answer (default: %(default)s)",
     )
     add(
         "--temperature",
         type=temperature,
         metavar="X",
         default=0,
-        help="0: always the likeliest token; 1: sample (default: 0)",
+        help="0: always the most likely token; above 0: sample at this temperature (default: 0)",
     )
     add(
         "--top-p",
         type=top_p,
         metavar="X",
         default=1.0,
-        help="sample from the likeliest tokens of this total (default: 1)",
+        help="sample from the most likely tokens with this total probability (default: 1)",
     )
-    add("--top-k", type=positive_int, metavar="N", help="sample from so many likeliest tokens (default: all)")
-    add_seed(parser, "for sampling")
+    add("--top-k", type=positive_int, metavar="N", help="sample from the N most likely tokens (default: all)")
+    add_seed(parser, "the seed of sampling")
     add_loading(parser)
 
 
@@ -62,7 +62,7 @@ def run(arguments) -> None:
 
     model, tokenizer = load_base(arguments.model, arguments.dtype, arguments.quantize)
     if arguments.system and tokenizer.chat_template is None:
-        raise UserError("--system: this tokenizer has no chat template to put a system message into; leave it out")
+        raise UserError("--system: this tokenizer has no chat template for a system message; leave the option out")
     chat = Chat(model, tokenizer, adapters)
     transformers.set_seed(arguments.seed)
     generation = _generation(arguments)
@@ -104,11 +104,11 @@ def _converse(chat, start, generation) -> None:
     say(f"adapters: {names}. /help lists the commands.")
     remembers = chat.tokenizer.chat_template is not None
     if not remembers:
-        say("this tokenizer has no chat template: each line is continued for itself, none is remembered")
+        say("this tokenizer has no chat template: the model continues each line without the earlier lines")
     messages = list(start)
     while True:
         try:
-            with as_user_error("what was typed is no text", (UnicodeDecodeError,)):
+            with as_user_error("the input is not valid text", (UnicodeDecodeError,)):
                 text = input(f"{chat.current or 'base'}> ").strip()
         except EOFError:
             say()
@@ -124,7 +124,7 @@ def _converse(chat, start, generation) -> None:
             if _switched(chat, argument.strip() if command == "/adapter" else None):
                 messages = list(start)
         elif command.startswith("/"):
-            say(f"{command} is not a command; /help lists those there are")
+            say(f"{command} is not a command; /help lists the commands")
         elif text:
             messages.append({"role": "user", "content": text})
             answer = chat.answer(messages, _streamer(chat), **generation)
@@ -132,7 +132,8 @@ def _converse(chat, start, generation) -> None:
 
 
 def _switched(chat, name: str | None) -> bool:
-    """Lets another adapter answer, and says so. False, and nothing has changed, if it answered before or is unknown."""
+    """Selects another adapter and prints its name. Returns False, without a change, if the adapter is selected already
+    or unknown."""
     try:
         before, _ = chat.current, chat.use(name)
     except UserError as error:

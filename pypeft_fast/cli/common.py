@@ -1,4 +1,4 @@
-"""The options that several subcommands have."""
+"""The options that several subcommands share."""
 
 from ..finetune.base_models import DTYPES
 from ..finetune.quantized import QUANTIZE
@@ -19,13 +19,13 @@ def add_data(parser, what: str) -> None:
 
 
 def add_adapters(parser) -> None:
-    """--adapter, any number of times; `adapter_option` reads it."""
+    """Adds --adapter, which may be repeated; adapter_option.py reads the values."""
     parser.add_argument(
         "--adapter",
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="an adapter's folder; may be repeated. NAME is its folder's name if not given",
+        help="an adapter's folder; may be repeated. NAME is the folder's name by default",
     )
 
 
@@ -35,13 +35,13 @@ def add_max_length(parser) -> None:
         type=positive_int,
         metavar="N",
         default=512,
-        help="tokens; what is longer is cut (default: %(default)s)",
+        help="tokens of an example; longer examples are cut (default: %(default)s)",
     )
 
 
 def add_dtype(parser) -> None:
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), default=DTYPES[0], help="of the base model (default: %(default)s)"
+        "--dtype", choices=list(DTYPES), default=DTYPES[0], help="the dtype of the base model (default: %(default)s)"
     )
 
 
@@ -49,8 +49,8 @@ def add_quantize(parser) -> None:
     parser.add_argument(
         "--quantize",
         choices=list(QUANTIZE),
-        help="store the base model's linear layers in 4 bits (nf4) or 8 (int8), which takes less memory; needs "
-        "bitsandbytes (default: as they are)",
+        help="store the base model's linear layers in 4 bits (nf4) or 8 bits (int8), which takes less memory; needs "
+        "bitsandbytes (default: dense)",
     )
 
 
@@ -60,12 +60,12 @@ def add_seed(parser, what: str) -> None:
 
 def add_threads(parser) -> None:
     parser.add_argument(
-        "--threads", type=positive_int, metavar="N", help="on the CPU (default: what PyTorch takes, a thread a core)"
+        "--threads", type=positive_int, metavar="N", help="threads on the CPU (default: PyTorch's, one per core)"
     )
 
 
 def add_loading(parser) -> None:
-    """How the base model is loaded and run: --dtype, --quantize and --threads."""
+    """Adds the options for loading and running the base model: --dtype, --quantize and --threads."""
     add_dtype(parser)
     add_quantize(parser)
     add_threads(parser)

@@ -1,4 +1,4 @@
-"""`pypeft-fast evaluate`: the loss of a model on data, with adapters and without."""
+"""`pypeft-fast evaluate`: the loss of a model on data, with and without adapters."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from .option_names import as_options
 from .option_values import positive_int
 from .terminal import say
 
-SUMMARY = "the loss of a model on data, with adapters and without"
+SUMMARY = "the loss of a model on data, with and without adapters"
 EXAMPLE = "pypeft-fast evaluate --model smollm2 --adapter my-adapter --data questions.jsonl"
 ADVICE = """\
-The loss is the mean over the answers' tokens, in nats; the perplexity is its exponential. Data that an adapter was
-trained on says nothing about new questions."""
+The loss is the mean over the tokens of the answers, in nats; the perplexity is the exponential of the loss. Use data
+that no adapter was trained on: the loss on training data does not show how well an adapter answers new questions."""
 
 
 def add_arguments(parser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
     add_data(parser, "as finetune's --data")
     add_max_length(parser)
     add("--batch-size", type=positive_int, metavar="N", default=8, help="examples at a time (default: 8)")
-    add("--json", action="store_true", help="print it as JSON")
+    add("--json", action="store_true", help="print the result as JSON")
     add_loading(parser)
 
 

@@ -1,4 +1,4 @@
-"""`pypeft-fast finetune`: an adapter from a base model and data."""
+"""`pypeft-fast finetune`: trains an adapter for a base model on data."""
 
 import dataclasses
 import shlex
@@ -39,7 +39,7 @@ def run(arguments) -> None:
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
-        run_folder.go_on(arguments.output, settings)  # says that there is nothing to go on with
+        run_folder.go_on(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
         _train(arguments, settings, examples, held_out)
@@ -92,7 +92,7 @@ def _train(arguments, settings, examples, held_out) -> None:
 
 
 def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
-    """`fine_tune`, with what can be done about an interruption or a full disk."""
+    """Calls `fine_tune`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
     from ..finetune.training.train import fine_tune

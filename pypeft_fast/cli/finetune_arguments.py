@@ -1,4 +1,4 @@
-"""What `pypeft-fast finetune` is told: its options."""
+"""The options of `pypeft-fast finetune`."""
 
 from ..finetune.adapters.methods import DEFAULTS, METHODS
 from .common import add_data, add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
@@ -7,16 +7,17 @@ from .option_values import count, folder, positive, positive_int, probability
 SUMMARY = "train an adapter for a language model on your data"
 EXAMPLE = "pypeft-fast finetune --model smollm2 --data examples/faq.jsonl --output my-adapter"
 ADVICE = """\
---data: a file of JSON lines, or .json, .csv, .parquet with the same keys or columns. A record is one of:
+--data: a file of JSON lines, or a .json, .csv or .parquet file with the same keys or columns. The formats of a record:
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
   {"prompt": "Hi", "completion": "Hello!"}        also "response", or "question" and "answer"
   {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
   {"instruction": "Greet", "input": "", "output": "Hello!"}
-The loss counts the assistant's tokens only. A part of the data, or --eval-data, is held out and never trained on. The
-loss on it is taken before, at each checkpoint and after; the adapter of the lowest one is kept.
+The loss counts only the assistant's tokens. A part of the data, or --eval-data, is held out and never trained on. The
+held-out loss is evaluated before training, at each checkpoint and at the end; the adapter with the lowest held-out loss
+is kept.
 
-The output folder then holds the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
-format), README.md, metrics.json and loss.png; during the run checkpoints too, from which --resume goes on."""
+After the run the output folder has the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
+format), README.md, metrics.json and loss.png. During the run it also has checkpoints, from which --resume continues."""
 
 
 def _methods_with(option: str) -> str:
@@ -24,43 +25,48 @@ def _methods_with(option: str) -> str:
 
 
 def _of(option: str, what: str) -> str:
-    """The help of an option that some methods have: which, what it is, and its default."""
+    """The help text of an option that only some methods have: the methods, the meaning, and the default."""
     return f"{_methods_with(option)}: {what} (default: {DEFAULTS[option]:g})"
 
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add_data(parser, "what to learn, see below")
+    add_data(parser, "the training data, see below")
     add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
-    add("--adapter", metavar="DIR", help="go on training this adapter instead of a new one; its files stay")
+    add("--adapter", metavar="DIR", help="train this adapter further instead of a new one; its files do not change")
     add("--rank", type=positive_int, metavar="N", help=_of("rank", "size of the adapter"))
     add("--alpha", type=positive, metavar="X", help=_of("alpha", "the update is scaled by alpha/rank"))
-    add("--dropout", type=probability, metavar="X", help=_of("dropout", "in the adapter"))
+    add("--dropout", type=probability, metavar="X", help=_of("dropout", "the dropout rate of the adapter"))
     add(
         "--reduction-factor",
         type=positive,
         metavar="X",
-        help=_of("reduction_factor", "the model's width over the adapter's"),
+        help=_of("reduction_factor", "the model's width divided by the adapter's"),
     )
-    add("--virtual-tokens", type=positive_int, metavar="N", help=_of("virtual_tokens", "how many"))
+    add("--virtual-tokens", type=positive_int, metavar="N", help=_of("virtual_tokens", "number of virtual tokens"))
     add(
         "--target-modules",
         metavar="NAMES",
-        help=f"{_methods_with('target_modules')}: layers to adapt: names with commas between, one regular expression, "
-        "or all-linear (default: all-linear; ia3: the usual ones for the architecture; bitfit: all that can have a "
-        "bias)",
+        help=f"{_methods_with('target_modules')}: layers to adapt: names separated by commas, one regular expression, "
+        "or all-linear (default: all-linear; ia3: PEFT's choice for the architecture; bitfit: all layers that can have "
+        "a bias)",
     )
     add("--epochs", type=positive, metavar="X", help="passes over the data (default: 3, more for few examples)")
-    add("--max-steps", type=positive_int, metavar="N", help="stop after so many steps, instead of --epochs")
-    add("--batch-size", type=positive_int, metavar="N", help="examples at a time; less takes less memory (default: 4)")
+    add("--max-steps", type=positive_int, metavar="N", help="stop after N steps, instead of --epochs")
+    add(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="examples per batch; a smaller batch takes less memory (default: 4)",
+    )
     add("--gradient-accumulation", type=positive_int, metavar="N", help="batches per step (default: 1)")
     add(
         "--learning-rate",
         type=positive,
         metavar="X",
-        help=f"at most 1; it decays to 0 (default: what suits the method, for lora {METHODS['lora'].learning_rate:g})",
+        help=f"at most 1; decays to 0 (default: depends on the method, for lora {METHODS['lora'].learning_rate:g})",
     )
     add_max_length(parser)
     add_dtype(parser)
@@ -71,26 +77,26 @@ def add_arguments(parser) -> None:
         type=probability,
         metavar="X",
         default=0.1,
-        help="part of the data held out (default: %(default)s)",
+        help="the fraction of the data to hold out (default: %(default)s)",
     )
     add(
         "--patience",
         type=positive_int,
         metavar="N",
-        help="stop after so many evaluations without a lower held-out loss (default: never)",
+        help="stop after N evaluations without a lower held-out loss (default: never)",
     )
-    add_seed(parser, "of the split, the order, the dropout")
+    add_seed(parser, "the seed of the split, the data order, the initial values and the dropout")
     add(
         "--eval-every",
         "--save-every",
         dest="save_every",
         type=count,
         metavar="STEPS",
-        help="between evaluations, each with a checkpoint; 0: none (default: an epoch, within 10 and 200)",
+        help="steps between evaluations, each with a checkpoint; 0: none (default: one epoch, but 10 to 200 steps)",
     )
-    add("--keep-checkpoints", action="store_true", help="leave them beside the adapter when all is done")
-    add("--gradient-checkpointing", action="store_true", help="take less memory and more time")
+    add("--keep-checkpoints", action="store_true", help="do not delete the checkpoints after the run")
+    add("--gradient-checkpointing", action="store_true", help="use less memory and more time")
     add_threads(parser)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    how.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in --output")
+    how.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
+    how.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in --output")

@@ -1,4 +1,4 @@
-"""`pypeft-fast info`: what this machine and this installation can run, and why not the rest."""
+"""`pypeft-fast info`: the kernels that can run on this machine, and why the others cannot."""
 
 import importlib.metadata
 import json
@@ -10,7 +10,7 @@ import torch
 
 import pypeft_fast
 
-from .. import _native, _op, _own, _tuning  # noqa: F401 - with _own all ops are there
+from .. import _native, _op, _own, _tuning  # noqa: F401 - importing _own registers all ops
 from ..finetune.errors import as_user_error
 from .terminal import say
 
@@ -23,12 +23,12 @@ def run(arguments) -> None:
         say(json.dumps(facts, indent=2), keep="\n")
         return
     reasons = {device: _reasons(ops) for device, ops in facts["kernels"].items()}
-    told_below = {reason for of_device in reasons.values() for _, reason in of_device}
+    shown_below = {reason for of_device in reasons.values() for _, reason in of_device}
     for section in ("versions", "machine", "build"):
         say(section)
         for name, value in facts[section].items():
             text = ", ".join(value) if isinstance(value, list) else value
-            say(f"  {name:<16} {'none' if text in told_below else text}")
+            say(f"  {name:<16} {'none' if text in shown_below else text}")
     for device, ops in facts["kernels"].items():
         for op, about in ops.items():
             say(f"{op} on {device} tensors: {about['choice']}")
@@ -41,7 +41,7 @@ def run(arguments) -> None:
 
 
 def collect() -> dict:
-    """Everything `info` tells, as plain data. UserError if PYPEFT_FAST_CPU names what this CPU has not."""
+    """Everything that `info` prints, as plain data. UserError if PYPEFT_FAST_CPU names an ISA that this CPU lacks."""
     with as_user_error("the C++ kernels cannot run", (RuntimeError,)):
         cpu_kernels = "none" if _native.missing_cpu() else _native.cpu_isa()
     return {
@@ -68,7 +68,8 @@ def collect() -> dict:
 
 
 def _kernels(device: str) -> dict[str, dict]:
-    """{op: its kernels, best first, with "available" or why not, and which of them runs on this device's tensors}."""
+    """{op: {"choice": which kernel runs on this device's tensors, "kernels": {kernel: "available" or why not}}}; the
+    kernels are in order of preference."""
     forced = os.environ.get("PYPEFT_FAST_KERNEL")
     found = {}
     for op in _op.OPS.values():
@@ -89,7 +90,7 @@ def _available(states: dict[str, str]) -> list[str]:
 
 
 def _reasons(ops: dict[str, dict]) -> dict[tuple[str, str], list[str]]:
-    """{(kernel, why it is not available): the ops of which that is true}, so that each reason is told once."""
+    """{(kernel, why it is not available): the ops with this kernel and reason}, so that each reason is printed once."""
     found = {}
     for op, about in ops.items():
         for kernel, state in about["kernels"].items():
@@ -99,13 +100,14 @@ def _reasons(ops: dict[str, dict]) -> dict[tuple[str, str], list[str]]:
 
 
 def _timed(states: dict[str, str]) -> str:
-    """No single kernel: each shape of a call has its own fastest, which its first call finds out."""
+    """The choice of an op that times its kernels: the first call with each shape finds the fastest kernel."""
     fast = [name for name in _available(states) if name != "reference"]
     if len(fast) == 1:
         return fast[0]
     if _tuning.enabled():
         return f"the fastest of {', '.join(fast)}, timed per shape"
-    # Untimed, the first; but on some GPUs the sums of many rows leave csrc/cuda's older instructions behind.
+    # Without timing the first kernel runs. But on a GPU with wgmma or tcgen05, Triton's kernel runs for calls with many
+    # rows, since csrc/cuda uses mma.sync.
     return f"{fast[0]} or {fast[1]}, by the shape, untimed" if fast[0] == "cuda" else f"{fast[0]}, untimed"
 
 

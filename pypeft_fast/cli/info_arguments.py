@@ -1,9 +1,9 @@
-"""What `pypeft-fast info` is told."""
+"""The options of `pypeft-fast info`."""
 
-SUMMARY = "what this machine and this installation can run, and why not the rest"
+SUMMARY = "the kernels that can run on this machine, and why the others cannot"
 EXAMPLE = "pypeft-fast info"
 ADVICE = ""
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -1,4 +1,4 @@
-"""`pypeft-fast inspect`: what an adapter's folder holds, without loading a model."""
+"""`pypeft-fast inspect`: describes an adapter's folder, without loading a model."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,16 @@ from ..finetune.errors import UserError
 from ..finetune.text import cut
 from .terminal import say
 
-SUMMARY = "what an adapter is: method, base, rank, layers, size, losses"
+SUMMARY = "describe an adapter: method, base model, rank, layers, size, losses"
 EXAMPLE = "pypeft-fast inspect my-adapter"
 ADVICE = """\
-It reads the folder's files and nothing else: no model is loaded. The exit code is 2 for an adapter that is broken:
-files that are not whole, values that are NaN or infinite, tensors whose rank is not the config's."""
+This command reads only the folder's files and loads no model. The exit code is 2 for a broken adapter: files that are
+not complete, values that are NaN or infinite, tensors whose rank differs from the config's."""
 
 
 def add_arguments(parser) -> None:
     parser.add_argument("adapter", metavar="DIR", help="the adapter's folder")
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments) -> None:
@@ -30,4 +30,6 @@ def run(arguments) -> None:
                 text = ", ".join(map(str, value)) if isinstance(value, list) else value
                 say(f"{name:<16} {cut(str(text), 500)}")
     if facts["broken"]:
-        raise UserError(f"{arguments.adapter} is broken: {'; '.join(facts['broken'])}; get it again or train it again")
+        raise UserError(
+            f"{arguments.adapter} is broken: {'; '.join(facts['broken'])}; get the adapter again or train it again"
+        )

@@ -1,6 +1,6 @@
-"""The command's subcommands. Each has a module that tells its options and does its work.
+"""The command `pypeft-fast`. Each subcommand has a module for its options and a module that runs it.
 
-These import no PyTorch before the arguments and the paths among them are checked.
+These modules import no PyTorch before the arguments and paths are checked.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ..finetune.text import safe
 from .option_names import as_options
 from .terminal import say
 
-# {subcommand: (the module of its options, the module that runs it)}, imported when asked for
+# {subcommand: (the module of its options, the module that runs it)}; the second is imported only to run it
 COMMANDS = {
     "info": ("info_arguments", "info"),
     "finetune": ("finetune_arguments", "finetune"),
@@ -27,20 +27,20 @@ COMMANDS = {
     "merge": ("merge", "merge"),
 }
 
-# What other programs call an option, where no word of it is in this one's name.
+# {option of other programs: this command's option}, if the two names have no word in common
 OTHERS = {"--r": "--rank", "--lora-r": "--rank", "--lr": "--learning-rate", "--lora-target": "--target-modules"}
 
-INTERRUPTED = 130  # the exit code, as shells give it
+INTERRUPTED = 130  # the exit code of an interrupted process in shells
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line on stderr, with a guess at what was meant."""
+    """An argparse parser that prints one line on stderr for a mistake, with a suggestion."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {safe(message)}{self._guess(message)} (try {self.prog} --help)\n")
 
     def parse_args(self, args=None, namespace=None):
-        """argparse's; an unknown option is the subcommand's error, which knows the options that there are."""
+        """argparse's parse_args; an unknown option is an error of the subcommand, whose options are suggested."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             commands = next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -83,7 +83,7 @@ def make_parser() -> Parser:
 
 
 def _check_kernel() -> None:
-    """UserError if PYPEFT_FAST_KERNEL names no kernel, which is an error of importing the ops."""
+    """UserError if PYPEFT_FAST_KERNEL names no kernel; importing _op raises the error."""
     kernel = os.environ.get("PYPEFT_FAST_KERNEL")
     if kernel is not None:
         with as_user_error(f"PYPEFT_FAST_KERNEL={kernel}", (ValueError,)):
@@ -91,9 +91,9 @@ def _check_kernel() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code.
+    """Runs the command and returns the exit code.
 
-    0, 2 after a user's mistake, 130 after an interruption, 141 if what reads the output has gone.
+    0; 2 after a user's mistake, 130 after an interruption, 141 if the reader of the output has closed the pipe.
     """
     name, arguments = "pypeft-fast", argparse.Namespace()
     try:
@@ -117,20 +117,21 @@ def main(argv: list[str] | None = None) -> int:
         say(f"\n{name}: interrupted", file=sys.stderr, keep="\n")
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
         return 141
     return 0
 
 
 def _end_at_once() -> NoReturn:
-    """Ends the process as interrupted: the interpreter would take a second to undo PyTorch."""
+    """Ends the process with exit code 130, without the interpreter's shutdown, which takes a second with PyTorch."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
 
 
 def _interrupt(_signal, frame) -> None:
-    """Ctrl-C: KeyboardInterrupt, but within an import the end, as PyTorch's imports swallow exceptions or abort."""
+    """Handles Ctrl-C: raises KeyboardInterrupt, or ends the process during an import, since PyTorch's imports catch
+    exceptions or abort."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             say("\npypeft-fast: interrupted", file=sys.stderr, keep="\n")
@@ -140,8 +141,8 @@ def _interrupt(_signal, frame) -> None:
 
 
 def main_and_exit() -> NoReturn:
-    """The command as a process."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job's is SIG_IGN
+    """The entry point of the process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in a background job it is SIG_IGN
         signal.signal(signal.SIGINT, _interrupt)
     code = main()
     if code == INTERRUPTED:

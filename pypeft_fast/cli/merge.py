@@ -1,4 +1,4 @@
-"""`pypeft-fast merge`: a base model with an adapter folded into its weights, as a model's folder of its own."""
+"""`pypeft-fast merge`: merges an adapter into its base model's weights and saves the result as a model."""
 
 import shlex
 from pathlib import Path
@@ -13,19 +13,19 @@ from .common import add_dtype, add_model, add_threads
 from .option_values import folder
 from .terminal import say
 
-SUMMARY = "fold an adapter into the weights of its base model, as a model of its own"
+SUMMARY = "merge an adapter into the weights of its base model, and save the result as a model"
 EXAMPLE = "pypeft-fast merge --model smollm2 --adapter my-adapter --output my-model"
 ADVICE = """\
-The output folder is a model in Hugging Face's layout (safetensors, config, tokenizer): for transformers, converters and
---model of the other subcommands. Prompt and prefix tuning and bottleneck adapters have no weights to fold in.
-An adapter that was trained with --quantize is merged into the dense weights too: folded into 4 or 8 bits, a part of it
-would be lost in rounding."""
+The output folder is a model in Hugging Face's layout (safetensors, config, tokenizer), for transformers, converters and
+--model of the other subcommands. Adapters of prompt tuning, prefix tuning and bottlenecks cannot be merged.
+An adapter that was trained with --quantize is also merged into the dense weights: rounding to 4 or 8 bits would lose a
+part of the adapter."""
 
 
 def add_arguments(parser) -> None:
     add_model(parser)
     parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter's folder")
-    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new one")
+    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new folder")
     add_dtype(parser)
     add_threads(parser)
 
@@ -45,8 +45,8 @@ def run(arguments) -> None:
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
     if format := trained_over(Path(arguments.adapter)):
         say(
-            f"note: the adapter was trained over a base model in {format} and is merged into the dense one: its "
-            "answers may differ a little from those over the quantised model"
+            f"note: the adapter was trained over a base model in {format} and is merged into the dense model: the "
+            "answers may differ a little from those of the quantised model"
         )
     say(f"the merged model is in {arguments.output}")
     say(f"try it: pypeft-fast chat --model {shlex.quote(str(arguments.output))}")

@@ -1,11 +1,11 @@
-"""Messages of the library, which name its arguments in backticks, as messages of the command, which has options."""
+"""Converts argument names in backticks, in messages of the library, to the options of the command."""
 
 import argparse
 import re
 
 
 def as_options(text: str, arguments: argparse.Namespace) -> str:
-    """The text with each `argument_name` that is an option of this subcommand as --argument-name."""
+    """The text with each `argument_name` replaced by --argument-name, if the subcommand has this option."""
 
     def option(match: re.Match) -> str:
         return f"--{match[1].replace('_', '-')}" if match[1] in arguments else match[0]

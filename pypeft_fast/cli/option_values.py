@@ -1,11 +1,11 @@
-"""The values that options take: each is a function from what was typed to the value, or argparse's error."""
+"""The types of option values: functions that convert a command-line text to a value, or raise argparse's error."""
 
 import argparse
 from pathlib import Path
 
 from ..finetune.text import cut
 
-MOST = 10**15  # far beyond any use, and exact as a float
+MOST = 10**15  # larger than any useful value, and exact as a float
 
 
 def _number(kind, accepts, expected):
@@ -31,7 +31,7 @@ seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")
 
 
 def folder(text: str) -> Path:
-    """A folder to write into. Its name is not empty and, as safetensors asks for, text without a NUL."""
+    """The path of a folder to write into: not empty, and valid Unicode without NUL, as safetensors requires."""
     if not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        raise argparse.ArgumentTypeError(f"{cut(repr(text))} is no folder's name")
+        raise argparse.ArgumentTypeError(f"{cut(repr(text))} is not a valid name of a folder")
     return Path(text)

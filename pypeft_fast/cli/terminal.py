@@ -1,4 +1,4 @@
-"""What the command prints: everything goes through `finetune.text.safe`, so that nothing steers the terminal."""
+"""Prints the command's output. `finetune.text.safe` escapes the control characters of every printed text."""
 
 import sys
 
@@ -6,9 +6,9 @@ from ..finetune.text import safe
 
 
 def say(text: str = "", end: str = "\n", file=None, keep: str = "") -> None:
-    """Prints a text, safe, at once: one line, unless `keep` holds a newline.
+    """Prints a text with control characters escaped, and flushes. `keep`: control characters to print unescaped.
 
-    Characters that the stream's encoding lacks are escaped as well.
+    Characters that the stream's encoding lacks are escaped too.
     """
     stream = sys.stdout if file is None else file
     encoding = getattr(stream, "encoding", None) or "utf-8"

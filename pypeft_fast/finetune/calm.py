@@ -1,4 +1,4 @@
-"""Hides the progress bars and notices of libraries from users of the command and the examples."""
+"""Hides progress bars and notices of libraries in the command and the examples."""
 
 import logging
 import warnings
@@ -9,8 +9,8 @@ from .text import safe
 def calm_libraries() -> None:
     """Hides transformers' progress bars, and escapes control characters in its warnings, which may quote model files.
 
-    Also hidden: transformers' deprecation warnings about calls that PEFT makes, and the message of bitsandbytes that it
-    found no kernel on the Hub, since nothing here runs its layers.
+    Also hidden are deprecation warnings about calls that PEFT makes, and the message that bitsandbytes found no kernel
+    on the Hub, since this package does not run the layers of bitsandbytes.
     """
     import transformers
 

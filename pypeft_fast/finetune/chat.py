@@ -1,4 +1,4 @@
-"""Answers of a model in a conversation, with any of several adapters, or none."""
+"""Chat: the answers of a model in a conversation, with one of several adapters or without an adapter."""
 
 import contextlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from .library_errors import LIBRARY_ERRORS
 
 
 class Chat:
-    """A base model, the adapters loaded on it, and which of them answers: `current`, None for the base model alone."""
+    """A base model with loaded adapters. `current` is the name of the adapter in use, None for the base model alone."""
 
     def __init__(self, model, tokenizer, adapters: dict[str, Path]):
         import pypeft_fast
@@ -32,7 +32,7 @@ class Chat:
         self.model.eval()
 
     def use(self, name: str | None) -> None:
-        """Lets this adapter answer; None: the base model. UserError if there is no such adapter."""
+        """Selects the adapter for the next answers; None selects the base model. UserError for an unknown adapter."""
         if name is not None:
             if name not in self.adapters:
                 raise UserError(f"no adapter {name!r}; there are: {', '.join(self.adapters) or 'none'}")
@@ -41,17 +41,17 @@ class Chat:
 
     @contextlib.contextmanager
     def using(self, name: str | None):
-        """Within this block the model computes with that adapter, None: with none."""
+        """Selects the adapter; in the block the model computes with it. None: the model computes without an adapter."""
         self.use(name)
         with self.model.disable_adapter() if self.adapters and name is None else contextlib.nullcontext():
             yield
 
     @torch.no_grad()
     def answer(self, messages, streamer=None, **generation) -> str:
-        """The answer to the conversation so far; also written token by token to a streamer.
+        """The answer to the conversation so far. A streamer gets the answer token by token.
 
-        Raises UserError if a message is no Unicode text, if the tokenizer's chat template refuses the conversation or
-        leaves nothing to continue, and if the conversation is longer than the model reads.
+        Raises UserError if a message is not valid Unicode, if the tokenizer's chat template rejects the conversation or
+        returns an empty prompt, or if the conversation has more tokens than the model has positions.
         """
         from jinja2 import TemplateError
 
@@ -75,7 +75,10 @@ class Chat:
         return self.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def _limit(self, length: int, wanted: int | None) -> dict[str, int]:
-        """How many new tokens the model has positions for, if that limits it. UserError if it has none left."""
+        """{"max_new_tokens": n}, n at most the model's free positions; {} without a limit on positions.
+
+        UserError if no position is free.
+        """
         room = positions(self.model)
         if room is None:
             return {}

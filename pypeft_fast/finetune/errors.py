@@ -4,13 +4,13 @@ import importlib.util
 
 from .text import cut, one_line
 
-# What a module is called on PyPI, where it is not its own name.
+# {module: its name on PyPI, if different}
 PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}
-EXTRA = 'pip install "pypeft-fast[cli]"'  # brings every module that `need` is asked for
+EXTRA = 'pip install "pypeft-fast[cli]"'  # installs every module that `need` is called with
 
 
 class UserError(Exception):
-    """Raised with a message that names what was given, what is accepted and the remedy."""
+    """An error of the user's; the message names the value that was given, what is accepted, and the remedy."""
 
 
 def need(*modules: str) -> None:
@@ -21,10 +21,11 @@ def need(*modules: str) -> None:
 
 
 class as_user_error:
-    """Within this block, a library's own errors about bad input become a UserError that starts with `what`.
+    """Converts errors that a library raises in this block for bad input to a UserError that starts with `what`.
 
-    `kinds` are these errors and their subclasses. Exception in `kinds` means exactly that class, which the tokenizers
-    library raises for every file that it cannot read; an error in this program is always of a subclass.
+    `kinds` are the classes of these errors; subclasses are included. Exception in `kinds` means exactly the class
+    Exception, without subclasses: the tokenizers library raises it for every file that it cannot read, while an error
+    in this program is always a subclass.
     """
 
     def __init__(self, what: str, kinds: tuple[type[Exception], ...] = (ValueError, TypeError, OSError)):

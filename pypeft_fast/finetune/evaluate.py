@@ -1,4 +1,4 @@
-"""The loss of a base model on examples, by itself and with each of several adapters."""
+"""Evaluates a base model on examples, without an adapter and with each of several adapters."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from .training.prepare import Data, held_out_data
 
 @dataclass(frozen=True)
 class Evaluation:
-    losses: dict[str, float]  # nats per token of the answers: "base", and each adapter by its name
-    data: Data  # the examples as tokens, all of them held out
+    losses: dict[str, float]  # {"base" or an adapter's name: loss in nats per token of the answers}
+    data: Data  # the examples as tokens, all held out
 
     @property
     def tokens(self) -> int:
-        """How many tokens each loss is the mean of."""
+        """The number of tokens over which each loss is the mean."""
         return target_tokens(self.data.held_out)
 
 
@@ -33,12 +33,12 @@ def evaluate(
     max_length=512,
     batch_size=8,
 ) -> Evaluation:
-    """The losses of a base model, named as `load_base` takes it, and of the adapters in these folders, by name.
+    """The losses of a base model, a name for `load_base`, and of this base model with each adapter, {name: folder}.
 
-    Adapters of another kind than the first, say IA3 beside LoRA, get a base model of their own.
+    Adapters of another peft_type than the first, for example IA3 after LoRA, are loaded on a base model of their own.
 
-    UserError: as `load_base` and `Chat` raise it, a max_length that leaves no answer or is longer than the model reads,
-    or a tokenizer of another model.
+    UserError as from `load_base` and `Chat`; also if max_length leaves no token of an answer, if an example is longer
+    than the model's positions, or if the tokenizer belongs to another model.
     """
     base, tokenizer = load_base(model, dtype, quantize)
     data = held_out_data(tokenizer, examples, max_length)

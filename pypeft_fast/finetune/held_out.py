@@ -7,7 +7,7 @@ from .data.tokens import IGNORE, Collator, Encoded
 
 @torch.no_grad()
 def held_out_loss(model, encoded: list[Encoded], collator: Collator, batch_size: int = 8) -> float | None:
-    """Mean cross entropy in nats per target token, over all of them, in evaluation mode. None if there are none."""
+    """Mean cross entropy in nats over all target tokens, in evaluation mode; None without target tokens."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -21,5 +21,5 @@ def held_out_loss(model, encoded: list[Encoded], collator: Collator, batch_size:
 
 
 def target_tokens(encoded: list[Encoded]) -> int:
-    """How many tokens the loss is the mean of."""
+    """The number of target tokens, over which the loss is the mean."""
     return sum(label != IGNORE for example in encoded for label in example.labels[1:])

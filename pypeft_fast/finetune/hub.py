@@ -1,4 +1,4 @@
-"""Names of the Hugging Face Hub, OWNER/NAME, and the files behind them."""
+"""Names on the Hugging Face Hub, OWNER/NAME, and the download of their files."""
 
 import re
 from pathlib import Path
@@ -8,19 +8,19 @@ from .text import cut, one_line
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be the Hub's name of a model or of a data set: OWNER/NAME."""
+    """Whether a text can be the name of a model or a data set on the Hub: OWNER/NAME."""
     return re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", text) is not None
 
 
 def download(name: str, kind: str, patterns: list[str], argument: str) -> Path:
-    """The folder of the files of a "model" or a "dataset" that match, from the Hub's cache or the Hub.
+    """The folder with the files of a "model" or "dataset" that match the patterns, from the Hub's cache or the Hub.
 
-    UserError that says how to get a folder, if neither has it.
+    If neither has the files, UserError says how to download a folder.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # huggingface_hub also passes on errors of its HTTP client, which are OSErrors or RuntimeErrors.
+    # huggingface_hub also raises errors of its HTTP client, which are OSErrors or RuntimeErrors.
     errors = (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, RuntimeError)
     try:
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=patterns))

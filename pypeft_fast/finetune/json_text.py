@@ -1,4 +1,4 @@
-"""Reads JSON from outside: returns the whole value, or raises one clear error."""
+"""Reads JSON from users' files: returns the value, or raises UserError."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from .errors import UserError
 def parse(text: str, source: str):
     """The value of a JSON text.
 
-    Raises UserError, which starts with `source`: no JSON, nested too deeply for Python's reader, or a whole number of
-    more digits than Python reads (sys.get_int_max_str_digits).
+    Raises UserError, whose message starts with `source`, if the text is not JSON, is nested too deeply for Python's
+    parser, or has an integer of more digits than Python converts (sys.get_int_max_str_digits).
     """
     try:
         return json.loads(text)
@@ -19,12 +19,13 @@ def parse(text: str, source: str):
         raise UserError(f"{source}: not JSON: {error.msg} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise UserError(f"{source}: nested too deeply") from error
-    except ValueError as error:  # the only other one: a number's digits
+    except ValueError as error:  # json.loads raises no other ValueError than that for too many digits
         raise UserError(f"{source}: a whole number in it has too many digits") from error
 
 
 def read_object(path: Path, source: str) -> dict:
-    """The JSON object in a file. Raises UserError as `parse` does, and for an unreadable file and any other value."""
+    """The JSON object in a file. Raises UserError as `parse` does, and for an unreadable file or a value of another
+    type."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -40,9 +41,9 @@ def read_object(path: Path, source: str) -> dict:
 
 
 def check_text(text: str, what: str) -> None:
-    """UserError if a text holds half of a surrogate pair: the text is not valid Unicode, and no tokenizer takes it.
+    """UserError if a text holds half of a surrogate pair: the text is not valid Unicode, and tokenizers reject it.
 
-    JSON can contain one as \\ud800; Python makes one from each byte of a command-line argument that is not UTF-8.
+    JSON can contain a half as \\ud800. In a command-line argument, Python converts each byte that is not UTF-8 to one.
     """
     half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
     if half is not None:

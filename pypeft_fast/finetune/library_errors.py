@@ -1,6 +1,6 @@
 """The errors that transformers, tokenizers, safetensors and peft raise for a bad file, value or template.
 
-Exception in the list means exactly that class, not its subclasses: see errors.as_user_error.
+Exception in the list means exactly the class Exception, not its subclasses: see errors.as_user_error.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The peak memory of this process, and the return of freed memory to the system."""
+"""Measures the peak memory of this process, and returns freed memory to the system."""
 
 import ctypes
 import re
@@ -10,9 +10,9 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident set of this process so far, as the system counts it.
+    """The largest resident set of this process so far, in bytes.
 
-    Linux reports it in VmHWM. getrusage would include the process that started this one.
+    On Linux the value is VmHWM of /proc/self/status; getrusage would include the peak of the parent process.
     """
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE) if STATUS.is_file() else None
     if peak is not None:
@@ -22,7 +22,7 @@ def peak_memory_bytes() -> int:
 
 
 def give_back_freed() -> None:
-    """Returns freed memory to the system, if the C library is glibc, which keeps freed blocks in its heap."""
+    """Returns freed memory to the system if the C library is glibc, which otherwise keeps freed blocks in its heap."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

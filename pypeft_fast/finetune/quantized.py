@@ -1,4 +1,4 @@
-"""`quantize`: a base model whose linear layers are stored in 4 or 8 bits, and which one an adapter was trained over."""
+"""`quantize`: a base model with linear layers in 4 or 8 bits; and the format with which an adapter was trained."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ QUANTIZE = ("nf4", "int8")
 
 
 def check_quantize(quantize: str | None) -> None:
-    """UserError if the format is asked for and bitsandbytes is missing. Imports nothing."""
+    """UserError if a format is given and bitsandbytes is not installed. Imports nothing."""
     if quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"`quantize` {quantize} needs bitsandbytes, not installed here; run: pip install bitsandbytes")
 
@@ -32,9 +32,9 @@ def check_adapter(folder: Path, quantize: str | None) -> None:
 
 
 def quantized(model, quantize: str | None, name: str):
-    """The base model that `name` stands for, in place, with its linear layers in this format; None: as it is.
+    """The base model, changed in place to linear layers in this format; not changed if `quantize` is None.
 
-    UserError if bitsandbytes is missing or the model has nothing that can be quantised.
+    name: the model's name for messages. UserError if bitsandbytes is missing or the model has no layer to quantise.
     """
     if quantize is None:
         return model
@@ -43,12 +43,12 @@ def quantized(model, quantize: str | None, name: str):
 
     with as_user_error(f"`model` {name} cannot be quantised", (ValueError, TypeError, ImportError)):
         pypeft_fast.quantize_model(model, quantize)
-    give_back_freed()  # the dense weights
+    give_back_freed()  # the dense weights are freed
     return model
 
 
 def trained_over(folder: Path) -> str | None:
-    """The format of the base model that an adapter of this command was trained over; None: dense, or nothing says."""
+    """The format of the base model with which the adapter in this folder was trained; None if dense or unknown."""
     settings = object_in(folder / "finetune.json")[0]
     if "quantize" not in settings:
         settings = object_in(folder / "metrics.json")[0].get("settings")

@@ -1,19 +1,19 @@
-"""How many threads PyTorch computes with on the CPU, how they wait, and whether the machine has room for them."""
+"""Sets the number of PyTorch's CPU threads and how the threads wait, and checks that enough cores are free."""
 
 import os
 
-# Iterations of GNU OpenMP's spin loop before a thread sleeps. Its default of 300,000 takes milliseconds: on a busy
-# machine a thread spins that long at every barrier while the thread that it waits for has no core. This is the value
-# that the library itself uses if it has more threads than cores.
+# Iterations of GNU OpenMP's spin loop before a thread sleeps. The default of 300,000 takes milliseconds: on a busy
+# machine a thread spins that long at every barrier while another thread, for which it waits, has no core. GNU OpenMP
+# itself uses 1000 if there are more threads than cores.
 SPINS = 1000
 HOW_TO_WAIT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def use(number: int | None) -> None:
-    """Lets PyTorch, which this imports, compute with so many threads; None leaves its own choice.
+    """Imports PyTorch and sets its number of threads; None keeps PyTorch's default number.
 
-    Unless the environment sets how OpenMP's threads wait, they sleep early. Both settings have an effect only before
-    PyTorch is imported.
+    Threads sleep early, unless the environment sets how OpenMP's threads wait. Call this function before PyTorch is
+    imported elsewhere: later the environment variables have no effect.
     """
     if not any(name in os.environ for name in HOW_TO_WAIT):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
@@ -26,7 +26,7 @@ def use(number: int | None) -> None:
 
 
 def crowded(threads: int) -> str | None:
-    """A hint if other processes leave too few cores for this many threads, which then wait for each other."""
+    """A hint for the user if fewer cores are free than `threads`, so that threads wait for each other; else None."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     free = max(1, round(cores - load))
     if threads <= free:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, across a crash and a power cut too."""
+"""Atomic writing of files and folders, also in case of a crash or a power failure."""
 
 import contextlib
 import json
@@ -12,9 +12,9 @@ from .errors import UserError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replaces the file by one with this content: the old one stays until the new one is on the disk.
+    """Replaces the file atomically: the old file stays until the new content is on the disk.
 
-    Raises UserError that names the file if it cannot be written; nothing is left beside it then.
+    Raises UserError that names the file if it cannot be written; no temporary file is left.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -31,7 +31,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Writes a value as JSON, atomically."""
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -47,7 +47,7 @@ def settle(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder to fill within this block, which then takes the target's name, whole; or leaves nothing.
+    """Yields a scratch folder, which is renamed to the target at the end of the block, or removed after an error.
 
     Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""PEFT's AutoPeftModel classes, which load the base model too, with our PeftModel classes."""
+"""PEFT's AutoPeftModel classes, which load base model and adapter; here the result is this package's PeftModel."""
 
 import peft
 

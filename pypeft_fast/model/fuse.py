@@ -1,4 +1,4 @@
-"""fuse(): the layers of an existing Hugging Face PEFT model on this package's ops, in place, and back."""
+"""fuse() and unfuse(): an existing Hugging Face PEFT model runs on this package's ops, and on PEFT's code again."""
 
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,29 +17,30 @@ KINDS = {kind.peft_class: kind for kind in (peft_lora.FusedLinear, peft_ia3.Fuse
 def fuse(model: nn.Module, *, strict: bool = False) -> FuseReport:
     """Runs the LoRA, DoRA, rsLoRA and IA3 layers of a Hugging Face PEFT model on this package's fused ops, in place.
 
-    Parameters, names, state dict, configs, hooks and isinstance relations stay; so do PEFT's saving, switching,
-    merging and adding of adapters. A layer that no fused op can replace (another kind of layer, a variant of LoRA) is
-    left as it is. bitsandbytes and FP8 weights are decoded inside the ops. If the frozen layer's weight cannot be
-    read, only the LoRA update is fused, and the frozen layer's own forward is called. A fused layer runs PEFT's own
+    Parameters, names, state dict, configs, hooks and isinstance relations do not change. PEFT's saving, switching,
+    merging and adding of adapters work as before. A layer that no fused op supports (another kind of layer, a variant
+    of LoRA) is left as it is. The ops decode bitsandbytes and FP8 weights. If the ops cannot read the frozen layer's
+    weight, the frozen layer's own forward is called and only the LoRA update is fused. A fused layer runs PEFT's own
     forward for calls that the ops do not support; `report.calls()` counts the reasons. Call fuse again after PEFT adds
     layers to the model.
 
     If a LoRA layer is the down_proj of a gated feedforward module with SiLU, as in Llama, that module's class is set to
     a subclass that runs the activation and down_proj as one function.
 
-    Differences from PEFT: dropout draws one seed per call from torch's generator, not one number per element, so masks
-    and the generator's later state differ; a layer's input must not be changed in place before its backward pass, even
-    where PEFT keeps a dropped or cast copy; second derivatives raise an error.
+    Differences from PEFT: Dropout draws one seed per call from torch's generator, not one number per element, so masks
+    and the generator's later state differ. A layer's input must not be changed in place before the backward pass, also
+    where PEFT keeps a copy after dropout or a cast. Second derivatives raise an error.
 
     Args:
         model: a peft.PeftModel, or any model with PEFT adapters in it (`model.add_adapter` of transformers).
         strict: raise ValueError, before anything is changed, unless every adapter layer can be fused.
 
     Returns:
-        A FuseReport: the names of the fused layers, and the reason for each that is left.
+        A FuseReport: the names of the fused layers, and the reason for each layer that is not fused.
 
     Raises:
-        TypeError: model is not a torch.nn.Module. ValueError: it has no PEFT adapter layer, or strict.
+        TypeError: model is not a torch.nn.Module.
+        ValueError: model has no PEFT adapter layer; or strict=True and a layer cannot be fused.
     """
     report = FuseReport()
     plan = []
@@ -73,17 +74,18 @@ def unfuse(model: nn.Module) -> int:
     """Gives every fused layer of the model its PEFT class again; returns the number of layers.
 
     Raises:
-        TypeError: model is not a torch.nn.Module. ValueError: it has no PEFT adapter layer; or a
-            fused layer or gated module now has a class derived from ours, as after fully_shard of FSDP2 on that very
-            module: then nothing is changed. fully_shard on whole blocks does not change the classes of their layers.
+        TypeError: model is not a torch.nn.Module.
+        ValueError, before any change: model has no PEFT adapter layer; or another tool has derived a new class from the
+            class of a fused layer or gated module, as FSDP2's fully_shard does for the module it is called on.
+            fully_shard on a whole block does not change the classes of the block's layers.
     """
     fused = {n: m for n, m in _adapter_layers(model, "unfuse").items() if isinstance(m, FusedLayer)}
     derived = {n: m for n, m in fused.items() if type(m) is not _kind(m)} | gated_mlp.derived(model)
     if derived:
         listed = "; ".join(f"{name} is a {type(module).__name__}" for name, module in derived.items())
         raise ValueError(
-            f"unfuse: the class of {len(derived)} fused modules has been derived since, as by FSDP2's fully_shard, and "
-            f"cannot be taken back: {listed}. Unfuse before that, or load the saved adapter into a model of its own"
+            f"unfuse: {len(derived)} fused modules now have a class derived from ours, as FSDP2's fully_shard makes: "
+            f"{listed}. Call unfuse before fully_shard, or load the saved adapter into another model"
         )
     for layer in fused.values():
         layer.detach()
@@ -94,14 +96,14 @@ def unfuse(model: nn.Module) -> int:
 def register(config: peft.LoraConfig) -> peft.LoraConfig:
     """Makes `peft.get_peft_model` and `add_adapter` build fused layers from this peft.LoraConfig; returns the config.
 
-    For scripts that take a config and build the model themselves. The registration lives in this object alone: it is
-    not saved with the adapter. IA3 has no such hook in PEFT: fuse the finished model, or give a Trainer FuseCallback.
+    For scripts that take a config and build the model themselves. The registration belongs to this config object and is
+    not saved with the adapter. PEFT has no such hook for IA3: fuse the finished model, or give a Trainer FuseCallback.
 
     Raises TypeError for anything but a peft.LoraConfig.
     """
     if not isinstance(config, peft.LoraConfig):
         kind = f"{type(config).__module__}.{type(config).__qualname__}"
-        raise TypeError(f"register: config is a {kind}, expected a peft.LoraConfig; other models take fuse(model)")
+        raise TypeError(f"register: config is a {kind}, expected a peft.LoraConfig; use fuse(model) for other methods")
 
     def build(target, adapter_name, **kwargs):
         layer = peft_lora.build(target, adapter_name, **{"config": config, **kwargs})
@@ -109,7 +111,7 @@ def register(config: peft.LoraConfig) -> peft.LoraConfig:
             gated_mlp.join_when_placed(layer)
         return layer
 
-    config._register_custom_module({nn.Linear: build, Conv1D: build})  # PEFT only calls the values
+    config._register_custom_module({nn.Linear: build, Conv1D: build})  # PEFT only calls the values, so functions work
     return config
 
 
@@ -118,12 +120,12 @@ def _adapter_layers(model, what) -> dict[str, nn.Module]:
         raise TypeError(f"{what}: model is a {type(model).__name__}, expected a torch.nn.Module with PEFT adapters")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     if not layers:
-        raise ValueError(f"{what}: {type(model).__name__} has no adapter layer of Hugging Face PEFT in it")
+        raise ValueError(f"{what}: {type(model).__name__} has no adapter layer of Hugging Face PEFT; add an adapter")
     return layers
 
 
 def _kind(layer) -> type[FusedLayer] | None:
-    """The fused class for layers of exactly this class; this class itself if it is fused; or None."""
+    """The fused class for a layer of exactly this PEFT class, whether the layer is fused already or not; or None."""
     kind = layer.peft_class if isinstance(layer, FusedLayer) else type(layer)
     if kind.__module__ in ("peft.tuners.lora.bnb", "peft.tuners.ia3.bnb"):
         from .layers import peft_bnb

@@ -1,4 +1,4 @@
-"""FuseCallback: fuse() for scripts that build the PEFT model themselves and expose a Trainer or its callbacks."""
+"""FuseCallback: calls fuse() as a Trainer begins, for scripts that build the PEFT model themselves."""
 
 import warnings
 
@@ -11,10 +11,10 @@ from .fuse import FuseReport, fuse
 class FuseCallback(TrainerCallback):
     """Fuses a Trainer's model in place as training begins: `Trainer(..., callbacks=[FuseCallback()])`.
 
-    For any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters by then; TRL's trainers give
-    them to it in their constructor. The model stays fused. If Trainer shards the model by FSDP, it does so before this
-    callback, which then fuses nothing and warns: call fuse yourself before training. `report` is what fuse returned,
-    None before training.
+    Works with any subclass of transformers.Trainer whose model has Hugging Face PEFT's adapters when training begins;
+    TRL's trainers add the adapters in their constructor. The model stays fused after training. With FSDP, Trainer
+    shards the model before this callback runs; the callback then fuses nothing and warns, so call fuse before training.
+    `report` is the FuseReport, None before training.
 
     Args:
         strict: raise ValueError as training begins unless every adapter layer can be fused.

@@ -1,4 +1,4 @@
-"""FuseReport: which layers run on the ops, which do not and why, and counts of their calls."""
+"""FuseReport: which layers run on the ops, why the others do not, and how often the fused layers were called."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class FuseReport:
-    """What fuse() did, by the names of the layers, and what has run since.
+    """The result of fuse() by layer names, and counts of the calls since.
 
-    fused: names of the layers that now run on the ops. left: {name: why it stays PEFT's}, among all of PEFT's adapter
-    layers in the model. gated: names of the feedforward modules whose activation now runs together with their
-    down_proj, which keeps fewer tensors for the backward pass; gated_left: {name: why it does not}.
+    fused: names of the layers that now run on the ops. left: {name of any other PEFT adapter layer: why it is not
+    fused}. gated: names of the feedforward modules whose activation and down_proj now run as one function, which saves
+    fewer tensors for the backward pass. gated_left: {name of any other such module: why it is not fused}.
     """
 
     fused: list[str] = field(default_factory=list)
@@ -21,24 +21,25 @@ class FuseReport:
     _gated_counters: list[Counter] = field(default_factory=list, repr=False)
 
     def calls(self) -> Counter:
-        """How often the fused layers were called: {"fused": on the ops, "fused around the base: " and a reason: the
-        update on the ops beside the frozen layer's own call, a reason: in PEFT's forward because of it}.
+        """{how a call ran: number of calls of the fused layers}.
+
+        "fused": on the ops. "fused around the base: " + reason: the frozen layer's own forward was called, and the ops
+        added the update. A reason alone: the call ran in PEFT's forward for this reason.
 
         A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
-        nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
-        has traced.
+        adapters disabled or merged are not counted. Calls inside a graph of torch.compile are not counted.
         """
         return sum(self._counters, Counter())
 
     def gated_calls(self) -> Counter:
-        """How often the gated modules were called: {"fused": activation and down_proj in one, a reason: apart}."""
+        """{how a call ran: number of calls of the gated modules}: "fused", or the reason why a call was not fused."""
         return sum(self._gated_counters, Counter())
 
     def never_called(self) -> list[str]:
-        """The fused layers that no call has reached since they were fused.
+        """The names of the fused layers that have not been called since fuse().
 
-        If a layer is listed after a forward pass of the whole model, the model reads its weight instead of calling it:
-        its adapter has no effect, as in PEFT.
+        If a layer is listed after a forward pass of the whole model, the model reads the layer's weight instead of
+        calling the layer. Then the layer's adapter has no effect, as in PEFT.
         """
         return [name for name, calls in zip(self.fused, self._counters, strict=True) if not calls]
 
@@ -57,6 +58,6 @@ class FuseReport:
 
 
 def by_reason(left) -> list[tuple[str, list[str]]]:
-    """(reason, the names that have it) of {name: reason}, the most frequent first: a model has hundreds of layers."""
+    """[(reason, names with this reason)] of {name: reason}, the most frequent reason first."""
     counted = Counter(left.values()).most_common()
     return [(reason, [name for name, its in left.items() if its == reason]) for reason, _ in counted]

@@ -1,4 +1,4 @@
-"""PeftMixedModel and MixedModel: PEFT's, whose adapters may be of BitFit and bottlenecks too, with fused layers."""
+"""PeftMixedModel and MixedModel: PEFT's classes with BitFit and bottleneck adapters too, and with fused layers."""
 
 import contextlib
 import os
@@ -21,11 +21,13 @@ from .wrapping import check_before, warn_after
 
 
 class PeftMixedModel(peft.PeftMixedModel):
-    """peft.PeftMixedModel, which takes BitFitConfig and BottleneckConfig beside what PEFT's takes; MixedModel says what
-    adapters that are active together compute.
+    """peft.PeftMixedModel that also accepts BitFitConfig and BottleneckConfig.
+
+    MixedModel gives the formula for several active adapters.
 
     Args:
-        model: the user's model, changed in place; peft_config, adapter_name: the first adapter.
+        model: the user's model, changed in place.
+        peft_config, adapter_name: the first adapter.
 
     Raises:
         ValueError: the config's method cannot be mixed.
@@ -42,7 +44,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         self.set_modules_to_save(peft_config, adapter_name)
         self.config = getattr(model, "config", DUMMY_MODEL_CONFIG)
         if hasattr(self.config, "pretraining_tp"):
-            self.config.pretraining_tp = 1  # as in PEFT: the model must not cut its weights into slices
+            self.config.pretraining_tp = 1  # as in PEFT: the model must not compute with slices of its weights
         self._settle(adapter_name)
 
     def add_adapter(
@@ -52,7 +54,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """An adapter beside the others, not yet active.
+        """Adds another adapter, which is not active yet.
 
         Raises ValueError if the name is taken, the method cannot be mixed, or the config does not fit the model.
         """
@@ -69,7 +71,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         self._settle(adapter_name)
 
     def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, *args, **kwargs) -> Any:
-        """PEFT's; also an adapter whose layers lie inside of others."""
+        """PEFT's load_adapter; also for an adapter whose layers are inside the layers of another adapter."""
         self._loading = adapter_name
         try:
             return super().load_adapter(model_id, adapter_name, *args, **kwargs)
@@ -77,7 +79,8 @@ class PeftMixedModel(peft.PeftMixedModel):
             self._loading = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args, **options) -> Any:
-        """torch's. PEFT leaves a file's names as they are where other layers lie around the adapter's."""
+        """torch's load_state_dict. While an adapter is loaded, names in the file are mapped to names in the model: PEFT
+        does not add `base_layer` for the layers of other adapters around this adapter's layers."""
 
         def in_file(name):
             return ".".join(part for part in name.split(".") if part not in ("base_layer", self._loading))
@@ -87,23 +90,23 @@ class PeftMixedModel(peft.PeftMixedModel):
         return super().load_state_dict(state_dict, *args, **options)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """PEFT's; a gated feedforward module that has lost its last LoRA adapter runs its own forward again."""
+        """PEFT's delete_adapter; a gated feedforward module without LoRA adapters is unfused."""
         super().delete_adapter(adapter_name)
         if self.peft_config:
             fuse(self.base_model.model)
 
     def _settle(self, adapter_name):
-        torch_encoder.keep_layers_called(self.base_model.model)
+        torch_encoder.switch_off_fast_path(self.base_model.model)
         warn_after(self.base_model.model, self.peft_config[adapter_name], adapter_name)
         fuse(self.base_model.model)
 
 
 class MixedModel(BitFitModel, BottleneckModel, PeftMixedTuner):
-    """Each method does on this model what it does on a model of its own.
+    """PEFT's mixed model with BitFit and bottleneck adapters.
 
-    Around one module bottlenecks are outermost, then BitFit, then PEFT's layers, in whatever order the adapters were
-    added. So y = N(V x + b'): V is the weight with the updates of PEFT's methods (DoRA's norms included), b' the bias
-    of the BitFit adapter and N the bottlenecks.
+    Around one module the layers are nested in a fixed order, whatever the order of adding: bottlenecks outermost, then
+    BitFit, then PEFT's layers. So y = N(V x + b'): V is the weight with the updates of PEFT's methods (DoRA's norms
+    included), b' the bias of the BitFit adapter and N the bottlenecks.
     """
 
     tuner_layer_cls = BaseTunerLayer
@@ -123,13 +126,13 @@ class MixedModel(BitFitModel, BottleneckModel, PeftMixedTuner):
     def _mark_only_adapters_as_trainable(self, model):
         ours = [p for layer in self.own_layers() for n in self.peft_config for p in layer.parameters_of(n)]
         trains = [p.requires_grad for p in ours]
-        super()._mark_only_adapters_as_trainable(model)  # knows PEFT's own by their names
+        super()._mark_only_adapters_as_trainable(model)  # recognises only the parameter names of PEFT's methods
         for parameter, wanted in zip(ours, trains, strict=True):
             parameter.requires_grad = wanted
 
     def _unload_and_optionally_merge(self, *args, **options):
         model = super()._unload_and_optionally_merge(*args, **options)
-        torch_encoder.as_it_was(model)
+        torch_encoder.restore_fast_path(model)
         return model
 
 
@@ -140,7 +143,7 @@ def _check(model, config, adapter_name) -> None:
 
 
 def _check_biases(configs) -> None:
-    """ValueError if one adapter trains or adds to biases in place of which another has its own."""
+    """ValueError if an adapter trains biases, or adds to biases, that a BitFit adapter replaces."""
     copies = [name for name, config in configs.items() if isinstance(config, BitFitConfig)]
     for name, config in configs.items() if copies else ():
         for field in ("bias", "lora_bias"):

@@ -1,4 +1,4 @@
-"""PeftModel and its task classes: PEFT's own, with fused layers, safe files, rows of several adapters in a call."""
+"""PeftModel and its task classes: PEFT's classes with fused layers, checked files, and several adapters in a batch."""
 
 import contextlib
 import warnings
@@ -21,11 +21,11 @@ from .wrapping import check_before, name_head, warn_after
 
 
 class PeftModel(SafeFiles, peft.PeftModel):
-    """peft.PeftModel whose layers run on the fused ops where these can stand for PEFT's own; `pf.fuse(model)` reports.
+    """peft.PeftModel whose layers run on the fused ops if the ops support them; `pf.fuse(model)` returns a report.
 
-    Everything else is PEFT's. What differs is stricter: files are checked before the model is changed, saving is
-    atomic, merging keeps the base's bits, an adapter's name must be a valid folder name, and a setting that would
-    silently have no effect is an error or a warning.
+    Everything else is PEFT's, with these stricter rules. Files are checked before the model changes, and saving is
+    atomic. Unmerging restores the base weights bit for bit. An adapter's name must be a valid folder name. A setting
+    that would silently have no effect is an error or a warning.
     """
 
     def __init__(self, model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default", *args, **options):
@@ -36,7 +36,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
     @classmethod
     def _adopt(cls, model, is_loaded=True):
-        """A PeftModel that PEFT has made becomes ours, or of a class derived from ours."""
+        """Sets the class of a PeftModel that PEFT has made to `cls` or to this package's class of the same task."""
         if type(model) in OURS:
             kind = OURS[type(model)]
             model.__class__ = cls if issubclass(cls, kind) else kind
@@ -46,22 +46,22 @@ class PeftModel(SafeFiles, peft.PeftModel):
             model._is_loading = False
         return model
 
-    _is_loading = False  # while an adapter is loaded from a file: the user did not write its config
+    _is_loading = False  # True while an adapter is loaded from a file: no warnings about a config from a file
 
     def _settle(self, adapter_name):
-        """What is done once an adapter has been put on the model."""
+        """Finishes adding an adapter: warnings, and fusing of the new layers."""
         config = self.peft_config[adapter_name]
-        name_head(config)  # once, where PEFT has named it again
+        name_head(config)  # PEFT has appended the head once more; this removes the duplicate
         if not self._is_prompt_learning:
             base = self.base_model.model
-            torch_encoder.keep_layers_called(base)
+            torch_encoder.switch_off_fast_path(base)
             if not self._is_loading:
                 warn_after(base, config, adapter_name)
             if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
                 fuse(base)
 
     def load_adapter(self, *args, **options) -> Any:
-        """PEFT's, after checks; the adapter's layers are fused."""
+        """PEFT's load_adapter, after checks; the adapter's layers are fused."""
         self._is_loading = True
         try:
             return super().load_adapter(*args, **options)
@@ -69,23 +69,24 @@ class PeftModel(SafeFiles, peft.PeftModel):
             self._is_loading = False
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **options) -> None:
-        """PEFT's: an adapter beside the others, not yet active; its layers are fused."""
+        """PEFT's add_adapter: adds another adapter, which is not active yet; the adapter's layers are fused."""
         check_before(self.get_base_model(), peft_config, adapter_name)
         name_head(peft_config)
         super().add_adapter(adapter_name, peft_config, *args, **options)
-        if "_adapters_disabled" in vars(self):  # else PEFT's constructor adds the first one
+        if "_adapters_disabled" in vars(self):  # else PEFT's constructor is adding the first adapter
             self._settle(adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """PEFT's; a gated feedforward module that has lost its last LoRA adapter runs its own forward again."""
+        """PEFT's delete_adapter; a gated feedforward module without LoRA adapters is unfused."""
         super().delete_adapter(adapter_name)
-        if self.peft_config and self.active_adapter == adapter_name:  # PEFT asks one layer, which may hold no other
+        # PEFT takes the next active adapter from one layer, which may have no other adapter.
+        if self.peft_config and self.active_adapter == adapter_name:
             self.set_adapter(next(iter(self.peft_config)))
         if self.peft_config and not self._is_prompt_learning:
             fuse(self.base_model.model)
 
     def set_adapter(self, adapter_name: str | list[str], *args, **options) -> None:
-        """PEFT's; a list makes several adapters active, whose updates add up."""
+        """PEFT's set_adapter; a list makes several adapters active, and the layers add up their updates."""
         if isinstance(adapter_name, str) or self._is_prompt_learning:
             super().set_adapter(adapter_name, *args, **options)
             return
@@ -98,12 +99,12 @@ class PeftModel(SafeFiles, peft.PeftModel):
         self.active_adapter = adapter_name[0]
 
     def get_base_model(self) -> nn.Module:
-        """The user's model, with the adapters in its layers; also when no adapter is left."""
+        """The user's model, with the adapters in its layers; works also when no adapter is left."""
         return self.base_model if self._is_prompt_learning else self.base_model.model
 
     @property
     def active_peft_config(self) -> peft.PeftConfig:
-        """PEFT's: the active adapter's config; when no adapter is left, one that asks for nothing."""
+        """PEFT's active_peft_config; an empty config when no adapter is left."""
         return self.peft_config[self.active_adapter] if self.peft_config else peft.PeftConfig()
 
     # Rows of several adapters
@@ -111,15 +112,15 @@ class PeftModel(SafeFiles, peft.PeftModel):
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args, **kwargs):
         names = kwargs.pop("adapter_names", None)
-        if not self.peft_config:  # PEFT asks the active adapter
+        if not self.peft_config:  # PEFT's code needs an active adapter
             yield
             return
         with super()._enable_peft_forward_hooks(*args, **kwargs), rows_of_call(self, names, args, kwargs):
             yield
 
     def generate(self, *args, **kwargs) -> Any:
-        """PEFT's. ValueError if virtual tokens are asked to go on from a cache that is not empty: PEFT cuts the input
-        at the length of the cache, which counts the virtual tokens too."""
+        """PEFT's generate. ValueError for prompt learning with a cache that is not empty: the cache's length counts the
+        virtual tokens too, so PEFT would cut off too much of the input."""
         cache = kwargs.get("past_key_values")
         length = getattr(cache, "get_seq_length", lambda: 0)()
         if length and self._is_prompt_learning and not self._adapters_disabled:
@@ -133,7 +134,8 @@ class PeftModel(SafeFiles, peft.PeftModel):
     # The user's model
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """The model's own; ValueError where it would replace an embedding or head that has an adapter."""
+        """The base model's resize_token_embeddings. ValueError if the embeddings or the head have an adapter, which the
+        resizing would remove."""
         model = self.get_base_model()
         size = args[0] if args else kwargs.get("new_num_tokens")
         if size in (None, model.get_input_embeddings().weight.shape[0]) and not kwargs.get("pad_to_multiple_of"):
@@ -142,13 +144,13 @@ class PeftModel(SafeFiles, peft.PeftModel):
             layer = getattr(model, f"get_{side}_embeddings", lambda: None)()
             if isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
                 raise ValueError(
-                    f"resize_token_embeddings would replace the {side} embeddings and with them what trains there; "
-                    "resize before get_peft_model, or merge_and_unload first"
+                    f"resize_token_embeddings would replace the {side} embeddings and remove the adapter on them; "
+                    "resize before get_peft_model, or call merge_and_unload first"
                 )
         return model.resize_token_embeddings(*args, **kwargs)
 
     def merge_adapter(self, *args, **kwargs) -> None:
-        """PEFT's; if it raises, exactly the adapters that were merged before are merged again."""
+        """PEFT's merge_adapter. After an error exactly the adapters are merged that were merged before the call."""
         layers = [module for module in self.base_model.modules() if isinstance(module, BaseTunerLayer)]
         before = [list(layer.merged_adapters) for layer in layers]
         try:
@@ -163,25 +165,29 @@ class PeftModel(SafeFiles, peft.PeftModel):
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """PEFT's: the user's model with the adapters folded into its weights; safe_merge raises before it begins."""
+        """PEFT's merge_and_unload: the user's model with the adapters merged into its weights.
+
+        With safe_merge an error is raised before any layer is unloaded.
+        """
         if safe_merge:
             self.merge_adapter(adapter_names, safe_merge=True)
             return self.unload()
         return self._unloaded(self.base_model.merge_and_unload(progressbar, False, adapter_names))
 
     def unload(self) -> nn.Module:
-        """PEFT's: the user's model without adapters; what is merged stays so, unmerge_adapter() first for the rest."""
+        """PEFT's unload: the user's model without adapters. Merged adapters stay merged; call unmerge_adapter() first
+        to get the base weights."""
         return self._unloaded(self.base_model.unload())
 
     def _unloaded(self, model):
-        torch_encoder.as_it_was(model)
+        torch_encoder.restore_fast_path(model)
         _untie(model)
         return model
 
 
 def _untie(model) -> None:
-    """Unties the weights in the config if a head or embedding was trained as a copy: resizing the vocabulary or loading
-    would tie them again."""
+    """Sets config.tie_word_embeddings to False if the head and the embeddings differ after training: otherwise loading
+    the model, or resizing the vocabulary, would tie the weights again."""
     config = getattr(model, "config", None)
     if not getattr(config, "tie_word_embeddings", False):
         return
@@ -209,11 +215,12 @@ class PeftModelForSequenceClassification(PeftModel, peft.PeftModelForSequenceCla
     def forward(
         self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, *args, **kwargs
     ) -> Any:
-        """PEFT's. ValueError for padding on the right of a decoder with virtual tokens, which pools the last place."""
-        pools_last = hasattr(self.get_base_model(), "score") and self.peft_type != PeftType.PREFIX_TUNING  # has ids
+        """PEFT's forward. ValueError for right padding if a decoder with virtual tokens scores a row's last token."""
+        # With prefix tuning the decoder gets input_ids, in which it finds the last token that is not padding.
+        pools_last = hasattr(self.get_base_model(), "score") and self.peft_type != PeftType.PREFIX_TUNING
         if self._is_prompt_learning and pools_last and attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError(
-                f"attention_mask: with {self.peft_type.value} this decoder classifies by the last place of a row, "
+                f"attention_mask: with {self.peft_type.value} this decoder classifies by the last token of a row, "
                 "which is padding here; pad on the left (tokenizer.padding_side='left')"
             )
         return super().forward(input_ids, attention_mask, *args, **kwargs)
@@ -248,17 +255,17 @@ OURS = {
 def get_peft_model(
     model: nn.Module, peft_config: peft.PeftConfig, adapter_name: str = "default", mixed: bool = False, *args, **options
 ) -> "PeftModel | peft.PeftMixedModel":
-    """peft.get_peft_model with this package's layers: the adapter that peft_config describes, on the model in place.
+    """peft.get_peft_model with this package's layers: adds the adapter of peft_config to the model in place.
 
     Args:
-        model, peft_config, adapter_name, mixed, further arguments: as of peft.get_peft_model.
+        model, peft_config, adapter_name, mixed, further arguments: as in peft.get_peft_model.
 
     Returns:
-        A PeftModel of the config's task, which is a peft.PeftModel too; with mixed a PeftMixedModel.
+        A PeftModel of the config's task, a subclass of peft.PeftModel; with mixed=True a PeftMixedModel.
 
     Raises:
-        ValueError: adapter_name cannot name an adapter, or a module to save would not be trained, before anything is
-            changed; and what PEFT raises.
+        ValueError: before any change, adapter_name is not a valid name, or a module in modules_to_save would not be
+            trained. Also what PEFT raises.
     """
     check_before(model, peft_config, adapter_name)
     if mixed:

@@ -1,4 +1,4 @@
-"""quantize_model(): the linear layers of a transformers model as bitsandbytes' own modules, in place."""
+"""quantize_model(): replaces the linear layers of a transformers model by bitsandbytes' modules, in place."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -13,7 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from ..frozen.modules import weight_of
 
 FORMATS = ("nf4", "fp4", "int8")
-BLOCK_SIZES = tuple(2**i for i in range(5, 13))  # that bitsandbytes quantises with
+BLOCK_SIZES = tuple(2**i for i in range(5, 13))  # those of bitsandbytes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,32 +26,32 @@ def quantize_model(
     nested: bool = True,
     compute_dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """The model, in place, with its linear layers as bitsandbytes' Linear4bit or Linear8bitLt: a base for adapters.
+    """Replaces the model's linear layers by bitsandbytes' Linear4bit or Linear8bitLt, in place: a base for adapters.
 
-    It is what `from_pretrained(..., quantization_config=BitsAndBytesConfig(...))` returns, from a model that is in
-    memory already: the same bytes, and what transformers and PEFT look at says so (`model.is_loaded_in_4bit` or
-    `is_loaded_in_8bit`, `model.config.quantization_config`, `model.hf_quantizer`). The bytes are those of `quantize`,
-    for int8 of the weight rounded to float16. One layer is quantised at a time, and its dense weight goes. As in
-    transformers, the output embeddings, what is tied to them and the last module of the model stay dense, and every
-    layer of the type torch.nn.Linear or transformers' Conv1D is quantised otherwise.
+    The result equals that of `from_pretrained(..., quantization_config=BitsAndBytesConfig(...))`, but starts from a
+    model in memory: the weights have the same bytes, and the attributes that transformers and PEFT read are set
+    (`model.is_loaded_in_4bit` or `is_loaded_in_8bit`, `model.config.quantization_config`, `model.hf_quantizer`).
+    `quantize` gives the same bytes; for int8 it does so for the weight rounded to float16. The layers are quantised one
+    at a time, and each dense weight is freed at once. As in transformers, the output embeddings, weights tied to them
+    and the last module of the model stay dense; every other torch.nn.Linear and transformers' Conv1D is quantised.
 
-    On a CPU the layers keep their bytes as they are when the model is evaluated, where bitsandbytes would reorder them
-    and round their scales to bfloat16 at the first call.
+    On a CPU, evaluating the model does not change the stored weights; bitsandbytes by itself would reorder the codes
+    and round the scales to bfloat16 at the first call.
 
     Args:
         model: a transformers model without adapters, its weights float32, bfloat16 or float16.
         format: "nf4" or "fp4" (4 bits a weight, QLoRA, arXiv:2305.14314) or "int8" (LLM.int8, arXiv:2208.07339).
-        skip: further layers that stay dense: full names, the beginnings of such up to a dot, their endings, or regular
-            expressions for the beginnings.
-        block_size: of nf4 and fp4, a power of two from 32 to 4096: the weights that share a scale.
-        nested: of nf4 and fp4, whether the scales are stored in 8 bits ("double quantisation").
-        compute_dtype: of nf4 and fp4, of the products; None: the weight's dtype.
+        skip: further layers that stay dense: full names, prefixes of names up to a dot, suffixes of names, or regular
+            expressions that match the start of a name.
+        block_size: for nf4 and fp4, the number of weights that share a scale, a power of two from 32 to 4096.
+        nested: for nf4 and fp4, whether the scales are stored in 8 bits ("double quantisation").
+        compute_dtype: for nf4 and fp4, the dtype of the products; None: the weight's dtype.
 
     Raises:
         ImportError: bitsandbytes is not installed.
-        TypeError: model is no PreTrainedModel, or a weight or compute_dtype is of a dtype that is not accepted.
-        ValueError: an unknown format or block size, a model that is quantised already or has weights without memory,
-            a name in skip that no linear layer has, or no layer to quantise. Nothing is changed before any of these.
+        TypeError: model is no PreTrainedModel, or the dtype of a weight or compute_dtype is not accepted.
+        ValueError: format or block_size is unknown; the model is quantised already or has weights on the meta device;
+            no linear layer has a name in skip; or no layer is left to quantise. The model does not change then.
     """
     bitsandbytes = _bitsandbytes()
     _check(model, format, block_size, compute_dtype)
@@ -70,7 +70,7 @@ def quantize_model(
         new.requires_grad_(False).train(linear.training)
         model.set_submodule(name, new)
         del linear
-    _tell(model, _config(format, nested, dtype, sorted(patterns)), patterns)
+    _set_attributes(model, _config(format, nested, dtype, sorted(patterns)), patterns)
     return model
 
 
@@ -106,7 +106,7 @@ def _check(model, format, block_size, compute_dtype):
 
 
 def _layers(model, patterns, skip) -> list[str]:
-    """The names of the layers to quantise: of the linear ones those that no pattern fits."""
+    """The names of the layers to quantise: the linear layers that match no pattern."""
     linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
     for given in skip:
         if given != "lm_head" and all(should_convert_module(name, [given]) for name in linear):
@@ -146,7 +146,7 @@ def _four_bit(bitsandbytes, linear, format, block_size, nested, compute_dtype) -
     new = bitsandbytes.nn.Linear4bit(K, N, False, compute_dtype, device="meta", **options)
     params = bitsandbytes.nn.Params4bit(weight, requires_grad=False, blocksize=block_size, module=new, **options)
     new.weight = params.to(weight.device)  # quantises
-    # Else the first evaluation on a CPU with AVX-512 BF16 reorders the codes and rounds the scales to bfloat16.
+    # With True, the first evaluation on a CPU with AVX-512 BF16 reorders the codes and rounds the scales to bfloat16.
     new.support_avx512bf16_for_cpu = False
     return new
 
@@ -157,12 +157,12 @@ def _eight_bit(bitsandbytes, linear) -> nn.Module:
     threshold = BitsAndBytesConfig(load_in_8bit=True).llm_int8_threshold
     new = bitsandbytes.nn.Linear8bitLt(K, N, False, has_fp16_weights=False, threshold=threshold, device="meta")
     params = bitsandbytes.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
-    new.weight = params.to(weight.device)  # quantises, what is on a CPU
+    new.weight = params.to(weight.device)  # quantises, and only a weight that is on a CPU before
     return new
 
 
-def _tell(model, config, patterns):
-    """What transformers' own loading leaves: it is read by Trainer, by PEFT and by save_pretrained."""
+def _set_attributes(model, config, patterns):
+    """Sets the attributes that transformers' own loading sets and that Trainer, PEFT and save_pretrained read."""
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     quantizer.modules_to_not_convert = patterns
     model.hf_quantizer = quantizer

@@ -1,4 +1,4 @@
-"""Checks of get_peft_model and add_adapter before and after PEFT puts an adapter on a model."""
+"""Checks of get_peft_model and add_adapter, before and after PEFT adds an adapter to a model."""
 
 import difflib
 import functools
@@ -12,28 +12,30 @@ from torch import nn
 from .files import check_adapter_name
 from .tuners.bitfit_layer import BitFitLayer
 
-# PEFT names the head to save only after all-linear has adapted it, and fails half way. For SEQ_CLS it does so before.
+# For these tasks PEFT adds the head to modules_to_save only after "all-linear" has adapted the head, and then raises an
+# error with the model half changed. For SEQ_CLS PEFT adds the head before.
 _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def name_head(config) -> None:
-    """Puts a task's head among modules_to_save, as PEFT does afterwards, so that it is not among the targets."""
+    """Adds a task's head to modules_to_save before PEFT does, so that PEFT does not adapt the head."""
     heads = _HEADS.get(config.task_type)
     if heads and hasattr(config, "modules_to_save"):
         config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
 
 
 def check_before(model, config, adapter_name) -> None:
-    """ValueError, before anything is changed: a name that cannot name an adapter, a module to save that lives on.
+    """ValueError, before any change, if adapter_name is not valid or a module in modules_to_save would not train.
 
-    PEFT replaces a module to save by a copy, at the names that match. With tied weights the model may compute with
-    another module, as T5 does with embed_tokens of encoder and decoder instead of `shared`: the copy would never train.
+    PEFT replaces each module that matches a name in modules_to_save by a copy. With tied weights the model may compute
+    with a module of another name, as T5 does with embed_tokens of encoder and decoder instead of `shared`. Then the
+    copy would never train.
     """
     check_adapter_name(adapter_name)
     wanted = tuple(getattr(config, "modules_to_save", None) or ())
     if not wanted:
         return
-    modules, holders = {}, {}  # {name: module}, {a module or a weight: the names under which it is}
+    modules, holders = {}, {}  # {name: module}, {id of a module or weight: {name of each module that is or has it}}
     for name, module in model.named_modules(remove_duplicate=False):
         modules[name] = module
         for held in (module, *module._parameters.values()):
@@ -48,32 +50,32 @@ def check_before(model, config, adapter_name) -> None:
         used = [name for name in same if name.endswith(wanted) and _is_used(modules, name)]
         if others and (not used or any(modules[name] is module for name in others)):
             raise ValueError(
-                f"modules_to_save={list(wanted)}: the model computes with {', '.join(sorted(others))}, which would "
-                f"stay frozen, instead of {saved}; name those too (each becomes a copy of its own), or train tokens "
-                "with trainable_token_indices"
+                f"modules_to_save={list(wanted)}: instead of {saved} the model computes with "
+                f"{', '.join(sorted(others))}, which would stay frozen; add these names too (each gets a copy of its "
+                "own), or train tokens with trainable_token_indices"
             )
 
 
 def _is_used(modules, name) -> bool:
-    """Whether the parent's forward mentions the module; True where there is no source that could tell."""
+    """Whether the source of the parent's forward names the module; True if the source is not available."""
     parent, _, child = name.rpartition(".")
     forward = _source_of(type(modules[parent]).forward)
     return forward is None or re.search(rf"\bself\.{child}\b", forward) is not None
 
 
 def warn_after(model, config, adapter_name) -> None:
-    """Warns of a target that matches no module, and of adapted layers that the model's code never calls."""
+    """Warns about a target that matches no module, and about adapted layers that the model's code never calls."""
     names = [name for name, _ in model.named_modules() if name]
     wanted = getattr(config, "target_modules", None)
     for target in sorted(wanted) if isinstance(wanted, (set, list, tuple)) else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
             warnings.warn(_unmatched(model, names, target), stacklevel=3)
-    passed_by = read_not_called(model, adapter_name)
-    if passed_by:
-        name, how = next(iter(passed_by.items()))
+    not_called = read_not_called(model, adapter_name)
+    if not_called:
+        name, how = next(iter(not_called.items()))
         warnings.warn(
-            f"{len(passed_by)} adapter layers are without effect where the model reads their weight instead of calling "
-            f"them: {name}, in {how}; target another module, such as the nn.MultiheadAttention itself",
+            f"{len(not_called)} adapter layers may have no effect, because the model reads their weight instead of "
+            f"calling them: {name}, in {how}; target another module, such as the nn.MultiheadAttention itself",
             stacklevel=3,
         )
 
@@ -88,9 +90,10 @@ def _unmatched(model, names, target) -> str:
 
 
 def read_not_called(model, adapter_name) -> dict[str, str]:
-    """{name of a layer of this adapter: the class whose code computes with its weight and never calls it}.
+    """{name of a layer of this adapter: the class whose code computes with the layer's weight and never calls it}.
 
-    Not BitFit's layers, whose bias may be read; nor what a PEFT layer holds, which may merge into it.
+    BitFit's layers are not listed, since their bias can be read. Modules inside of a PEFT layer are not listed either,
+    since that layer may merge into them.
     """
     around = dict(model.named_modules())
     found = {}
@@ -106,9 +109,9 @@ def read_not_called(model, adapter_name) -> dict[str, str]:
 
 @functools.cache
 def _weights_read(kind) -> frozenset[str]:
-    """Names of submodules whose weight the class's methods compute with, and which they never mention by themselves.
+    """Names of submodules whose `.weight` the class's methods compute with, and which the methods name nowhere else.
 
-    A mention may be a call: checkpoint(self.fc, x), or a loop over (self.fc1, self.fc2).
+    A name without `.weight` may lead to a call: checkpoint(self.fc, x), or a loop over (self.fc1, self.fc2).
     """
     source = ""
     for base in kind.__mro__:
@@ -128,5 +131,5 @@ _INITIALISERS = ("__init__", "_init_weights", "init_weights", "reset_parameters"
 def _source_of(function) -> str | None:
     try:
         return inspect.getsource(function)
-    except (OSError, TypeError):  # no source at hand
+    except (OSError, TypeError):  # the source is not available
         return None

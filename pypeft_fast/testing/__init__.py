@@ -1,6 +1,6 @@
-"""Sample arguments of every op, PyTorch's own result for them, and the bound on the error of a kernel.
+"""Sample arguments of every op, eager PyTorch's result, and the bound on the error of a kernel.
 
-A kernel written elsewhere is held to the bound that this package's own kernels keep:
+Third-party kernels can be tested against the same bound as this package's kernels:
 
     from pypeft_fast.testing import CASES, assert_agrees
 
@@ -10,10 +10,10 @@ A kernel written elsewhere is held to the bound that this package's own kernels 
         assert_agrees("lora_da", my_lora_da, case)
     assert_agrees("lora_da", my_lora_da, Case(M=4096, K=4096, r=64, p=0.1, dtype=torch.bfloat16))
 
-A kernel for a GPU is called with the GPU's tensors inside `with torch.device("cuda")`. SPOILED has, for every op, ways
-to make a kernel wrong that the bound must notice; `assert_spoiling_fails` says whether it does.
+Inside `with torch.device("cuda")` the arguments are tensors on the GPU. SPOILED has mutants for every op: functions
+that make a kernel's outputs wrong. `assert_spoiling_fails` checks that a mutant exceeds the bound.
 
-`ops/<op>.py` in this folder describes one op. This package's tests, benchmarks, reports and its emulator read them.
+`ops/<op>.py` in this folder describes one op. This package's tests, benchmarks, reports and emulator use these files.
 """
 
 from .bounds import OutOfBound, assert_agrees, assert_spoiling_fails, available

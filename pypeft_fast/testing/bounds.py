@@ -1,7 +1,7 @@
-"""The bound that every kernel must keep, and whether a kernel does.
+"""The bound on the error of a kernel, and the assertion that a kernel is within the bound.
 
-Truth is the op's reference in float64 on the same mask. A kernel may be wrong by twice what eager PyTorch in the same
-dtypes is wrong, plus one ulp of the largest value.
+The truth is the op's reference in float64 with the same mask. The error of a kernel may be at most twice the error of
+eager PyTorch in the same dtypes, plus one ulp of the largest value.
 """
 
 import contextlib
@@ -21,28 +21,31 @@ class OutOfBound(AssertionError):
 
 
 def available(op: Op) -> list[str]:
-    """The kernels that this machine has and that run, at least when forced, on PyTorch's default device."""
+    """The kernels that can run on this machine, by choice or only if forced, on PyTorch's default device."""
     device = torch.get_default_device().type
     on_device = (k for k in op.kernels if k.devices is None or device in k.devices + k.interpreted)
     return [k.name for k in on_device if k.missing() is None]
 
 
-def _all_wide(args):
-    """args in float64. A list beside codes is their scales, which are of the format's own dtypes."""
-    codes = isinstance(args[0], torch.Tensor) and args[0].element_size() == 1
-    return [[_wide(t) for t in value] if is_tensor_list(value) and not codes else _wide(value) for value in args]
+def _arguments_in_float64(args):
+    """args with floating-point tensors in float64. The scales of a quantised weight keep the dtypes of its format."""
+    quantized = isinstance(args[0], torch.Tensor) and args[0].element_size() == 1  # the first argument are codes
+    return [
+        [_in_float64(t) for t in value] if is_tensor_list(value) and not quantized else _in_float64(value)
+        for value in args
+    ]
 
 
-def _wide(value):
+def _in_float64(value):
     if isinstance(value, Frozen):
         return value.to(torch.float64)
-    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() > 1:  # not fp8's codes
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() > 1:  # not fp8 codes
         return value.double()
     return torch.float64 if isinstance(value, torch.dtype) else value
 
 
 def _eager(op_name, args):
-    """What PyTorch alone gives, of a quantised weight after it is decoded to the dtype of the products."""
+    """Eager PyTorch's result; a quantised weight is decoded first, to the dtype of the products."""
     return EAGER[op_name](*(dense(a) if isinstance(a, Frozen) else a for a in args))
 
 
@@ -59,32 +62,33 @@ def _copies(args):
 
 
 def _tuple(outputs):
-    """Every tensor of the outputs, those of lists too."""
+    """All tensors of the outputs, lists flattened."""
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return tuple(t for out in outputs for t in (out if is_tensor_list(out) else (out,)))
 
 
 def _eager_errors(op_name, reference, case):
-    """Eager's worst error in each output over several draws: a small output may be exact by luck in one."""
+    """Eager PyTorch's largest error in each output over several draws: in one draw a small output may be exact."""
     errors, smallest = [], max(1, case.M * min(case.N, case.K))
     for draw in range(max(4, 64 // smallest)):
         args = sample(op_name, case, draw)
-        pairs = zip(_tuple(_eager(op_name, args)), _tuple(reference(*_all_wide(args))), strict=True)
+        pairs = zip(_tuple(_eager(op_name, args)), _tuple(reference(*_arguments_in_float64(args))), strict=True)
         errors.append([(own.double() - truth).abs().max() if truth.numel() else 0 for own, truth in pairs])
     return [max(column) for column in zip(*errors, strict=True)]
 
 
 def _truncated_steps(case, output):
-    """Half an ulp for each step of a sum on tensor cores, which truncate; beside PyTorch's float32, which rounds.
+    """Further ulps for sums on tensor cores, which truncate, where eager PyTorch sums in float32, which rounds.
 
-    On a GPU, where a half-precision operand meets a float32 one: three products in tf32 there, and none in PyTorch.
+    Half an ulp for each accumulation step. This holds only on a GPU, for a product of a half-precision and a float32
+    operand: the kernels compute it as three tf32 products, and PyTorch computes it in float32.
     """
     mixed = case.adapter == torch.float32 != case.dtype and output.dtype == torch.float32
     return max(case.M, case.K, case.N) / 8 / 2 if output.is_cuda and mixed else 0
 
 
 def _run(op, kernel, args):
-    """The outputs of a function, or of the op with the named kernel forced, which must be the kernel that ran."""
+    """The outputs of a function, or of the op with the named kernel forced. AssertionError if another kernel ran."""
     if callable(kernel):
         return _tuple(kernel(*args))
     with using(kernel), recording() as ran:
@@ -94,7 +98,7 @@ def _run(op, kernel, args):
     return outputs
 
 
-def _judge(what, case, output, eager, truth, eager_error):
+def _check_output(what, case, output, eager, truth, eager_error):
     for name, got, wanted in (("shape", output.shape, eager.shape), ("dtype", output.dtype, eager.dtype)):
         if got != wanted:
             raise AssertionError(f"{what} has {name} {got}, expected {wanted}")
@@ -113,18 +117,19 @@ def _judge(what, case, output, eager, truth, eager_error):
 def assert_agrees(
     op_name: str, kernel: str | Callable, case: Case, within: contextlib.AbstractContextManager | None = None
 ) -> None:
-    """The kernel changes no input, gives outputs of the right shape and dtype, and stays within the bound of the truth.
+    """Asserts that the kernel changes no input, that the outputs have the right shape and dtype, and that their error
+    is within the bound.
 
     kernel: the name of one of the op's kernels, which is forced; or a function of the op's arguments.
-    within: a context manager to enter around the kernel's call alone.
-    Raises OutOfBound for a wrong value, AssertionError for all else that is wrong with the outputs, RuntimeError if
-    the named kernel cannot run, ValueError for an op without sample arguments.
+    within: a context manager that is entered only around the kernel's call.
+    Raises OutOfBound for a wrong value, AssertionError for any other fault of the outputs, RuntimeError if the named
+    kernel cannot run, ValueError for an op without sample arguments.
     """
     args = sample(op_name, case)
     op = OPS[op_name]
     before = _copies(args)
     reference = op.function("reference")
-    truth = _tuple(reference(*_all_wide(args)))
+    truth = _tuple(reference(*_arguments_in_float64(args)))
     eager = _tuple(_eager(op_name, args))
     with within or contextlib.nullcontext():
         outputs = _run(op, kernel, args)
@@ -135,11 +140,11 @@ def assert_agrees(
         raise AssertionError(f"{op_name}: {len(outputs)} outputs, expected {len(truth)}")
     errors = _eager_errors(op_name, reference, case)
     for i, each in enumerate(zip(outputs, eager, truth, errors, strict=True)):
-        _judge(f"{op_name}, {case}: output {i}", case, *each)
+        _check_output(f"{op_name}, {case}: output {i}", case, *each)
 
 
 def assert_spoiling_fails(op_name: str, kernel: str, spoil: Callable, case: Case) -> None:
-    """The named kernel agrees, and `spoil`, one of SPOILED, makes outputs of it that are out of the bound."""
+    """Asserts that the named kernel agrees, and that with `spoil`, a mutant in SPOILED, it exceeds the bound."""
     assert_agrees(op_name, kernel, case)
     function = OPS[op_name].function(kernel)
     try:

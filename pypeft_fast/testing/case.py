@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """x [M, K], weight [N, K], lora_A [r, K], lora_B [N, r]; an op leaves out what it does not take."""
+    """x [M, K], weight [N, K], lora_A [r, K], lora_B [N, r]; an op uses only the tensors among its arguments."""
 
     M: int = 5
     K: int = 24
@@ -15,11 +15,11 @@ class Case:
     r: int = 3
     p: float = 0.0
     dtype: torch.dtype = torch.float32
-    adapter: torch.dtype | None = None  # None: dtype
-    layout: str = "contiguous"  # or "strided": every operand a view with gaps, weight transposed
+    adapter: torch.dtype | None = None  # the adapter's dtype; None: the same as dtype
+    layout: str = "contiguous"  # or "strided": every operand is a view with gaps, and the weight is transposed
     bias: bool = True
-    format: str = "dense"  # of the weight, for an op that takes a pf.Frozen
-    options: dict = field(default_factory=dict, hash=False)  # of one op alone, as feedforward: see ops/<op>.py
+    format: str = "dense"  # the format of the weight, for an op that takes a pf.Frozen
+    options: dict = field(default_factory=dict, hash=False)  # options of one op, such as feedforward: see ops/<op>.py
 
     def __str__(self):
         dtypes = f"{self.dtype}".removeprefix("torch.") + (

@@ -1,4 +1,4 @@
-"""The random tensors of a case, from which the arguments of every op are taken."""
+"""Operands: the random tensors of a case, from which the arguments of every op are taken."""
 
 import torch
 
@@ -11,16 +11,16 @@ SCALING = 1.7
 
 
 def quantized(weight, name):
-    """The weight in the format "nf4", "int8", ...; "nf4, 128" is of blocks of 128 whose scales are not nested."""
+    """The weight in the format "nf4", "int8", ...; "nf4, 128" means blocks of 128 weights and scales not nested."""
     format, _, block_size = name.partition(", ")
     options = {"block_size": int(block_size), "nested": False} if block_size else {}
     return Frozen(format, FORMATS[format].quantize(weight, **options), tuple(weight.shape), weight.dtype)
 
 
 class Operands:
-    """Tensors named as in the ops' docstrings; `draw` is the seed. They are made on PyTorch's default device.
+    """Tensors on PyTorch's default device, named as in the docstrings of the ops; `draw` is the seed.
 
-    All are drawn, in this order, whichever of them an op takes: an op more changes nothing for the others.
+    All tensors are drawn in this order for every op, so that a new op does not change the values for other ops.
     """
 
     def __init__(self, case: Case, draw: int = 0):

@@ -1,4 +1,4 @@
-"""The entries of all ops, and the tables that are read off them. A new op adds its file to the import."""
+"""The entries of all ops, and tables made from the entries. A new op's file must be added to _FILES."""
 
 from .case import Case
 from .entry import Entry, title
@@ -26,19 +26,19 @@ _FILES = (
     multi_lora_forward, multi_lora_backward, dora_norm, swiglu, swiglu_backward, dequantize,
 )  # fmt: skip
 ENTRIES: dict[str, Entry] = {file.ENTRY.op.name: file.ENTRY for file in _FILES}
-# {op: what eager PyTorch would run}.
+# {op: eager PyTorch's function}.
 EAGER = {op: entry.eager for op, entry in ENTRIES.items()}
-# {title: (op, options)}, as "lora_linear, scale".
+# {title: (op, options)}; a title is for example "lora_linear, scale".
 VARIANTS = {title(op, name): (op, v.options) for op, entry in ENTRIES.items() for name, v in entry.variants.items()}
-# {title: {what is wrong: spoil(kernel, *arguments)}}.
+# {title: {fault: spoil(kernel, *arguments)}}.
 SPOILED = {title(op, name): v.spoiled for op, entry in ENTRIES.items() for name, v in entry.variants.items()}
 
 
 def sample(op_name: str, case: Case, draw: int = 0) -> tuple:
-    """Arguments of the op for this case; scaled so that the low-rank term weighs as much as the frozen one.
+    """Arguments of the op for this case, scaled so that the low-rank term and the frozen term have the same size.
 
-    They are on PyTorch's default device: inside `with torch.device("meta")` they take no memory.
+    The tensors are on PyTorch's default device: inside `with torch.device("meta")` they take no memory.
     """
     if op_name not in ENTRIES:
-        raise ValueError(f"op_name={op_name!r} is no op with sample arguments; those are {', '.join(ENTRIES)}")
+        raise ValueError(f"op_name={op_name!r} has no sample arguments; ops with samples are {', '.join(ENTRIES)}")
     return ENTRIES[op_name].arguments(Operands(case, draw))

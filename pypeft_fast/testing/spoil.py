@@ -1,4 +1,4 @@
-"""Ways to make a kernel wrong that are the same for several ops: spoil(kernel, *arguments) -> wrong outputs."""
+"""Mutants that several ops share: spoil(kernel, *arguments) -> wrong outputs."""
 
 import torch
 
@@ -9,15 +9,15 @@ def zeros(function, *args):
 
 
 def without(index):
-    """The kernel on arguments of which one is zero: a forgotten term."""
+    """The kernel with one argument set to zero: a missing term."""
     return lambda function, *args: function(*args[:index], torch.zeros_like(args[index]), *args[index + 1 :])
 
 
 def unscaled(index):
-    """The kernel on arguments of which one, a factor, is 1."""
+    """The kernel with one argument, a factor, set to 1."""
     return lambda function, *args: function(*args[:index], torch.ones_like(args[index]), *args[index + 1 :])
 
 
 def without_output(index):
-    """The kernel with one of its outputs zero."""
+    """The kernel with one output set to zero."""
     return lambda function, *args: tuple(t * (i != index) for i, t in enumerate(function(*args)))

@@ -1,9 +1,10 @@
-"""What Triton kernels read and write, seen in Triton's interpreter: every address, held against the arguments.
+"""Records the addresses that Triton kernels load and store in Triton's interpreter, and compares them with the
+kernel's arguments.
 
     with traced() as launches:
         op(...)
 
-A kernel may touch elements of its tensor arguments and nothing else, not even the gaps between strided rows.
+A kernel may access only elements of its tensor arguments, and not the gaps between strided rows.
 """
 
 import contextlib
@@ -22,12 +23,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 class Launch:
     kernel: str
     programs: int
-    loaded: Counter = field(default_factory=Counter)  # bytes by argument, each instruction's repetitions counted once
+    # {argument: bytes}. An element counts once for each instruction that a program runs, also if several lanes load it.
+    loaded: Counter = field(default_factory=Counter)
     stored: Counter = field(default_factory=Counter)
-    # Bytes of the distinct elements that each line of the kernel loads, by argument: one pass over a matrix counts once
-    # however many programs share it, and two lines that both read it are two passes.
+    # {argument: bytes of the distinct elements that each line of the kernel loads}. One pass over a matrix counts once,
+    # for any number of programs. Two lines that load the same matrix count as two passes.
     once: Counter = field(default_factory=Counter)
-    outside: list[str] = field(default_factory=list)  # accesses to anything else
+    outside: list[str] = field(default_factory=list)  # accesses outside of all arguments
 
 
 class _Argument:
@@ -37,10 +39,10 @@ class _Argument:
         for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
             offsets = (offsets[:, None] + np.arange(length)[None, :] * stride).ravel() if stride else offsets
         self.addresses = np.unique(offsets * self.size + tensor.data_ptr())
-        self.seen = defaultdict(lambda: np.zeros(len(self.addresses), bool))  # by the line that loads
+        self.seen = defaultdict(lambda: np.zeros(len(self.addresses), bool))  # {line: elements that this line loads}
 
     def at(self, pointers):
-        """Places of these addresses among the elements, and whether each is one."""
+        """(indices of these addresses in self.addresses, whether each address is an element)."""
         if not len(self.addresses):
             return np.zeros(len(pointers), np.int64), np.zeros(len(pointers), bool)
         places = np.searchsorted(self.addresses, pointers).clip(max=len(self.addresses) - 1)
@@ -48,7 +50,7 @@ class _Argument:
 
 
 def _line(launch):
-    """Where in the kernel the access that is being noted stands: its line, and those of the calls that led there."""
+    """The line of the current access in the kernel, and the lines of the calls between kernel and access."""
     frame, lines = sys._getframe(2), []
     while frame.f_code is not launch.__code__:
         lines.append((frame.f_code, frame.f_lineno))
@@ -58,7 +60,7 @@ def _line(launch):
 
 @contextlib.contextmanager
 def traced():
-    """Yields a list that receives a Launch for every Triton kernel that is interpreted inside the block."""
+    """Yields a list that gets one Launch for every Triton kernel that is interpreted in the block."""
     launches: list[Launch] = []
     arguments: list[_Argument] = []
     call = interpreter.GridExecutor.__call__
@@ -76,7 +78,7 @@ def traced():
             launches[-1].once[argument.name] = seen * argument.size
 
     def note(kind, pointers, mask):
-        pointers, mask = np.asarray(pointers), np.asarray(mask)  # Triton 3.7's descriptors pass views of their memory
+        pointers, mask = np.asarray(pointers), np.asarray(mask)  # Triton 3.7's descriptors pass memoryviews
         pointers = np.unique(np.broadcast_to(pointers, mask.shape)[mask.astype(bool)].astype(np.int64))
         line = _line(launch)
         for argument in arguments:

@@ -92,7 +92,7 @@ def test_every_step_is_rehearsed(tmp_path):
     assert json.loads((tmp_path / "tuning-cache.json").read_text()) == {}
     table = (tmp_path / "gpu-hour.md").read_text()
     assert "| measured / predicted |" in table and "llama, fused: step, ms" in table and table in done.stdout
-    assert "not begun" not in table
+    assert "not started" not in table
 
     again = hour("--rehearse", "--from", "cache", "--output", tmp_path)
     assert again.returncode == 0 and again.stdout.startswith("cache: done before\n"), again.stderr

@@ -98,7 +98,7 @@ def test_inspect_says_what_is_broken(command, tiny_adapter, tmp_path):
     save_file(tensors, folder / "adapter_model.safetensors")
     code, out, err = command("inspect", folder)
     assert code == 2 and "LORA" in out and err.count("\n") == 1
-    assert f"{folder} is broken: {name} has NaN or infinite values; get it again" in err
+    assert f"{folder} is broken: {name} has NaN or infinite values; get the adapter again" in err
     code, out, err = command("inspect", folder, "--json")
     assert code == 2 and json.loads(out)["broken"] == [f"{name} has NaN or infinite values"]
     config = json.loads((folder / "adapter_config.json").read_text())

@@ -70,8 +70,8 @@ def test_options_of_ten_thousand_digits(finetune, option):
 
 def test_options_that_are_no_text(finetune, command, tiny_model, tmp_path):
     mistake(finetune("--target-modules", "q_proj,\udcff"), "--target-modules holds '\\udcff'")
-    mistake(finetune("--output", "\udcff"), "--output: '\\udcff' is no folder's name")
-    mistake(finetune("--output", ""), "--output: '' is no folder's name")
+    mistake(finetune("--output", "\udcff"), "--output: '\\udcff' is not a valid name of a folder")
+    mistake(finetune("--output", ""), "--output: '' is not a valid name of a folder")
     for option in ("--prompt", "--system"):
         options = {"--prompt": "hi"} | {option: "\udcff"}
         result = command("chat", "--model", tiny_model, *(a for pair in options.items() for a in pair))
@@ -134,7 +134,7 @@ def test_input_that_is_no_text(command, tiny_model, monkeypatch):
 
     monkeypatch.setattr("builtins.input", undecodable)
     code, _, err = command("chat", "--model", tiny_model)
-    assert code == 2 and "what was typed is no text" in err
+    assert code == 2 and "the input is not valid text" in err
 
 
 def test_a_model_whose_weights_are_nan(finetune, tiny_model, tmp_path):

@@ -95,7 +95,7 @@ def test_evaluation_over_the_same_format_gives_the_loss_of_the_training(command,
     assert facts["losses"]["base"] == pytest.approx(metrics["eval_loss_before"], abs=1e-4)
     assert facts["quantize"] == "nf4" and facts["peak_memory_bytes"] > 1e8
     code, out, err = command("evaluate", *common)
-    assert code == 0 and "was trained over a base model in nf4, and this one is dense" in err
+    assert code == 0 and "was trained over a base model in nf4, and this base model is dense" in err
     assert "peak memory: " in out
 
 
@@ -104,7 +104,7 @@ def test_chat_answers_over_it(command, adapters, base):
     code, out, err = command("chat", "--model", base, "--quantize", "nf4", "--adapter", adapters["nf4"], *options)
     assert code == 0 and out.strip() and "note:" not in err
     code, _, err = command("chat", "--model", base, "--quantize", "int8", "--adapter", adapters["nf4"], *options)
-    assert code == 0 and "trained over a base model in nf4, and this one is in int8" in err
+    assert code == 0 and "trained over a base model in nf4, and this base model is in int8" in err
 
 
 def test_a_merge_goes_into_the_dense_weights_and_says_so(command, adapters, base, tmp_path):
@@ -112,7 +112,7 @@ def test_a_merge_goes_into_the_dense_weights_and_says_so(command, adapters, base
 
     common = ["--model", base, "--adapter", adapters["nf4"], "--output", tmp_path / "m"]
     code, out, _ = command("merge", *common)
-    assert code == 0 and "trained over a base model in nf4 and is merged into the dense one" in out
+    assert code == 0 and "trained over a base model in nf4 and is merged into the dense model" in out
     assert "quantization_config" not in json.loads((tmp_path / "m" / "config.json").read_text())
     assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "m" / "model.safetensors").values())
     code, _, err = command("merge", *common, "--quantize", "nf4")

@@ -54,7 +54,7 @@ def test_without_a_template(chat, type_in):
     alone = chat(None, "--prompt", "the sky")[1].strip()
     type_in("what is blue", "the sky")
     code, out, _ = chat(None)
-    assert code == 0 and "no chat template: each line is continued for itself, none is remembered" in out
+    assert code == 0 and "no chat template: the model continues each line without the earlier lines" in out
     assert alone and out.rstrip().endswith(alone)
 
 

@@ -38,9 +38,9 @@ def test_end_to_end(demo, tiny_model, tmp_path, capsys):
     assert "a step of each library, in turn: 100%" in captured.err
     out = captured.out
     assert out.startswith("This takes about five minutes on 2 idle cores; here are ")
-    for text in ("tech_support: 7 examples", "My printer is", "capital of", "Held-out loss", "Beside PEFT"):
+    for text in ("tech_support: 7 examples", "My printer is", "capital of", "Held-out loss", "Compared with PEFT"):
         assert text in out
-    compared = out[out.index("Beside PEFT") :]
+    compared = out[out.index("Compared with PEFT") :]
     assert "tech_support │" in compared and "…" not in compared, "whole in 80 columns"
     last = out.splitlines()[-1]
     assert last == (

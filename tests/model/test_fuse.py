@@ -129,7 +129,7 @@ def test_bad_models(what):
     function = getattr(pf, what)
     with pytest.raises(TypeError, match=f"{what}: model is a str, expected a torch.nn.Module"):
         function("adapter")
-    with pytest.raises(ValueError, match="Linear has no adapter layer of Hugging Face PEFT in it$"):
+    with pytest.raises(ValueError, match="Linear has no adapter layer of Hugging Face PEFT; add an adapter$"):
         function(nn.Linear(2, 2))
 
 

@@ -61,7 +61,9 @@ def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
     pf.fuse(model)
     unit = fully_shard(model.get_submodule(name), mesh=mesh)
     was = kinds(model)
-    with pytest.raises(ValueError, match=rf"1 fused modules has been derived .*: {name} is a FSDPFused\w+. Unfuse be"):
+    with pytest.raises(
+        ValueError, match=rf"1 fused modules now have a class derived .*: {name} is a FSDPFused\w+. Call"
+    ):
         pf.unfuse(model)
     assert kinds(model) == was and isinstance(unit, FSDPModule)
     assert pf.fuse(model).gated == [MLP, MLP.replace("0", "1")] and kinds(model) == was

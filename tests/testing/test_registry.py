@@ -40,7 +40,7 @@ def test_samples_on_meta_take_no_memory_and_have_the_same_shapes():
 
 
 def test_an_op_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="op_name='lora_up' is no op with sample arguments; those are .*lora_da"):
+    with pytest.raises(ValueError, match="op_name='lora_up' has no sample arguments; ops with samples are .*lora_da"):
         sample("lora_up", TYPICAL)
 
 

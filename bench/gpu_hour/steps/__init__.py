@@ -1,1 +1,1 @@
-"""The steps of bench.gpu_hour that are programs of their own: python -m bench.gpu_hour.steps.NAME."""
+"""The steps of bench.gpu_hour, one program each: python -m bench.gpu_hour.steps.NAME."""

@@ -1,4 +1,4 @@
-"""The tuning cache, a file a decision, as one file that can be carried away: OUTPUT/tuning-cache.json."""
+"""Copies the tuning cache, which has one file per decision, into one file: OUTPUT/tuning-cache.json."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Every tiling that tuning may choose for the shapes of the layer table, compiled by several processes at once.
+"""Compiles every tiling that tuning may choose for the shapes of the layer table, in several processes.
 
-Each process makes the very launches that the next step times, its share of the candidates, so that Triton's cache on
-disk holds them all.
+Each process makes, for its share of the candidates, the same launches that the next step times, so that Triton's cache
+on disk then has all compiled kernels.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast import _own  # noqa: F401 - registers all ops
 from pypeft_fast.ops import _triton
 
 from .. import device, found
@@ -21,7 +21,7 @@ from ..calls import layer_cases, ops_of
 
 
 def share(at, of):
-    """{launch: {candidate: seconds of its first run, or why it does not run}} of one process."""
+    """{launch: {candidate: seconds of the first run, or why it cannot run}} for candidates at, at + of, ..."""
     from triton.runtime.errors import OutOfResources
 
     from pypeft_fast.kernels import _tiles

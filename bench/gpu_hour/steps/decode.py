@@ -1,4 +1,4 @@
-"""A layer's forward pass of few rows, replayed from a CUDA graph: frozen, PEFT, addmm, and ours by each kernel."""
+"""A layer's forward pass for few rows, replayed from a CUDA graph: frozen, PEFT, eager, and ours with each kernel."""
 
 import sys
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ def forced(kernel, operands):
 
 
 def steps_of(case, operands):
-    """{name: a function of nothing that returns y}"""
+    """{name: a function without arguments that returns y}"""
     A, B = operands.adapters
     steps = {
         "frozen": lambda: F.linear(operands.x, operands.weight),
@@ -52,7 +52,7 @@ def captured(step):
         return step, step()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is compiled or tuned on first use must not be captured
+    with torch.cuda.stream(side):  # compiling and tuning on first use must not be captured
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
@@ -63,8 +63,9 @@ def captured(step):
     return graph.replay, y
 
 
-def off(name, y, operands):
-    """What is wrong with a result, or None: its error may be twice that of eager PyTorch and an ulp of the largest."""
+def fault_of(name, y, operands):
+    """The fault of a result, or None: the error may be at most twice eager PyTorch's, plus one ulp of the largest
+    value."""
     tensors = (operands.x, operands.weight, *(t for t in operands.adapters))
     if name == "frozen":
         tensors = (*tensors[:2], *(torch.zeros_like(t) for t in tensors[2:]))
@@ -76,11 +77,11 @@ def off(name, y, operands):
 
 @torch.no_grad()
 def measured(case):
-    """({name: seconds}, [what is wrong and not timed])"""
+    """({name: seconds}, [fault of each provider that is not timed])"""
     operands, replays, wrong = Operands(case), {}, []
     for name, step in steps_of(case, operands).items():
         replay, y = captured(step)
-        fault = off(name, y, operands)
+        fault = fault_of(name, y, operands)
         if fault is None:
             replays[name] = replay
         else:

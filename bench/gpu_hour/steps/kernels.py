@@ -1,4 +1,4 @@
-"""Every kernel of every op against float64 in every case of pypeft_fast.testing, on memory that is NaN.
+"""Compares every kernel of every op with float64 in every case of pypeft_fast.testing, on NaN-poisoned memory.
 
 Each kernel runs in its own process, so a kernel that destroys the CUDA context does not affect the other kernels.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast import _own  # noqa: F401 - registers all ops
 from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.testing import CASES, TYPICAL, VARIANTS, assert_agrees, available
 
@@ -39,8 +39,8 @@ def prepare():
     device.prepare()
 
 
-def judged(op, kernel):
-    """(number of cases, [what is wrong]) of one kernel; any exception but an AssertionError ends the checks."""
+def checked(op, kernel):
+    """(number of cases, [faults]) of one kernel; any exception but an AssertionError ends the checks."""
     prepare()
     wrong, those = [], cases(op)
     for case in those:
@@ -51,10 +51,10 @@ def judged(op, kernel):
     return len(those), wrong
 
 
-def apart(*unit):
-    """Runs `judged` in a new process. If that process dies, the future raises the exception."""
+def in_new_process(*unit):
+    """Runs `checked` in a new process. If that process dies, the future raises the exception."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(judged, *unit).result()
+        return pool.submit(checked, *unit).result()
 
 
 def main():
@@ -64,7 +64,7 @@ def main():
         units = [unit for unit in units if unit[1] == "triton"]
     kernels, agreed, wrong = {}, 0, []
     with ThreadPoolExecutor(device.workers(12)) as pool:
-        pending = {pool.submit(device.sized(apart, judged), *unit): unit for unit in units}
+        pending = {pool.submit(device.sized(in_new_process, checked), *unit): unit for unit in units}
         for future in as_completed(pending):
             op, kernel = pending[future]
             error = future.exception()

@@ -1,6 +1,6 @@
 """python -m bench.gpu_hour.steps.launches OP|all: runs each CUDA C++ kernel of an op once.
 
-The operands are made on the CPU and copied, so that a tool that watches the process sees our kernels alone.
+The operands are made on the CPU and copied, so that a profiler or sanitizer sees only our kernels.
 """
 
 import itertools
@@ -9,14 +9,14 @@ import sys
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast import _own  # noqa: F401 - registers all ops
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import VARIANTS, Case, available, sample
 
 from .. import device
 from ..device import BF16, F32
 
-# Decoding with 8 and with 16 rows; small and large ranks and tiles, none of them whole.
+# Decoding with 8 and with 16 rows; small and large ranks and tiles; no size is a multiple of a tile.
 SIZES = ((5, 136, 40, 5), (13, 136, 40, 5), (136, 136, 136, 5), (300, 72, 136, 40))
 DTYPES = ((BF16, None), (BF16, F32), (F32, None))
 

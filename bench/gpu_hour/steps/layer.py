@@ -1,4 +1,4 @@
-"""The layer table of bench.gpu: the cases in order of worth, each kept as soon as it is measured."""
+"""The layer table of bench.gpu, the most valuable cases first; the results are written after each case."""
 
 import sys
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from ... import gpu
 from .. import device, found
 from ..calls import layer_cases
 
-COMPILED = device.sized(2, 0)  # so many cases with PEFT's layer under torch.compile, which takes seconds each
+COMPILED = device.sized(2, 0)  # the number of cases with PEFT's layer under torch.compile, which takes seconds each
 SECONDS = 0.6
 
 
@@ -21,7 +21,7 @@ def names_of(case, compiled):
 def main():
     device.prepare()
     results, wrong, cases = [], [], layer_cases()
-    # Dropout first: the others of a shape differ less.
+    # Cases with dropout come first, since the providers differ less without dropout.
     cases.sort(key=lambda case: case.p == 0)
     print(*gpu.HEADER, sep="  ")
     for at, case in enumerate(cases):

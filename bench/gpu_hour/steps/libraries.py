@@ -1,4 +1,4 @@
-"""The libraries of csrc/: those in the tree if they load and have code for this GPU, else built for this GPU alone."""
+"""Uses the libraries of csrc/ in the tree if they load and have code for this GPU; else builds them for this GPU."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def main():
     device.prepare()
     reason = why_build()
     if reason is None:
-        found.keep(libraries=sizes(), built=False, line=f"taken as they lie: {sizes()}")
+        found.keep(libraries=sizes(), built=False, line=f"existing libraries: {sizes()}")
         return
     build, given = command()
     print(reason, given, build, sep="\n", flush=True)
@@ -49,7 +49,7 @@ def main():
     seconds = round(time.perf_counter() - began, 1)
     if done.returncode != 0:
         found.keep(libraries=sizes(), built=False, reason=reason, seconds=seconds)
-        sys.exit("csrc/ does not build here: the steps after this one have Triton's and PyTorch's kernels")
+        sys.exit("csrc/ does not build here: the later steps have only Triton's and PyTorch's kernels")
     found.keep(libraries=sizes(), built=True, reason=reason, seconds=seconds, line=f"built in {seconds} s: {sizes()}")
 
 

@@ -1,7 +1,8 @@
-"""Four layers of an 8-billion Llama with random weights in bfloat16: a training step and its peak of memory.
+"""Four layers of an 8-billion Llama with random weights in bfloat16: the time and the peak memory of a training step.
 
-Frozen, under Hugging Face PEFT's defaults (rank 16, all seven projections, float32 adapters, dropout 0.05), and that
-model after pf.fuse. The vocabulary is small: a head made for 32 layers would hide four.
+The models are the frozen model, the model under Hugging Face PEFT's defaults (rank 16, all seven projections, float32
+adapters, dropout 0.05), and the PEFT model after pf.fuse. The vocabulary is small, since the full head of a model of 32
+layers would dominate the time of four layers.
 """
 
 import functools
@@ -10,8 +11,8 @@ import sys
 import torch
 import transformers
 
-from ...fuse import config_of, fused_twin, off
-from ...harness.causal_lm import graph_to_the_embeddings, liven, loss_of, training_steps
+from ...fuse import config_of, fused_twin, relative_difference
+from ...harness.causal_lm import graph_to_the_embeddings, loss_of, randomize_adapters, training_steps
 from .. import device, found
 
 SIZES = device.sized(
@@ -21,7 +22,7 @@ SIZES = device.sized(
          vocab_size=97),
 )  # fmt: skip
 SHAPE = device.sized((2, 2048), (1, 5))
-LOGITS = 0.05  # how far fused logits may be from PEFT's, relative to their norm
+LOGITS = 0.05  # the largest accepted difference of the fused logits from PEFT's, relative to their norm
 
 
 def base_model():
@@ -32,7 +33,7 @@ def base_model():
 
 
 def peak(step):
-    """Bytes that a step needs beyond what is allocated before it; None in a rehearsal."""
+    """The peak memory of a step in bytes, without the memory allocated before the step; None in a rehearsal."""
     if device.REHEARSED:
         return step()
     torch.cuda.empty_cache()
@@ -44,7 +45,7 @@ def peak(step):
 
 
 def results(model, tokens):
-    """Logits, and gradients one after the other, without dropout."""
+    """(logits, all gradients as one vector), without dropout."""
     output = model.eval()(input_ids=tokens, labels=tokens, use_cache=False)
     output.loss.backward()
     grads = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
@@ -66,17 +67,18 @@ def main():
     seconds = device.interleaved({"frozen": frozen}, 1.0)
     found.keep(seconds=seconds, peak=bytes_of, line=f"frozen alone: {1e3 * seconds['frozen']:.1f} ms")
     adapted = peft.get_peft_model(model, config_of("LoRA", 0.05))
-    liven(adapted)
-    made = {"PEFT": adapted, "fused": fused_twin(adapted)[0]}
-    far = dict(zip(("logits", "gradients"), map(off, *(results(made[name], tokens) for name in ("fused", "PEFT"))),
-                   strict=True))  # fmt: skip
+    randomize_adapters(adapted)
+    twin, _ = fused_twin(adapted)
+    made = {"PEFT": adapted, "fused": twin}
+    pairs = zip(results(twin, tokens), results(adapted, tokens), strict=True)
+    far = dict(zip(("logits", "gradients"), (relative_difference(*pair) for pair in pairs), strict=True))
     print(far, flush=True)
     if not far["logits"] <= LOGITS:
         found.keep(seconds=seconds, peak=bytes_of, off=far)
         sys.exit(f"fused, the logits are {far['logits']:.2g} off PEFT's: no speed is reported")
     steps = training_steps(made, tokens)
     bytes_of |= {name: peak(step) for name, step in steps.items()}
-    # The base model's own layers are PEFT's now, so the frozen step is the adapted model's with its adapters off.
+    # PEFT has replaced the base model's layers, so the frozen step runs the adapted model with its adapters disabled.
     steps["frozen again"] = functools.partial(without_adapters, adapted, tokens)
     seconds |= device.interleaved(steps, 4.0)
     hook.remove()

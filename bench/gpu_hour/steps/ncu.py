@@ -1,4 +1,5 @@
-"""Nsight Compute of one launch each: lora_shrink, lora_linear, and lora_linear of eight rows, by each kernel."""
+"""Nsight Compute's counters for one launch each of lora_shrink, lora_linear, and lora_linear for eight rows, with each
+kernel."""
 
 import csv
 import io
@@ -10,7 +11,7 @@ import sys
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast import _own  # noqa: F401 - registers all ops
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import Case, available, sample
 
@@ -33,7 +34,7 @@ METRICS = (
 
 
 def launch(name, kernel):
-    """The one launch that is looked at, after one that compiled it; the profiler starts in between."""
+    """Runs the op twice: the first call compiles, and the profiler records only the second call."""
     M, K, N, p = CASES[name]
     op = OPS["lora_linear" if name == "decode" else name]
     if kernel not in available(op):
@@ -51,7 +52,7 @@ def launch(name, kernel):
 
 
 def table(text):
-    """[{metric: value with its unit, "kernel": name}] of ncu's CSV, a dict a launch."""
+    """[{metric: value with its unit, "kernel": name}] of ncu's CSV, one dict per launch."""
     lines = text.splitlines()
     start = next((at for at, line in enumerate(lines) if line.startswith('"ID"')), None)
     found = {}
@@ -78,7 +79,7 @@ def main():
     launches = table(done.stdout)
     found.keep(launches=launches, line=f"{len(launches)} launches")
     if not launches:
-        sys.exit(f"ncu has seen no launch, exit status {done.returncode}: its own words are above")
+        sys.exit(f"ncu has recorded no launch, exit status {done.returncode}; see its output above")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from pypeft_fast import _native, _own  # noqa: F401 - all ops are there
+from pypeft_fast import _native, _own  # noqa: F401 - registers all ops
 from pypeft_fast._op import OPS
 
 from .. import device, found
@@ -20,16 +20,16 @@ ERRORS = re.compile(r"ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard
 
 
 def path_of(tool):
-    """Where one of CUDA's tools is, or None."""
+    """The path of one of CUDA's tools, or None."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     folders = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
     return shutil.which(tool, path=os.pathsep.join(folders))
 
 
-def watched(tool, check, op):
-    """(name, number of errors or why there is none, what was printed) of one op's launches under one check."""
+def checked(tool, check, op):
+    """(name, number of errors or why the check did not run, the output) of one op's launches under one check."""
     command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", launches.__name__, op]
-    # Without PyTorch's cache every tensor is an allocation of its own, past whose end memcheck sees.
+    # Without PyTorch's cache every tensor is a separate allocation, so memcheck detects accesses past its end.
     given = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
     summary = [int(a or b) for a, b in ERRORS.findall(done.stdout)]
@@ -49,7 +49,7 @@ def main():
     ops = [op for op in OPS if any(kernel.name == "cuda" for kernel in OPS[op].kernels)]
     errors, runs = {}, list(itertools.product(TOOLS, ops))
     with ThreadPoolExecutor(device.workers(8)) as pool:
-        for future in as_completed([pool.submit(watched, tool, *run) for run in runs]):
+        for future in as_completed([pool.submit(checked, tool, *run) for run in runs]):
             name, count, said = future.result()
             print(f"== {name}: {count}", said, sep="\n", flush=True)
             errors[name] = count

@@ -1,6 +1,6 @@
-"""python -m bench.gpu_hour.steps.tests PATH...: tests of this tree on the GPU, each outcome kept as it comes.
+"""python -m bench.gpu_hour.steps.tests PATH...: runs tests of this tree on the GPU, and writes the outcomes so far.
 
-A rehearsal collects them as a GPU would have them, and runs none.
+A rehearsal collects the tests as on a GPU, and runs none.
 """
 
 import os
@@ -28,7 +28,7 @@ def left_out(paths):
 
 
 class Outcomes:
-    """A plugin that counts; with pytest-xdist the reports of all workers come here."""
+    """A pytest plugin that counts outcomes; with pytest-xdist it gets the reports of all workers."""
 
     def __init__(self, without):
         self.counts, self.failed, self.without, self.written = {}, {}, without, 0.0
@@ -53,7 +53,8 @@ class Outcomes:
         self.written = time.monotonic()
         line = ", ".join(f"{count} {outcome}" for outcome, count in self.counts.items())
         if self.without:
-            line += f"; without {', '.join(self.without)}, for want of {', '.join(sorted(set(self.without.values())))}"
+            missing = ", ".join(sorted(set(self.without.values())))
+            line += f"; not run: {', '.join(self.without)}, since this Python lacks {missing}"
         found.keep(counts=self.counts, failed=self.failed, left_out=self.without, line=line)
 
 

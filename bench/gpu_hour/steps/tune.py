@@ -1,13 +1,13 @@
-"""Every tuning candidate timed for the shapes of the layer table, then each op by each of its kernels.
+"""Times every tuning candidate for the shapes of the layer table, then each op with each of its kernels.
 
-The candidates are timed by the package itself, into the cache that the steps after this one read.
+The package's own tuning times the candidates and writes the cache that the later steps read.
 """
 
 import json
 
 import torch
 
-from pypeft_fast import _own, _tuning  # noqa: F401 - all ops are there
+from pypeft_fast import _own, _tuning  # noqa: F401 - registers all ops
 from pypeft_fast.testing import available
 
 from ...harness.cases import Operands, ours
@@ -43,7 +43,7 @@ def main():
             chosen = op.choose(*args)
             chosen.function(*args)
             print(case, op.name, chosen.name, flush=True)
-        ours(case, Operands(case), None)()  # as a layer calls them
+        ours(case, Operands(case), None)()  # the same ops as a layer calls them
         torch.cuda.empty_cache()
         line = f"{len(decisions())} decisions"
         found.keep(decisions=decisions(), line=line)

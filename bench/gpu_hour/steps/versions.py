@@ -10,7 +10,7 @@ import sys
 import torch
 
 import pypeft_fast as pf
-from pypeft_fast import _own  # noqa: F401 - all ops are there
+from pypeft_fast import _own  # noqa: F401 - registers all ops
 
 from .. import device, found
 

@@ -1,1 +1,1 @@
-"""Adapters: the methods and their configs, target layers, an adapter's files, and merging."""
+"""Adapters: methods and configs, target layers, files of an adapter, and merging."""

@@ -1,4 +1,4 @@
-"""A base model with the adapter that a run trains: a new one, or one from a folder."""
+"""A base model with the adapter that a run trains: a new adapter, or an adapter from a folder."""
 
 import re
 
@@ -14,7 +14,7 @@ from .targets import check_targets, short_names, shortened_targets
 def adapted(base, settings):
     """The base model with the adapter of these settings.
 
-    UserError if the method, its options and this model do not go together, or if the adapter's files do not fit it.
+    UserError if the model does not support the method or an option, or if the adapter's files do not fit the model.
     """
     if settings.adapter is not None:
         with as_user_error(f"`adapter` {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
@@ -25,7 +25,7 @@ def adapted(base, settings):
     widest = max((_width(base.get_submodule(name)) for name in names), default=0)
     if settings.rank is not None and settings.rank > widest:
         raise UserError(f"`rank` {settings.rank} is more than the widest layer of this model has, {widest}")
-    kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # also: out of memory
+    kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # RuntimeError: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):
             model = pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings))
@@ -43,7 +43,7 @@ def adapted(base, settings):
 
 
 def _width(layer) -> int:
-    """The larger side of its weight, which bitsandbytes' 4-bit layers store as one column of bytes."""
+    """The larger of K and N. bitsandbytes' 4-bit layers store the weight as one column, so its shape is not read."""
     if hasattr(layer, "in_features"):
         return max(layer.in_features, layer.out_features)
     return max(layer.weight.shape)

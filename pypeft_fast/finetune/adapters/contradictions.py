@@ -1,4 +1,4 @@
-"""Contradictions between an adapter's tensors and its config, and invalid tensors; read without PyTorch."""
+"""Finds contradictions between an adapter's tensors and its config, and invalid values; reads without PyTorch."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,15 @@ from safetensors import deserialize
 from ..text import quoted
 from .files import WEIGHTS, Adapter
 
-# {dtype: (NumPy's name of the type of the same width, the bits that are all 1 in NaN and in infinity alone)}
+# {dtype: (NumPy's name of the unsigned integer of the same width, a mask)}: a value is NaN or infinite if and only if
+# all bits of the mask are 1.
 NOT_FINITE = {
     "F64": ("uint64", 0x7FF0_0000_0000_0000),
     "F32": ("uint32", 0x7F80_0000),
     "F16": ("uint16", 0x7C00),
     "BF16": ("uint16", 0x7F80),
     "F8_E5M2": ("uint8", 0x7C),
-    "F8_E4M3": ("uint8", 0x7F),  # has no infinity
+    "F8_E4M3": ("uint8", 0x7F),  # only NaN: this dtype has no infinity
 }
 # {ending of a LoRA tensor's name: the dimension that is the rank}
 RANK_AT = {
@@ -27,13 +28,13 @@ RANK_AT = {
 
 
 def contradictions(folder: Path, adapter: Adapter) -> list[str]:
-    """What is wrong with an adapter whose files are whole, a sentence for each kind of fault."""
+    """The faults of an adapter whose files are complete, one sentence for each kind of fault."""
     found = (_told("NaN or infinite values", _not_finite(folder / WEIGHTS)), *_ranks(adapter), *_virtual(adapter))
     return [sentence for sentence in found if sentence]
 
 
 def _not_finite(path: Path) -> list[str]:
-    import numpy as np  # here, since the command checks its arguments before it imports anything heavy
+    import numpy as np  # imported here: the command checks its arguments before it imports large packages
 
     names = []
     for name, its in deserialize(path.read_bytes()):
@@ -46,7 +47,7 @@ def _not_finite(path: Path) -> list[str]:
 
 
 def _ranks(adapter: Adapter) -> list[str]:
-    """Tensors of LoRA that have another rank than the config says, a sentence a rank that they have."""
+    """One sentence for each wrong rank: the LoRA tensors whose rank differs from the config's."""
     config = adapter.config
     if config.get("peft_type") != "LORA":
         return []
@@ -60,14 +61,14 @@ def _ranks(adapter: Adapter) -> list[str]:
         if end is None or len(shape) < 2:
             continue
         rank, said = shape[RANK_AT[end]], _said(config, name.removesuffix(f".{end}"))
-        # The matrices of a stack of experts lie one beside another in one tensor.
+        # For target_parameters, one tensor holds the matrices of all experts, so its rank is a multiple.
         if rank != said and not (config.get("target_parameters") and rank % said == 0):
             wrong.setdefault((rank, said), []).append(name)
     return [_told(f"rank {rank}, where the config says {said}", names) for (rank, said), names in wrong.items()]
 
 
 def _said(config: dict, module: str) -> int:
-    """The rank that a config gives a module: by the first of its patterns that names the module's end, as in PEFT."""
+    """The rank of a module in a config: of the first pattern that matches the end of the module's name, as in PEFT."""
     patterns = config.get("rank_pattern") or {}
     own = (rank for end, rank in patterns.items() if re.match(rf"(.*\.)?({end})$", module))
     return next(own, config["r"])
@@ -89,7 +90,7 @@ def _are_patterns(value) -> bool:
 def _virtual(adapter: Adapter) -> list[str]:
     said = adapter.config.get("num_virtual_tokens")
     shape = adapter.shapes.get("prompt_embeddings")
-    if not _is_rank(said) or not shape or shape[0] % said == 0:  # a model with an encoder has them twice
+    if not _is_rank(said) or not shape or shape[0] % said == 0:  # an encoder-decoder model has two sets of them
         return []
     return [f"prompt_embeddings has {shape[0]} virtual tokens, where the config says {said}"]
 

@@ -1,4 +1,4 @@
-"""What an adapter is, told from its folder; no model is loaded."""
+"""Describes an adapter from the files in its folder; no model is loaded."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from .files import object_in, read_adapter
 
 
 def describe(folder: Path) -> dict:
-    """What there is to say of an adapter, from its files and the metrics.json beside them, if it is there.
+    """{property: value} of an adapter, from its files and from metrics.json in the same folder, if there is one.
 
-    "broken" holds what makes the adapter useless though its files are whole, None if nothing does.
+    "broken" is a list of the faults that make the adapter useless although its files are complete, or None.
 
-    UserError: no such folder, or files that are not whole.
+    UserError if there is no such folder, or if a file is not complete.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: {'is a file, give the folder' if folder.exists() else 'no such folder'}")

@@ -1,4 +1,4 @@
-"""An adapter's two files as they lie in a folder, read without PyTorch: whether they are whole, and what they hold."""
+"""Reads an adapter's two files without PyTorch: whether they are complete, and their contents."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with an adapter's files, None if nothing is."""
+    """The fault of an adapter's files, or None."""
     value, trouble = object_in(folder / CONFIG)
     if trouble:
         return trouble
@@ -24,7 +24,7 @@ def fault(folder: Path) -> str | None:
 
 
 def fault_of_weights(path: Path) -> str | None:
-    """What is wrong with a safetensors file, None if nothing is."""
+    """The fault of a safetensors file, or None."""
     if trouble := unreadable(path):
         return trouble
     try:
@@ -36,11 +36,11 @@ def fault_of_weights(path: Path) -> str | None:
 
 
 def check_files(folder: Path) -> None:
-    """UserError unless an adapter's files are there and whole: PEFT looks on the hub for what a folder lacks."""
+    """UserError if a file of the adapter is missing or not complete; PEFT would look for a missing file on the hub."""
     trouble = fault_of_weights(folder / WEIGHTS)
     if (folder / CONFIG).exists():
         json_text.read_object(folder / CONFIG, f"`adapter` {folder} cannot be loaded: {CONFIG}")
-    elif not any(folder.glob(f"{CONFIG}*")):  # one being saved has a longer name, and PeftModel knows it
+    elif not any(folder.glob(f"{CONFIG}*")):  # during a save the config has a longer name, which PeftModel reads
         trouble = f"{CONFIG} is missing"
     if trouble:
         raise UserError(f"`adapter` {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
@@ -48,10 +48,10 @@ def check_files(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Adapter:
-    config: dict  # of adapter_config.json
-    shapes: dict[str, list[int]]  # of every tensor
+    config: dict  # the contents of adapter_config.json
+    shapes: dict[str, list[int]]  # {name of a tensor: its shape}
     dtypes: list[str]
-    bytes: int  # of the file of the tensors
+    bytes: int  # the size of the safetensors file
 
     @property
     def parameters(self) -> int:
@@ -59,7 +59,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in a folder. UserError if its files are not whole."""
+    """The adapter in a folder. UserError if a file is missing or not complete."""
     if trouble := fault(folder):
         raise UserError(f"{folder} holds no whole adapter: {trouble}; give a folder that finetune or PEFT wrote")
     with safe_open(folder / WEIGHTS, framework="np") as file:
@@ -71,8 +71,10 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def by_kind(adapters: dict[str, Path]) -> dict[str | None, dict[str, Path]]:
-    """{peft_type: those of the adapters that are of it}: PEFT loads adapters of one kind on one model. None stands for
-    a config that cannot be read, which loading will say."""
+    """{peft_type: the adapters of this type}, since PEFT loads adapters of only one type on a model.
+
+    The key None has the adapters whose config cannot be read; loading them raises the error.
+    """
     groups: dict[str | None, dict[str, Path]] = {}
     for name, folder in adapters.items():
         kind = object_in(folder / CONFIG)[0].get("peft_type")
@@ -81,7 +83,7 @@ def by_kind(adapters: dict[str, Path]) -> dict[str | None, dict[str, Path]]:
 
 
 def object_in(path: Path) -> tuple[dict, str | None]:
-    """(the JSON object in a file, what is wrong with the file or None)."""
+    """(the JSON object in a file, the fault of the file or None)."""
     if trouble := unreadable(path):
         return {}, trouble
     try:
@@ -91,7 +93,7 @@ def object_in(path: Path) -> tuple[dict, str | None]:
 
 
 def unreadable(path: Path) -> str | None:
-    """Why a file cannot be read, or that it is empty; None if it can."""
+    """Why a file cannot be read: it is missing, empty, or an error occurs; None if the file can be read."""
     if not path.is_file():
         return f"{path.name} is missing"
     try:

@@ -1,4 +1,4 @@
-"""A base model with an adapter folded into its weights, and the folder of such a model."""
+"""Merges an adapter into a base model's weights, and saves the merged model."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from ..whole_files import new_folder
 
 
 def merged(base, adapter: Path):
-    """The base model, its weights with the adapter's update, and no adapter layers any more.
+    """The base model with the adapter merged into its weights, and without adapter layers.
 
-    UserError if the files do not fit the base, the method has nothing to fold in, a merged weight is not finite, or a
-    bias has no place in the base's files.
+    UserError if the files do not fit the base, the method cannot be merged, a merged weight is not finite, or the
+    base's architecture cannot store a bias that BitFit adds.
     """
     with as_user_error(f"`adapter` {adapter} cannot be loaded", LIBRARY_ERRORS):
         model = pypeft_fast.PeftModel.from_pretrained(base, adapter)
@@ -34,9 +34,9 @@ def merged(base, adapter: Path):
 
 
 def save_merged(model: str, adapter: Path, output: Path, dtype="float32") -> None:
-    """Writes a base model, named as `load_base` takes it, with an adapter folded in: a new folder, whole or not at all.
+    """Writes a base model with an adapter merged into a new folder; after an error there is no folder.
 
-    UserError as `load_base` and `merged` raise it, or if the folder cannot be written.
+    model: a name for `load_base`. UserError as from `load_base` and `merged`, or if the folder cannot be written.
     """
     base, tokenizer = load_base(model, dtype)
     whole = merged(base, adapter)
@@ -47,9 +47,9 @@ def save_merged(model: str, adapter: Path, output: Path, dtype="float32") -> Non
 
 
 def _give_biases_a_place(model, adapter: Path) -> None:
-    """Lets the config ask for the biases that BitFit has added, so that they are read back with the weights.
+    """Sets the config's flags for the biases that BitFit has added, so that transformers loads them with the weights.
 
-    UserError if this architecture has no such biases: transformers would pass them by.
+    UserError if this architecture has no such biases, since transformers would ignore them.
     """
     have = set(model.state_dict())
     if have <= _parameters_of(model):
@@ -65,6 +65,6 @@ def _give_biases_a_place(model, adapter: Path) -> None:
 
 
 def _parameters_of(model) -> set[str]:
-    """The names in the files of a model with this one's config."""
+    """The names of the tensors in the files of a model with this model's config."""
     with torch.device("meta"):
         return set(type(model)(model.config).state_dict())

@@ -1,4 +1,4 @@
-"""The methods that a run can train: the config of each, its usual learning rate, and the options that it has."""
+"""The methods that a run can train: the config, the default learning rate and the options of each method."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ TASK = "CAUSAL_LM"
 @dataclass(frozen=True)
 class Method:
     learning_rate: float
-    options: tuple[str, ...]  # of Settings, beside those of every method
+    options: tuple[str, ...]  # the fields of Settings that only some methods have
 
 
 METHODS = {
@@ -24,11 +24,12 @@ METHODS = {
     "prefix": Method(5e-3, ("virtual_tokens",)),
 }
 DEFAULTS = {"rank": 16, "alpha": 32, "dropout": 0.05, "reduction_factor": 16, "virtual_tokens": 20}
-ALL_LINEAR = ("lora", "dora")  # whose target_modules are all-linear by default; for the others the method's own choice
+# Methods with target_modules="all-linear" by default; with the other methods, PEFT or the method's config chooses.
+ALL_LINEAR = ("lora", "dora")
 
 
 def options_of(method: str, given: dict) -> dict:
-    """What was given for a method, None replaced by its default; UserError for an option that it does not have."""
+    """The options given for a method, None replaced by the default; UserError for an option that the method lacks."""
     has = METHODS[method].options
     for name, value in given.items():
         if value is not None and name not in has:
@@ -39,7 +40,7 @@ def options_of(method: str, given: dict) -> dict:
 
 
 def method_of(config: dict, folder) -> str:
-    """The method of an adapter_config.json. UserError for one that a run cannot train."""
+    """The method of an adapter_config.json. UserError for a method that a run cannot train."""
     kinds = {"LORA": "dora" if config.get("use_dora") else "lora", "IA3": "ia3", "BITFIT": "bitfit"}
     kinds |= {"BOTTLENECK": "bottleneck", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
     kind = config.get("peft_type")
@@ -49,9 +50,9 @@ def method_of(config: dict, folder) -> str:
 
 
 def method_config(library, settings, task=TASK):
-    """The config of `library`, the module pypeft_fast or peft, for a Settings.
+    """The config for a Settings, of the classes in `library`, the module pypeft_fast or peft.
 
-    BitFit and bottleneck adapters are pypeft_fast's alone.
+    Only pypeft_fast has BitFit and bottleneck adapters.
     """
     of = settings
     if of.method in ("lora", "dora"):

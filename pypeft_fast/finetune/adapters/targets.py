@@ -1,4 +1,4 @@
-"""The layers that `target_modules` names: each name must be one of this model's."""
+"""Checks that the model has every layer that `target_modules` names, and shortens the names."""
 
 import difflib
 
@@ -7,14 +7,14 @@ from ..text import quoted
 
 
 def short_names(layers: list[str]) -> list[str]:
-    """The last parts of layers' dotted names, each once."""
+    """The last parts of the layers' dotted names, without duplicates."""
     return sorted({name.rpartition(".")[2] for name in layers})
 
 
 def shortened_targets(targets: set[str], modules: list[str]) -> list[str]:
-    """The same layers by the last part of their names, where that part names no other module; sorted.
+    """The targets, each by the last part of its name if no other module has the same last part; sorted.
 
-    targets: full names, as PEFT makes them of all-linear; modules: the names of all modules of the model.
+    targets: full names, to which PEFT expands all-linear. modules: the names of all modules of the model.
     """
     by_end: dict[str, set[str]] = {}
     for name in modules:
@@ -24,9 +24,9 @@ def shortened_targets(targets: set[str], modules: list[str]) -> list[str]:
 
 
 def check_targets(target_modules, layers: list[str]) -> None:
-    """UserError for a name in a list that no layer has, since PEFT adapts the others and says nothing.
+    """UserError for a name that no layer has; PEFT would adapt the other layers without a message.
 
-    target_modules: a list of names or of dotted endings of names; anything else is left to PEFT.
+    target_modules: a list of names or of dotted endings of names; any other value is not checked here.
     """
     if not isinstance(target_modules, list):
         return

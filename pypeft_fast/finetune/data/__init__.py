@@ -1,1 +1,1 @@
-"""Conversations to learn from: the forms they come in, the split, their tokens and labels."""
+"""Training data: the formats of conversations, the split, tokens and labels."""

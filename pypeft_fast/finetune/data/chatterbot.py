@@ -9,7 +9,7 @@ TOPIC_PREFIX = "chatterbot:"
 
 
 def chatterbot_topics() -> dict[str, Path]:
-    """{topic: file} of the English dialogues in the package chatterbot-corpus; the package itself is not imported."""
+    """{topic: file} of the English dialogues in the package chatterbot-corpus. The package itself is not imported."""
     import importlib.metadata
 
     need("yaml", "chatterbot_corpus")
@@ -21,8 +21,8 @@ def chatterbot_topics() -> dict[str, Path]:
 def read_chatterbot(topic: str, argument: str = "data") -> list[Example]:
     """The distinct conversations of one topic. Statements alternate: user, assistant, user, ...
 
-    A closing statement that nothing answers is left out, and so are repetitions (tech_support has 1050 entries, of
-    which 10 differ).
+    A last statement without an answer is left out. Repeated conversations are left out (tech_support has 1050 entries,
+    10 of them distinct).
     """
     topics = chatterbot_topics()
     if topic not in topics:

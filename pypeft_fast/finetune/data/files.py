@@ -1,4 +1,4 @@
-"""Files of training data: JSON lines, a JSON array, CSV and Parquet; and those of a data set on the Hub."""
+"""Reads training data from JSON lines, a JSON array, CSV and Parquet, locally or in a data set on the Hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +8,14 @@ from ..errors import UserError, as_user_error, need
 from ..text import cut
 from .records import Example, conversation
 
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # of several forms of the same data on the Hub the first is taken
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")  # in order of preference, if the Hub has several formats
 
 
 def read_file(path: Path, argument: str = "data") -> list[Example]:
-    """The conversations of a file; what its name ends with says of which kind it is, JSON lines if nothing else.
+    """The conversations of a file. The suffix of the name gives the format; any other suffix means JSON lines.
 
-    Raises UserError: an unreadable file, a record that is not what it should be (with its line or number), none.
+    Raises UserError if the file cannot be read, if a record is not valid (the message has its line or number), or if
+    there are no records.
     """
     if not path.is_file():
         raise UserError(f"`{argument}` {path}: no such file")
@@ -28,14 +29,15 @@ def read_file(path: Path, argument: str = "data") -> list[Example]:
 
 
 def read_jsonl(path: Path) -> list[Example]:
-    """The conversations of a file of JSON lines, whatever its name. Blank lines are skipped."""
+    """The conversations of a file of JSON lines, for any suffix of its name. Blank lines are skipped."""
     return read_file(path) if path.suffix == ".jsonl" else [_example(*pair) for pair in _json_lines(path)]
 
 
 def read_hub(spec: str, argument: str = "data") -> list[Example]:
     """The conversations of OWNER/NAME or OWNER/NAME:FILE on the Hub.
 
-    Without FILE, of its files with "train" in their path, or of its only one. UserError that lists them otherwise.
+    Without FILE: the conversations of the files with "train" in their path, or of the only file. If neither exists,
+    UserError lists the files.
     """
     name, _, wanted = spec.partition(":")
     folder = hub.download(name, "dataset", [wanted] if wanted else [f"*{suffix}" for suffix in SUFFIXES], argument)
@@ -50,7 +52,7 @@ def read_hub(spec: str, argument: str = "data") -> list[Example]:
 
 
 def choose(files: list[Path]) -> list[Path]:
-    """The files to train on: those that say so, of one kind; the only file; or none, where that is not clear."""
+    """The files to train on: those with "train" in their path, of one suffix; else the only file; else none."""
     data = [path for path in files if path.name != "dataset_infos.json"]
     said = [path for path in data if "train" in str(path).lower()]
     kinds = [[path for path in said if path.suffix == suffix] for suffix in SUFFIXES]
@@ -103,7 +105,7 @@ def _rows(table, path: Path) -> Iterator[tuple[object, str]]:
 
 
 def _plain(value):
-    """A cell as JSON would hold it: pandas gives lists as arrays, and NaN for nothing."""
+    """The value of a cell as in JSON: pandas returns an array for a list, and NaN for an empty cell."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return None if value != value else value

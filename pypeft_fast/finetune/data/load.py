@@ -10,10 +10,10 @@ from .records import Example
 
 
 def load_data(spec: str, argument: str = "data") -> list[Example]:
-    """Reads FILE, OWNER/NAME of the Hub with or without :FILE, or chatterbot:TOPIC. `argument` is what errors call it.
+    """Reads FILE, OWNER/NAME or OWNER/NAME:FILE on the Hub, or chatterbot:TOPIC. `argument`: the option for messages.
 
-    Raises UserError: no such file or topic (it lists the topics), a record that is not what it should be (with file
-    and line number), nothing in it, or a package that is missing.
+    Raises UserError if there is no such file or topic (the message lists the topics), if a record is not valid (the
+    message has file and line number), if there are no records, or if a package is missing.
     """
     if spec.startswith(TOPIC_PREFIX):
         return read_chatterbot(spec.removeprefix(TOPIC_PREFIX), argument)

@@ -1,6 +1,6 @@
-"""One record of training data, in any of the usual forms, as a conversation.
+"""Converts one record of training data, in any of the usual formats, to a conversation.
 
-A conversation is a list of {"role": ..., "content": ...}; a prompt with its completion is one of two messages.
+A conversation is a list of {"role": ..., "content": ...}. A prompt with its completion becomes two messages.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..text import cut, quoted
 
 ROLES = ("system", "user", "assistant")
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
-# Who speaks in a ShareGPT record.
+# {"from" of a ShareGPT turn: role}
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 FORMS = """\
 {"messages": [{"role": ..., "content": ...}]}, {"prompt": ..., "completion": ...} (or "response"), \
@@ -22,21 +22,22 @@ Alpaca's {"instruction": ..., "input": ..., "output": ...}"""
 @dataclass(frozen=True)
 class Example:
     messages: tuple[dict[str, str], ...]
-    source: str  # "file:line" or "topic:number", for messages about it
+    source: str  # "file:line" or "topic:number", for error messages
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """What the user says, without regard to case and spacing: the identity that keeps a split clean."""
+        """The user's messages, in lower case and with single spaces: examples with a common one stay together in a
+        split."""
         said = [m["content"] for m in self.messages if m["role"] == "user"]
         return tuple(" ".join(text.lower().split()) for text in said or [self.messages[0]["content"]])
 
 
 def conversation(record: dict, source: str) -> Example:
-    """The conversation of one record, which `source` names in errors.
+    """The conversation of one record. `source` names the record in errors.
 
-    Taken are "messages"; "conversations", as ShareGPT writes them; "instruction", "input" and "output", as Alpaca does;
-    and a pair of columns of PAIRS. "system" beside one of the last three is the system message. Where a table holds a
-    list as text, the text is JSON. UserError for anything else.
+    The formats, in this order: "messages"; ShareGPT's "conversations"; Alpaca's "instruction", "input" and "output"; a
+    pair of columns in PAIRS. In the last three formats "system" is the system message. A list that a table stores as
+    text is parsed as JSON. UserError for any other record.
     """
     if record.get("messages") is not None:
         return Example(check_messages(_listed(record["messages"], source), source), source)

@@ -1,4 +1,4 @@
-"""The split into examples to train on and examples held out: no question of the latter occurs in training."""
+"""Splits examples into training and held-out examples, so that no held-out question occurs in training."""
 
 import hashlib
 
@@ -7,18 +7,18 @@ from .records import Example
 
 
 def leaked(train: list[Example], held_out: list[Example]) -> int:
-    """How many of the held-out examples have a question that is trained on."""
+    """How many held-out examples have a question that occurs in the training examples."""
     known = {question for example in train for question in example.questions}
     return sum(any(question in known for question in example.questions) for example in held_out)
 
 
 def split(examples: list[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, held out): about `fraction` of the examples held out, none of whose questions occurs in training.
+    """(train, held out): about `fraction` of the examples are held out; no held-out question occurs in training.
 
-    Examples that share a question stay together. Which are held out depends on the seed and on the questions only,
-    not on the order of the file. fraction 0 holds out nothing.
+    Examples that share a question stay together. The choice depends only on the seed and the questions, not on the
+    order in the file. With fraction 0 no example is held out.
 
-    Raises UserError if all examples share their questions, or there is only one.
+    Raises UserError if there is only one example, or if shared questions connect all examples.
     """
     if fraction == 0:
         return examples, []
@@ -46,7 +46,7 @@ def split(examples: list[Example], fraction: float, seed: int) -> tuple[list[Exa
 
 
 def _groups_by_question(examples: list[Example]) -> list[list[int]]:
-    """Indices of the examples, those connected by a common question together (union-find)."""
+    """Groups of indices of the examples; examples that share a question are in one group (union-find)."""
     parent = list(range(len(examples)))
 
     def root(i):

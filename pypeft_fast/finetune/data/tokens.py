@@ -1,4 +1,4 @@
-"""From conversations to token ids and labels: the loss sees what the assistant says, and nothing else."""
+"""Converts conversations to token ids and labels. Only the assistant's tokens are targets of the loss."""
 
 import itertools
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from ..errors import UserError, as_user_error
 from ..library_errors import LIBRARY_ERRORS
 from .records import Example
 
-IGNORE = -100  # the label that torch's cross entropy leaves out
+IGNORE = -100  # the label that torch's cross entropy ignores
 
 
 @dataclass(frozen=True)
 class Encoded:
     input_ids: list[int]
-    labels: list[int]  # input_ids where the token is the assistant's, else IGNORE; not shifted
+    labels: list[int]  # the token id for the assistant's tokens, IGNORE for other tokens; not shifted
 
 
 def render_prompt(tokenizer, messages) -> str:
-    """The text that the model is to continue with its answer.
+    """The prompt of the next answer.
 
-    By the tokenizer's chat template; a tokenizer without one gets the text of the only message as it stands, and
-    UserError if there are more.
+    The tokenizer's chat template renders the prompt. Without a chat template the prompt is the text of the only
+    message; UserError if there are several messages.
     """
     if tokenizer.chat_template is None:
         if len(messages) != 1:
@@ -32,7 +32,7 @@ def render_prompt(tokenizer, messages) -> str:
 
 
 def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a whole conversation, and where in it each answer starts and ends, its end token included."""
+    """(text of a whole conversation, [(start, end)] of each answer in the text, including the end token)."""
     from jinja2 import TemplateError
 
     messages = list(example.messages)
@@ -62,10 +62,11 @@ def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
 
 
 def encode(tokenizer, example: Example) -> Encoded:
-    """Token ids of one conversation and its labels.
+    """Token ids and labels of one conversation.
 
-    Prompts and answers are tokenised apart, so that an answer follows the very tokens that generation will see before
-    it. Whitespace that a template writes after an answer's end token is no target, since generation stops there.
+    Prompts and answers are tokenised separately, so an answer follows exactly the tokens that generation gets as its
+    prompt. Whitespace that a template writes after an answer's end token is no target, since generation stops at the
+    end token.
     """
     text, spans = _render(tokenizer, example)
     special = set(tokenizer.all_special_ids)
@@ -81,7 +82,7 @@ def encode(tokenizer, example: Example) -> Encoded:
 
 
 def _tokenise(tokenizer, text: str, spans: list[tuple[int, int]]) -> list[tuple[list[int], bool]]:
-    """The text's tokens in consecutive pieces, each with whether it is an answer."""
+    """[(tokens of a piece of the text, whether the piece is an answer)], consecutive."""
     plain = tokenizer.chat_template is None  # a chat template writes the first special token itself
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     pieces = [
@@ -94,14 +95,14 @@ def _tokenise(tokenizer, text: str, spans: list[tuple[int, int]]) -> list[tuple[
     apart = [token for tokens, _ in pieces for token in tokens]
     if tokenizer.decode(apart) == tokenizer.decode(ids):
         return pieces
-    # This tokenizer marks the start of every piece with a space of its own, as SentencePiece does: locate the answers
-    # among the tokens of the whole by their characters instead.
+    # This tokenizer adds a space at the start of every piece, as SentencePiece does. So the answers are located among
+    # the tokens of the whole text by their character offsets instead.
     inside = [any(start <= a < b <= end for start, end in spans) for a, b in whole["offset_mapping"]]
     return [([ids[i] for i, _ in run], key) for key, run in itertools.groupby(enumerate(inside), lambda pair: pair[1])]
 
 
 def check_ids(model, ids: list[int]) -> None:
-    """UserError if a token has no row in the model's embedding: its tokenizer belongs to another model."""
+    """UserError if a token has no row in the model's embedding: the tokenizer belongs to another model."""
     rows = model.get_input_embeddings().weight.shape[0]
     if max(ids) >= rows:
         raise UserError(
@@ -110,16 +111,16 @@ def check_ids(model, ids: list[int]) -> None:
 
 
 def positions(model) -> int | None:
-    """How many tokens a model with a table of positions reads; None if it computes a position from its number."""
+    """The number of positions of a model with a table of position embeddings; None for a model without a table."""
     most = getattr(model.config, "max_position_embeddings", None)
     words = model.get_input_embeddings()
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
-    # Some tables begin with up to two rows for padding.
+    # Some tables have up to two more rows, for padding.
     return most if most is not None and any(most <= rows <= most + 2 for rows in tables) else None
 
 
 def check_length(model, longest: int, virtual_tokens: int | None, max_length: int) -> None:
-    """UserError if an example has more tokens than the model has positions for."""
+    """UserError if an example has more tokens than the model has positions."""
     room = positions(model)
     if room is not None and longest + (virtual_tokens or 0) > room:
         virtual = f" and {virtual_tokens} virtual tokens" if virtual_tokens else ""
@@ -131,17 +132,17 @@ def check_length(model, longest: int, virtual_tokens: int | None, max_length: in
 @dataclass(frozen=True)
 class EncodedSet:
     examples: list[Encoded]
-    dropped: int  # examples of which max_length leaves no token of an answer
-    cut: int  # of the others, those that are longer than max_length
+    dropped: int  # number of examples without a target token within max_length
+    cut: int  # number of kept examples that were longer than max_length
     longest: int  # tokens of the longest example before cutting
 
 
 def encode_all(tokenizer, examples: list[Example], max_length: int) -> EncodedSet:
-    """All examples, cut after max_length tokens; those without a target left are dropped."""
+    """All examples, cut after max_length tokens; examples without a target token are dropped."""
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} gives no character offsets; a fast one is needed")
     whole = [encode(tokenizer, e) for e in examples]
-    # The model predicts each token from those before it: the first one is never a target.
+    # The model predicts each token from the tokens before it, so the first token is never a target.
     kept = [e for e in whole if any(label != IGNORE for label in e.labels[1:max_length])]
     lengths = [len(e.input_ids) for e in kept]
     return EncodedSet(
@@ -154,13 +155,13 @@ def encode_all(tokenizer, examples: list[Example], max_length: int) -> EncodedSe
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch on the right, to its longest example: ids with pad_id, labels with IGNORE, attention with 0."""
+    """Pads a batch on the right to its longest example: ids with pad_id, labels with IGNORE, the mask with 0."""
 
     pad_id: int
 
     @classmethod
     def of(cls, tokenizer) -> "Collator":
-        """With the tokenizer's padding token, or its end token where it has none (attention hides it either way)."""
+        """A Collator with the tokenizer's padding token, or its end token, or 0; attention masks it in any case."""
         known = [i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None]
         return cls(known[0] if known else 0)
 

@@ -1,18 +1,19 @@
-"""What a run's numbers mean, in sentences: shortened data, too few steps, a learning rate that is not one
-for adapters, a loss that rose, a comparison of too few."""
+"""Sentences about a run: shortened data, too few steps, an unusual learning rate, too few held-out examples, and a loss
+that did not fall."""
 
 from ..adapters.methods import METHODS
 
 FEW_STEPS = 20
 FEW_HELD_OUT = 5
-# Learning rates without a warning. AdamW moves a parameter by about the rate per step: below the first rate a thousand
-# steps move it by less than a thousandth; above the second, ten steps move it by more than an adapter's typical value.
+# Learning rates without a warning. AdamW changes a parameter by about the rate per step. Below the first rate, a
+# thousand steps change a parameter by less than a thousandth. Above the second rate, ten steps change a parameter by
+# more than its typical value.
 RATES = (1e-6, 1e-1)
 SAME = 1e-4  # relative: losses that differ by less differ only by rounding
 
 
 def shortened(data, max_length: int) -> list[str]:
-    """What `max_length` took from the examples, a sentence each."""
+    """Sentences about the examples that `max_length` has cut or dropped."""
     every, lines = len(data.train) + len(data.held_out) + data.dropped, []
     if data.cut:
         lines.append(f"{data.cut} of {every} examples cut at {max_length} tokens (longest {data.longest})")
@@ -22,7 +23,7 @@ def shortened(data, max_length: int) -> list[str]:
 
 
 def before_training(settings, data) -> list[str]:
-    """Warnings about a run that will teach little or tell little."""
+    """Warnings about a run with too few steps, an unusual learning rate, or too few held-out examples."""
     lines, steps = [], settings.steps(len(data.train))
     if steps < FEW_STEPS:
         lines.append(
@@ -45,7 +46,7 @@ def before_training(settings, data) -> list[str]:
 
 
 def after_training(metrics: dict) -> list[str]:
-    """The held-out loss before and after, and what follows from it."""
+    """The held-out loss before and after training, the step of the kept adapter, and warnings."""
     before, after = metrics["eval_loss_before"], metrics["eval_loss_after"]
     if before is None:
         return []

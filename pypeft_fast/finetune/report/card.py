@@ -1,4 +1,4 @@
-"""README.md of an adapter: the method, the data, the loss, and how to use it."""
+"""README.md of an adapter: the method, the data, the loss, and how to use the adapter."""
 
 import json
 import shlex
@@ -8,7 +8,7 @@ MARK = "trained with pypeft_fast"
 
 
 def card(metrics: dict, name: str) -> str:
-    """A model card in the Hub's form, from what metrics.json holds. Only names reach it, no example."""
+    """A model card in the Hub's format, from the contents of metrics.json. The card names the data and quotes none."""
     from huggingface_hub import ModelCardData
 
     settings, base = metrics["settings"], metrics["base_model"]
@@ -46,12 +46,12 @@ The command, with the options that were given or follow from the data:
 
 
 def is_card(path: Path) -> bool:
-    """Whether a README.md may be replaced: there is none, or it is one of these."""
+    """Whether a run may replace this README.md: it does not exist, or `card` wrote it."""
     return not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def command(settings: dict, name: str) -> str:
-    """The command that would train this adapter again, all its options written out."""
+    """The command that trains this adapter again, with all options."""
     words = ["pypeft-fast finetune"]
     for option, value in settings.items():
         option = option.replace("_", "-")
@@ -83,7 +83,7 @@ def _with(settings: dict) -> str:
 
 
 def _quantization(settings: dict) -> str:
-    """The statement of how transformers loads the base model as the adapter was trained over it."""
+    """The Python statement that makes transformers load the base model in the format of the training run."""
     if settings["quantize"] is None:
         return ""
     options = {"load_in_8bit": True}

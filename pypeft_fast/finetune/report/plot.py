@@ -12,10 +12,10 @@ from ..whole_files import write_whole
 
 @dataclass(frozen=True)
 class Curve:
-    """One run: the training loss of each step, and the held-out loss before and after, if there is a held-out set.
+    """One run: the training loss of each step, and the held-out loss before and after, if there is held-out data.
 
-    held_out is (step, loss) of every evaluation; without it there are two, before and after. best_step is the step of
-    the adapter that was kept, if it was chosen.
+    held_out: [(step, loss)] of all evaluations; if empty, the evaluations before and after are used. best_step: the
+    step of the adapter that was kept, if the run chose one.
     """
 
     name: str
@@ -26,16 +26,15 @@ class Curve:
     best_step: int | None = None
 
     def evaluations(self) -> list[tuple[int, float]]:
-        """(step, loss) of what is known of the held-out loss."""
+        """[(step, loss)] of the held-out loss."""
         ends = [(0, self.before), (len(self.losses), self.after)]
         return list(self.held_out) or [end for end in ends if end[1] is not None]
 
 
 def plot_losses(curves: list[Curve], path: Path) -> None:
-    """A PNG: training loss over steps as a line, held-out loss as marks, joined where there are more than two.
+    """Writes a PNG: training loss over steps as a line, held-out loss as marks, joined if there are more than two.
 
-    Each of the two has a colour of its own, in every run. A curve's name is shown as it is: no formula, though it holds
-    $ signs.
+    Every line has its own colour. A $ sign in a curve's name is escaped, so that matplotlib renders no formula.
     """
     png = io.BytesIO()
     loss_figure(curves).savefig(png, format="png")
@@ -43,7 +42,7 @@ def plot_losses(curves: list[Curve], path: Path) -> None:
 
 
 def loss_figure(curves: list[Curve]):
-    """The matplotlib Figure of that picture."""
+    """The matplotlib Figure that `plot_losses` writes."""
     need("matplotlib")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,1 +1,1 @@
-"""A run: its settings, its folder, training, checkpoints, and the numbers that it leaves."""
+"""A training run: settings, output folder, training, checkpoints and metrics."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which one it can go on from, and which ones a run may delete."""
+"""The checkpoints of a run: from which checkpoint a run can resume, and which checkpoints a run may delete."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from ..adapters.files import CONFIG, WEIGHTS
 from ..errors import as_user_error
 from . import damage
 
-# All that Trainer and PEFT write into a checkpoint, and what a kill leaves of an adapter's files being saved.
+# The files that Trainer and PEFT write into a checkpoint, and the scratch files that a killed save leaves.
 SCRATCH = ".saving-"
 OWN_FILES = re.compile(
     rf"\.?({CONFIG}|{WEIGHTS})(\..+)?|{damage.STATE}|optimizer\.pt|scheduler\.pt|scaler\.pt"
@@ -18,18 +18,18 @@ OWN_FILES = re.compile(
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in the name of a folder checkpoint-STEP; None for any other name, for links and for files."""
+    """The step in the name of a folder checkpoint-STEP; None for any other name, for symbolic links and for files."""
     step = re.fullmatch(r"checkpoint-([0-9]{1,18})", folder.name)
     return int(step[1]) if step and folder.is_dir() and not folder.is_symlink() else None
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The folders checkpoint-STEP in the output folder, the newest step first."""
+    """The folders checkpoint-STEP in the output folder, the highest step first."""
     return sorted((p for p in output.glob("checkpoint-*") if step_of(p) is not None), key=step_of, reverse=True)
 
 
 def foreign_file(checkpoint: Path) -> str | None:
-    """The name of something in this folder that is no part of a checkpoint; None if everything is."""
+    """The name of a file or folder in this folder that no run writes; None if there is none."""
     for path in sorted(checkpoint.iterdir()):
         own = path.is_file() and OWN_FILES.fullmatch(path.name)
         scratch = path.is_dir() and path.name.startswith(SCRATCH)
@@ -39,9 +39,10 @@ def foreign_file(checkpoint: Path) -> str | None:
 
 
 def remove(output: Path) -> dict[str, str]:
-    """Deletes the checkpoints in the output folder that hold nothing but what a run writes.
+    """Deletes the checkpoints in the output folder that contain only files that a run writes.
 
-    Returns {name: why} of all others that are named checkpoint-*, which stay. UserError if one cannot be deleted.
+    Returns {name: reason} of the other files and folders named checkpoint-*, which are not deleted. UserError if a
+    checkpoint cannot be deleted.
     """
     left = {}
     for path in sorted(output.glob("checkpoint-*")):
@@ -56,14 +57,16 @@ def remove(output: Path) -> dict[str, str]:
 
 
 def discard(checkpoint: Path) -> None:
-    """Deletes a checkpoint that could not be written whole, if it holds nothing but what a run writes."""
+    """Deletes an incomplete checkpoint if it contains only files that a run writes."""
     if checkpoint.is_dir() and foreign_file(checkpoint) is None:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def keep_newest(output: Path, step: int, count: int, also: Path | None = None) -> None:
-    """Deletes the older checkpoints of a run that is at this step: all but `count` of those that `remove` would, and
-    but one more if it is given."""
+    """Deletes the older checkpoints of a run at this step; keeps the newest `count`, and `also` if given.
+
+    Only checkpoints that contain no foreign file are counted and deleted.
+    """
     reached = [p for p in checkpoints(output) if step_of(p) <= step]
     for path in [p for p in reached if foreign_file(p) is None][count:]:
         if also is None or path.name != also.name:
@@ -71,9 +74,9 @@ def keep_newest(output: Path, step: int, count: int, also: Path | None = None) -
 
 
 def newest_whole(output: Path, earlier: dict[str, str]) -> tuple[Path | None, list[str]]:
-    """(the newest checkpoint that a run can go on from, or None; what is wrong with each newer one).
+    """(the newest checkpoint from which a run can resume, or None; the fault of each newer checkpoint).
 
-    `earlier` are checkpoints of a run before this one, which are passed over: {name: fingerprint}.
+    earlier: {name: fingerprint} of checkpoints of an earlier run, which are skipped.
     """
     damaged = []
     for path in checkpoints(output):
@@ -87,6 +90,6 @@ def newest_whole(output: Path, earlier: dict[str, str]) -> tuple[Path | None, li
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """Of the state in a checkpoint, which every run writes anew; "" if it has none."""
+    """A hash of the checkpoint's state file, which every run writes itself; "" without a state file."""
     state = checkpoint / damage.STATE
     return hashlib.sha256(state.read_bytes()).hexdigest() if state.is_file() else ""

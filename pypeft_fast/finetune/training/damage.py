@@ -1,7 +1,7 @@
-"""What is wrong with a checkpoint that a kill or a power cut may have damaged, in words; None if nothing is.
+"""Finds damage in a checkpoint after a killed process or a power failure. Each function returns the fault, or None.
 
-Every file is read to its end: torch.save's are zip archives with a checksum an entry, JSON must parse, and a
-safetensors file says in its header how long it is.
+Every file is checked to its end: a file of torch.save is a zip archive with one checksum per entry, JSON must parse,
+and the header of a safetensors file gives the file's length.
 """
 
 import pickle
@@ -12,13 +12,13 @@ from ..adapters.files import fault, object_in, unreadable
 from ..text import one_line
 
 STATE = "trainer_state.json"
-# What torch.save wrote into a checkpoint, and the keys that resuming reads.
+# {file that torch.save writes into a checkpoint: the keys that resuming reads}
 SAVED = {
     "optimizer.pt": ("state", "param_groups"),
     "scheduler.pt": ("last_epoch",),
     "rng_state.pth": ("python", "numpy", "cpu"),
 }
-# The errors of zipfile and of torch.load with weights_only for a file of another kind.
+# The errors of zipfile, and of torch.load with weights_only, for a file of another format.
 ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError)
 LOAD_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, RuntimeError)
 
@@ -30,7 +30,7 @@ def of_checkpoint(folder: Path) -> str | None:
 
 
 def of_state(path: Path) -> str | None:
-    """Of Trainer's state: the steps done and to do, and the loss of each."""
+    """The fault of Trainer's state file, which must have the steps done, the total steps and the losses; or None."""
     from transformers import TrainerState
 
     value, trouble = object_in(path)
@@ -50,7 +50,7 @@ def of_state(path: Path) -> str | None:
 
 
 def of_saved(path: Path, keys: tuple[str, ...]) -> str | None:
-    """Of a dict that torch.save wrote and Trainer reads with weights_only: it has these keys."""
+    """The fault of a file of torch.save, which must hold a dict with these keys and load with weights_only; or None."""
     import torch
     from transformers.trainer_pt_utils import safe_globals
 

@@ -1,4 +1,4 @@
-"""What the examples measure of a training step: its seconds, and the bytes that autograd keeps for backward."""
+"""Measures a training step, for the examples: seconds, and the bytes that autograd saves for backward."""
 
 import contextlib
 import time
@@ -8,10 +8,10 @@ import torch
 
 @contextlib.contextmanager
 def counting_saved_bytes(model):
-    """Yields a list that gets the bytes autograd keeps for the backward pass, one number when the block ends.
+    """Yields a list; at the end of the block the list gets the number of bytes that autograd saved for backward.
 
-    Memory that several saved tensors share counts once; the model's parameters do not count. What is computed inside
-    the block cannot be differentiated: nothing stays saved.
+    Memory that several saved tensors share counts once. The model's parameters do not count. Results of the block
+    cannot be differentiated, since the saved tensors are not kept.
     """
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -19,7 +19,7 @@ def counting_saved_bytes(model):
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # held, so that no address is used again while counting
+            kept[storage.data_ptr()] = storage  # a reference, so that the allocator does not reuse the address
 
     total: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):

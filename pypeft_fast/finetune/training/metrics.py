@@ -9,7 +9,7 @@ from .settings import Settings
 
 
 def metrics_of(trainer, data, settings: Settings, before: float | None, after: float | None) -> dict:
-    """What metrics.json tells of a run that has ended."""
+    """The contents of metrics.json for a finished run."""
     state, seconds = trainer.state, trainer.step_times.seconds
     losses = [[entry["step"], entry["loss"]] for entry in state.log_history if "loss" in entry]
     held_out = [[entry["step"], entry["eval_loss"]] for entry in state.log_history if "eval_loss" in entry]
@@ -21,7 +21,7 @@ def metrics_of(trainer, data, settings: Settings, before: float | None, after: f
         "eval_loss_after": after,
         "train_loss_last": losses[-1][1],
         "steps": state.global_step,
-        "best_step": state.best_global_step,  # None: nothing was evaluated on the way
+        "best_step": state.best_global_step,  # None if there was no evaluation during training
         "stopped_early": state.global_step < state.max_steps,
         "seconds_per_step": statistics.median(seconds) if seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),

@@ -1,4 +1,4 @@
-"""The examples of a run as tokens, those to train on and those held out."""
+"""Tokenises the training and held-out examples of a run."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ class Data:
     train: list[Encoded]
     held_out: list[Encoded]
     held_out_examples: list[Example]
-    dropped: int  # examples of which max_length leaves no answer token
-    cut: int = 0  # of the others, those that are longer than max_length
+    dropped: int  # number of examples without a target token within max_length
+    cut: int = 0  # number of kept examples that were longer than max_length
     longest: int = 0  # tokens of the longest example before cutting
 
 
 def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: list[Example] | None = None) -> Data:
-    """Tokenises the examples and those held out, which are split from them if they are not given.
+    """Tokenises the training and the held-out examples. Without `held_out`, a part of `examples` is held out.
 
-    UserError if max_length leaves nothing to train on or nothing held out.
+    UserError if max_length leaves no target token in the training examples, or none in the held-out examples.
     """
     train = examples
     if held_out is None:
@@ -44,7 +44,7 @@ def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: li
 
 
 def held_out_data(tokenizer, examples: list[Example], max_length: int) -> Data:
-    """Examples that are all held out. UserError if max_length leaves nothing of their answers."""
+    """A Data in which all examples are held out. UserError if max_length leaves no target token."""
     encoded = encode_all(tokenizer, examples, max_length)
     if not encoded.examples:
         raise UserError(f"`max_length` {max_length} leaves no token of an answer in any held-out example; raise it")

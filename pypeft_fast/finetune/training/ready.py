@@ -1,4 +1,4 @@
-"""A run that is ready to train: the base model with its adapter, and the examples as tokens."""
+"""Prepares a run: loads the base model, adds the adapter, and tokenises the examples."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Ready:
-    """What `fine_tune` takes beside the settings."""
+    """The arguments of `fine_tune` besides the settings."""
 
     model: object  # a PeftModel
     data: Data
@@ -22,10 +22,10 @@ class Ready:
 
 
 def make_ready(settings: Settings, examples: list[Example], held_out: list[Example] | None = None) -> Ready:
-    """Loads the base model, tokenises the examples, and adds the adapter, whose first values follow from the seed.
+    """Loads the base model, tokenises the examples, and adds the adapter, initialised from the settings' seed.
 
-    UserError: as `load_base`, `prepare` and `adapted` raise it, a tokenizer of another model, or an example that is
-    longer than the model reads.
+    UserError as from `load_base`, `prepare` and `adapted`; also if the tokenizer belongs to another model, or an
+    example has more tokens than the model has positions.
     """
     base, tokenizer = load_base(settings.model, settings.dtype, settings.quantize)
     data = prepare(tokenizer, examples, settings, held_out)

@@ -1,5 +1,5 @@
-"""The settings that follow from what was asked: the method's defaults, a schedule for the data, and what does not go
-together."""
+"""Resolves the settings of a run from the given options: defaults of the method, a schedule for the data, and checks
+that the options go together."""
 
 import re
 
@@ -11,19 +11,19 @@ from ..quantized import check_method
 from .schedule import schedule
 from .settings import Settings
 
-# AdamW changes each parameter by about the learning rate in a step, however large the gradients are, and an adapter's
-# own values begin within 1: at a larger rate the first step wipes out what they begin with.
+# AdamW changes each parameter by about the learning rate per step, whatever the size of the gradients. The initial
+# values of an adapter are within 1, so a larger rate overwrites them in the first step.
 LARGEST_RATE = 1.0
 
 
 def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
-    """The settings of a run on so many examples, going on with an adapter if there is one.
+    """The settings of a run on `examples` examples, which continues training `adapter` if one is given.
 
-    asked: a value for every field of Settings, None where nothing was said. Its target_modules is a text: with a comma
-    a list of names, else one name, dotted or not, or an expression.
+    asked: a value for every field of Settings, None for an option that was not given. target_modules is a text: with a
+    comma, a list of names; otherwise one name, with or without dots, or a regular expression.
 
-    Raises UserError for an option that the method does not have, a method that does not run over the quantised base
-    model, and a learning rate above LARGEST_RATE.
+    Raises UserError for an option that the method does not have, for a method that cannot run over the quantised base
+    model, and for a learning rate above LARGEST_RATE.
     """
     given = asked | {"max_steps": asked["max_steps"] or -1}
     names = asked["target_modules"]

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be written, what an earlier run left in it, and what a run goes on from."""
+"""The output folder of a run: checks, the lock, files of an earlier run, and the checkpoint to resume from."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,15 @@ from ..whole_files import write_json
 from . import checkpoints
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
-LOCK_FILE = ".finetune.lock"  # there while a run writes the folder
+LOCK_FILE = ".finetune.lock"  # exists while a run writes the folder
 FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
-# In the settings file, beside the settings: checkpoints of an earlier run that `overwrite` left, see checkpoints.py.
+# The key in the settings file for checkpoints of an earlier run that `overwrite` did not delete: see checkpoints.py.
 EARLIER = "earlier_checkpoints"
 
 
 @dataclass(frozen=True)
 class GoingOn:
-    """Where `resume` goes on, and what is wrong with newer checkpoints; or how many steps a run has that has ended."""
+    """What `resume` found: a checkpoint and the faults of newer checkpoints, or the steps of a finished run."""
 
     checkpoint: Path | None
     damaged: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class GoingOn:
 def open_new(output: Path, overwrite: bool) -> None:
     """Makes the folder for a new run; removes nothing.
 
-    Raises UserError if it cannot be written, or holds an earlier run and overwrite is false.
+    Raises UserError if the folder cannot be written, or if it has an earlier run and overwrite is false.
     """
     _make(output)
     own = [output / name for name in (METRICS_FILE, PLOT_FILE) if (output / name).exists()]
@@ -49,7 +49,7 @@ def open_new(output: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """Inside of it no other process writes this folder; UserError if one does already."""
+    """Locks the folder against other runs during the block; UserError if another run is writing it."""
     with as_user_error(f"`output` {output} cannot be written", (OSError,)):
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK_FILE, "w")
@@ -65,7 +65,7 @@ def alone(output: Path) -> Iterator[None]:
 
 
 def _is_held(file, path: Path) -> bool:
-    """Whether this process has the file's lock, and the folder still has the file: a run that ends deletes it."""
+    """Whether this process has locked the file, and the file is still in the folder: a finished run deletes it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
@@ -80,8 +80,8 @@ def _is_held(file, path: Path) -> bool:
 def begin(output: Path, settings) -> dict[str, str]:
     """Removes the metrics and checkpoints of an earlier run and writes the settings of the new run.
 
-    The earlier run's adapter stays until this run replaces it. Files named like checkpoints that no run wrote stay
-    too: they are returned as {name: why}.
+    The earlier run's adapter stays until this run replaces it. Files and folders named checkpoint-* that no run wrote
+    are not deleted; they are returned as {name: reason}.
     """
     with as_user_error(f"{output / METRICS_FILE} cannot be deleted", (OSError,)):
         (output / METRICS_FILE).unlink(missing_ok=True)
@@ -93,9 +93,10 @@ def begin(output: Path, settings) -> dict[str, str]:
 
 
 def go_on(output: Path, settings) -> GoingOn:
-    """What `resume` does in this folder.
+    """What `resume` does in this folder: see GoingOn.
 
-    Raises UserError: no run in it, one of other settings, settings that cannot be read, or no checkpoint that is whole.
+    Raises UserError if the folder has no run, if its run has other settings, if the settings cannot be read, or if no
+    checkpoint is complete.
     """
     none = f"`resume`: no complete checkpoint in {output}; start without `resume`"
     if not (output / SETTINGS_FILE).is_file():
@@ -137,7 +138,7 @@ def _check_names(output: Path) -> None:
 
 
 def _check_settings(path: Path, now: dict) -> dict[str, str]:
-    """UserError unless the file holds just these settings; returns the earlier checkpoints that it names."""
+    """The file's {name: fingerprint} of earlier checkpoints. UserError if the file's settings are not exactly `now`."""
     remedy = "start again with `overwrite`"
     try:
         saved = json_text.read_object(path, str(path))
@@ -158,7 +159,7 @@ def _check_settings(path: Path, now: dict) -> dict[str, str]:
 
 
 def _steps_of_complete(output: Path, settings: dict) -> int | None:
-    """The steps of a completed run with these settings, which has metrics.json; None if there is no such run."""
+    """The number of steps of a finished run with these settings, from metrics.json; None if there is no such run."""
     try:
         metrics = json_text.read_object(output / METRICS_FILE, METRICS_FILE)
     except UserError:

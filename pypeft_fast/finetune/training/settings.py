@@ -3,49 +3,49 @@
 import math
 from dataclasses import dataclass
 
-# Steps between checkpoints, where a run does not say how many: an epoch, but within these.
+# By default a checkpoint is written every epoch, but at least LEAST and at most MOST steps apart.
 LEAST, MOST = 10, 200
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on; `resume` insists on the same, since data order and learning rate follow from it."""
+    """The settings of a run. `resume` requires equal settings, since data order and learning rate depend on them."""
 
     model: str
     data: str
     method: str = "lora"
-    rank: int | None = 16  # None: the method has no such option
+    rank: int | None = 16  # None: the method does not have this option
     alpha: float | None = 32
     dropout: float | None = 0.05
     target_modules: str | list[str] | None = "all-linear"
     reduction_factor: float | None = None
     virtual_tokens: int | None = None
-    adapter: str | None = None  # the folder of an adapter to go on training, in place of a new one
+    adapter: str | None = None  # the folder of an adapter to train further, instead of a new adapter
     epochs: float = 3
-    max_steps: int = -1  # when positive, instead of epochs
+    max_steps: int = -1  # if positive, replaces epochs
     batch_size: int = 4
     gradient_accumulation: int = 1
     learning_rate: float = 5e-4
     max_length: int = 512
     dtype: str = "float32"
     quantize: str | None = None  # the format in which the base model's linear layers are stored
-    eval_data: str | None = None  # held out, in place of a part of the data
+    eval_data: str | None = None  # held-out data, instead of a part of `data`
     eval_fraction: float = 0.1
-    patience: int | None = None  # evaluations without a lower loss after which training ends
+    patience: int | None = None  # training ends after this number of evaluations without a lower loss
     seed: int = 0
     save_every: int | None = None  # steps between checkpoints and evaluations; 0: neither; None: see checkpoint_steps
     gradient_checkpointing: bool = False
 
     def steps_per_epoch(self, examples: int) -> int:
-        """Optimizer steps in a pass over so many examples."""
+        """Optimizer steps in one epoch over this number of examples."""
         return math.ceil(math.ceil(examples / self.batch_size) / self.gradient_accumulation)
 
     def steps(self, examples: int) -> int:
-        """Optimizer steps of the whole run on so many examples."""
+        """Optimizer steps of the whole run on this number of examples."""
         return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * self.steps_per_epoch(examples))
 
     def checkpoint_steps(self, examples: int) -> int:
-        """Steps between checkpoints, at each of which the held-out loss is taken; 0: none."""
+        """Steps between checkpoints; at each checkpoint the held-out loss is evaluated. 0: no checkpoints."""
         if self.save_every is not None:
             return self.save_every
         return min(max(self.steps_per_epoch(examples), LEAST), MOST)

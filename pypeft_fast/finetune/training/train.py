@@ -1,6 +1,6 @@
-"""Fine-tuning on transformers.Trainer: what `pypeft-fast finetune` and examples/demo.py share.
+"""Fine-tuning with transformers.Trainer, for `pypeft-fast finetune` and examples/demo.py.
 
-`model` is a PeftModel of pypeft_fast or of peft: nothing here depends on which of the two.
+`model` may be a PeftModel of pypeft_fast or of peft.
 """
 
 import contextlib
@@ -29,11 +29,10 @@ def fine_tune(
 ) -> dict:
     """Trains, from the start or from a checkpoint; writes the adapter, metrics.json and loss.png; returns the metrics.
 
-    The adapter is the one of the evaluation with the lowest held-out loss, if there were evaluations. callbacks are
-    transformers.TrainerCallbacks beside this package's own. "losses" of what is returned is the training loss of each
-    step.
+    If the run has evaluations, the written adapter is that of the lowest held-out loss. callbacks: further
+    transformers.TrainerCallbacks. The returned metrics also have "losses", the training loss of each step.
 
-    Raises UserError, and writes no adapter, if the loss is or becomes NaN or infinite.
+    Raises UserError, and writes no adapter, if a loss is NaN or infinite.
     """
     with contextlib.nullcontext() if settings.adapter else model.disable_adapter():
         before = held_out_loss(model, data.held_out, collator, settings.batch_size)
@@ -54,19 +53,19 @@ def fine_tune(
     if theirs is None:
         write_whole(readme, card(metrics, output.resolve().name).encode())
     else:
-        write_whole(readme, theirs)  # PEFT has added to it
+        write_whole(readme, theirs)  # restores the user's README.md, to which PEFT has added text
 
     losses, held_out = metrics["loss_history"]["train"], metrics["loss_history"]["held_out"]
     curve = Curve(output.resolve().name, [loss for _, loss in losses], before, after, held_out, metrics["best_step"])
     plot_losses([curve], output / "loss.png")
-    write_json(output / "metrics.json", metrics)  # last: a folder that holds it holds all
+    write_json(output / "metrics.json", metrics)  # written last: a folder with metrics.json is complete
     return metrics | {"losses": curve.losses}
 
 
 def save_portable(model, output: Path, base: str) -> None:
-    """Saves the adapter under the base's public name, which is the same on every machine.
+    """Saves the adapter with the base's public name in its config, which is the same on every machine.
 
-    The embeddings were not resized and are left out; PEFT would ask the Hub about that.
+    The embeddings are not saved, since they were not resized; with "auto", PEFT would ask the Hub whether they were.
     """
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
@@ -74,9 +73,9 @@ def save_portable(model, output: Path, base: str) -> None:
 
 
 def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path, callbacks=()) -> TimedTrainer:
-    """A trainer of the model's trainable parameters on data.train; checkpoints go to output/checkpoint-STEP.
+    """A trainer for the model's trainable parameters on data.train; checkpoints are written to output/checkpoint-STEP.
 
-    With held-out data it evaluates at each checkpoint and ends with the best one.
+    With held-out data the trainer evaluates at each checkpoint and loads the best checkpoint at the end.
     """
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -92,7 +91,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=settings.steps(len(data.train)) // 20,  # the first of them has a learning rate of 0
+        warmup_steps=settings.steps(len(data.train)) // 20,  # the first warmup step has a learning rate of 0
         seed=settings.seed,
         logging_steps=1,
         logging_first_step=True,
@@ -104,7 +103,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         load_best_model_at_end=evaluating != "no",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
+        restore_callback_states_from_checkpoint=True,  # the counter of early stopping
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),

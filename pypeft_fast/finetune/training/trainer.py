@@ -1,4 +1,4 @@
-"""transformers.Trainer as this package uses it: a progress bar, the times of the steps, checkpoints that are whole."""
+"""A subclass of transformers.Trainer with a progress bar, the time of each step, and complete checkpoints."""
 
 import math
 import time
@@ -13,11 +13,11 @@ from ..whole_files import settle
 from . import checkpoints
 from .damage import STATE
 
-KEPT = 2  # checkpoints: the newest, and one to fall back on
+KEPT = 2  # the number of checkpoints to keep: the newest, and one more in case the newest is damaged
 
 
 class TimedTrainer(Trainer):
-    """A Trainer with this package's progress bar, that keeps the times of its steps."""
+    """A Trainer with this package's progress bar that records the time of each step."""
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -30,10 +30,10 @@ class TimedTrainer(Trainer):
         self.add_callback(self.step_times)
 
     def _save_checkpoint(self, *args, **kwargs):
-        """Trainer's, in a folder that counts as whole when all is written; then the older ones go.
+        """Trainer's _save_checkpoint; then waits until the files are on the disk, and deletes older checkpoints.
 
-        Trainer would count and delete every folder checkpoint-NUMBER, whoever made it. What could be written to a disk
-        that is full is removed.
+        Trainer itself would count and delete every folder checkpoint-NUMBER, also folders that no run wrote. After an
+        error, such as a full disk, the incomplete checkpoint is removed.
         """
         output, step = Path(self.args.output_dir), self.state.global_step
         folder = output / f"checkpoint-{step}"
@@ -50,7 +50,7 @@ class TimedTrainer(Trainer):
             checkpoints.keep_newest(output, step, KEPT, also=Path(best) if best else None)
 
     def evaluate(self, *args, metric_key_prefix="eval", **kwargs):
-        """The loss on the held-out examples per token of theirs, where Trainer's own is the mean over batches."""
+        """The held-out loss as a mean over target tokens; Trainer's own is a mean over batches."""
         loss = held_out_loss(self.model, self.eval_dataset, self.data_collator, self.args.per_device_eval_batch_size)
         check_finite("the loss on held-out data", loss)
         metrics = {f"{metric_key_prefix}_loss": loss}
@@ -59,7 +59,7 @@ class TimedTrainer(Trainer):
         return metrics
 
     def load_best(self):
-        """The adapter of the evaluation with the lowest loss, if its checkpoint is there."""
+        """Loads the adapter with the lowest held-out loss, if its checkpoint exists."""
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
 
@@ -78,33 +78,33 @@ def _fitting(checkpoint):
 
 
 class ProgressBar(ProgressCallback):
-    """Trainer's progress bar with the loss at its end, instead of a line a step."""
+    """Trainer's progress bar with the loss at its end, instead of one printed line per step."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
     def close(self):
-        """Ends the line of a bar that an error has left open."""
+        """Closes the bar after an error, which ends its line in the terminal."""
         if self.training_bar is not None:
             self.training_bar.close()
 
 
 class BestIsHere(TrainerCallback):
-    """Finds the best checkpoint in the output folder, also one that was moved or named by another path before."""
+    """Sets the path of the best checkpoint to the output folder, also after the folder was moved."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         find_best(state, Path(args.output_dir))
 
 
 def find_best(state: TrainerState, output: Path) -> None:
-    """Lets the state of a run name its best checkpoint in this folder, None if it is not there."""
+    """Sets state.best_model_checkpoint to the best checkpoint in this folder, or to None if it does not exist."""
     best = output / f"checkpoint-{state.best_global_step}"
     state.best_model_checkpoint = str(best) if state.best_global_step and best.is_dir() else None
 
 
 class EndAtDivergence(TrainerCallback):
-    """Ends a run whose loss is no number any more: from there on every adapter is NaN."""
+    """Ends a run whose loss is NaN or infinite, since every later adapter would be NaN."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         check_finite(f"the loss of step {state.global_step}", logs.get("loss"))
@@ -117,7 +117,7 @@ def check_finite(what: str, loss: float | None) -> None:
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of every optimizer step, the loading of its batch left out."""
+    """Seconds of every optimizer step, without the loading of the batch."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -130,7 +130,8 @@ class StepTimes(TrainerCallback):
 
 
 def train_to_the_end(trainer: TimedTrainer, checkpoint: Path | None) -> None:
-    """Trains from the start or from a checkpoint. One of the last step is only loaded: Trainer would make one more."""
+    """Trains from the start or from a checkpoint. A checkpoint of the last step is only loaded, since Trainer would run
+    one step more."""
     end = finished(checkpoint) if checkpoint else None
     if end is None:
         try:
@@ -145,6 +146,6 @@ def train_to_the_end(trainer: TimedTrainer, checkpoint: Path | None) -> None:
 
 
 def finished(checkpoint: Path) -> TrainerState | None:
-    """The state in a checkpoint of a run's last step; None for one of an earlier step."""
+    """The state in a checkpoint of a run's last step; None for a checkpoint of an earlier step."""
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     return state if state.global_step >= state.max_steps else None

@@ -1,4 +1,4 @@
-"""Adapter folders: saved atomically, and checked before a model changes. Around PEFT's own saving and loading."""
+"""Adapter folders: PEFT's saving made atomic, and PEFT's loading preceded by checks of the files."""
 
 from .dry_run import expected_tensors
 from .mixin import SafeFiles

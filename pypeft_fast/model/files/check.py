@@ -1,4 +1,4 @@
-"""Whether a file's tensors fit the model, before anything is changed: names, shapes, dtypes, values."""
+"""Checks, before the model changes, that a file's tensors fit the model: names, shapes, dtypes, values."""
 
 import contextlib
 import re
@@ -7,17 +7,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .dry_run import Place, is_needless
+from .dry_run import Place, can_ignore
 from .names import plain, plain_names
 
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-MAY_BE_INFINITE = ".vblora_logits"  # VB-LoRA writes those of vectors that were not chosen as minus infinity
-OLD_FILES = ("BITFIT", "BOTTLENECK")  # methods of this package whose tensors had other names
+MAY_BE_INFINITE = ".vblora_logits"  # VB-LoRA writes minus infinity as the logit of a vector that was not chosen
+OLD_FILES = ("BITFIT", "BOTTLENECK")  # methods whose tensors had other names in earlier versions of this package
 
 
 def read_tensors(path, pinned) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the weights at pinned. ValueError that names path if they are empty, truncated, corrupt, or
-    their header is too large."""
+    """{name: tensor} of the safetensors file at `pinned`.
+
+    ValueError names `path` if the file is empty, truncated or corrupt, or its header is too large.
+    """
     try:
         return load_file(pinned)
     except SafetensorError as error:
@@ -27,8 +29,8 @@ def read_tensors(path, pinned) -> dict[str, torch.Tensor]:
 def check(path, tensors, config, place: Place | None, options: dict) -> dict[str, str]:
     """{name in the file: name for PEFT} of the tensors to load.
 
-    place: where they go; None if that cannot be known, and then dtypes and values alone are checked.
-    options: of PEFT's loading; key_mapping {regular expression: replacement} and ignore_mismatched_sizes count here.
+    place: where the tensors go in the model; without a place, only dtypes and values are checked.
+    options: PEFT's loading options; key_mapping {regular expression: replacement} and ignore_mismatched_sizes are read.
 
     ValueError names the first tensor that does not fit.
     """
@@ -51,7 +53,7 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
         fault = _fault(held, place, known, options.get("ignore_mismatched_sizes"))
         trains_prompt = place.config.is_prompt_learning and not place.config.inference_mode
         if fault or (trains_prompt and not options.get("ignore_mismatched_sizes")):
-            verdict = place.verdict(held)  # PEFT may rename them so that they fit
+            verdict = place.verdict(held)  # PEFT may rename the tensors so that the new names fit
             if verdict is not None:
                 fault = fault or f"does not fit this model: {verdict}"
                 raise ValueError(f"{path} {fault}; is it an adapter of this base model?")
@@ -61,28 +63,28 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
 
 
 def _fault(held, place, known, ignore_mismatched_sizes) -> str | None:
-    """In which name or shape the file differs from the model."""
+    """The first name or shape in which the file differs from the model, or None."""
     for name, tensor in known.items():
         if name in held and held[name].shape != tensor.shape and not ignore_mismatched_sizes:
             found, expected = tuple(held[name].shape), tuple(tensor.shape)
             return f"does not fit: {name} has shape {found}, this model and config expect {expected}"
     if missing := sorted(set(place.tensors) - set(held)):
-        return f"has no {missing[0]}, which the config and this model ask for"
-    if extra := sorted(name for name in set(held) - set(known) if not is_needless(place.model, name)):
+        return f"has no {missing[0]}, which this config needs on this model"
+    if extra := sorted(name for name in set(held) - set(known) if not can_ignore(place.model, name)):
         return f"has {extra[0]}, which this model and config have no place for"
     return None
 
 
 def _check_values(path, key, tensor, reference):
-    """ValueError unless the numbers are of a kind that the model has there (reference: its tensor, or None), and
-    finite where the model's own are."""
+    """ValueError if the tensor's dtype is not one of an adapter, or a value is NaN or infinite.
+
+    reference: the model's tensor of this name, or None. If the reference itself has values that are not finite, so may
+    the tensor.
+    """
     needs_float = reference is not None and reference.is_floating_point()
     if tensor.dtype not in FLOATS and (needs_float or tensor.is_floating_point() or tensor.is_complex()):
-        where = "this model has floating ones" if needs_float else "no adapter has such"
-        raise ValueError(
-            f"{path}: {key} holds numbers of dtype {tensor.dtype}, where {where}; save it as float32, float16 or "
-            "bfloat16"
-        )
+        why = "this model has a floating-point tensor there" if needs_float else "no adapter has this dtype"
+        raise ValueError(f"{path}: {key} has dtype {tensor.dtype}, but {why}; save it as float32, float16 or bfloat16")
     bad = ~torch.isfinite(tensor)
     if not bad.any() or (MAY_BE_INFINITE in key and not tensor.isnan().any()):
         return
@@ -90,13 +92,13 @@ def _check_values(path, key, tensor, reference):
         return
     first = bad.nonzero()[0].tolist()
     raise ValueError(
-        f"{path}: {key} has {int(bad.sum())} values of {tensor.numel()} that are NaN or infinite, the first "
+        f"{path}: {key}: {int(bad.sum())} of {tensor.numel()} values are NaN or infinite, the first is "
         f"{tensor[tuple(first)].item()} at {first}; load an earlier checkpoint"
     )
 
 
 def _mapped(name, key_mapping) -> str:
-    """The name after PEFT's key_mapping: the first pattern that is found in it counts, behind PEFT's own prefix."""
+    """The name after PEFT's key_mapping: the first pattern that matches is replaced; PEFT's own prefix stays."""
     prefix = next((p for p in ("base_model.model.", "base_model.") if name.startswith(p)), "")
     for pattern, replacement in (key_mapping or {}).items():
         renamed, count = re.subn(pattern, replacement, name.removeprefix(prefix))
@@ -106,14 +108,14 @@ def _mapped(name, key_mapping) -> str:
 
 
 def _embeddings(model) -> dict[str, tuple[str, torch.Tensor]]:
-    """{name in a file: (the model's own name, tensor)} of the input and output embeddings.
+    """{name in a file: (name in the model, tensor)} of the input and output embeddings.
 
-    PEFT writes these too where the vocabulary was resized or a config targets one by name; there the model has the
-    layer's weight as `base_layer.weight`.
+    PEFT also writes the embeddings if the vocabulary was resized or a config targets an embedding by name. In the
+    second case the embedding's weight is named `base_layer.weight` in the model.
     """
     layers = []
     for side in ("input", "output"):
-        with contextlib.suppress(NotImplementedError, AttributeError, TypeError):  # models of images and sound
+        with contextlib.suppress(NotImplementedError, AttributeError, TypeError):  # image and audio models have none
             layers.append(getattr(model, f"get_{side}_embeddings")())
     layers += [layer.base_layer for layer in layers if hasattr(layer, "base_layer")]
     found = {}

@@ -1,12 +1,12 @@
-"""adapter_config.json: its fields, those that this PEFT does not know, and whether two adapters are alike."""
+"""Reads adapter_config.json, checks its fields against the installed PEFT, and compares two adapters' configs."""
 
 import inspect
 import json
 import reprlib
 import warnings
 
-DEPTH = 100  # of lists and objects in one another; PEFT's own configs have three
-# Fields that act on the result without showing in a tensor's shape, of all methods.
+DEPTH = 100  # the deepest nesting of lists and objects that is accepted; PEFT's own configs have three levels
+# The fields, of all methods, that change an adapter's output, and may not change the shape of a tensor.
 FIELDS = (
     "r", "lora_alpha", "alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "use_qalora",
     "qalora_group_size", "alora_invocation_tokens", "scaling", "num_virtual_tokens", "placement", "activation",
@@ -14,12 +14,12 @@ FIELDS = (
 
 
 def read_config(path, text: bytes) -> tuple:
-    """(PEFT's config, {field: value} of those in the file that this PEFT knows).
+    """(PEFT's config, {field: value} of the file's fields that the installed PEFT knows).
 
-    Unknown fields that are off or empty are passed over with one warning.
+    An unknown field that is off or empty is ignored, with one warning for all such fields.
 
-    ValueError names the file: it is no JSON object, is nested too deeply or holds invalid text; its peft_type is
-    missing or unknown; an unknown field may change what the adapter computes; PEFT refuses a value.
+    ValueError names the file if the file is no JSON object, is nested too deeply or holds invalid text; if peft_type is
+    missing or unknown; if an unknown field may change the adapter's output; or if PEFT rejects a value.
     """
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -29,22 +29,22 @@ def read_config(path, text: bytes) -> tuple:
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING))
         raise ValueError(
-            f"{path}: peft_type={reprlib.repr(kind)} is none that {this} has: {known}; upgrade peft, or give another "
-            "adapter"
+            f"{path}: peft_type={reprlib.repr(kind)} is not a method of {this}, which has {known}; upgrade peft, or "
+            "load another adapter"
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    values.pop("runtime_config", None)  # what held while it was saved
+    values.pop("runtime_config", None)  # options of the process that saved the adapter
     fields = inspect.signature(config_class).parameters
     unknown = [name for name in values if name not in fields]
     for name in unknown:
         if not _is_off(name, values):
             raise ValueError(
-                f"{path}: {this} does not know the field {name}={reprlib.repr(values[name])}, which may change what "
-                "the adapter computes; upgrade peft, or remove the field if it does not matter"
+                f"{path}: {this} does not know the field {name}={reprlib.repr(values[name])}, which may change the "
+                "adapter's output; upgrade peft, or remove the field if it does not matter"
             )
     if unknown:
         warnings.warn(
-            f"{path}: fields that are off or empty are passed over: {', '.join(sorted(unknown))}", stacklevel=2
+            f"{path}: unknown fields that are off or empty are ignored: {', '.join(sorted(unknown))}", stacklevel=2
         )
     values = {name: value for name, value in values.items() if name in fields}
     try:
@@ -54,20 +54,20 @@ def read_config(path, text: bytes) -> tuple:
 
 
 def check_alike(path, adapter_name, mine, theirs) -> None:
-    """ValueError if the config `theirs`, at path, has another method, rank or scaling than the adapter `mine`."""
-    remedy = f"delete_adapter({adapter_name!r}) first, or load it under another name"
+    """ValueError if the config `theirs`, read from path, differs from the config `mine` in method, rank or scaling."""
+    remedy = f"call delete_adapter({adapter_name!r}) first, or load the file under another name"
     if mine.peft_type != theirs.peft_type:
         raise ValueError(
-            f"{path} holds an adapter of {theirs.peft_type.value}, but {adapter_name!r} here is one of "
-            f"{mine.peft_type.value}; {remedy}"
+            f"{path}: peft_type={theirs.peft_type.value}, but the model's adapter {adapter_name!r} has "
+            f"peft_type={mine.peft_type.value}; {remedy}"
         )
     for field in FIELDS:
         here, there = getattr(mine, field, None), getattr(theirs, field, None)
-        if field == "rank_pattern" and mine.peft_type == "ADALORA":  # it changes while that trains; PEFT resizes
+        if field == "rank_pattern" and mine.peft_type == "ADALORA":  # training changes rank_pattern; PEFT resizes
             continue
         if (here or None) != (there or None):
             raise ValueError(
-                f"{path} has {field}={there!r}, unlike {here!r} of the adapter {adapter_name!r} that is here; {remedy}"
+                f"{path}: {field}={there!r}, but the model's adapter {adapter_name!r} has {field}={here!r}; {remedy}"
             )
 
 
@@ -77,9 +77,11 @@ def _parse(path, text) -> dict:
     try:
         values = json.loads(text.decode("utf-8"))
     except RecursionError:
-        raise ValueError(f"{path} nests lists or objects more than {DEPTH} deep, which no adapter does") from None
-    except ValueError as error:  # of JSON, of UTF-8, or an integer of thousands of digits
-        raise ValueError(f"{path} is not JSON that can be read: {error}; save the adapter again") from error
+        raise ValueError(
+            f"{path} nests lists or objects more than {DEPTH} levels deep; give an adapter's config"
+        ) from None
+    except ValueError as error:  # invalid JSON, invalid UTF-8, or an integer of thousands of digits
+        raise ValueError(f"{path} is not valid JSON: {error}; save the adapter again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a JSON object is expected, not {type(values).__name__}; give an adapter's config")
     for name, value in values.items():
@@ -88,13 +90,15 @@ def _parse(path, text) -> dict:
 
 
 def _check_value(path, name, value, depth):
-    """ValueError if there are lone surrogates in it, or more levels than depth."""
+    """ValueError if a text in `value` has lone surrogates, or lists and objects are nested more than `depth` levels."""
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         text = reprlib.repr(ascii(value))
-        raise ValueError(f"{path}: {name!a} holds {text}, which is no valid text; save the adapter again")
+        raise ValueError(f"{path}: {name!a} holds {text}, which is not valid Unicode; save the adapter again")
     if isinstance(value, (list, dict)):
         if not depth:
-            raise ValueError(f"{path}: {name} nests lists or objects more than {DEPTH} deep, which no adapter does")
+            raise ValueError(
+                f"{path}: {name} nests lists or objects more than {DEPTH} levels deep; give an adapter's config"
+            )
         for item in (*value, *value.values()) if isinstance(value, dict) else value:
             _check_value(path, name, item, depth - 1)
 

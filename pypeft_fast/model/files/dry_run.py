@@ -1,8 +1,8 @@
-"""Dry run: puts an adapter on a skeleton of the model, to learn which tensors PEFT would create.
+"""Dry run: adds an adapter to a skeleton of the model, to learn which tensors PEFT would create.
 
-PEFT itself injects, so that names, shapes and errors are its own for every method. Initialisations that compute on the
-base's weights (PiSSA, OLoRA, LoftQ, ...) are switched off, new tensors lie on the meta device. Where that is impossible
-or costs as much as loading itself, there is no dry run.
+PEFT itself adds the adapter, so names, shapes and errors are PEFT's for every method. Initialisations that compute on
+the base weights (PiSSA, OLoRA, LoftQ, ...) are switched off, and new tensors are on the meta device. There is no dry
+run for a method where this is impossible or as expensive as loading the adapter.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# They decompose the base's weights, or load further adapters, while they are injected.
+# Methods that decompose the base weights, or load further adapters, while PEFT adds the adapter.
 COSTLY = {"OSF", "FROD", "PSOFT", "ADAMSS", "XLORA"}
 
 
 @dataclass
 class Place:
-    """Where a file's tensors go: `model` has the adapter, `tensors` are those that PEFT would write, by a file's names.
+    """Where a file's tensors go: `model` has the adapter, `tensors` are {name in a file: tensor} that PEFT would write.
 
-    model is a skeleton, or the user's own if it has the adapter already: to be read only.
+    model: a skeleton, or the user's model if that has the adapter already. Callers only read from it.
     """
 
     model: nn.Module
@@ -32,26 +32,27 @@ class Place:
     tensors: dict[str, torch.Tensor]
 
     def verdict(self, tensors: dict[str, torch.Tensor]) -> str | None:
-        """Why PEFT would not load tensors of these names, shapes and dtypes here; None if it would, or cannot tell.
+        """Why PEFT would not load tensors of these names, shapes and dtypes; None if PEFT would, or if it is unknown.
 
-        PEFT's loading runs on empty tensors, so that its renamings of older files count.
+        PEFT's own loading runs on empty tensors, so PEFT's renaming of older files is included.
         """
         from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
         from peft.utils import set_peft_model_state_dict
 
-        with _untouched(self.model):
+        with _restored_afterwards(self.model):
             trial = skeleton(self.model, is_meta=True)
             empty = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
             try:
                 result = set_peft_model_state_dict(trial, empty, adapter_name=self.adapter)
-            except NotImplementedError:  # an operation that has no meta form: PEFT decides when it loads
+            except NotImplementedError:  # an operation without a meta kernel: unknown until PEFT loads the file
                 return None
             except (RuntimeError, KeyError, ValueError) as error:
                 return str(error)
         for key in result.unexpected_keys:
-            if key not in self.tensors and not is_needless(trial, key):
+            if key not in self.tensors and not can_ignore(trial, key):
                 return f"{key} has no place"
-        shared = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")  # listed once a layer
+        # One tensor that all layers share is listed as missing once for each layer.
+        shared = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
         prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(self.config.peft_type, "")
         for key in result.missing_keys:
             if prefix in key and f".{self.adapter}" in key and not any(name in key for name in shared):
@@ -60,16 +61,16 @@ class Place:
 
 
 def rehearse(model: nn.Module, config, adapter_name: str) -> Place | None:
-    """The place of a new adapter on this model, be it bare or a PeftModel; None if there can be no dry run.
+    """The Place of a new adapter on this model, a base model or a PeftModel; None if there is no dry run.
 
-    That is so for methods that compute for long or load more files, and on shards. Raises what PEFT raises for this
-    config. The model stays as it is, whatever happens.
+    There is none for methods in COSTLY, and none for a model that tensor parallelism or DeepSpeed has sharded. Raises
+    what PEFT raises for this config. The model does not change, with or without an error.
     """
     is_costly = config.peft_type in COSTLY or getattr(config, "kasa_config", None) is not None
     if is_costly or getattr(model, "_tp_size", None) or any(hasattr(p, "ds_id") for p in model.parameters()):
         return None
     for low_cpu_mem_usage in (True, False):
-        with contextlib.suppress(NotImplementedError):  # an initialisation without a meta form
+        with contextlib.suppress(NotImplementedError):  # an initialisation without a meta kernel
             return _inject(model, config, adapter_name, low_cpu_mem_usage)
     return None
 
@@ -81,7 +82,7 @@ def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
     config.inference_mode = True
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = False
-    with _untouched(model):
+    with _restored_afterwards(model):
         clone = skeleton(model)
         if isinstance(model, peft.PeftModel):
             peft_class(type(clone)).add_adapter(clone, adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
@@ -92,7 +93,7 @@ def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
 
 
 def present(model: nn.Module, adapter_name: str) -> Place:
-    """The place of an adapter that this PeftModel has."""
+    """The Place of an adapter that this PeftModel has already."""
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
@@ -100,25 +101,30 @@ def present(model: nn.Module, adapter_name: str) -> Place:
 
 
 def expected_tensors(model: nn.Module, config, adapter_name="default") -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """{name in the file: (shape, dtype)} of what PEFT would write of this adapter, were it on the model.
+    """{name in the file: (shape, dtype)} of the tensors that PEFT would write for an adapter of this config.
 
-    Raises what PEFT raises for this config, and ValueError for a method that has no dry run. The model stays as it is.
+    Raises what PEFT raises for this config, and ValueError for a method without a dry run. The model does not change.
     """
     place = rehearse(model, config, adapter_name)
     if place is None:
-        raise ValueError(f"peft_type={config.peft_type} has no dry run on this {type(model).__name__}; use a copy")
+        raise ValueError(
+            f"peft_type={config.peft_type} has no dry run on this {type(model).__name__}; add the adapter to a copy of "
+            "the model instead"
+        )
     return {key: (tensor.shape, tensor.dtype) for key, tensor in place.tensors.items()}
 
 
 def peft_class(kind: type) -> type:
-    """The class of PEFT's that this one derives from, or is."""
+    """The first class of PEFT in the method resolution order of `kind`: `kind` itself, or a base class."""
     return next(base for base in kind.__mro__ if base.__module__.partition(".")[0] == "peft")
 
 
-def is_needless(model, key) -> bool:
-    """Whether this is a copy of a module in modules_to_save, which PEFT also writes where it writes biases or
-    embeddings: the trained values again, or the frozen ones. Or MonteCLoRA's sampler, which an adapter has in training
-    only."""
+def can_ignore(model, key) -> bool:
+    """Whether loading can ignore the tensor `key` of a file.
+
+    This holds for a second copy, trained or frozen, of a module in modules_to_save, which PEFT writes together with
+    biases or embeddings; and for MonteCLoRA's sampler, which exists only during training.
+    """
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     if ".lora_monteclora_sampler." in key:
@@ -129,17 +135,18 @@ def is_needless(model, key) -> bool:
 
 
 def skeleton(value, is_meta=False, memo=None):
-    """A clone of a model whose modules, hooks, plain containers and configs are its own, each once, so that ties stay
-    ties; anything else is shared, above all the tensors.
+    """A clone of a model with its own modules, hooks, plain containers and configs; all else is shared, also tensors.
 
-    is_meta: tensors become empty ones on the meta device, and what is loaded into them has no effect anywhere.
+    Each object is cloned once, so tied weights stay tied. is_meta: each tensor is replaced by an empty tensor on the
+    meta device, so that loading into the clone does not change the model.
     """
     memo = {} if memo is None else memo
     kind = type(value)
     if id(value) in memo:
         return memo[id(value)]
-    is_module = isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule)  # that one lives in C++
-    if is_module or hasattr(kind, "model_type"):  # a config of transformers, into which PeftModel writes
+    # A ScriptModule's state is in C++. model_type: a config of transformers, which PeftModel changes.
+    is_module = isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule)
+    if is_module or hasattr(kind, "model_type"):
         clone = memo[id(value)] = object.__new__(kind)
         clone.__dict__.update((name, skeleton(item, is_meta, memo)) for name, item in value.__dict__.items())
     elif kind in (dict, OrderedDict, defaultdict):
@@ -159,9 +166,9 @@ def skeleton(value, is_meta=False, memo=None):
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module):
-    """Within the block PEFT may work on a skeleton, without a warning; afterwards the parameters that it shares with
-    the model have the requires_grad that they had, and the generator of random numbers its state."""
+def _restored_afterwards(model: nn.Module):
+    """Hides warnings in the block, then restores requires_grad of the model's parameters and the state of the random
+    number generator: PEFT changes both while it works on a skeleton."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""SafeFiles: a class to stand before PEFT's PeftModel, whose saving is atomic and whose loading is checked first."""
+"""SafeFiles: a mixin for PEFT's PeftModel with atomic saving, and with checks before loading."""
 
 import contextlib
 import json
@@ -23,9 +23,10 @@ from .vocabulary import resolve
 class SafeFiles:
     """`class PeftModel(SafeFiles, peft.PeftModel)` saves and loads as PEFT does, with these differences.
 
-    A save that is cut off leaves the earlier adapter or the new one, several savers at once leave one whole adapter
-    each, and nothing is written through a link. Before loading changes the model, the files are read and checked
-    against what PEFT would create; the config and the weights are always of one save.
+    After an interrupted save the folder holds the complete earlier adapter or the complete new one. After concurrent
+    saves the folder holds the complete adapter of one of them. Saving does not write through a symbolic link. Before
+    loading changes the model, the files are read and checked against the tensors that PEFT would create. The config and
+    the weights that are loaded come from the same save.
     """
 
     def save_pretrained(
@@ -38,14 +39,14 @@ class SafeFiles:
         path_initial_model_for_weight_conversion: str | None = None,
         **kwargs,
     ) -> None:
-        """PEFT's save_pretrained, atomically. Raises OSError that names the folder, ValueError for what is refused."""
+        """PEFT's save_pretrained, atomic. OSError names the folder; ValueError names an argument that is refused."""
         if not safe_serialization:
-            raise ValueError("safe_serialization=False would write a pickle, not safetensors: leave it out")
+            raise ValueError("safe_serialization=False would write a pickle, not safetensors; leave the argument out")
         adapters = list(self.peft_config if selected_adapters is None else selected_adapters)
         for adapter in adapters:
             if adapter not in self.peft_config:
                 raise ValueError(
-                    f"selected_adapters: there is no adapter {adapter!r}; there are {', '.join(self.peft_config)}"
+                    f"selected_adapters: the model has no adapter {adapter!r}; it has {', '.join(self.peft_config)}"
                 )
             check_adapter_name(adapter)
         configs = {"" if adapter == "default" else adapter: self.peft_config[adapter] for adapter in adapters}
@@ -57,7 +58,7 @@ class SafeFiles:
             is_main_process=is_main_process,
             path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion,
         )
-        # Another process takes part where all ranks gather, and leaves no file.
+        # A process that is not the main one takes part in the gathering of all ranks, but leaves no file.
         with (
             saving(save_directory, configs, self.peft_config)
             if is_main_process
@@ -66,7 +67,7 @@ class SafeFiles:
             super().save_pretrained(str(scratch), **kwargs)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """PEFT's README.md, in which the quantisation of the base model is stated."""
+        """PEFT's README.md, plus a section on the quantisation of the base model."""
         super().create_or_update_model_card(output_dir)
         state_quantization(os.path.join(output_dir, "README.md"), getattr(self.get_base_model(), "config", None))
 
@@ -80,8 +81,8 @@ class SafeFiles:
         config: peft.PeftConfig | None = None,
         **kwargs,
     ) -> peft.PeftModel:
-        """PEFT's from_pretrained, after checks. Raises FileNotFoundError, PermissionError or ValueError that names the
-        file, the field or the tensor, before the model is changed."""
+        """PEFT's from_pretrained, after checks. FileNotFoundError, PermissionError or ValueError, before the model
+        changes, names the file, the field or the tensor."""
         check_adapter_name(adapter_name)
         where, options = cls._split_kwargs(kwargs)
         with opened(folder_of(model_id, where), needs_config=config is None) as pair:
@@ -97,13 +98,14 @@ class SafeFiles:
 
     @classmethod
     def _adopt(cls, model):
-        """The model that from_pretrained returns, of the model that PEFT has made."""
+        """Returns the model that from_pretrained returns, given the model that PEFT has made."""
         return model
 
     def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, is_trainable: bool = False, **kwargs) -> Any:
-        """PEFT's load_adapter, after checks; an adapter of this name gets the file's values.
+        """PEFT's load_adapter, after checks. If the model has an adapter of this name, that adapter gets the file's
+        values.
 
-        Raises as from_pretrained does, and ValueError if the adapter of this name has another method, rank or scaling.
+        Raises as from_pretrained does, and ValueError if the file differs from that adapter in method, rank or scaling.
         """
         check_adapter_name(adapter_name)
         where, options = self._split_kwargs(kwargs)
@@ -113,24 +115,24 @@ class SafeFiles:
             if mine is not None and config is not None:
                 check_alike(pair.config_path, adapter_name, mine, config)
             place = None
-            if not (mine or config).is_adaption_prompt:  # PEFT keeps inactive ones outside of the model
+            if not (mine or config).is_adaption_prompt:  # PEFT keeps inactive adaption prompts outside of the model
                 place = present(self, adapter_name) if mine else rehearse(self, config, adapter_name)
             with _snapshot(pair, fields, mine or config, place, options) as folder:
                 return super().load_adapter(folder, adapter_name, is_trainable, **options)
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
-        """PEFT's add_adapter; ValueError if the name cannot be an adapter's, before anything is changed."""
+        """PEFT's add_adapter. ValueError, before any change, if adapter_name is not a valid name."""
         check_adapter_name(adapter_name)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
 
 @contextlib.contextmanager
 def _snapshot(pair, fields, config, place, options):
-    """A folder with the files that were checked and no others, for the block: the config's known fields, and a link to
-    the open weights, or the weights by other names if they had to be renamed."""
+    """A temporary folder with the checked files alone: the config's known fields, and a link to the open weights file,
+    or a copy of the weights if tensors have to be renamed."""
     tensors = read_tensors(pair.weights_path, pair.pinned)
     names = check(pair.weights_path, tensors, config, place, options)
-    options["key_mapping"] = {}  # the names are PEFT's by now
+    options["key_mapping"] = {}  # `check` has applied it
     with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
         if fields is not None:
             with open(os.path.join(folder, CONFIG), "w", encoding="utf-8") as file:

@@ -1,17 +1,17 @@
-"""Names: of adapters, which become folders and parts of parameters' names, and of the tensors in a file."""
+"""Checks names of adapters, and strips wrappers' prefixes from names of tensors in a file."""
 
 import os
 
 from torch import nn
 
-BASE = "__base__"  # PEFT's word for "no adapter" among the rows of a batch
+BASE = "__base__"  # in PEFT's adapter_names: this row gets no adapter
 
 
 def check_adapter_name(name) -> None:
-    """ValueError (TypeError for anything but a str) unless an adapter may be called so.
+    """ValueError if an adapter cannot have this name; TypeError if the name is not a str.
 
-    The name is a folder's, inside the one that is saved to: no separators. It is an entry of nn.ModuleDict and
-    nn.ParameterDict: no dots, and no attribute of these, such as "training" or "keys".
+    The name becomes a folder's name, so it has no path separator. It becomes a key of nn.ModuleDict and
+    nn.ParameterDict, so it has no dot and is no attribute of these classes, such as "training" or "keys".
     """
     if not isinstance(name, str):
         raise TypeError(f"adapter_name={name!r} is a {type(name).__name__}; give a str, such as 'default'")
@@ -19,23 +19,23 @@ def check_adapter_name(name) -> None:
     if not name or name == BASE:
         why = "cannot be an adapter's name"
     elif bad:
-        why = f"contains {bad!r}, but becomes a folder's name and a part of parameters' names"
+        why = f"contains {bad!r}, which a folder's name or a parameter's name cannot contain"
     elif hasattr(nn.ModuleDict(), name) or hasattr(nn.ParameterDict(), name):
-        why = "is an attribute of torch's own containers, which would be overwritten"
+        why = "is an attribute of torch.nn.ModuleDict or ParameterDict, which the adapter would overwrite"
     elif any("\ud800" <= letter <= "\udfff" for letter in name):
-        why = "holds a lone surrogate, which no folder's name can"
+        why = "has a lone surrogate, which a folder's name cannot have"
     else:
         return
     raise ValueError(f"adapter_name={name!r} {why}; take another, such as 'default'")
 
 
 def plain(key: str) -> str:
-    """The name without what torch.compile puts around a module."""
+    """The name without the prefix of torch.compile's wrapper."""
     return key.replace("_orig_mod.", "")
 
 
 def plain_names(keys) -> dict[str, str]:
-    """{name: the name without torch.compile's and DistributedDataParallel's parts}."""
+    """{name: the name without the prefixes of torch.compile's and DistributedDataParallel's wrappers}."""
     names = {key: plain(key) for key in keys}
     if names and all(name.startswith("module.") for name in names.values()):
         names = {key: name.removeprefix("module.") for key, name in names.items()}

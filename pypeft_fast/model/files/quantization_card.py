@@ -1,4 +1,4 @@
-"""What README.md of an adapter says of the quantisation of its base model, in PEFT's form."""
+"""The section of an adapter's README.md on the quantisation of the base model, in PEFT's format."""
 
 import os
 
@@ -7,9 +7,9 @@ HEADING = "## Training procedure"
 
 
 def state_quantization(card: str | os.PathLike, config) -> None:
-    """Adds the base model's quantization_config to the card, if it is of bitsandbytes and the card does not say so.
+    """Adds the base model's quantization_config to the card, if the method is bitsandbytes and the card lacks it.
 
-    PEFT has this section, but looks for the attribute of a config where it holds a dict, so that it stays out.
+    PEFT has code for this section, but that code reads an attribute of a dict and so never writes the section.
     """
     method = getattr(getattr(config, "quantization_config", None), "quant_method", None)
     if getattr(method, "value", method) != "bitsandbytes":

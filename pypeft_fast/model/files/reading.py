@@ -1,9 +1,10 @@
-"""An adapter's two files as a pair of one save, held open; and where they are, on this machine or the hub.
+"""Finds an adapter's config and weights, locally or on the hub, and opens both as a pair of the same save.
 
-A save brings both files whole under other names, then renames the weights, then the config. The first rename
-commits the save: before it the old pair is untouched; after it a reader takes the config from the pending file until
-the second rename. The pending file's name holds the fingerprint of the old config and the new weights, the folder's
-contents between the two renames: if PEFT or another program writes either file, the pending file is invalid.
+A save writes both files completely under other names, then renames the weights, then the config. The first rename
+commits the save. Before the first rename the old pair is untouched. Between the two renames a reader takes the config
+from the pending file, whose name is a fingerprint of the old config and the new weights, the folder's contents at that
+moment. If PEFT or another program writes either file, the fingerprint no longer matches, and the pending file is
+ignored.
 """
 
 import contextlib
@@ -18,17 +19,20 @@ from typing import NamedTuple
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 TRIES = 50
-_HEADER = 100_000_000  # bytes, the most that safetensors reads
-_SAMPLE = 1024  # bytes of every tensor
+_HEADER = 100_000_000  # bytes, the longest header that safetensors reads
+_SAMPLE = 1024  # bytes of every tensor that the fingerprint reads
 
 
 class NoAdapter(FileNotFoundError, ValueError):
-    """There is no such folder or file. A ValueError too, as in PEFT."""
+    """The folder or a file of the adapter does not exist. Also a ValueError, as in PEFT."""
 
 
 class Pair(NamedTuple):
-    """Two paths for messages, the config's text or None, and a path of the weights that opens these even if the folder
-    has others by now."""
+    """An adapter's two files.
+
+    config_path, weights_path: for messages. config: the file's bytes, or None without the file. pinned: a path that
+    opens the weights that were checked, even if the folder has been saved to since.
+    """
 
     config_path: str
     weights_path: str
@@ -37,10 +41,10 @@ class Pair(NamedTuple):
 
 
 def pending_name(config: bytes | None, weights: int) -> str:
-    """The name of the config that is in force while this config and these weights (a descriptor) lie beside it.
+    """The name of the pending config that is valid while the folder has this config and these weights, a descriptor.
 
-    Of the weights the header and the start of every tensor count: two saves differ in some of them, and reading all of
-    a large file would cost more than writing it.
+    The fingerprint of the weights covers the header and the first _SAMPLE bytes of every tensor, since two saves differ
+    there, and hashing a whole large file would take longer than writing it.
     """
     digest = hashlib.sha256(hashlib.sha256(config or b"").digest())
     length = min(int.from_bytes(os.pread(weights, 8, 0), "little"), _HEADER)
@@ -52,9 +56,10 @@ def pending_name(config: bytes | None, weights: int) -> str:
 
 
 def folder_of(model_id, where: dict) -> str:
-    """The adapter's folder: that one itself, or a snapshot in the hub's cache, downloaded if need be.
+    """The adapter's folder: model_id itself, or a snapshot in the hub's cache, downloaded if it is not there.
 
-    As in PEFT a folder without an adapter's files is taken for a hub's id, if it can be one. NoAdapter: neither has it.
+    As in PEFT, if the folder has none of an adapter's files, model_id is read as a hub id. NoAdapter if neither the
+    folder nor the hub has the adapter.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -71,20 +76,23 @@ def folder_of(model_id, where: dict) -> str:
         folder = os.path.join(snapshot_download(model_id, **options), within)
         _listed(folder)
         return folder
-    except HFValidationError:  # it can be no hub id, and opening it says what is missing
+    except HFValidationError:  # model_id is not a valid hub id; `opened` then names the missing file
         return path
-    except (OSError, ValueError) as error:  # the hub's errors, or not cached while offline
-        there = "this folder holds no adapter" if os.path.isdir(path) else "there is no such folder"
+    except (OSError, ValueError) as error:  # an error of the hub, or offline and not in the cache
+        there = "this folder has no adapter" if os.path.isdir(path) else "there is no such folder"
         raise NoAdapter(
-            f"Can't find '{CONFIG}' and {WEIGHTS} at '{path}': {there}, nor are they on the hub or in its cache "
+            f"Can't find '{CONFIG}' and {WEIGHTS} at '{path}': {there}, and neither the hub nor its cache has them "
             f"({(str(error) or type(error).__name__).splitlines()[0]}); give an adapter's folder or a hub id"
         ) from error
 
 
 @contextlib.contextmanager
 def opened(folder, needs_config=True):
-    """A Pair of the folder. NoAdapter if a file is missing, PermissionError, ValueError if it is no regular file,
-    RuntimeError if the folder changes without end."""
+    """The Pair of the folder, open during the block.
+
+    NoAdapter: a file is missing. PermissionError: a file cannot be read. ValueError: a file is not a regular file.
+    RuntimeError: the folder was saved to during each of TRIES attempts.
+    """
     for attempt in range(TRIES):
         with contextlib.ExitStack() as stack:
             pair = _attempt(os.fspath(folder), needs_config, stack)
@@ -93,13 +101,13 @@ def opened(folder, needs_config=True):
                 return
         time.sleep(0.001 * attempt)
     raise RuntimeError(
-        f"{folder} was saved to {TRIES} times while it was being read, so that no config and weights of one save could "
-        "be read; load it when nobody saves there"
+        f"{folder} was saved to during each of {TRIES} attempts to read a config and weights of the same save; load "
+        "the adapter when no process saves to that folder"
     )
 
 
 def _attempt(folder, needs_config, stack) -> Pair | None:
-    """Opens both files, then looks whether they are still the folder's; None if a saver was at work in between."""
+    """Opens both files, then checks that the folder still has the same files; None if a save replaced one of them."""
     names = sorted(_listed(folder))
     paths = [os.path.join(folder, name) for name in (CONFIG, WEIGHTS)]
     config, weights = files = [_open(path, stack) for path in paths]
@@ -112,9 +120,9 @@ def _attempt(folder, needs_config, stack) -> Pair | None:
         return None
     holds = f"it holds {', '.join(names[:20]) or 'nothing'}"
     if weights is None and PICKLE in names:
-        holds = f"{PICKLE} is a pickle, which is never read: where it is trusted, load and save it with peft"
+        holds = f"{PICKLE} is a pickle and is never read; if you trust it, load it with peft and save it again"
     if weights is None:
-        raise NoAdapter(f"{folder} has no {WEIGHTS}; {holds}")
+        raise NoAdapter(f"{folder} has no {WEIGHTS}: {holds}")
     if text is None and needs_config:
         raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': {holds}; give an adapter's folder")
     return Pair(*paths, text, f"/dev/fd/{weights}")
@@ -133,10 +141,10 @@ def _listed(folder) -> list[str]:
 
 
 def _open(path, stack) -> int | None:
-    """A descriptor that the stack closes, or None if there is no such file."""
+    """A descriptor of the file, which the stack closes; None if there is no such file."""
     try:
         with _permitted(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for its writer
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without O_NONBLOCK, opening a pipe can block
     except FileNotFoundError:
         return None
     stack.callback(os.close, descriptor)
@@ -152,7 +160,7 @@ def _permitted(path):
     try:
         yield
     except PermissionError:
-        raise PermissionError(f"{path} cannot be read: permission denied; ask its owner for access") from None
+        raise PermissionError(f"{path} cannot be read: permission denied; ask the owner for access") from None
 
 
 def _text(descriptor) -> bytes | None:
@@ -160,6 +168,6 @@ def _text(descriptor) -> bytes | None:
 
 
 def _identity(descriptor):
-    """What is another if the file is, or if it was written since."""
+    """A value that changes if the path has another file or the file was written to."""
     found = None if descriptor is None else os.fstat(descriptor)
     return found and (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

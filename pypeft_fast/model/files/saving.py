@@ -1,4 +1,4 @@
-"""Saving so that a crash, a full disk or another saver leaves whole adapters: see reading.py for the protocol."""
+"""Atomic saving: a crash, a full disk or concurrent saves leave a complete adapter. See reading.py for the protocol."""
 
 import contextlib
 import errno
@@ -18,21 +18,22 @@ from safetensors.torch import load_file, save_file
 from .names import plain_names
 from .reading import CONFIG, WEIGHTS, pending_name
 
-SCRATCH = ".saving-"  # how a saver's own folder begins
+SCRATCH = ".saving-"  # the prefix of a scratch folder's name
 
 
 class NotAFolder(NotADirectoryError, ValueError):
-    """A file lies where the folder would be. A ValueError too, as in PEFT."""
+    """The path of the folder is a file. Also a ValueError, as in PEFT."""
 
 
 @contextlib.contextmanager
 def saving(folder, configs: dict, adapters=()):
-    """A scratch folder to write adapters into, which are put in place at the end of the block; nothing stays of it.
+    """Yields a scratch folder; at the end of the block the adapters written there are moved into `folder`.
 
-    configs: {folder within: PEFT's config of the adapter that is written there}; adapters: all that the model has.
+    configs: {subfolder: PEFT's config of the adapter that is written there}. adapters: the names of all adapters of the
+    model. The scratch folder is removed, also after an error.
 
-    Raises OSError that names the folder if the disk is full, a rename fails, or anything else is in the way; ValueError
-    if a link lies where an adapter's folder would be.
+    OSError names the folder if the disk is full, a rename fails, or another error of the file system occurs. ValueError
+    if an adapter's folder is a symbolic link.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -43,13 +44,15 @@ def saving(folder, configs: dict, adapters=()):
             yield scratch
             whole = [name for name in configs if all((scratch / name / file).is_file() for file in (CONFIG, WEIGHTS))]
             for name in whole:
-                _tidy_config(scratch / name / CONFIG, configs[name])
-                _tidy_weights(scratch / name / WEIGHTS, [other for other in adapters if other != (name or "default")])
+                _order_config(scratch / name / CONFIG, configs[name])
+                _normalise_weights(
+                    scratch / name / WEIGHTS, [other for other in adapters if other != (name or "default")]
+                )
             for name in whole:
                 _make(folder, name)
                 with locked(folder / name):
                     _put_pair(scratch / name, folder / name)
-            for path in sorted(scratch.rglob("*")):  # the card, and whatever else was written
+            for path in sorted(scratch.rglob("*")):  # README.md, and any other file that was written
                 if path.is_file():
                     relative = path.relative_to(scratch)
                     _make(folder, relative.parent)
@@ -60,8 +63,7 @@ def saving(folder, configs: dict, adapters=()):
 
 
 def own_names(model, state_dict: dict) -> dict:
-    """A state dict of the model, as accelerate, DistributedDataParallel or torch.compile hand it out, by the model's
-    own names."""
+    """The state dict with the model's own names; accelerate, DistributedDataParallel and torch.compile add prefixes."""
     if not any(key.startswith("module.") or "_orig_mod." in key for key in state_dict):
         return state_dict
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -71,9 +73,10 @@ def own_names(model, state_dict: dict) -> dict:
 
 @contextlib.contextmanager
 def locked(folder, waits=True):
-    """Holds the folder's lock in the block, or until the saver is killed; yields whether it does.
+    """Holds a lock on the folder during the block; yields whether the lock is held.
 
-    It does not on a file system without locks and, unless it waits, where another does or the folder is a link.
+    The lock is not held on a file system without locks. Without `waits` it is also not held if another process holds it
+    or the folder is a symbolic link. The lock of a killed process is released by the system.
     """
     flags, operation = (0, fcntl.LOCK_EX) if waits else (os.O_NOFOLLOW, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with contextlib.ExitStack() as stack:
@@ -82,14 +85,14 @@ def locked(folder, waits=True):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | flags)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, operation)
-            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked child may have it open too
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a forked child may have the descriptor open too
             is_held = True
         yield is_held
 
 
 @contextlib.contextmanager
 def _scratch(folder):
-    """A folder of this saver's own inside `folder`, gone afterwards. What killed savers left there is removed first."""
+    """A scratch folder inside `folder`, removed after the block. Scratch folders of killed saves are removed first."""
     with contextlib.ExitStack() as stack:
         with locked(folder):
             for path in list(folder.glob(f"{SCRATCH}*")):
@@ -99,14 +102,14 @@ def _scratch(folder):
             own = tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True)
             scratch = Path(stack.enter_context(own))
             stack.enter_context(locked(scratch, waits=False))
-        card = folder / "README.md"  # PEFT updates the one that is there
+        card = folder / "README.md"  # PEFT updates an existing README.md
         if card.is_file() and not card.is_symlink():
             shutil.copyfile(card, scratch / card.name)
         yield scratch
 
 
 def _make(folder, within):
-    """The folder within, made if need be. Whoever shares the folder must not lead elsewhere by a link in it."""
+    """Makes the subfolder `within`. ValueError for a symbolic link on the way, which could lead out of `folder`."""
     path = folder
     for part in Path(within).parts:
         path = path / part
@@ -116,11 +119,11 @@ def _make(folder, within):
 
 
 def _put_pair(source, target):
-    """Both files of an adapter, as one: the caller holds the lock of target."""
+    """Moves both files of an adapter into target as one commit. The caller holds the lock of target."""
     for path in (target / CONFIG, target / WEIGHTS):
         if path.is_dir() and not path.is_symlink():
             raise IsADirectoryError(errno.EISDIR, f"{path} is a folder where a file is to be written; remove it")
-    (source / WEIGHTS).chmod(stat.S_IMODE((source / CONFIG).stat().st_mode))  # safetensors may make it private
+    (source / WEIGHTS).chmod(stat.S_IMODE((source / CONFIG).stat().st_mode))  # safetensors may write mode 600
     sync(source / CONFIG)
     sync(source / WEIGHTS)
     stale = {path for path in target.iterdir() if re.fullmatch(rf"{re.escape(CONFIG)}\.[0-9a-f]{{32}}\.new", path.name)}
@@ -129,13 +132,13 @@ def _put_pair(source, target):
         pending = target / pending_name(before, weights.fileno())
     os.replace(source / CONFIG, pending)
     try:
-        sync(target)  # else a power cut could bring the weights to the disk without their config
+        sync(target)  # otherwise, after a power failure, the disk may have the new weights without their config
         os.replace(source / WEIGHTS, target / WEIGHTS)
     except OSError:
         if pending not in stale:
             pending.unlink()
         raise
-    for path in stale - {pending}:  # of saves that were cut off
+    for path in stale - {pending}:  # pending configs of interrupted saves
         path.unlink(missing_ok=True)
     os.replace(pending, target / CONFIG)
     sync(target)
@@ -150,8 +153,9 @@ def sync(path) -> None:
         os.close(descriptor)
 
 
-def _tidy_config(path, config) -> None:
-    """PEFT writes sets in an order of chance, and sorts patterns, of which the first that matches counts."""
+def _order_config(path, config) -> None:
+    """Sorts sets, which PEFT writes in random order, and restores the order of patterns, which PEFT sorts although the
+    first pattern that matches is used."""
     values = json.loads(path.read_text())
     for name, value in values.items():
         original = getattr(config, name, None)
@@ -163,9 +167,9 @@ def _tidy_config(path, config) -> None:
     path.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n", encoding="utf-8")
 
 
-def _tidy_weights(path, others) -> None:
-    """Names as of the plain model; float8, which no reader takes for an adapter, as float32 of the same values; nothing
-    of the other adapters, which PEFT before 0.19 writes too."""
+def _normalise_weights(path, others) -> None:
+    """Rewrites the weights with the plain model's names, float8 tensors as float32 of the same values, since loading
+    rejects float8, and without tensors of other adapters, which PEFT before 0.19 writes too."""
     from peft.tuners.tuners_utils import BaseTuner
 
     with safe_open(path, framework="pt") as file:

@@ -1,1 +1,1 @@
-"""What joins layers: the gated feedforward block, and batches whose rows belong to several adapters."""
+"""Code that concerns several layers: the gated feedforward block, and batches whose rows have several adapters."""

@@ -1,10 +1,11 @@
-"""Gated feedforward modules, as Llama, Mistral and Qwen have them, with the activation joined to an adapted down_proj.
+"""Gated feedforward modules of Llama, Mistral and Qwen: the activation and a down_proj with LoRA as one function.
 
     down_proj(act_fn(gate_proj(x)) * up_proj(x))
 
-The class of such a module is set to a subclass of its own that overrides forward, and back; parameters, names, state
-dict and isinstance relations stay. A module is recognised by its forward's bytecode, not by its architecture's name.
-A call that the fused function does not support runs in the module's own forward.
+Fusing sets the class of such a module to a generated subclass that overrides forward; unfusing restores the class.
+Parameters, names, state dict and isinstance relations do not change. A module is recognised by the bytecode of its
+forward, not by the name of its architecture. A call that the fused function does not support runs in the module's own
+forward.
 """
 
 import functools
@@ -24,7 +25,7 @@ from ..layers.swapped_class import set_class, why_not_forward
 
 
 class _Formula:
-    """The two forms of this forward in transformers; the argument's name does not matter."""
+    """The two forms of this forward in transformers; the name of the argument may differ."""
 
     def assigned(self, x):
         down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -35,7 +36,7 @@ class _Formula:
 
 
 def _meaning(function):
-    """The parts of a plain function that decide its result; None for any other callable."""
+    """The bytecode, names and argument counts of a Python function; None for any other callable."""
     code = getattr(function, "__code__", None)
     if code is None:
         return None
@@ -47,10 +48,10 @@ _MEANINGS = tuple(map(_meaning, (_Formula.assigned, _Formula.returned)))
 
 
 class GatedMLP(nn.Module):
-    """What the generated class puts before the module's own, which is its `_unfused`."""
+    """The first base class of a generated class; `_unfused` is the second base, the module's class before fusing."""
 
     def forward(self, *args, **kwargs):
-        if not isinstance(self, GatedMLP):  # a wrapper has kept this method past the end of the fusion
+        if not isinstance(self, GatedMLP):  # a wrapper still holds this method after the module was unfused
             return type(self).forward(self, *args, **kwargs)
         reason = _why_not_call(self, args, kwargs)
         if not torch.compiler.is_dynamo_compiling():
@@ -60,20 +61,20 @@ class GatedMLP(nn.Module):
         down, act = self.down_proj, self.act_fn
         gate, up, layer = self.gate_proj(*args), self.up_proj(*args), None
         if gate.shape == up.shape and gate.dtype == up.dtype == _computed(gate) and type(gate) is type(up):
-            layer = down.as_lora(gate)  # the product's dtype and shape are gate's
+            layer = down.as_lora(gate)  # act(gate) * up has the dtype and shape of gate
         return down(act(gate) * up) if layer is None else lora_gated_linear(gate, up, **layer)
 
     def _get_name(self):
         return self._unfused.__name__  # in repr
 
     def __setattr__(self, name, value):
-        """Taking the adapters off puts a plain layer in the place of down_proj, in either library: the fusion ends."""
+        """Unfuses the module if a layer without LoRA replaces down_proj, as PEFT's unload and transformers' do."""
         super().__setattr__(name, value)
         if name == "down_proj" and not hasattr(value, "as_lora"):
             _detach(self)
 
     def __reduce_ex__(self, protocol):
-        """For copy and pickle, which cannot find the generated class by name."""
+        """For copy and pickle, which cannot import the generated class by its name."""
         if not _is_ours(self):
             return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(2)
@@ -97,7 +98,7 @@ def _fused(kind):
 
 
 def _is_silu(act) -> bool:
-    """PyTorch's or transformers' own; neither has parameters."""
+    """Whether the activation is PyTorch's SiLU, not in place, or transformers' SiLU."""
     kind = type(act)
     of_transformers = kind.__name__ == "SiLUActivation" and kind.__module__ == "transformers.activations"
     return of_transformers or kind is nn.SiLU and not act.inplace
@@ -120,7 +121,7 @@ def _has_lora(down) -> bool:
 
 
 def _is_gated(module, down) -> bool:
-    """Whether the module has the formula above, with this layer as its down_proj, and LoRA in it."""
+    """Whether the module computes the formula above and its down_proj, `down`, has LoRA."""
     return (
         _has_lora(down)
         and _meaning(type(module).forward) in _MEANINGS
@@ -129,14 +130,14 @@ def _is_gated(module, down) -> bool:
 
 
 def why_not(module) -> str | None:
-    """Why a module of this formula is left as it is, or None."""
+    """Why a module with this formula is not fused, or None."""
     if not _is_silu(module.act_fn):
         return f"the activation is {type(module.act_fn).__name__}, not SiLU"
     return why_not_forward(module)
 
 
 def _is_ours(module) -> bool:
-    """Whether the module has exactly the generated class, not one that FSDP2 has derived from it, which must stay."""
+    """Whether the module's class is exactly the generated one; a class that FSDP2 derives from that must not change."""
     return type(module) is _fused(module._unfused)
 
 
@@ -146,16 +147,17 @@ def _attach(module):
 
 
 def _detach(module):
-    """A derived class stays, and in it the module's own forward runs: down_proj has no LoRA adapter any more."""
+    """Restores the module's class. A class derived from the generated one stays; its forward then finds no LoRA in
+    down_proj and runs the module's own forward."""
     if _is_ours(module):
         set_class(module, module._unfused)
         del module._gated_calls
 
 
 def refresh(model) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Fuses every gated module whose down_proj has a LoRA adapter, ends it for the others.
+    """Fuses every gated module whose down_proj has a LoRA adapter, and unfuses the other gated modules.
 
-    Returns the fused by name, and {name: why it is left} of those whose down_proj is fused and they are not.
+    Returns {name: fused module}, and {name: reason} of the modules whose down_proj is fused but which are not.
     """
     fused, left = {}, {}
     for name, module in model.named_modules():
@@ -177,9 +179,10 @@ def refresh(model) -> tuple[dict[str, nn.Module], dict[str, str]]:
 
 
 def join_when_placed(down) -> None:
-    """Fuses the gated module that gets this layer as its down_proj, as soon as it gets it.
+    """Fuses the gated module that gets the layer `down` as its down_proj, when the layer is assigned.
 
-    PEFT builds a layer before its place in the model is known; the parent's setattr is the first call that knows it.
+    PEFT builds a layer before the layer's place in the model is known. The parent's setattr is the first call with both
+    the parent and the layer, so a registration hook waits for this call.
     """
     awaited = weakref.ref(down)
 
@@ -193,12 +196,12 @@ def join_when_placed(down) -> None:
 
 
 def derived(model) -> dict[str, nn.Module]:
-    """The fused modules whose class something else has been derived from since: `release` leaves them."""
+    """{name: module} of the fused modules whose class another tool has derived from ours; `release` skips them."""
     return {n: m for n, m in model.named_modules() if isinstance(m, GatedMLP) and not _is_ours(m)}
 
 
 def release(model) -> None:
-    """Gives every fused module its own class again."""
+    """Restores the class of every fused gated module."""
     for module in model.modules():
         if isinstance(module, GatedMLP):
             _detach(module)

@@ -1,7 +1,8 @@
-"""A batch whose rows belong to different LoRA adapters, as PEFT's adapter_names gives it.
+"""Linear layers over a batch whose rows belong to different adapters (PEFT's adapter_names).
 
-The frozen product of all rows is one; then the rows of each adapter get its low-rank part. PEFT does the same, but
-searches the names for each adapter anew, and copies its rows three times. Here rows that lie together are not copied.
+One frozen product covers all rows; then each adapter's low-rank update is added to the rows of this adapter. PEFT does
+the same, but searches the list of names once per adapter and copies the rows of an adapter three times. Here contiguous
+rows of one adapter are not copied.
 """
 
 import torch
@@ -11,12 +12,12 @@ import torch.nn.functional as F
 def mixed_rows_linear(x, weight, bias, adapters):
     """y = x W^T + b, plus scaling * (x_i A^T) B^T for the rows i of each of the adapters; differentiable.
 
-    x [n, .., K], weight [N, K], bias [N] or None; adapters: (rows of x along its first dimension, lora_A [r, K], lora_B
-    [N, r], scaling) each, no row twice. The low-rank part is computed in the dtype of lora_A and lora_B. Returns
-    y [n, .., N] in the dtype of nn.Linear.
+    x [n, .., K], weight [N, K], bias [N] or None. adapters: one tuple (rows, lora_A [r, K], lora_B [N, r], scaling) per
+    adapter; rows are increasing indices along the first dimension of x, and no row occurs twice. The low-rank update is
+    computed in the dtype of lora_A and lora_B. Returns y [n, .., N] in the dtype that nn.Linear returns.
     """
     y = F.linear(x, weight, bias)
-    cast: dict[torch.dtype, torch.Tensor] = {}  # x once in each dtype, not once an adapter
+    cast: dict[torch.dtype, torch.Tensor] = {}  # x is cast once per dtype, not once per adapter
     for rows, A, B, scaling in adapters:
         if A.dtype not in cast:
             cast[A.dtype] = x.to(A.dtype)
@@ -32,9 +33,9 @@ def mixed_rows_linear(x, weight, bias, adapters):
 
 
 def mixed_rows_scale(x, rows, factors):
-    """x with the rows of each adapter times its factors: rows {adapter: indices}, factors {adapter: [K]}.
+    """x with each row multiplied by its adapter's factors: rows {adapter: indices}, factors {adapter: [K]}.
 
-    Rows of adapters without factors stay. x [n, .., K]; the result has x's dtype.
+    Rows of an adapter without factors are not changed. x [n, .., K]; the result has x's dtype.
     """
     scale = x.new_ones(x.shape[0], x.shape[-1], dtype=torch.promote_types(x.dtype, torch.float32))
     for name, indices in rows.items():

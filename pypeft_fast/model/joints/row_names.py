@@ -1,4 +1,4 @@
-"""`adapter_names` of a PeftModel's call: checked, and handed to the layers."""
+"""Checks `adapter_names` of a PeftModel's call and passes the names to the layers."""
 
 import contextlib
 
@@ -11,10 +11,10 @@ from . import rows
 
 
 def rows_of_call(model, names, args, kwargs):
-    """A context in which the layers of this PeftModel apply to each row its own adapter; nothing if names is None.
+    """A context in which the layers of this PeftModel apply to each row its own adapter; without names it is empty.
 
-    Raises TypeError if names is no list, ValueError in training mode, for an unknown adapter, and for a method that
-    has no rows of several adapters.
+    Raises TypeError if names is no list. Raises ValueError in training mode, for an unknown adapter, and for a method
+    that cannot apply different adapters to the rows of a batch.
     """
     if names is None or model._adapters_disabled:
         return contextlib.nullcontext()
@@ -32,13 +32,13 @@ def rows_of_call(model, names, args, kwargs):
         inner for m in modules if isinstance(m, AuxiliaryTrainingWrapper) for inner in m.modules() if inner is not m
     }
     for module in modules:
-        if module not in wrapped:  # the wrapper hands the names on
+        if module not in wrapped:  # a wrapper passes the names to the modules inside
             _prepare(module)
     return rows.using(rows.Rows(tuple(names), _expansion(base, kwargs), _is_matrix(args, kwargs)))
 
 
 def _prepare(module) -> None:
-    """PEFT's own layers learn of the rows by a hook, put on once, that reads them from the call's context."""
+    """Registers, once per layer of PEFT, a hook that reads the names from the call's context and passes them on."""
     if isinstance(module, FusedLayer) or hasattr(module, "by_rows"):
         return
     if isinstance(module, AuxiliaryTrainingWrapper) or hasattr(module, "_mixed_batch_forward"):
@@ -57,7 +57,7 @@ def _pass_rows(module, args, kwargs):
 
 
 def _expansion(base, kwargs) -> int:
-    """How many rows generate makes of each: beams, or sequences that are drawn; a plain forward makes none."""
+    """How many rows generate makes of one prompt: the beams, or the sampled sequences; 1 for a plain forward."""
     if not rows.is_generating():
         return 1
     config = kwargs.get("generation_config") or getattr(base, "generation_config", None)
@@ -66,6 +66,6 @@ def _expansion(base, kwargs) -> int:
 
 
 def _is_matrix(args, kwargs) -> bool:
-    """Whether the model's own input is a matrix of features, one row each."""
+    """Whether the model's own input is a matrix of features, one row per element of the batch."""
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     return bool(tensors) and tensors[0].dim() == 2 and tensors[0].is_floating_point()

@@ -1,7 +1,8 @@
-"""Which adapter each row of a batch belongs to, for the one call that says so.
+"""Which adapter each row of a batch belongs to, during one call.
 
-`adapter_names` of a model's forward or generate names an adapter a row. PEFT passes the names to the layers by hooks
-on the modules, so two threads get each other's names. Here a thread-local variable holds the names of a call.
+`adapter_names` of a model's forward or generate gives one adapter name per row. PEFT passes the names to the layers by
+hooks on the modules, so calls in two threads mix up their names. Here a thread-local variable holds the names of a
+call.
 """
 
 import contextlib
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 BASE = "__base__"  # in adapter_names: this row gets no adapter
-TIME_MAJOR = ("fsmt", "xlnet")  # model types of transformers whose layers get [length, batch, ..]
+TIME_MAJOR = ("fsmt", "xlnet")  # model types of transformers whose layers' inputs are [length, batch, ..]
+# Config fields of multimodal models, in whose vision and audio parts a row is not an element of the batch.
 _SOMETHING_ELSE = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
-# Whether a call that has named rows runs in any thread: a plain global costs the other calls nothing.
+# Whether any thread runs a call with adapter_names; other calls only read this plain global, the cheapest check.
 in_use = False
 _running = 0
 _lock = threading.Lock()
@@ -23,8 +25,11 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Rows:
-    """names: one a row of the batch as the caller gave it; expand: rows that a model makes of each, in place (beams);
-    features: whether the model's own input is a matrix of rows, [n, K]."""
+    """The adapters of a batch's rows.
+
+    names: one per row of the caller's batch. expand: how many adjacent rows the model makes of each row (beams).
+    features: whether the model's own input is a matrix [n, K], one row per element of the batch.
+    """
 
     names: tuple[str, ...]
     expand: int = 1
@@ -33,8 +38,8 @@ class Rows:
     def of(self, layer, x) -> tuple[str, ...]:
         """The adapter of each row of x, a layer's input.
 
-        Raises ValueError where the rows of x are not known to be those of the batch: another number of them, a layout
-        that is not [batch, ..], a block that gets a packed matrix.
+        Raises ValueError if the rows of x may not be the rows of the batch: x has another number of rows, x has a
+        layout other than [batch, ..], or the layer is in a block and x is a packed matrix.
         """
         where, obstacle = getattr(layer, "_rows_of_batch", ("this layer", None))
         count = len(self.names)
@@ -52,12 +57,12 @@ class Rows:
         return tuple(name for name in self.names for _ in range(self.expand))
 
     def groups(self, layer, x) -> list[tuple[str, torch.Tensor]]:
-        """(adapter, the indices of its rows in x) in the order in which the names appear."""
+        """[(adapter, indices of the adapter's rows in x)], in order of first appearance."""
         return [(n, torch.tensor(rows, device=x.device)) for n, rows in positions(self.of(layer, x)).items()]
 
 
 def positions(names) -> dict[str, list[int]]:
-    """{name: the rows that have it}, in the order in which the names appear."""
+    """{name: rows with this name}, in order of first appearance."""
     found: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         found.setdefault(name, []).append(row)
@@ -65,7 +70,8 @@ def positions(names) -> dict[str, list[int]]:
 
 
 class _OfThread(threading.local):
-    """Not a ContextVar, which torch.compile cannot trace; set in __init__, so that it guards each thread's value."""
+    """The rows of this thread's call. Not a ContextVar, which torch.compile cannot trace. The attributes are set in
+    __init__, so that torch.compile guards on the value of each thread."""
 
     def __init__(self):
         self.rows: Rows | None = None
@@ -76,13 +82,13 @@ _thread = _OfThread()
 
 
 def current() -> Rows | None:
-    """The rows of the call that runs in this thread, None if it has named none."""
+    """The rows of the call that runs in this thread, None for a call without adapter_names."""
     return _thread.rows if in_use else None
 
 
 @contextlib.contextmanager
 def generating():
-    """Within the block the rows of a call are prompts; generate may expand each to several rows."""
+    """During the block each row of a call is a prompt, which generate may expand to several rows."""
     before, _thread.is_generating = _thread.is_generating, True
     try:
         yield
@@ -96,7 +102,7 @@ def is_generating() -> bool:
 
 @contextlib.contextmanager
 def using(rows: Rows):
-    """Within the block layers apply to each row its own adapter."""
+    """During the block layers apply to each row its own adapter."""
     _count(1)
     before, _thread.rows = _thread.rows, rows
     try:
@@ -114,7 +120,8 @@ def _count(change):
 
 
 def mark(model, layer_kinds) -> None:
-    """Tells every layer of these classes its name, and why its rows are not those of the batch if they are not."""
+    """Stores in every layer of these classes the layer's name, and why the rows of the layer's input are not the rows
+    of the batch, or None."""
     config = getattr(model, "config", None)
     packs = any(getattr(config, name, None) is not None for name in _SOMETHING_ELSE)
     time_major = getattr(config, "model_type", None) in TIME_MAJOR
@@ -130,7 +137,7 @@ def mark(model, layer_kinds) -> None:
 
 def _obstacle(name, parents, packs, time_major) -> str | None:
     parts = name.lower().split(".")
-    attention = [getattr(p, "self_attn", p) for p in parents]  # nn.TransformerEncoderLayer tells only this one
+    attention = [getattr(p, "self_attn", p) for p in parents]  # nn.TransformerEncoderLayer has no batch_first itself
     if time_major or any(getattr(p, "batch_first", True) is False for p in attention):
         return "the model is time-major, [length, batch, ..]"
     if any(part in ("expert", "experts") for part in parts):

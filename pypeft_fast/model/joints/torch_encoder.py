@@ -1,11 +1,11 @@
-"""nn.TransformerEncoderLayer, which in eval mode may compute from its layers' weights instead of calling the layers."""
+"""Switches off the fast path of nn.TransformerEncoderLayer, which reads weights in eval mode and calls no layer."""
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 
-def keep_layers_called(model) -> None:
-    """Switches off this fast path in every layer where it would bypass an adapter."""
+def switch_off_fast_path(model) -> None:
+    """Switches off the fast path in every encoder layer, and nested tensors in every encoder, that has an adapter."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _has_adapters(module):
             _set(module, activation_relu_or_gelu=0)
@@ -13,8 +13,8 @@ def keep_layers_called(model) -> None:
             _set(module, use_nested_tensor=False)
 
 
-def as_it_was(model) -> None:
-    """Undoes keep_layers_called where no adapter is left."""
+def restore_fast_path(model) -> None:
+    """Undoes switch_off_fast_path in the modules where no adapter is left."""
     for module in model.modules():
         if "_before_adapters" in vars(module) and not _has_adapters(module):
             vars(module).update(module._before_adapters)

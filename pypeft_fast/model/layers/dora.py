@@ -13,7 +13,7 @@ class DoRA(LoRA):
     """y = g * (x (W + scaling B A)^T) + b with g = magnitude / |W + scaling B A|; magnitude [N]."""
 
     __slots__ = ("magnitude",)
-    around = None  # the length is that of the weight
+    around = None  # |W + scaling B A| needs the weight
 
     @classmethod
     def read(cls, layer, name):
@@ -50,7 +50,8 @@ class DoRA(LoRA):
         return dora_linear(x, weight, self.A, self.B, self.magnitude, bias, **options)
 
     def merged(self, total, frozen):
-        """Scales the rows of the sum so far, by the lengths of W with its own update, as in PEFT."""
+        """Adds this adapter's update to total, then scales the rows of the sum by magnitude / |W + this update|, as in
+        PEFT."""
         delta = lora_delta(self.A, self.B, self.scaling)
         total += delta
         total *= row_scale(self.magnitude.detach(), torch.linalg.vector_norm(frozen + delta, dim=1))[:, None]

@@ -1,4 +1,4 @@
-"""Merging that keeps the frozen layer's own bits beside the merged ones, so that unmerging is exact in every dtype."""
+"""Merging that keeps a copy of the frozen weight, so that unmerging is exact, bit for bit, in every dtype."""
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -9,16 +9,17 @@ from .lossy_merge import lossy_merge
 
 
 class ExactMerge:
-    """Before the class of a PEFT layer. A layer that the ops cannot run (hooked, offloaded) merges as PEFT does."""
+    """A mixin for a PEFT layer. A layer that the ops cannot run (hooked, offloaded) merges as PEFT does."""
 
     _frozen = None  # (weight or Frozen, bias.data or None) of the base layer before the first merge
-    _held = None  # the attributes in which that weight was
-    _merged_bits = None  # bit sums of the merged values: a later write into the base changes the sums
+    _held = None  # the attributes that held this weight: what stored_weight.held returned
+    _merged_bits = None  # checksums of the merged weight and bias: a later write into the base changes the checksums
 
     def merge(self, safe_merge=False, adapter_names=None):
-        """Folds adapters (default: the active ones) into the base layer; ValueError with safe_merge for NaN.
+        """Merges adapters (default: the active ones) into the base layer.
 
-        A quantised base is quantised again: RuntimeError, outside of `lossy_merge`, if that loses the update.
+        ValueError with safe_merge if a merged value is NaN or infinite. A quantised base is quantised again:
+        RuntimeError, outside of `lossy_merge`, if rounding loses too much of the update.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) or () if self.holds(name)]
         base = self.base_layer
@@ -32,7 +33,7 @@ class ExactMerge:
         untouched = self._frozen is None or self._merged_bits[0] == stored_weight.bits(now)
         values = self.merged_weight(self._frozen[0] if self._frozen else now, self.merged_adapters + names)
         try:
-            if values is None or not untouched:  # PEFT's own arithmetic, which may be in place: on a copy
+            if values is None or not untouched:  # PEFT merges, maybe in place, so the base gets a copy first
                 if isinstance(now, torch.Tensor):
                     tensor_of(base, "weight").data = now.clone()
                 if bias is not None:
@@ -43,7 +44,7 @@ class ExactMerge:
                     raise ValueError(f"NaNs detected in the merged weights: the adapter {', '.join(names)} is broken")
                 stored_weight.store(base, values)
                 self.merged_adapters.extend(names)
-        except (ValueError, RuntimeError):  # of several, PEFT has merged those before the one that fails
+        except (ValueError, RuntimeError):  # PEFT may have merged some adapters before the one that failed
             stored_weight.put_back(held)
             if bias is not None:
                 bias.data = before_bias
@@ -54,10 +55,10 @@ class ExactMerge:
         self._merged_bits = weight_bits, stored_weight.bits(tensor_of(base, "bias"))
 
     def unmerge(self):
-        """Puts the base layer's own weight and bias back, bit for bit.
+        """Restores the base layer's weight and bias, bit for bit.
 
-        If another method's layer or weight averaging has written them while merged, the merged update is subtracted
-        from the current values instead; for a quantised weight PEFT subtracts it.
+        If other code, such as weight averaging, has written into the merged weight, the merged update is subtracted
+        from the current values instead; for a quantised weight PEFT's own unmerge runs.
         """
         frozen, held, merged_bits, names = self._frozen, self._held, self._merged_bits, list(self.merged_adapters)
         self._frozen = self._held = self._merged_bits = None
@@ -81,11 +82,11 @@ class ExactMerge:
         self.merged_adapters.clear()
 
     def merged_weight(self, weight, names):
-        """The base weight with these adapters, in its own layout; None: PEFT's merge computes it."""
+        """The base weight with these adapters merged, in the base weight's layout; None if PEFT's merge must run."""
         return None
 
     def _with_frozen(self, change):
-        """Runs `change` on the frozen weight; what was merged is merged again."""
+        """Unmerges, runs `change`, and merges the same adapters again."""
         names, exact = list(self.merged_adapters), self._frozen is not None
         if exact:
             self.unmerge()
@@ -94,10 +95,10 @@ class ExactMerge:
             with lossy_merge():
                 self.merge(adapter_names=names)
 
-    def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight: the frozen one, not the merged
+    def update_layer(self, *args, **kwargs):  # PiSSA and OLoRA change the base weight, which must not be merged then
         self._with_frozen(lambda: super(ExactMerge, self).update_layer(*args, **kwargs))
 
-    def delete_adapter(self, adapter_name):  # of the layer itself, as transformers calls it: PEFT's model refuses
+    def delete_adapter(self, adapter_name):  # transformers calls this for merged adapters too; PEFT's model raises
         if adapter_name in self.merged_adapters:
             self._with_frozen(lambda: super(ExactMerge, self).delete_adapter(adapter_name))
         else:
@@ -109,7 +110,7 @@ class ExactMerge:
 
 
 def in_float32(weight):
-    """A copy in float32, float64 for float64: what merging adds up in."""
+    """A copy in float32, or float64 for float64: the dtype in which merging computes sums."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
 
 

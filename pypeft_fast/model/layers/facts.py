@@ -1,9 +1,9 @@
-"""The current facts of modules, tensors and inputs as plain tuples: the only input of the rules about a call.
+"""The facts of modules, tensors and inputs as plain tuples: the only input of the rules about a call.
 
-A layer's facts are read anew at every call, because hooks, `.data`, dtypes, parameters and modes may change at any
-time. The rules (rules.py, frozen_base.py, and each method's own) are functions of these tuples alone, so that a layer
-may cache their answer while the facts stay equal. In decoding, reading the facts takes much of a small layer's time, so
-attributes are read from the module's dictionaries directly and not through the Python code of nn.Module.__getattr__.
+A layer's facts are read at every call, because hooks, `.data`, dtypes, parameters and modes may change at any time. The
+rules (rules.py, frozen_base.py, and each method's own rules) depend on these tuples alone, so a layer can cache the
+rules' answer while the facts stay equal. In decoding, reading the facts takes much of a small layer's time, so
+attributes are read from the module's dictionaries and not through the Python code of nn.Module.__getattr__.
 """
 
 import torch
@@ -33,16 +33,17 @@ def of_module(module):
 
 
 def of_dropout(module):
-    """(of the module, p, inplace, whether it applies now): an nn.Dropout has a mode of its own."""
+    """(facts of the module, p, inplace, whether dropout is in training mode); p = 0 for another module."""
     if type(module) is Dropout:
         return of_module(module), module.p, module.inplace, module.training
     return of_module(module), 0.0, False, False
 
 
 def of_linear(module):
-    """((of the module, of its weight, of its bias or None), weight, bias); ((of the module,), None, None) of another.
+    """((facts of the module, of the weight, of the bias or None), weight, bias) of a linear layer.
 
-    Most facts of a call are read here, so of_module, tensor_of and of_tensor are inlined.
+    ((facts of the module,), None, None) of any other module. Most facts of a call are read here, so of_module,
+    tensor_of and of_tensor are inlined.
     """
     kind, state = type(module), module.__dict__
     hooked = (
@@ -71,13 +72,13 @@ def of_linear(module):
 
 
 def tensor_of(module, name):
-    """A parameter of the module, or the plain tensor that FSDP or pruning has put in its place."""
+    """A parameter of the module, or the plain tensor that FSDP or pruning has put in the parameter's place."""
     parameters = module._parameters
     return parameters[name] if name in parameters else getattr(module, name)
 
 
 def of_tensor(tensor):
-    """(type, dtype, layout, device, shape); of another class than PyTorch's own the type alone."""
+    """(type, dtype, layout, device, shape) of a torch.Tensor or nn.Parameter; (type,) of a subclass."""
     kind = type(tensor)
     if kind is not Parameter and kind is not Tensor:
         return (kind,)
@@ -85,7 +86,10 @@ def of_tensor(tensor):
 
 
 def of_input(x):
-    """(type, dtype, layout, device, dimensions, size of the last, autocast's dtype); None: nested, none, not active."""
+    """(type, dtype, layout, device, dim, size of the last dimension, autocast's dtype); (type,) of a subclass.
+
+    dim is None for a nested tensor, the size is None without dimensions, the dtype is None without autocast.
+    """
     kind = type(x)
     if kind is not Tensor and kind is not Parameter:
         return (kind,)
@@ -95,5 +99,5 @@ def of_input(x):
 
 
 def autocast_dtype(device) -> torch.dtype | None:
-    """The dtype that autocast casts to on this device, or None outside of it."""
+    """The dtype that autocast casts to on this device, or None if autocast is not active."""
     return torch.get_autocast_dtype(device.type) if _check.autocasts(device) else None

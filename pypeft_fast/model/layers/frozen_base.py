@@ -1,9 +1,9 @@
-"""Reads the frozen layer under the adapters, or says why it cannot be read. No other file reads it.
+"""Reads the weight and bias of the frozen base layer, or says why they cannot be read. Only this file reads them.
 
-A module that stores its weight in another way is accepted by reading its tensors in `read` and by its rule in
-`why_not`: every method, the counters and the report follow. A quantised module is read as a `Frozen`. Linear4bit
-computes in its compute_dtype, and so do the ops; Linear8bitLt and FP8Linear stand for x W^T with the decoded weight,
-in the dtype of x, whose values are not quantised. What is returned has the dtype of x, as the modules have it.
+To support a module that stores its weight in another way, read its tensors in `read` and add a rule to `why_not`; the
+methods, the counters and the report need no change. A quantised module is read as a `Frozen`. Over a Linear4bit the ops
+compute in compute_dtype, as the module does. Over a Linear8bitLt or FP8Linear the ops compute x W^T with the decoded
+weight in the dtype of x, and do not quantise x. The output has the dtype of x, as with the modules' own forward.
 """
 
 import torch
@@ -15,14 +15,14 @@ from ...frozen.quantized_modules import is_linear_4bit, is_quantized, quantized
 from ...ops._check import ACTIVATIONS
 from . import facts, rules
 
-_READ_BY_ITS_PARENT = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention never calls it
+_NEVER_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear  # nn.MultiheadAttention only reads its weight
 
 
 def read(base, x=None):
     """(found, weight [N, K] or a Frozen, bias [N] or None), for an input x.
 
-    found: the facts (of the module, of the weight, of the bias or None); or (of the module,), or (of the module, why
-    its weight cannot be read), with None for weight and bias.
+    found: (facts of the module, of the weight, of the bias or None). If the weight cannot be read, found is (facts of
+    the module,) or (facts of the module, the reason), and weight and bias are None.
     """
     found, weight, bias = facts.of_linear(base)
     if found[0][0] is nn.Linear:
@@ -51,7 +51,10 @@ def _read_quantized(base, x, of_module):
 
 
 def why_not(found) -> str | None:
-    """From the facts that `read` has found: a linear layer with plain parameters of one dtype, or a quantised one."""
+    """Why the ops cannot use this base layer, from the facts of `read`; None if they can.
+
+    The ops can use a linear layer with plain parameters of one dtype, and a quantised linear layer.
+    """
     if len(found) < 3:
         return found[1] if len(found) == 2 else f"the base layer is a {found[0][0].__name__}"
     (_, is_hooked), weight, bias = found
@@ -72,27 +75,28 @@ def why_not_module(base) -> str | None:
 
 
 def why_not_called(found) -> str | None:
-    """Why an update cannot be added to what the module returns."""
+    """Why an update cannot be added to the module's output, or None."""
     kind = found[0][0]
-    return f"the base layer is a {kind.__name__}" if kind is _READ_BY_ITS_PARENT else None
+    return f"the base layer is a {kind.__name__}" if kind is _NEVER_CALLED else None
 
 
 def why_not_input(found, x) -> str | None:
-    """The input, of which x are the facts, beside a base that is accepted: they meet in one dtype, as in nn.Linear."""
+    """Why the ops cannot multiply an input with facts x by an accepted base weight; their dtypes must agree, as in
+    nn.Linear."""
     if found[1][0] is Frozen and len(x) > 1 and x[1] not in ACTIVATIONS:
         return f"the input is {x[1]}"
     return rules.why_not_input(entering(found, x), found[1], found[1][-1][1])
 
 
 def entering(found, x):
-    """The facts of the input as the product gets it: a quantised weight tells the dtype."""
+    """The facts of the input after `cast`: over a quantised weight the input gets the weight's dtype."""
     if found[1][0] is not Frozen or len(x) == 1:
         return x
     return x[0], found[1][1], *x[2:]
 
 
 def cast(x, weight, bias):
-    """x and the bias as a product with this weight takes them."""
+    """x and the bias, cast to the dtype of a quantised weight; unchanged for a dense weight."""
     if not is_stored(weight):
         return x, bias
     return x.to(weight.dtype), None if bias is None else bias.to(weight.dtype)

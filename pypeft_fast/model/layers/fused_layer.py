@@ -1,9 +1,9 @@
-"""FusedLayer: a PEFT layer that runs on the fused ops, whatever the methods of its adapters are.
+"""FusedLayer: a PEFT layer that runs on the fused ops, for every method of adapter.
 
-The class of an existing layer is set to a subclass with FusedLayer in front, and back; parameters, names and state dict
-stay what they are, and everything but forward and merging is inherited. Whatever the ops cannot do runs in PEFT's own
-forward, and is counted. What the layer computes, why it does not, and the report are read from one description: the
-facts and the parts of its frozen base and of its adapters (part.py).
+Fusing sets the class of an existing layer to a subclass with FusedLayer as first base; unfusing restores the class.
+Parameters, names and state dict do not change, and everything but forward and merging is inherited. A call that the ops
+do not support runs in PEFT's own forward, and a counter records the reason. The computation, the reasons and the report
+use one description of a layer: the facts and the parts of the frozen base and of the adapters (part.py).
 """
 
 from collections import Counter
@@ -25,13 +25,13 @@ from .rules import why_not_now
 from .swapped_class import set_class, why_not_forward
 from .switching import Marked
 
-# In a layer's counter: calls that the ops ran, and those in which they ran beside the frozen layer's own product, with
-# the reason behind it. The other keys are reasons why PEFT's forward ran.
+# Keys of a layer's counter: calls on the ops; and, followed by the reason, calls where the frozen layer's own forward
+# ran and the ops added the update. Any other key is the reason why PEFT's forward ran.
 FUSED, AROUND = "fused", "fused around the base: "
 
 
 class Judged:
-    """A cache: the facts of a layer's last call and the rules' answer. A copied or unpickled layer starts empty."""
+    """A cache of the facts of a layer's last call and of the rules' answer; copying and pickling empty the cache."""
 
     __slots__ = ("last",)
 
@@ -43,22 +43,22 @@ class Judged:
 
 
 class FusedLayer(Marked, ExactMerge):
-    """Before the class of a PEFT layer, `peft_class`.
+    """The first base class of a fused layer; the second base is the PEFT class, `peft_class`.
 
-    A subclass says where PEFT keeps the adapters, `holder`, and of which method each is. PEFT looks for "Linear" in the
-    names of the classes of tuner layers, so a subclass's name has it too.
+    A subclass defines `holder` and `method`. PEFT looks for "Linear" in the class names of tuner layers, so the name of
+    a subclass contains "Linear".
     """
 
-    peft_class: type  # of a layer before it is fused
-    holder: str  # the attribute {name: parameters} in which every adapter of the layer is
+    peft_class: type  # the layer's class before fusing
+    holder: str  # the name of PEFT's attribute {adapter name: parameters} that lists every adapter of the layer
 
     @staticmethod
     def method(layer, name) -> type:
-        """The Part of this adapter. `layer` may be one that is not fused."""
+        """The Part class of this adapter. `layer` may be fused or not."""
         raise NotImplementedError
 
     def forward(self, x, *args, **kwargs):
-        if not isinstance(self, FusedLayer):  # a wrapper has kept this method past unfuse
+        if not isinstance(self, FusedLayer):  # a wrapper still holds this method after unfuse
             return type(self).forward(self, x, *args, **kwargs)
         if self._disable_adapters:
             return self.unadapted(x, args, kwargs)
@@ -77,12 +77,12 @@ class FusedLayer(Marked, ExactMerge):
         return compute_around(parts, x, self.base_layer) if is_around else super().forward(x, *args, **kwargs)
 
     def of_rows(self, x, names, *args, **kwargs):
-        """forward where each row of x has the adapter of its name."""
+        """forward for a batch in which row i of x has the adapter names[i]."""
         raise NotImplementedError
 
     def unadapted(self, x, args, kwargs):
-        """The frozen layer alone. A quantised one is decoded as it is beside an adapter: Linear4bit's own forward
-        would, in eval mode on a CPU, pack the weight in place and round its scales."""
+        """The output of the frozen layer alone. The ops decode a quantised layer: in eval mode on a CPU, Linear4bit's
+        own forward would repack the weight in place and round its scales."""
         if is_quantized(self.base_layer) and not args and not kwargs and why_not_now() is None:
             if self._disable_adapters and self.merged:
                 self.unmerge()
@@ -92,7 +92,7 @@ class FusedLayer(Marked, ExactMerge):
         return super().forward(x, *args, **kwargs)
 
     def active(self):
-        """The active adapters that this layer has."""
+        """The names of the active adapters that this layer has."""
         names, held = self._active_adapter, self._modules[self.holder]
         held = held._modules if type(held) is ModuleDict else held
         if type(names) is str:
@@ -106,13 +106,16 @@ class FusedLayer(Marked, ExactMerge):
         return name in self._modules[self.holder]
 
     def described(self, x, active, args=(), kwargs=None, by_row=False):
-        """(why the call cannot be fused or None, whether it can be around the frozen layer, the active adapters' parts,
-        weight, bias, is_plain: see `compute`)."""
+        """(reason, is_around, parts of the active adapters, weight, bias, is_plain).
+
+        reason: why the call cannot be fused, or None. is_around: with a reason, whether the ops can still add the
+        update to the frozen layer's own output. is_plain: see `Part`.
+        """
         compiling = is_compiling()
         reason = why_not_now(compiling)
         if args or kwargs and any(value is not None for value in kwargs.values()):
             reason = "the call has further arguments"
-        if reason is not None:  # the facts are not valid inside a transform or a trace
+        if reason is not None:  # inside a transform or a trace the facts must not be read
             return reason, False, (), None, None, False
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
         of_x, method = of_input(x), self.method
@@ -138,7 +141,7 @@ class FusedLayer(Marked, ExactMerge):
 
     @classmethod
     def why_not_layer(cls, layer) -> str | None:
-        """Why none of the adapters of a layer can be fused, whatever the input; None if one can."""
+        """Why no adapter of the layer can be fused, for any input; None if at least one adapter can."""
         reason = why_not_forward(layer)
         if reason is not None:
             return reason
@@ -156,12 +159,12 @@ class FusedLayer(Marked, ExactMerge):
 
     @classmethod
     def attach(cls, layer) -> None:
-        """Makes a layer of PEFT's class a fused one."""
+        """Sets the class of a PEFT layer to this fused class."""
         set_class(layer, cls)
         layer._fused_calls, layer._judged = Counter(), Judged()
 
     def detach(self) -> None:
-        """Gives the layer its PEFT class again; merged adapters are merged again by PEFT's own arithmetic."""
+        """Restores the layer's PEFT class; merged adapters are unmerged first and merged again by PEFT's code."""
         names = list(self.merged_adapters)
         if names:
             self.unmerge()
@@ -171,9 +174,11 @@ class FusedLayer(Marked, ExactMerge):
             self.merge(adapter_names=names)
 
     def merged_weight(self, weight, names):
-        """The base weight with these adapters one after the other, added up in float32 and rounded once; in its own
-        layout, a Frozen in its own format. None: PEFT's merge computes it. RuntimeError if too little is left of the
-        update in that format, outside of `lossy_merge`."""
+        """The base weight with these adapters merged in order, computed in float32 and rounded once.
+
+        The result has the layout of `weight`, or the format of a Frozen. None if PEFT's merge must run. RuntimeError,
+        outside of `lossy_merge`, if rounding to the format loses too much of the update.
+        """
         transposed = is_conv1d(self.base_layer)
         if type(weight) is Frozen:
             frozen = weight.dequantize(torch.float32)
@@ -191,7 +196,7 @@ class FusedLayer(Marked, ExactMerge):
         return (total.t() if transposed else total).to(weight.dtype).contiguous()
 
     def _get_name(self):
-        return self.peft_class.__name__  # in repr, which names PEFT's class
+        return self.peft_class.__name__  # repr shows the name of PEFT's class
 
     def extra_repr(self):
         return "fused"

@@ -38,7 +38,7 @@ class IA3(Part):
         return None
 
     def plus(self, others):
-        """Their factors multiply."""
+        """The factors of the adapters are multiplied."""
         parts = self, *others
         if self.outputs is None:
             return IA3(reduce(torch.mul, [part.inputs for part in parts]), None)

@@ -15,7 +15,7 @@ from .part import Part
 
 
 class LoRA(Part):
-    """y = x W^T + b + scaling * (drop(x) A^T) B^T, with A [r, K], B [N, r] and p the dropout that applies now."""
+    """y = x W^T + b + scaling * (drop(x) A^T) B^T, with A [r, K], B [N, r] and p the dropout rate, 0 in eval mode."""
 
     __slots__ = ("A", "B", "p", "scaling")
 
@@ -73,21 +73,21 @@ class LoRA(Part):
         return lora_linear(x, weight, self.A, self.B, bias, scaling=scaling, dropout_p=self.p)
 
     def around(self, y, x):
-        """In y's dtype. A y of a class of its own, or a product in another dtype than x's that the adapter does not
-        fit, gets the update in plain PyTorch."""
+        """y plus the update, in y's dtype. The update is computed in plain PyTorch if y is a tensor subclass, or if the
+        op does not accept y's dtype, or the adapter's dtype together with y's."""
         if type(y) is torch.Tensor and y.dtype in ACTIVATIONS and all(_fits(t, y) for t in (self.A, self.B)):
             return lora_update(y, x.to(y.dtype), self.A, self.B, scaling=self.scaling, dropout_p=self.p)
         dropped = F.dropout(x.to(self.A.dtype), self.p)
         return (y + F.linear(F.linear(dropped, self.A), self.B) * self.scaling).to(y.dtype)
 
     def plus(self, others):
-        """Their updates add up: one adapter of all their ranks, R the sum: A [R, K], scaling * B [N, R]."""
+        """One adapter whose update is the sum of all updates: A [R, K], scaling * B [N, R], R the sum of the ranks."""
         parts = self, *others
         return LoRA(torch.cat([part.A for part in parts]), torch.cat([_scaled(part) for part in parts], 1), 1.0, 0.0)
 
     @staticmethod
     def by_rows(x, weight, bias, groups):
-        """y where rows of x belong to different adapters: groups are (rows along the first dimension, part)."""
+        """y for rows of x that belong to different adapters. groups: [(rows along the first dimension, part)]."""
         adapters = [(rows, part.A, part.B, part.scaling) for rows, part in groups]
         return mixed_rows_linear(x, weight, bias, adapters)
 
@@ -97,7 +97,7 @@ class LoRA(Part):
 
 
 def _scaled(part):
-    """scaling * B, in float32 for a half-precision B: not rounded before it is used."""
+    """scaling * B, in float32 for a half-precision B, to avoid a rounding before the product."""
     return part.B.to(torch.promote_types(part.B.dtype, torch.float32)) * part.scaling
 
 

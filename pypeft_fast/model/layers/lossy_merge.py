@@ -1,4 +1,4 @@
-"""Merging into a quantised weight, whose rounding may lose the update: refused, unless the caller says otherwise."""
+"""lossy_merge(): allows merging into a quantised weight even if rounding loses most of the update."""
 
 import contextlib
 import contextvars
@@ -11,13 +11,14 @@ _shares = contextvars.ContextVar("pypeft_fast.lossy_merge", default=None)
 
 @contextlib.contextmanager
 def lossy_merge() -> Iterator[list[float]]:
-    """Within the block PEFT merges into a quantised base even if rounding loses most of the update.
+    """During the block adapters are merged into a quantised base even if rounding loses most of the update.
 
         with pf.lossy_merge() as shares:
             model.merge_adapter()
 
-    Outside of it a layer refuses (RuntimeError) where less than 0.9 of the update survives the rounding to the weight's
-    format. The list gets one number a layer: <R, D> / <D, D> of the update D and what becomes of it, R.
+    Outside of the block a layer raises RuntimeError if less than 0.9 of the update is left after rounding to the
+    weight's format. The list gets one number per layer: <R, D> / <D, D> of the update D and the update after rounding,
+    R.
     """
     shares: list[float] = []
     token = _shares.set(shares)
@@ -28,8 +29,10 @@ def lossy_merge() -> Iterator[list[float]]:
 
 
 def requantized(frozen, merged):
-    """merged [N, K] in the format of frozen. ValueError for NaN, which no code stands for; RuntimeError if too little
-    of the update is left."""
+    """merged [N, K] in the format of frozen.
+
+    ValueError for NaN or infinity, which the format cannot store. RuntimeError if too little of the update is left.
+    """
     if not merged.isfinite().all():
         raise ValueError("NaNs detected in the merged weights: an adapter is broken, and a quantised weight has no NaN")
     new, share = merging.requantized(frozen, merged)

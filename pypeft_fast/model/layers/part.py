@@ -2,8 +2,9 @@
 
     y = outputs * (product(inputs * x, W) + b)
 
-Here product(x, W) is x W^T, or that and a method's own update. A method is one class: what it contributes, how it is
-read from a PEFT layer, what merging makes of the weight, and its own reasons why not. No other file knows it by name.
+Here product(x, W) is x W^T, plus the method's update if the method has one. A method is one subclass of Part, which
+defines the contribution, how to read it from a PEFT layer, the merged weight, and the reasons why an adapter cannot be
+fused. Only the file that maps PEFT's adapters to Parts names the subclass.
 """
 
 import torch
@@ -16,12 +17,12 @@ from . import frozen_base, rules
 
 
 class Part:
-    """A method's contribution; this one contributes nothing. A method overrides what it has.
+    """A method's contribution; the base class contributes nothing. A subclass overrides what its method contributes.
 
-    inputs: [K], multiplies x. bias: [N], stands for the layer's own b. outputs: [N], multiplies y.
-    linear(x, weight, bias, is_plain): x W^T + b with the method's update, where it has one. is_plain: neither autocast
-    nor torch.compile is around the call, so that what `why_not` has checked need not be checked again.
-    around(y, x): y, the frozen layer's own output for x, with the method's update, where that needs no weight.
+    inputs: [K], multiplies x. bias: [N], replaces the layer's own b. outputs: [N], multiplies y.
+    linear(x, weight, bias, is_plain): x W^T + b plus the method's update. is_plain: the call is neither inside autocast
+    nor inside torch.compile, so the checks of `why_not` need not be repeated.
+    around(y, x): y, the frozen layer's own output for x, plus the method's update; None if the update needs the weight.
     """
 
     __slots__ = ()
@@ -29,35 +30,40 @@ class Part:
 
     @classmethod
     def read(cls, layer, name):
-        """(facts, the part) of an adapter as it is now: the facts, hashable, are all that the rules below look at."""
+        """(facts, part) of an adapter at this call. The facts are hashable and the only input of the rules below."""
         raise NotImplementedError
 
     @staticmethod
     def why_not(found, is_loaded=True) -> str | None:
-        """Why the adapter cannot be fused whatever the input is; is_loaded: whether its values must be there."""
+        """Why the adapter cannot be fused for any input, or None; is_loaded: whether meta tensors are an obstacle."""
 
     @staticmethod
     def why_not_beside(found, x) -> str | None:
-        """Why the adapter cannot be fused with an input of these facts x, or None."""
+        """Why the adapter cannot be fused for an input with facts x, or None."""
 
     @staticmethod
     def why_not_together(found, x, by_row) -> str | None:
-        """Why it cannot with other active adapters of the layer, or by_row: where each row has one of them, or none."""
+        """Why the adapter cannot be fused together with other adapters, or None. by_row: each row has one adapter or
+        none; otherwise several adapters are active for all rows."""
         return "adapter_names" if by_row else "several active adapters"
 
     def plus(self, others):
-        """Combines this part and the others, which `why_not_together` has accepted, into one part."""
+        """One part with the contribution of this part and the others, all accepted by `why_not_together`."""
         raise NotImplementedError
 
     def merged(self, total, frozen):
-        """The weight [N, K] in float32 with this part: total has the parts before it, and may be changed in place;
-        frozen has none. Or None: PEFT's own merge computes it."""
+        """The weight [N, K] in float32 with this part merged, or None if PEFT's own merge must run.
+
+        total: the weight with the earlier parts merged, which may be changed in place. frozen: the weight without any.
+        """
         return None
 
 
 def compute(parts, x, weight, bias, is_plain=False):
-    """y [.., N] of x [.., K], the frozen weight [N, K] and bias [N] or None; differentiable. In x's dtype, whatever
-    the dtype is that a quantised weight computes in."""
+    """y [.., N] of x [.., K], the frozen weight [N, K] and bias [N] or None; differentiable.
+
+    Over a quantised weight y has x's dtype, whatever the weight's compute dtype is.
+    """
     part = _together(parts)
     bias = bias if part.bias is None else part.bias
     if type(weight) is Frozen:
@@ -84,10 +90,9 @@ def _product(part, x, weight, bias, is_plain):
 
 
 def compute_around(parts, x, base):
-    """y [.., N] if only the frozen layer itself can compute its product: the layer is called, with its hooks.
+    """y [.., N] if the ops cannot read the frozen weight: calls the frozen layer, with its hooks, and adds the update.
 
-    RuntimeError if what it returns has no gradient to x though x needs one: the layers before it would train on
-    nothing.
+    RuntimeError if x requires grad but the frozen layer's output does not: earlier layers would get a wrong gradient.
     """
     part = _together(parts)
     x = x if part.inputs is None else scaled(x, part.inputs)
@@ -95,16 +100,16 @@ def compute_around(parts, x, base):
     if x.requires_grad and torch.is_grad_enabled() and not product.requires_grad:
         raise RuntimeError(
             f"the base layer, a {type(base).__name__}, has returned a product without a gradient to its input, which "
-            "the layers before it need; load the model anew and keep it in train mode, or detach the input"
+            "earlier layers need; load the model again and keep it in train mode, or detach the input"
         )
     y = part.around(product, x)
     return y if part.outputs is None else scaled(y, part.outputs)
 
 
 def why_not(base, x, adapters, by_row) -> tuple[str | None, bool]:
-    """(why a call cannot be fused, or None; whether the update alone can be, around the frozen layer), from facts.
+    """(why a call cannot be fused, or None; whether the ops can add the update to the frozen layer's own output).
 
-    base: what frozen_base.read has found. x: the input's facts. adapters: (method, its facts) of each that is active.
+    base: the facts from frozen_base.read. x: the input's facts. adapters: [(method, facts)] of the active adapters.
     """
     reason = frozen_base.why_not(base)
     is_around = reason is not None and not by_row and all(method.around is not None for method, _ in adapters)

@@ -1,6 +1,6 @@
-"""PEFT's LoRA layers over weights of other libraries, whose forward adds the update to what the layer below returns.
+"""PEFT's LoRA layers over other libraries' quantised layers, whose forward adds the update to the base layer's output.
 
-Their classes exist only where those libraries do, so each gets its fused class when a layer of it is met.
+A class of these layers exists only if its library is installed, so the fused class is generated on first use.
 """
 
 import functools
@@ -19,15 +19,15 @@ _ADDS_TO_ITS_BASE = {
 
 
 def fused(peft_class) -> type[FusedLoRA] | None:
-    """The class that fuses layers of exactly this one, or None."""
+    """The fused class for layers of exactly this PEFT class, or None."""
     return _fused(peft_class) if (peft_class.__module__, peft_class.__name__) in _ADDS_TO_ITS_BASE else None
 
 
 class FusedAround(FusedLoRA):
-    """What the generated class puts before PEFT's."""
+    """The first base class of a generated class; the second base is PEFT's class."""
 
     def __reduce_ex__(self, protocol):
-        """For copy and pickle, which cannot find the generated class by name."""
+        """For copy and pickle, which cannot import the generated class by its name."""
         if type(self) is not _fused(self.peft_class):
             return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(2)

@@ -1,4 +1,4 @@
-"""PEFT's layers over bitsandbytes' on the fused ops. Imported where a model has such a layer, as is bitsandbytes."""
+"""PEFT's layers over bitsandbytes' modules on the fused ops. Imported only for a model that has such a layer."""
 
 from peft.tuners.ia3 import bnb as ia3_bnb
 from peft.tuners.lora import bnb as lora_bnb

@@ -9,7 +9,7 @@ from .ia3 import IA3
 
 
 class FusedIA3(FusedLayer):
-    """Before the class of a PEFT layer with IA3's adapters."""
+    """The first base class of a fused layer with IA3 adapters."""
 
     holder = "ia3_l"
 
@@ -18,7 +18,8 @@ class FusedIA3(FusedLayer):
         return IA3
 
     def of_rows(self, x, names, *args, **kwargs):
-        """Each row with its own adapter's factors, in plain PyTorch, since PEFT has none: one product, one scaling."""
+        """Scales each row by its adapter's factors: one product and one scaling, in plain PyTorch. PEFT itself has no
+        adapter_names for IA3."""
         if self.merged:
             raise ValueError("adapter_names cannot be used while adapters are merged; call unmerge_adapter first")
         factors = {name: vector.flatten() for name, vector in self.ia3_l.items()}

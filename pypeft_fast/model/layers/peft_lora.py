@@ -1,4 +1,4 @@
-"""PEFT's lora.Linear on the fused ops: which part each of its adapters is, rows of several adapters, pf.register."""
+"""PEFT's lora.Linear on the fused ops: the Part of each adapter, rows of several adapters, pf.register's builder."""
 
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import dispatch_default
@@ -14,12 +14,12 @@ from .fused_layer import FusedLayer
 from .lora import LoRA
 from .part import Part, compute
 
-# {what PEFT's layer keeps in lora_variant: the part that such an adapter is}
+# {class of an entry in PEFT's lora_variant: the Part of such an adapter}
 VARIANTS: dict[type, type[Part]] = {DoraLinearVariant: DoRA}
 
 
 class OtherVariant(Part):
-    """An adapter of a variant of LoRA that the fused ops do not have."""
+    """An adapter of a variant of LoRA without a fused op."""
 
     @classmethod
     def read(cls, layer, name):
@@ -31,7 +31,7 @@ class OtherVariant(Part):
 
 
 class FusedLoRA(FusedLayer):
-    """Before the class of a PEFT layer with LoRA's adapters."""
+    """The first base class of a fused layer with LoRA adapters."""
 
     holder = "lora_A"
 
@@ -55,9 +55,9 @@ class FusedLoRA(FusedLayer):
         return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
 
     def as_lora(self, x):
-        """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
+        """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.
 
-        A call counted as fused: whoever asks makes it.
+        The call is counted as fused, so the caller must make it.
         """
         active = self.active()
         if self.disable_adapters or self.merged or len(active) != 1 or self.method(self, active[0]) is not LoRA:
@@ -77,7 +77,7 @@ class FusedLinear(FusedLoRA, LoraLinear):
 
 
 def build(target, adapter_name, config, **kwargs):
-    """PEFT's own layer for this target, fused; None, on which PEFT tries its other kinds, where it cannot be."""
+    """PEFT's own layer for this target, fused if possible. None for a target that PEFT builds in another way."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     if kwargs.get("parameter_name") is not None or is_quantized(base) or frozen_base.why_not_module(base) is not None:
         return None

@@ -1,8 +1,8 @@
-"""Why a part of a layer cannot run on the fused ops, from its facts alone: the text that reports and counters show.
+"""Rules that say why a part of a layer cannot run on the fused ops: the text that reports and counters show, or None.
 
-A fused op reads the weights of the layer's submodules instead of calling the submodules. So it may replace them only
-if each has no hooks, no forward of its own, and no sharded, quantised or wrapped tensor. Each
-function takes facts as facts.py reads them; `why_not_now` asks about the process instead.
+A fused op reads the weights of the layer's submodules instead of calling the submodules. So the op can replace the
+calls only if no submodule has hooks, an instance forward, or a sharded, quantised or wrapped tensor. The rules take
+facts as facts.py reads them; only `why_not_now` depends on the state of the process.
 """
 
 import torch
@@ -19,7 +19,7 @@ _LINEAR = nn.Linear.forward
 
 
 def why_not_tensor(facts, name, is_loaded=True) -> str | None:
-    """is_loaded: whether its values must be there; with low_cpu_mem_usage they come after the layer."""
+    """is_loaded: False accepts a meta tensor, as low_cpu_mem_usage makes before the values are loaded."""
     if len(facts) == 1:
         return f"{name} is a {facts[0].__name__}"  # DTensor, a quantised weight, an offloaded one
     _, dtype, layout, device, _ = facts
@@ -31,7 +31,7 @@ def why_not_tensor(facts, name, is_loaded=True) -> str | None:
 
 
 def why_not_submodule(facts, name, expected) -> str | None:
-    """A module of an adapter, as lora_A is: one of the expected classes."""
+    """A submodule of an adapter, such as lora_A: its class must be one of `expected`."""
     kind, is_hooked = facts
     if kind not in expected:
         return f"{name} is a {kind.__name__}"
@@ -49,7 +49,7 @@ def why_not_dropout(facts, name) -> str | None:
 
 
 def why_not_dtype(x, facts, name) -> str | None:
-    """An adapter's parameter beside the activations."""
+    """An adapter's parameter must have the dtype of the activations, or float32 for half-precision activations."""
     dtype, adapter = computing(x[1], x[-1]), facts[1]
     if adapter == dtype or adapter == torch.float32 and dtype in HALF:
         return None
@@ -57,7 +57,7 @@ def why_not_dtype(x, facts, name) -> str | None:
 
 
 def why_not_plain(x) -> str | None:
-    """The input as it is, whatever it meets."""
+    """The input alone: a plain tensor that is not nested."""
     if len(x) == 1:
         return f"the input is a {x[0].__name__}"
     if x[4] is None:
@@ -66,14 +66,14 @@ def why_not_plain(x) -> str | None:
 
 
 def why_not_input(x, weight, K) -> str | None:
-    """The input beside the frozen weight: they meet in one dtype, as nn.Linear demands."""
+    """The input and the frozen weight: same device, size K, and the same dtype, as in nn.Linear."""
     reason = why_not_plain(x)
     if reason is not None:
         return reason
     _, dtype, layout, device, _, size, cast = x
     if size != K or device != weight[3] or layout is not torch.strided:
         return "the input does not fit the layer"
-    if dtype != weight[1]:  # the weight's is accepted already
+    if dtype != weight[1]:  # the weight's dtype has been checked by why_not_tensor
         computed = computing(dtype, cast)
         if computed != computing(weight[1], cast) or computed not in ACTIVATIONS:
             return f"the input is {dtype} and the base weight {weight[1]}"
@@ -81,12 +81,12 @@ def why_not_input(x, weight, K) -> str | None:
 
 
 def computing(dtype, cast) -> torch.dtype:
-    """The dtype that nn.Linear would compute in: the tensor's own, or that which autocast casts to."""
+    """The dtype that nn.Linear would compute in: the tensor's own dtype, or autocast's."""
     return dtype if cast is None or dtype == torch.float64 or not dtype.is_floating_point else cast
 
 
 def why_not_now(compiling=None) -> str | None:
-    """Conditions of the process that hold for every layer; compiling: torch.compiler.is_compiling(), if known."""
+    """Why no layer can be fused at this call; compiling: torch.compiler.is_compiling(), if the caller knows it."""
     if nn_module._has_any_global_hook():
         return "a global module hook is registered"
     if nn.Linear.forward is not _LINEAR:

@@ -1,4 +1,4 @@
-"""The tensors in which a frozen layer keeps its weight, to be put aside while adapters are merged into it, and back."""
+"""Reads, replaces and restores the tensors in which a frozen layer stores its weight, for merging."""
 
 import torch
 
@@ -15,7 +15,7 @@ def weight_of(base) -> torch.Tensor | Frozen:
 
 
 def _places(base):
-    """For each tensor of the weight, in the order of its format: the attributes (object, name) that hold it."""
+    """For each tensor of the weight, in the order of the format: the attributes (object, name) that hold the tensor."""
     weight = tensor_of(base, "weight")
     if is_linear_4bit(base):
         state = weight.quant_state
@@ -30,32 +30,34 @@ def _places(base):
 
 
 def held(base) -> list:
-    """(object, name, tensor) of every attribute that holds the weight; of a quantised one also the parameter itself,
-    of which PEFT's merging makes another."""
+    """[(object, name, tensor)] of every attribute that holds the weight. For a quantised weight also the parameter
+    object, which PEFT's merging replaces."""
     own = [(base, "weight", base.weight)] if is_quantized(base) else []
     return own + [(holder, name, getattr(holder, name)) for places in _places(base) for holder, name in places]
 
 
 def put_back(saved) -> None:
-    """What `held` has found."""
+    """Restores the attributes that `held` returned."""
     for holder, name, tensor in saved:
         setattr(holder, name, tensor)
 
 
 def store(base, weight) -> None:
-    """Another weight in the format of the layer's own: a tensor of its dtype, or a Frozen."""
+    """Stores another weight of the same format in the layer: a tensor of the same dtype, or a Frozen."""
     tensors = weight.tensors if isinstance(weight, Frozen) else (weight,)
     for places, tensor in zip(_places(base), tensors, strict=True):
         for holder, name in places:
             before = getattr(holder, name)
-            if tensor.dtype != before.dtype:  # codes of 4 bits may be stored as those of a float
+            if tensor.dtype != before.dtype:  # a Linear4bit may store its codes in a tensor of a float dtype
                 tensor = tensor.flatten().view(before.dtype) if tensor.dtype == torch.uint8 else tensor.to(before.dtype)
             setattr(holder, name, tensor.reshape(before.shape))
 
 
 def bits(tensor):
-    """A sum over a tensor's bits, or over those of each of a Frozen's; None for none. No version counter shows a write
-    through `.data`."""
+    """A checksum over a tensor's bits, one per tensor of a Frozen; None for None.
+
+    A checksum, because the version counter of a tensor does not count writes through `.data`.
+    """
     if tensor is None:
         return None
     if isinstance(tensor, Frozen):

@@ -1,13 +1,13 @@
-"""Sets the class of a module to a fused subclass and back, and cleans up what wrappers left on the instance."""
+"""Sets the class of a module to a fused subclass and back, and removes a stale forward from the instance."""
 
 _OURS = __package__.rpartition(".")[0] + "."  # pypeft_fast.model.
 
 
 def has_own_forward(module) -> bool:
-    """Whether calls do not reach the forward of the module's class: accelerate's hooks stand there, or a function.
+    """Whether the instance has a forward that replaces the forward of its class, such as accelerate's hooks.
 
-    Removed accelerate hooks leave a forward on the instance: the method of its class, or of a fused class that the
-    module no longer has and that calls the method of its class. Neither counts.
+    accelerate leaves a forward on the instance when it removes its hooks: the method of the module's class, or of a
+    fused class from before unfuse, which calls the method of the module's class. The result is False for both.
     """
     forward = vars(module).get("forward")
     if forward is None:
@@ -19,12 +19,13 @@ def has_own_forward(module) -> bool:
 
 
 def set_class(module, kind) -> None:
-    """Removes the instance's forward that accelerate leaves behind, which would hide the forward of the class."""
+    """Sets the module's class, and removes a forward that accelerate left on the instance and that would hide the
+    class's."""
     if "forward" in vars(module) and not has_own_forward(module):
         del module.forward
     module.__class__ = kind
 
 
 def why_not_forward(layer) -> str | None:
-    """Why calls of the layer do not reach the forward of its class, if they do not."""
+    """Why calls of the layer do not reach the forward of the layer's class, or None."""
     return "the layer has a forward of its own" if has_own_forward(layer) else None

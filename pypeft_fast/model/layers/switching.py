@@ -1,14 +1,14 @@
-"""Marks the parameters that switching adapters has frozen, so that a later backward pass can raise an error.
+"""Marks the parameters that a switch of adapters has frozen, so that a later backward pass can raise an error.
 
-PEFT's set_adapter and enable_adapters freeze the adapters that are not active. Between forward and backward that
-silently loses their gradients. A parameter that the user freezes is not marked: that is intended.
+PEFT's set_adapter and enable_adapters freeze the adapters that are not active. A switch between forward and backward
+would silently lose the gradients of these adapters. A parameter that the user freezes is not marked.
 """
 
 from torch import nn
 
 
 class Marked:
-    """Before the class of a PEFT layer."""
+    """A mixin for a PEFT layer."""
 
     def set_adapter(self, *args, **kwargs):
         self._marking(super().set_adapter, *args, **kwargs)

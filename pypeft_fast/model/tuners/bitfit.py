@@ -1,8 +1,8 @@
 """BitFit (arXiv:2106.10199) as a method of PEFT.
 
-An adapter's folder is as PEFT's are: adapter_config.json with "peft_type": "BITFIT" and the fields of BitFitConfig, and
-in adapter_model.safetensors one tensor [N] for each bias, named `base_model.model.<module>.bitfit_bias`, its trained
-value.
+An adapter's folder has PEFT's layout: adapter_config.json with "peft_type": "BITFIT" and the fields of BitFitConfig,
+and adapter_model.safetensors with one tensor [N] per bias, the trained value, named
+`base_model.model.<module>.bitfit_bias`.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from .substitute import why_not
 
 
 class BitFitModel(TunerModel):
-    """A model on which a BitFitConfig's biases train; PEFT makes it."""
+    """A model with the BitFit adapter of a BitFitConfig; PEFT creates this object."""
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
@@ -42,13 +42,13 @@ class BitFitModel(TunerModel):
             super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **options) -> None:
-        """PEFT's; modules that share a bias share the adapter's."""
+        """PEFT's inject_adapter; modules that share a bias also share the adapter's bias."""
         super().inject_adapter(model, adapter_name, *args, **options)
         self._tie(adapter_name)
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        self._tie(adapter_name)  # loading onto meta tensors unties
+        self._tie(adapter_name)  # loading into meta tensors replaces shared parameters by separate ones
 
     def _tie(self, adapter):
         first: dict[nn.Parameter, nn.Parameter] = {}
@@ -58,17 +58,17 @@ class BitFitModel(TunerModel):
                 layer.bitfit_bias[adapter] = first.setdefault(own, layer.bitfit_bias[adapter])
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """PEFT's; ValueError, before anything is switched, if two of the adapters have a bias of one layer."""
+        """PEFT's set_adapter. ValueError, before any change, if two of the adapters have a bias for the same layer."""
         for layer in self.own_layers(BitFitLayer):
             layer.check_together(adapter_name)
         BaseTuner.set_adapter(self, adapter_name, inference_mode)
 
 
 def plan(model, config) -> dict[str, nn.Module]:
-    """The modules whose biases are to train, {name: module}.
+    """{name: module} of the modules whose biases are trained.
 
-    Raises ValueError: there are none, one that is named has no bias and add_missing is off, or one's forward is not
-    that of its class.
+    Raises ValueError if there are no such modules, if target_modules matches a module without a bias and add_missing is
+    off, or if a module has a forward on the instance.
     """
     found = {}
     everything = config.target_modules is None
@@ -100,7 +100,7 @@ def plan(model, config) -> dict[str, nn.Module]:
 
 
 def _belongs_to_a_child(module) -> bool:
-    """Whether a module inside this one holds the same bias, as in the parents of some output layers."""
+    """Whether a submodule has the same bias parameter, as in the parents of some output layers."""
     own = module._parameters.get("bias")
     inside = (base_of(child)._parameters.get("bias") for child in module.modules() if child is not module)
     return own is not None and any(bias is own for bias in inside)

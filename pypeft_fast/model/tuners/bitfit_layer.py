@@ -1,4 +1,4 @@
-"""BitFitLayer: a module, a linear layer or a layer norm say, with a bias an adapter."""
+"""BitFitLayer: a module, such as a linear layer or a layer norm, with one bias per adapter."""
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -10,7 +10,7 @@ from .substitute import call_with_bias
 
 
 class BitFitLayer(TunerLayer):
-    """Runs the module with the active adapter's bias in the place of its own, whatever the module computes with it.
+    """Runs any module that has a bias with the active adapter's bias instead of the module's own bias.
 
     bitfit_bias: {adapter: [N]}.
     """
@@ -20,25 +20,25 @@ class BitFitLayer(TunerLayer):
     def __init__(self, base_layer):
         super().__init__(base_layer)
         self.bitfit_bias = nn.ParameterDict()
-        self._own: list = []  # while merged: the bias's data before, or None if the module had none
+        self._own: list = []  # while merged: [bias.data before merging, or None if the module had no bias]
 
     def update_layer(self, adapter_name) -> None:
-        """A new adapter: a copy of the module's bias, zeros if it has none."""
+        """Adds an adapter: its bias starts as a copy of the module's bias, or as zeros if the module has none."""
         base = self.get_base_layer()
         bias = self._own[0] if self._own else base.bias
         if bias is None:
-            N = base.out_features  # only a linear layer gets a bias that it has not
+            N = base.out_features  # only a linear layer gets a bias if the module has none
             bias = torch.zeros(N, device=base.weight.device, dtype=self.adapter_dtype(autocast=False))
         self.bitfit_bias[adapter_name] = nn.Parameter(bias.detach().clone())
 
     def check_together(self, names) -> None:
-        """ValueError if two of these adapters have a bias here."""
+        """ValueError if two of these adapters have a bias for this layer."""
         here = [name for name in ([names] if isinstance(names, str) else names) if name in self.bitfit_bias]
         if here[1:]:
-            raise ValueError(f"{' and '.join(here)} each have a bias of one layer; activate one of them")
+            raise ValueError(f"adapters {' and '.join(here)} have a bias for the same layer; activate only one of them")
 
     def set_adapter(self, adapter_names, inference_mode=False):
-        """PEFT's; ValueError if two of the adapters have a bias here."""
+        """PEFT's set_adapter; ValueError if two of the adapters have a bias for this layer."""
         self.check_together(adapter_names)
         super().set_adapter(adapter_names, inference_mode)
 
@@ -53,7 +53,7 @@ class BitFitLayer(TunerLayer):
         return self.by_rows(batch, args, lambda name, part, index: self._run(name, part, *args[1:], **kwargs))
 
     def _in_use(self) -> str | None:
-        """The adapter whose bias stands for the module's own."""
+        """The adapter whose bias replaces the module's own, or None."""
         return next((name for name in self.active_adapters if name in self.bitfit_bias and not self.merged), None)
 
     def _run(self, name, *args, **kwargs):
@@ -68,13 +68,16 @@ class BitFitLayer(TunerLayer):
         if name is None or self.disable_adapters:
             return own
         if rows.current() is not None:
-            raise ValueError("adapter_names: the model reads this bias, so that its rows cannot get one each")
+            raise ValueError(
+                "adapter_names: the model reads the bias of this module instead of calling the module, so the rows "
+                "cannot have different biases; run each adapter's rows in a call of their own"
+            )
         return self.bitfit_bias[name].to(self.adapter_dtype(autocast=False) if own is None else own.dtype)
 
     def merge(self, safe_merge=False, adapter_names=None):
-        """Puts the adapter's bias into the module, rounded to its dtype; the module's own is kept for unmerge.
+        """Stores the adapter's bias in the module, rounded to the module's dtype; the old bias is kept for unmerge.
 
-        Raises ValueError if that would be a second adapter's; with safe_merge also if it is not finite.
+        Raises ValueError if another adapter's bias is merged already; with safe_merge also if a value is not finite.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.bitfit_bias]
         if not names:
@@ -88,12 +91,12 @@ class BitFitLayer(TunerLayer):
             base.bias = nn.Parameter(value.to(self.adapter_dtype(autocast=False)), requires_grad=False)
         else:
             value = value.to(base.bias.dtype, copy=True)
-            if not torch.equal(base.bias, value):  # modules may share one bias: the others find it merged
+            if not torch.equal(base.bias, value):  # equal if another module that shares this bias has merged it
                 self._own, base.bias.data = [base.bias.data], value
         self.merged_adapters.append(names[0])
 
     def unmerge(self):
-        """Gives the module its bias back, bit for bit."""
+        """Restores the module's bias, bit for bit."""
         base = self.get_base_layer()
         for bias in self._own:
             if bias is None:
@@ -104,7 +107,7 @@ class BitFitLayer(TunerLayer):
         self.merged_adapters.clear()
 
     def _apply(self, fn, recurse=True):
-        """.to(), .half(): the module's own bias is cast, and the adapter's merged again."""
+        """.to(), .half(): unmerges, casts the module's own bias, and merges the adapter again."""
         merged = list(self.merged_adapters)
         self.unmerge()
         super()._apply(fn, recurse)
@@ -114,4 +117,4 @@ class BitFitLayer(TunerLayer):
 
 
 class BitFitLinear(BitFitLayer):
-    """Over a linear layer: PEFT looks for "Linear" in the names of tuner layers' classes."""
+    """BitFitLayer over a linear layer; PEFT looks for "Linear" in the class names of tuner layers."""

@@ -1,14 +1,15 @@
 """Bottleneck adapters as a method of PEFT: Houlsby (arXiv:1902.00751), Pfeiffer (2005.00247), parallel (2110.04366).
 
-An adapter's folder is as PEFT's are: adapter_config.json with "peft_type": "BOTTLENECK" and the fields of
-BottleneckConfig, and in adapter_model.safetensors, each name after `base_model.model.<linear layer>.`:
-`bottleneck_adapter_down.weight` [m, K] and `.bias` [m], `bottleneck_adapter_up.weight` [N, m] and `.bias` [N], with
-layer_norm `bottleneck_adapter_norm.weight` and `.bias` [K]. The linear layer is the one whose output the adapter
-changes. Files of the adapters library are not read: its last version, 1.3.0, needs transformers 4 and does not import
-beside transformers 5, so nothing here could be tested against it.
+An adapter's folder has PEFT's layout: adapter_config.json with "peft_type": "BOTTLENECK" and the fields of
+BottleneckConfig, and adapter_model.safetensors with these tensors, each after `base_model.model.<linear layer>.`:
+`bottleneck_adapter_down.weight` [m, K] and `.bias` [m], `bottleneck_adapter_up.weight` [N, m] and `.bias` [N]; with
+layer_norm also `bottleneck_adapter_norm.weight` and `.bias` [K]. <linear layer> is the layer whose output the adapter
+changes. Files of the `adapters` library are not read: its last version, 1.3.0, needs transformers 4 and cannot be
+imported with transformers 5, so a reader could not be tested.
 
-Blocks are found by structure, not by the architecture's name: a block is an entry of a ModuleList with attention in it;
-the feedforward part is the pair of linear layers, one wide and one back, outside of attention.
+Blocks are found by structure, not by the architecture's name. A block is an entry of a ModuleList that contains
+attention. The feedforward part consists of the linear layers outside of attention: the first one that takes the
+model's width, and the last one that returns the model's width.
 """
 
 import peft
@@ -21,15 +22,16 @@ from .model import TunerModel, base_of, own_modules, wrapped
 
 
 class BottleneckModel(TunerModel):
-    """A model with a BottleneckConfig's adapters; PEFT makes it."""
+    """A model with the bottleneck adapters of a BottleneckConfig; PEFT creates this object."""
 
     prefix = "bottleneck_adapter_"
     tuner_layer_cls = BottleneckLinear
 
     def plan(self, config: peft.PeftConfig) -> dict[str, str | None]:
-        """{linear layer whose output an adapter changes: the one whose input it takes, None for that output itself}.
+        """{linear layer whose output an adapter changes: linear layer whose input the adapter takes}.
 
-        Raises ValueError if the structure of the model's blocks is not understood.
+        None instead of the second layer: the adapter takes the output of the first layer. Raises ValueError if the
+        model has no block of the expected structure.
         """
         found = {}
         for attention, start, end in find_blocks(self.model, own_modules(self.model)):
@@ -43,7 +45,7 @@ class BottleneckModel(TunerModel):
             super()._create_and_replace(config, adapter_name, target, target_name, parent, current_key, **options)
             return
         places = self.planned(config)
-        if current_key not in places:  # PEFT may go by the names in a file
+        if current_key not in places:  # PEFT may choose targets from the names in a file
             where = f"placement={config.placement!r} puts bottlenecks on {', '.join(places)}"
             raise ValueError(f"{current_key} gets no bottleneck: {where}")
         source, N = places[current_key], features(base_of(target))[1]
@@ -55,7 +57,7 @@ class BottleneckModel(TunerModel):
             wrapped(self.model, source, BottleneckLinear).tapped[adapter_name] = layer.taps[adapter_name]
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """PEFT's; ValueError, before anything is merged, if one of the adapters is a bottleneck."""
+        """PEFT's merge_adapter; ValueError, before any merge, if one of the adapters is a bottleneck."""
         self._refuse_merging(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
 
@@ -70,10 +72,11 @@ class BottleneckModel(TunerModel):
 
 
 def find_blocks(model, modules) -> list[tuple[list[str], str, str]]:
-    """Of each block the last linear layer of each attention, one that takes the feedforward part's input, and the one
-    that gives its output; ValueError if there is no block, or one whose parts are not found."""
+    """For each block: the names of the last linear layer of each attention, of the first linear layer of the
+    feedforward part, and of its last linear layer. ValueError if no block is found."""
     width = getattr(getattr(model, "config", None), "hidden_size", None)
-    found: dict[str, tuple] = {}  # by the feedforward part: a ModuleList inside a block holds no block of its own
+    # By the last feedforward layer: a ModuleList inside of a block can lead to the same feedforward part twice.
+    found: dict[str, tuple] = {}
     for name, module in modules.items():
         for index in range(len(module)) if isinstance(module, nn.ModuleList) else ():
             block = _block(modules, f"{name}.{index}.", width)
@@ -88,13 +91,13 @@ def find_blocks(model, modules) -> list[tuple[list[str], str, str]]:
 
 
 def features(linear) -> tuple[int, int]:
-    """(K, N) of a linear layer: its inputs and its outputs, however its weight is stored."""
+    """(K, N) of a linear layer: the numbers of inputs and outputs, also for a transposed or quantised weight."""
     return tuple(linear.weight.shape) if is_conv1d(linear) else (linear.in_features, linear.out_features)
 
 
 def _block(modules, start, width):
-    """The block whose modules' names begin with `start`, or None if it is none."""
-    attention: dict[str, str] = {}  # {an attention: its last linear layer}
+    """The block whose modules' names begin with `start`, as in `find_blocks`; None if these modules are no block."""
+    attention: dict[str, str] = {}  # {attention module: its last linear layer}
     starts, ends = [], []
     for name, module in modules.items():
         if not name.startswith(start) or not _is_called(base_of(module)):
@@ -113,7 +116,7 @@ def _block(modules, start, width):
 
 
 def _is_called(module) -> bool:
-    """A linear layer that its parent calls: nn.MultiheadAttention only reads the weight of its last one."""
+    """Whether this is a linear layer that its parent calls; nn.MultiheadAttention only reads the weight of out_proj."""
     return is_linear(module) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 

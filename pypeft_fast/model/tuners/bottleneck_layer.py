@@ -11,9 +11,9 @@ from .layer import TunerLayer
 
 
 class Tap:
-    """Carries the input of one layer to another that runs later in the same call: each thread has its own.
+    """Passes the input of one layer to another layer that runs later in the same call; thread-local.
 
-    Gradient checkpointing runs both layers again, in their order, maybe in a thread of autograd's.
+    Gradient checkpointing runs both layers again in the same order, possibly in a thread of autograd.
     """
 
     def __init__(self):
@@ -28,16 +28,16 @@ class Tap:
         return x
 
     def __reduce__(self):
-        return Tap, ()  # copying and pickling: what is on its way belongs to a call, not to the model
+        return Tap, ()  # a copied or unpickled Tap is empty: its tensor belongs to a call, not to the model
 
 
 class BottleneckLinear(TunerLayer):
     """y = W x + b, then each active adapter in turn: y + scaling * (drop(f(norm(v) D^T + d)) U^T + u).
 
-    v is y, or in parallel placement the input of another layer, which is a BottleneckLinear too and passes it on. Named
-    as PEFT names parameters, so that its files hold `<layer>.bottleneck_adapter_down.weight`:
+    v is y; in parallel placement v is the input of another BottleneckLinear, which passes it on through a Tap. The
+    attributes follow PEFT's naming, so PEFT writes `<layer>.bottleneck_adapter_down.weight` to a file:
     bottleneck_adapter_down: {adapter: nn.Linear, D [m, K] and d [m]}; bottleneck_adapter_up: {adapter: nn.Linear,
-    U [N, m] and u [N]}; bottleneck_adapter_norm: {adapter: nn.LayerNorm}, where the adapter has one.
+    U [N, m] and u [N]}; bottleneck_adapter_norm: {adapter: nn.LayerNorm}, only for adapters with layer_norm.
     """
 
     adapter_layer_names = ("bottleneck_adapter_down", "bottleneck_adapter_up", "bottleneck_adapter_norm")
@@ -49,11 +49,11 @@ class BottleneckLinear(TunerLayer):
         self.bottleneck_adapter_up = nn.ModuleDict()
         self.bottleneck_adapter_norm = nn.ModuleDict()
         self.bottleneck_config: dict = {}  # {adapter: its BottleneckConfig}
-        self.taps: dict[str, Tap] = {}  # where a parallel adapter's v arrives from another layer,
-        self.tapped: dict[str, Tap] = {}  # which puts it there
+        self.taps: dict[str, Tap] = {}  # {parallel adapter of this layer: the Tap from which the adapter takes v}
+        self.tapped: dict[str, Tap] = {}  # {parallel adapter of another layer: the Tap for this layer's input}
 
     def update_layer(self, adapter_name, config, in_features, out_features) -> None:
-        """A new adapter, initialised on the CPU, so that one seed gives the same values on every device."""
+        """Adds an adapter, initialised on the CPU, so that a seed gives the same values on every device."""
         width = max(1, int(in_features // config.reduction_factor))
         network = Bottleneck(in_features, out_features, width, layer_norm=config.layer_norm)
         self.bottleneck_adapter_down[adapter_name] = network.down
@@ -91,8 +91,8 @@ class BottleneckLinear(TunerLayer):
         v = self.taps[name].take()
         if v is None:
             raise ValueError(
-                f"the parallel bottleneck adapter {name!r} got no input: the layer that takes the feedforward part's "
-                "input was not called before the one that gives its output; use placement='pfeiffer'"
+                f"the parallel bottleneck adapter {name!r} got no input: the first layer of the feedforward part was "
+                "not called before the last layer; use placement='pfeiffer'"
             )
         return v
 
@@ -111,11 +111,14 @@ class BottleneckLinear(TunerLayer):
         return bottleneck(*tensors, training=self.training, **options)
 
     def merge(self, safe_merge=False, adapter_names=None):
-        """ValueError if one of the adapters is here: it is no linear map."""
+        """ValueError if this layer has one of the adapters: a bottleneck is not linear and cannot be merged."""
         names = self.active_adapters if adapter_names is None else adapter_names
         here = [name for name in names if name in self.bottleneck_adapter_down]
         if here:
-            raise ValueError(f"the bottleneck adapter {here[0]!r} cannot be merged into a weight: it is no linear map")
+            raise ValueError(
+                f"the bottleneck adapter {here[0]!r} cannot be merged into a weight: a bottleneck is not linear; "
+                "keep the adapter, or merge other adapters by adapter_names"
+            )
 
     def unmerge(self):
-        """Nothing is ever merged."""
+        """Does nothing, since a bottleneck is never merged."""

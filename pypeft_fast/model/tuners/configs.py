@@ -1,5 +1,8 @@
-"""BitFitConfig and BottleneckConfig, of the methods that PEFT does not have; bitfit.py and bottleneck.py describe their
-files. A wrong value raises TypeError or ValueError that names the field, the value and what is accepted."""
+"""BitFitConfig and BottleneckConfig, for the methods that PEFT does not have.
+
+bitfit.py and bottleneck.py describe the files. A wrong value raises TypeError or ValueError, which names the field, the
+value and what is accepted.
+"""
 
 import math
 import os
@@ -18,9 +21,9 @@ PLACEMENTS = ("houlsby", "pfeiffer", "parallel")
 
 @dataclass
 class TunerConfig(PeftConfig):
-    """peft.PeftConfig, saved so that the file is whole at every moment and nothing outside the folder is written.
+    """peft.PeftConfig with atomic saving that writes nothing outside of the folder.
 
-    modules_to_save: names of further modules that train and are saved whole.
+    modules_to_save: names of further modules that are trained and saved whole.
     """
 
     modules_to_save: list[str] | None = None
@@ -30,13 +33,13 @@ class TunerConfig(PeftConfig):
         if self.modules_to_save is not None:
             self.modules_to_save = list(_names("modules_to_save", self.modules_to_save, "a list of names"))
             for name in self.modules_to_save:
-                _check_pattern("modules_to_save", name)  # as which PEFT matches it
+                _check_pattern("modules_to_save", name)  # PEFT matches the name as a regular expression
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Writes adapter_config.json as PEFT does, into a folder beside it, and gives it its name when it is whole.
+        """Writes adapter_config.json as PEFT does, first into a temporary folder, and renames the complete file.
 
-        A link that lies under that name is replaced, not followed. Raises AssertionError, as PEFT does, if
-        save_directory is a file.
+        A symbolic link of this name is replaced, not followed. Raises AssertionError, as PEFT does, if save_directory
+        is a file.
         """
         if os.path.isfile(save_directory):
             raise AssertionError(f"save_directory={str(save_directory)!r} is a file; give a folder")
@@ -54,11 +57,11 @@ class BitFitConfig(TunerConfig):
     """Only bias terms train (Ben Zaken et al., arXiv:2106.10199).
 
     Args:
-        target_modules: the modules whose biases train: names (a module matches by its whole name or by what follows a
-            dot), a regular expression for the whole name, or "all-linear"; None: every module that has a bias.
-        exclude_modules: what to leave out of these.
-        add_missing: linear layers among them that have no bias get one, which starts at zero; with
-            target_modules=None these are all linear layers but the output layer.
+        target_modules: the modules whose biases train: names (of a module, or its last parts after a dot), a regular
+            expression for the whole name, or "all-linear"; None: every module that has a bias.
+        exclude_modules: names or a regular expression of modules to leave out.
+        add_missing: target linear layers without a bias get one, which starts at zero; with target_modules=None the
+            targets are all linear layers but the output layer.
     """
 
     target_modules: list[str] | set[str] | str | None = None
@@ -79,17 +82,17 @@ class BitFitConfig(TunerConfig):
 
 @dataclass
 class BottleneckConfig(TunerConfig):
-    """A small network of two layers in every block of a transformer.
+    """A bottleneck adapter, a small network of two layers, in every block of a transformer.
 
     Args:
         placement: "houlsby" (arXiv:1902.00751): on the output of attention and of the feedforward part, before the
-            residual is added; "pfeiffer" (arXiv:2005.00247): on that of the feedforward part alone; "parallel"
-            (arXiv:2110.04366): beside the feedforward part, from its input to its output.
-        reduction_factor: the model's width over the bottleneck's.
+            residual is added; "pfeiffer" (arXiv:2005.00247): on the output of the feedforward part alone; "parallel"
+            (arXiv:2110.04366): parallel to the feedforward part, from its input to its output.
+        reduction_factor: the model's width divided by the bottleneck's width.
         activation: "relu", "silu", "gelu" or "tanh".
-        scaling: what the network adds is multiplied by it.
-        dropout: in [0, 1), of the bottleneck's elements.
-        layer_norm: a layer norm of its own before the network.
+        scaling: the factor of the network's output.
+        dropout: the dropout rate of the bottleneck's elements, in [0, 1).
+        layer_norm: whether the network starts with a layer norm of its own.
     """
 
     placement: str = "houlsby"
@@ -99,7 +102,7 @@ class BottleneckConfig(TunerConfig):
     dropout: float = 0.0
     layer_norm: bool = False
 
-    target_modules: ClassVar[None] = None  # PEFT reads it of every config; here the model's structure says where
+    target_modules: ClassVar[None] = None  # PEFT reads this of every config; here the model's structure decides
 
     def __post_init__(self):
         super().__post_init__()

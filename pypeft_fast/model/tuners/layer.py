@@ -1,4 +1,4 @@
-"""TunerLayer: what the layers of our methods share."""
+"""TunerLayer: the base class of the layers of BitFit and bottlenecks."""
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -8,7 +8,7 @@ from torch import nn
 class TunerLayer(nn.Module, BaseTunerLayer):
     """A module of the model, `base_layer`, with named adapters; the module's attributes stay readable.
 
-    base_layer may be a tuner layer of PEFT in its turn.
+    base_layer may itself be a tuner layer.
     """
 
     def __init__(self, base_layer):
@@ -22,12 +22,15 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("_") or name == "base_layer":  # what libraries mark a module with is that module's own
+            if name.startswith("_") or name == "base_layer":  # a library's private mark belongs to one module only
                 raise
-            return getattr(self.get_base_layer(), name)  # the model's own: not what a tuner layer inside can do
+            return getattr(self.get_base_layer(), name)  # from the model's own module, not from a tuner layer inside
 
     def adapter_dtype(self, autocast) -> torch.dtype:
-        """What adapters are kept in: the base's dtype; float32 if asked and that is of half precision, or quantised."""
+        """The dtype of the adapters' parameters: the base's dtype, or float32.
+
+        float32 if the base is quantised, or if it has half precision and `autocast` is True.
+        """
         base = self.get_base_layer()
         for tensor in (base._parameters.get("bias"), getattr(base, "weight", None)):
             if tensor is not None and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
@@ -45,7 +48,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             parameter.data = parameter.data.to(self.adapter_dtype(autocast))
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name, device=None) -> None:
-        """PEFT's name. Its own rounds to the base's dtype on the way, also what a file holds in float32."""
+        """Overrides PEFT's method, which also casts to the base's dtype and so rounds float32 values of a file."""
         devices = (p.device for p in self.get_base_layer().parameters() if not p.is_meta)
         device = device or next(devices, None)
         for parameter in self.parameters_of(adapter_name):
@@ -53,7 +56,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
                 parameter.data = parameter.data.to(device)
 
     def by_rows(self, rows, args, function):
-        """function(name, rows of args[0], their indices) for each adapter that rows name, in the order of those rows.
+        """Calls function(name, rows of args[0], their indices) for each adapter in `rows`, and returns the results in
+        the order of args[0]'s rows.
 
         Raises ValueError if an adapter is merged, or the layer gets no positional argument.
         """

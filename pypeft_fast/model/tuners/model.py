@@ -1,4 +1,4 @@
-"""TunerModel: what the models of our methods share, and the modules of a model that a plan may name."""
+"""TunerModel: the base class of BitFitModel and BottleneckModel, and functions on a model's modules."""
 
 from abc import abstractmethod
 
@@ -12,16 +12,17 @@ from .layer import TunerLayer
 
 
 class TunerModel(BaseTuner):
-    """A method whose `plan` says, before anything is changed, which modules get an adapter.
+    """A method whose `plan` determines, before any change, which modules get an adapter.
 
-    Several methods may be bases of one class, PEFT's mixed model last: each hands on the configs that are not its own.
+    One class may derive from several methods, with PEFT's mixed model as the last base: each method handles its own
+    configs and passes other configs to super().
     """
 
-    _planned = (None, {})  # a config, and what its plan is
+    _planned = (None, {})  # the last config, and the plan for it
 
     @abstractmethod
     def plan(self, config: peft.PeftConfig) -> dict:
-        """{name of a module: what it gets}; ValueError if the config does not fit the model."""
+        """{name of a module: a value that the method defines}; ValueError if the config does not fit the model."""
 
     def planned(self, config: peft.PeftConfig) -> dict:
         if self._planned[0] is not config:
@@ -44,7 +45,7 @@ class TunerModel(BaseTuner):
         if hasattr(new_module, "base_layer"):
             super()._replace_module(parent, child_name, new_module, child)
         else:
-            setattr(parent, child_name, new_module)  # PEFT's own _replace_module would need a weight
+            setattr(parent, child_name, new_module)  # PEFT's own _replace_module needs a weight
 
     def _cast_adapter_dtype(self, adapter_name, autocast_adapter_dtype=True):
         if not isinstance(self.peft_config[adapter_name], TunerConfig):
@@ -58,8 +59,11 @@ class TunerModel(BaseTuner):
 
 
 def own_modules(model) -> dict[str, nn.Module]:
-    """{name: module} of the model without adapters: a tuner layer stands for what it holds, and neither its inside nor
-    a module that an adapter has a copy of is the model's own."""
+    """{name: module} of the model's own modules.
+
+    A tuner layer is listed in place of the module that it wraps, and modules inside of a tuner layer are not listed.
+    Modules of modules_to_save are not listed either.
+    """
     found, inside = {}, None
     for name, module in model.named_modules():
         if not name or inside is not None and name.startswith(inside):
@@ -72,13 +76,15 @@ def own_modules(model) -> dict[str, nn.Module]:
 
 
 def base_of(module) -> nn.Module:
-    """The module itself, or the one inside its tuner layers."""
+    """The module itself, or the innermost module if this is a tuner layer."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def wrapped(model, name, kind, outside=()) -> TunerLayer:
-    """The model's layer of this kind at that name, put there if there is none: outermost, but inside those of the kinds
-    `outside`."""
+    """The model's tuner layer of class `kind` at this name; inserts one if there is none.
+
+    The new layer is the outermost, but inside of layers of the classes `outside`.
+    """
     parent, _, child = name.rpartition(".")
     parent = model.get_submodule(parent)
     while isinstance(parent._modules[child], outside):

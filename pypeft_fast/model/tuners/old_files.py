@@ -1,13 +1,13 @@
-"""Names of tensors in files of earlier versions of this package, whose layers were not PEFT's."""
+"""Converts the tensor names in files of earlier versions of this package, which did not use PEFT's names."""
 
 import re
 
 
 def current_keys(peft_type, tensors) -> dict:
-    """The tensors of a file, {name: tensor}, under today's names; what has such a name already keeps it.
+    """{name: tensor} of a file with today's names; a tensor that has today's name already keeps it.
 
-    peft_type: a PeftType or its name; other methods' files are left as they are. Modules that a BitFit adapter saved
-    whole keep their names too: these have a weight beside the bias.
+    peft_type: a PeftType or its name; files of other methods than BITFIT and BOTTLENECK are not changed. A module that
+    a BitFit file saves whole keeps its names; such a module has a weight as well as a bias.
     """
     if peft_type == "BITFIT":
         return {_bitfit(key, tensors): tensor for key, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""PeftType.BITFIT and PeftType.BOTTLENECK, and their configs and models among those that PEFT makes and loads."""
+"""Registers BitFit and bottleneck adapters with PEFT: PeftType.BITFIT, PeftType.BOTTLENECK, configs and models."""
 
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -10,7 +10,7 @@ from .configs import BitFitConfig, BottleneckConfig
 
 
 def register() -> None:
-    """Once a process; KeyError if this PEFT has a method of one of the names."""
+    """Registers both methods; a second call does nothing. KeyError if PEFT has another method of one of the names."""
     for name, config, model in (
         ("BITFIT", BitFitConfig, BitFitModel),
         ("BOTTLENECK", BottleneckConfig, BottleneckModel),
@@ -22,10 +22,11 @@ def register() -> None:
 
 
 def _add_member(name) -> None:
-    """PeftType.<name>, if PEFT has none: register_peft_method takes only members of PeftType.
+    """Adds the member PeftType.<name>, if there is none: register_peft_method accepts only members of PeftType.
 
-    enum has no way to add one to a class that exists. So this writes what the class statement would have: the attribute
-    (found by Python 3.12 and later), the list of names, and the maps from names and from values.
+    enum has no function to add a member to an existing class. So this function sets the attributes that the class
+    statement would set: the member itself (read by Python 3.12 and later), the list of names, and the maps from names
+    and from values.
     """
     if name in PeftType.__members__:
         return

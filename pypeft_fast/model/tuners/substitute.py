@@ -1,4 +1,4 @@
-"""Runs a module with another bias without changing the module, which other threads may be running."""
+"""Runs a module with another bias without changing the module, since other threads may run it at the same time."""
 
 import functools
 
@@ -14,15 +14,15 @@ from ..layers.swapped_class import why_not_forward
 
 
 def call_with_bias(module, bias, *args, **kwargs):
-    """module(*args, **kwargs) with `bias` in the place of its own, or of that of the module inside a tuner layer."""
-    weight = _weight_alone(module, args[0]) if len(args) == 1 and not kwargs else None
+    """module(*args, **kwargs) with `bias` instead of the bias of the module, or of the base layer of a tuner layer."""
+    weight = _frozen_linear_weight(module, args[0]) if len(args) == 1 and not kwargs else None
     if weight is not None:
         return bitfit_linear(args[0], weight, bias)
-    return _stand_in(module, bias)(*args, **kwargs)
+    return _substitute(module, bias)(*args, **kwargs)
 
 
-def _weight_alone(module, x):
-    """The weight [N, K], if the module does nothing but x W^T + b and W is frozen; else None."""
+def _frozen_linear_weight(module, x):
+    """The weight [N, K] if the module only computes x W^T + b and W is frozen; else None."""
     if isinstance(module, BaseTunerLayer) or why_not_now() is not None:
         return None
     base, weight, _ = frozen_base.read(module, x)
@@ -32,27 +32,29 @@ def _weight_alone(module, x):
 
 
 def why_not(module) -> str | None:
-    """Why calls of the module cannot be given another bias, if they cannot."""
+    """Why the module cannot be called with another bias, or None."""
     state = vars(module)
     if "forward" in state and "_hf_hook" not in state and why_not_forward(module) is not None:
         return "has a forward of its own"
     return None
 
 
-def _stand_in(module, bias):
-    """A module that shares everything with this one but the bias. accelerate's hook may bring the weights only when the
-    module is called, so there the bias is put in within the hook."""
+def _substitute(module, bias):
+    """A copy of the module that shares everything but the bias. accelerate's hook may load the weights only during the
+    call, so for a module with such a hook the bias is set inside the hook."""
     obstacle = why_not(module)
     if obstacle is not None:
-        raise ValueError(f"BitFit: a {type(module).__name__} {obstacle}; unload the adapter, or take that forward away")
+        raise ValueError(
+            f"BitFit: a {type(module).__name__} {obstacle}; unload the adapter, or delete the module's own forward"
+        )
     if "_hf_hook" not in vars(module):
         return _with_bias(module, bias)
     copy = _copy(module)
-    copy.forward = functools.partial(_hooked, module, bias)
+    copy.forward = functools.partial(_forward_with_hook, module, bias)
     return copy
 
 
-def _hooked(module, bias, *args, **kwargs):
+def _forward_with_hook(module, bias, *args, **kwargs):
     args, kwargs = module._hf_hook.pre_forward(module, *args, **kwargs)
     output = type(module).forward(_with_bias(module, bias), *args, **kwargs)
     return module._hf_hook.post_forward(module, output)
@@ -61,14 +63,14 @@ def _hooked(module, bias, *args, **kwargs):
 def _copy(module):
     copy = object.__new__(type(module))
     vars(copy).update(vars(module))
-    vars(copy).pop("forward", None)  # it is bound to the module itself
+    vars(copy).pop("forward", None)  # an instance forward is bound to the original module
     return copy
 
 
 def _with_bias(module, bias):
     copy = _copy(module)
     if isinstance(module, BaseTunerLayer):
-        vars(copy)["_modules"] = {**module._modules, "base_layer": _stand_in(module.base_layer, bias)}
+        vars(copy)["_modules"] = {**module._modules, "base_layer": _substitute(module.base_layer, bias)}
         return copy
     like = module._parameters.get("bias")
     like = module.weight if like is None else like

@@ -1,1 +1,1 @@
-"""One file for each op, with the stem of pypeft_fast/ops: its sample arguments, eager PyTorch's result, its mutants."""
+"""One file per op, with the same stem as in pypeft_fast/ops: sample arguments, eager PyTorch's result, mutants."""

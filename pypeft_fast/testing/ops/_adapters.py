@@ -1,16 +1,18 @@
-"""The adapters of a segmented case: how many, their ranks, rates, and which of them a row has."""
+"""The adapters of a case with segments: their number, ranks, scalings, dropout rates, and the adapter of each row."""
 
 import torch
 
 from ..operands import Operands
 
-RATES = (1.0, 0.0, 0.5)  # of the case's p; some adapters drop nothing
-SIZES = (1.0, 0.5, 2.0, 0.25)  # of the case's rank
+RATES = (1.0, 0.0, 0.5)  # factors of the case's p; some adapters have no dropout
+SIZES = (1.0, 0.5, 2.0, 0.25)  # factors of the case's rank
 
 
 class Adapters:
-    """`o.option("adapters", 5)` of them. Ranks differ, and so do scalings, rates and seeds; the index is in no order,
-    holds -1, and leaves the last adapter without rows where there are several."""
+    """`o.option("adapters", 5)` adapters with different ranks, scalings, dropout rates and seeds.
+
+    The index is not sorted and contains -1. With several adapters, the last adapter has no rows.
+    """
 
     def __init__(self, o: Operands):
         n = self.n = o.option("adapters", 5)

@@ -17,8 +17,8 @@ def _arguments(o):
     return frozen.tensors[0], list(frozen.tensors[1:]), frozen.format, *frozen.shape, frozen.dtype
 
 
-def _moved(tensor):
-    """Each element's neighbour's."""
+def _rolled(tensor):
+    """The tensor with every element moved to the next place."""
     return tensor.flatten().roll(1).view(tensor.shape)
 
 
@@ -30,19 +30,19 @@ SPOILED = {
     "zeros": zeros,
     "nibbles swapped": lambda f, w, *a: f(w << 4 | w >> 4, *a),
     "the table of the other format": lambda f, w, s, format, *a: f(w, s, "fp4", *a),
-    "absmax of the neighbour": _with_scale(0, _moved),
+    "absmax of the neighbour": _with_scale(0, _rolled),
     "no offset": _with_scale(3, torch.zeros_like),
     "nested scales doubled": _with_scale(1, lambda s: 2 * s),
 }
 SPOILED_INT8 = {
     "zeros": zeros,
-    "scale of the neighbour": _with_scale(0, _moved),
+    "scale of the neighbour": _with_scale(0, _rolled),
     "unsigned": lambda f, w, *a: f(w.abs(), *a),
     "not over 127": _with_scale(0, lambda s: s * 127 / 128),
 }
 SPOILED_FP8 = {
     "zeros": zeros,
-    "scale of the neighbour": _with_scale(0, _moved),
+    "scale of the neighbour": _with_scale(0, _rolled),
     "no sign": lambda f, w, *a: f((w.view(torch.uint8) & 0x7F).view(w.dtype), *a),
 }
 ENTRY = Entry(

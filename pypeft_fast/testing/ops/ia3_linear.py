@@ -12,7 +12,7 @@ def eager(x, W, b, ia3_l, feedforward, need_z):
     return (z * ia3_l).to(x.dtype), z if need_z else z[:0]
 
 
-SPOILED_FEEDFORWARD = {  # there is no z to spoil
+SPOILED_FEEDFORWARD = {  # feedforward has no output z
     "zeros": zeros,
     "no scaling": unscaled(3),
     "no bias": without(2),

@@ -11,7 +11,7 @@ def eager(dY, W, dS, A, mask, p):
 
 
 def _without_scale(kernel, dY, W, dS, A, mask, p):
-    """Only the low-rank term is scaled."""
+    """The kernel without the scale 1 / (1 - p) of dropout, which applies only to the low-rank term."""
     base = kernel(dY, W, torch.zeros_like(dS), A, mask, p)
     return base + (kernel(dY, W, dS, A, mask, p) - base) / philox.scale(p)
 

@@ -21,7 +21,7 @@ def _arguments(o):
 
 
 def _z_without(index):
-    """z as of a zero argument: z lacks one term."""
+    """The kernel with z computed for one argument set to zero, so that z lacks a term."""
     return lambda f, *a: (f(*a)[0], f(*a[:index], torch.zeros_like(a[index]), *a[index + 1 :])[1])
 
 
@@ -46,5 +46,5 @@ ENTRY = Entry(
     op=lora_linear,
     arguments=_arguments,
     eager=eager,
-    variants={"": Variant({}, SPOILED), "scale": Variant({"scale": True}, SPOILED_SCALE)},  # DoRA's
+    variants={"": Variant({}, SPOILED), "scale": Variant({"scale": True}, SPOILED_SCALE)},  # scale: for DoRA
 )

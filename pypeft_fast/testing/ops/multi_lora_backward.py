@@ -8,7 +8,7 @@ from ._adapters import Adapters
 
 
 def eager(dY, x, W, A, B, index, s, mask, scalings, ps, need_dX, need_dA, need_dB):
-    """Each adapter's gradients of its rows alone."""
+    """The gradients, computed for each adapter separately from the rows of this adapter."""
     dX, dA, dB = dY @ W, [], []
     for i, (a, b) in enumerate(zip(A, B, strict=True)):
         own = index == i

@@ -9,7 +9,7 @@ from .lora_shrink import eager as shrink_eager
 
 
 def eager(x, W, b, A, B, index, scalings, ps, seeds):
-    """Each adapter's layer on its rows alone; of a row's mask that of the whole batch's."""
+    """Each adapter's LoRA layer applied to the adapter's rows; the dropout masks are drawn for the whole batch."""
     y = torch.nn.functional.linear(x, W, b)
     s = x.new_zeros(x.shape[0], max(a.shape[0] for a in A), dtype=A[0].dtype)
     mask = torch.zeros(x.shape[0] if any(ps) else 0, (x.shape[1] + 7) // 8, dtype=torch.uint8)

@@ -83,11 +83,11 @@ RATHER_DEEP = b'{"peft_type": "LORA", "x": ' + b"[" * 200 + b"]" * 200 + b"}"
 BROKEN = {
     "no folder": (shutil.rmtree, FileNotFoundError, "Can't find 'adapter_config.json' at .*there is no such folder"),
     "no config": (lambda f: (f / CONFIG).unlink(), FileNotFoundError, "Can't find.*it holds README.md, adapter_model"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, "has no adapter_model.safetensors; it holds"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), FileNotFoundError, "has no adapter_model.safetensors: it holds"),
     "a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
         FileNotFoundError,
-        "adapter_model.bin is a pickle, which is never read: where it is trusted",
+        "adapter_model.bin is a pickle and is never read; if you trust it",
     ),
     "weights are a folder": (in_place_of(WEIGHTS, os.mkdir), ValueError, f"{WEIGHTS} is a folder where a file"),
     "config is a folder": (in_place_of(CONFIG, os.mkdir), ValueError, f"{CONFIG} is a folder where a file"),
@@ -104,16 +104,20 @@ BROKEN = {
     "endless header": (endless_header, ValueError, "truncated or corrupt"),
     "deep header": (deep_header, ValueError, "truncated or corrupt"),
     "config empty": (text(b" \n"), ValueError, "adapter_config.json is empty; save the adapter again"),
-    "config cut": (text(b'{"peft_type": "LO'), ValueError, "adapter_config.json is not JSON"),
+    "config cut": (text(b'{"peft_type": "LO'), ValueError, "adapter_config.json is not valid JSON"),
     "config a list": (text(b"[]"), ValueError, "a JSON object is expected, not list"),
-    "config not UTF-8": (text(b'{"peft_type": "\xff"}'), ValueError, "adapter_config.json is not JSON"),
-    "config 100,000 deep": (text(DEEP), ValueError, "more than 100 deep"),
-    "config 200 deep": (text(RATHER_DEEP), ValueError, "x nests lists or objects more than 100 deep"),
-    "an integer of 10,000 digits": (text(b'{"r": ' + b"9" * 10_000 + b"}"), ValueError, "is not JSON that can be read"),
-    "a lone surrogate": (text(rb'{"peft_type": "\ud800"}'), ValueError, "'peft_type' holds .* no valid text"),
-    "unknown peft_type": (lambda f: edit(f, peft_type="MAGIC"), ValueError, "peft_type='MAGIC' is none that this peft"),
-    "peft_type a list": (lambda f: edit(f, peft_type=["LORA"]), ValueError, "is none that this peft"),
-    "no peft_type": (lambda f: edit(f, peft_type=...), ValueError, "peft_type=None is none that this peft"),
+    "config not UTF-8": (text(b'{"peft_type": "\xff"}'), ValueError, "adapter_config.json is not valid JSON"),
+    "config 100,000 deep": (text(DEEP), ValueError, "more than 100 levels deep"),
+    "config 200 deep": (text(RATHER_DEEP), ValueError, "x nests lists or objects more than 100 levels deep"),
+    "an integer of 10,000 digits": (text(b'{"r": ' + b"9" * 10_000 + b"}"), ValueError, "is not valid JSON"),
+    "a lone surrogate": (text(rb'{"peft_type": "\ud800"}'), ValueError, "'peft_type' holds .* not valid Unicode"),
+    "unknown peft_type": (
+        lambda f: edit(f, peft_type="MAGIC"),
+        ValueError,
+        "peft_type='MAGIC' is not a method of this peft",
+    ),
+    "peft_type a list": (lambda f: edit(f, peft_type=["LORA"]), ValueError, "is not a method of this peft"),
+    "no peft_type": (lambda f: edit(f, peft_type=...), ValueError, "peft_type=None is not a method of this peft"),
     "unknown field": (
         lambda f: edit(f, colour=3),
         ValueError,
@@ -142,18 +146,22 @@ BROKEN = {
         ValueError,
         "has extra, which this model and config have no place for",
     ),
-    "no tensors": (weights(lambda t: t.clear()), ValueError, "has no base_model.*which the config and this model ask"),
+    "no tensors": (
+        weights(lambda t: t.clear()),
+        ValueError,
+        "has no base_model.*which this config needs on this model",
+    ),
     "integers": (
         cast(torch.int32),
         ValueError,
-        "q_proj.lora_A.weight holds numbers of dtype torch.int32.*save it as float32",
+        "q_proj.lora_A.weight has dtype torch.int32.*save it as float32",
     ),
-    "bytes": (cast(torch.uint8), ValueError, "numbers of dtype torch.uint8"),
-    "bools": (cast(torch.bool), ValueError, "numbers of dtype torch.bool"),
-    "complex": (cast(torch.complex64), ValueError, "numbers of dtype torch.complex64"),
-    "float8": (cast(torch.float8_e4m3fn), ValueError, "numbers of dtype torch.float8_e4m3fn"),
-    "NaN": (put(float("nan")), ValueError, r"q_proj.lora_A.weight has 1 values of 128.*first nan at \[1, 2\]; load"),
-    "infinite": (put(float("-inf")), ValueError, r"NaN or infinite, the first -inf at \[1, 2\]"),
+    "bytes": (cast(torch.uint8), ValueError, "has dtype torch.uint8"),
+    "bools": (cast(torch.bool), ValueError, "has dtype torch.bool"),
+    "complex": (cast(torch.complex64), ValueError, "has dtype torch.complex64"),
+    "float8": (cast(torch.float8_e4m3fn), ValueError, "has dtype torch.float8_e4m3fn"),
+    "NaN": (put(float("nan")), ValueError, r"q_proj.lora_A.weight: 1 of 128 values.*first is nan at \[1, 2\]; load"),
+    "infinite": (put(float("-inf")), ValueError, r"NaN or infinite, the first is -inf at \[1, 2\]"),
 }
 
 
@@ -174,7 +182,7 @@ def test_a_broken_folder_is_refused_and_the_model_left_as_it_was(how, folder):
     with (
         contextlib.nullcontext()
         if how in ("no config", "other targets")
-        else pytest.raises(error, match="r=5, unlike 4" if how == "another rank" else words)
+        else pytest.raises(error, match="r=5, but .* has r=4" if how == "another rank" else words)
     ):
         model.load_adapter(folder, "default")
     if not only_config:
@@ -196,7 +204,7 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(name, folder, monkeyp
 
     for function in real:
         monkeypatch.setattr(reading.os, function, refuse(function))
-    with pytest.raises(PermissionError, match="cannot be read: permission denied; ask its owner"):
+    with pytest.raises(PermissionError, match="cannot be read: permission denied; ask the owner"):
         PeftModel.from_pretrained(build("llama"), folder)
 
 
@@ -213,13 +221,13 @@ OFF = dict(
 def test_unknown_fields_that_are_off_or_empty_pass_with_one_line(folder):
     edit(folder, **OFF)
     with pytest.warns(
-        UserWarning, match="passed over: colour, flag, magic_size, names, spell, table, use_magic,"
+        UserWarning, match="are ignored: colour, flag, magic_size, names, spell, table, use_magic,"
     ) as seen:
         model = PeftModel.from_pretrained(build("llama"), folder)
     about = [str(w.message) for w in seen if "colour" in str(w.message)]
     assert len(about) == 1 and "\n" not in about[0]
     assert torch.equal(logits(model.eval()), logits(adapted()))
-    with pytest.warns(UserWarning, match="passed over: colour"):
+    with pytest.warns(UserWarning, match="are ignored: colour"):
         model.load_adapter(folder, "second")
     assert isinstance(model.peft_config["second"], peft.LoraConfig)
 
@@ -246,7 +254,7 @@ def test_values_for_an_adapter_with_another_scaling_are_refused(field, value, fo
     before = state(model)
     edit(folder, **{field: value})
     with pytest.raises(
-        ValueError, match=rf"has {field}=.*unlike .*delete_adapter\('default'\) first, or load it under"
+        ValueError, match=rf"{field}=.*has {field}=.*delete_adapter\('default'\) first, or load the file under"
     ):
         model.load_adapter(folder, "default")
     assert_untouched(model, before)
@@ -254,7 +262,7 @@ def test_values_for_an_adapter_with_another_scaling_are_refused(field, value, fo
 
 def test_values_of_another_method_are_refused(tmp_path):
     PeftModel(build("llama"), peft.LoHaConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds an adapter of LOHA, but 'default' here is one of LORA"):
+    with pytest.raises(ValueError, match="peft_type=LOHA, but the model's adapter 'default' has peft_type=LORA"):
         adapted().load_adapter(tmp_path, "default")
 
 
@@ -377,7 +385,9 @@ def test_an_adapter_of_the_hub_is_checked_in_the_cache(folder, tmp_path):
         PeftModel.from_pretrained(build("llama"), "me/adapter", **where)
     for name in ("me/nothing", "me/adapter"):
         for error in (ValueError, FileNotFoundError):
-            with pytest.raises(error, match="Can't find 'adapter_config.json' and .*nor are they on the hub"):
+            with pytest.raises(
+                error, match="Can't find 'adapter_config.json' and .*neither the hub nor its cache has them"
+            ):
                 PeftModel.from_pretrained(build("llama"), name, **where | {"subfolder": "other"})
 
 

@@ -115,5 +115,5 @@ def test_a_folder_that_changes_all_the_time_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reading, "pending_name", meanwhile)
     monkeypatch.setattr(reading, "TRIES", 3)
-    with pytest.raises(RuntimeError, match="was saved to 3 times while it was being read"):
+    with pytest.raises(RuntimeError, match="was saved to during each of 3 attempts"):
         check_whole(tmp_path)

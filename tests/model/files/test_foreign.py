@@ -147,7 +147,9 @@ def test_a_resized_vocabulary_of_a_hubs_base_is_saved_with_a_warning(values, tmp
     base.name_or_path = "me/base"
     base.resize_token_embeddings(101)
     model = adapted(base=base)
-    with pytest.warns(UserWarning, match="the vocabulary of this model is another than its base's: the embeddings are"):
+    with pytest.warns(
+        UserWarning, match="the vocabulary size of this model differs from that of its base: the embeddings are"
+    ):
         model.save_pretrained(tmp_path / "resized")
     found = load_file(tmp_path / "resized" / WEIGHTS)
     assert torch.equal(found["base_model.model.model.embed_tokens.weight"], base.model.embed_tokens.weight)
@@ -294,5 +296,5 @@ def test_files_of_this_packages_methods_load_by_their_old_names(method, tmp_path
 def test_a_field_that_a_newer_peft_adds_with_its_default_passes(tmp_path):
     adapted().save_pretrained(tmp_path)
     edit(tmp_path, some_config_of_2027=None, use_quantum=None, quantum_depth=7)
-    with pytest.warns(UserWarning, match="passed over: quantum_depth, some_config_of_2027, use_quantum"):
+    with pytest.warns(UserWarning, match="are ignored: quantum_depth, some_config_of_2027, use_quantum"):
         PeftModel.from_pretrained(build("llama"), tmp_path)

@@ -271,9 +271,9 @@ def test_saving_says_what_it_does_not_do(tmp_path):
     model = adapted()
     with pytest.raises(ValueError, match="safe_serialization=False would write a pickle"):
         model.save_pretrained(tmp_path / "a", safe_serialization=False)
-    with pytest.raises(ValueError, match="there is no adapter 'other'; there are default"):
+    with pytest.raises(ValueError, match="the model has no adapter 'other'; it has default"):
         model.save_pretrained(tmp_path / "a", selected_adapters=["other"])
-    with pytest.raises(ValueError, match="save_embedding_layers='always' must be True, False or 'auto'"):
+    with pytest.raises(ValueError, match="save_embedding_layers='always'; give True, False or 'auto'"):
         model.save_pretrained(tmp_path / "a", save_embedding_layers="always")
     assert not (tmp_path / "a").exists()
 

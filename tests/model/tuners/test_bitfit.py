@@ -236,11 +236,11 @@ def test_a_module_that_holds_its_childs_bias_is_left_alone():
 def test_one_set_of_biases_at_a_time():
     model = biased("bert")
     model.add_adapter("second", BitFitConfig(target_modules=["value", "dense"]))
-    with pytest.raises(ValueError, match="default and second each have a bias of one layer"):
+    with pytest.raises(ValueError, match="default and second have a bias for the same layer"):
         model.base_model.set_adapter(["default", "second"])
     assert all(layer.active_adapters == ["default"] for layer in layers(model))  # not even the first were switched
     model.merge_adapter()
-    with pytest.raises(ValueError, match="default and second each have a bias of one layer"):
+    with pytest.raises(ValueError, match="default and second have a bias for the same layer"):
         model.merge_adapter(["second"])
 
 

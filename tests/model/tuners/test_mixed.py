@@ -202,7 +202,7 @@ def test_loading(order, tmp_path):
 def test_what_cannot_be_mixed():
     model = mixed(["bits"])
     model.add_adapter("second", CONFIGS["bits"]())
-    with pytest.raises(ValueError, match="bits and second each have a bias of one layer"):
+    with pytest.raises(ValueError, match="bits and second have a bias for the same layer"):
         model.set_adapter(["bits", "second"])
     for options, words in ((dict(bias="all"), "bias='all'"), (dict(lora_bias=True), "lora_bias=True")):
         with pytest.raises(ValueError, match=f"{words} of adapter 'l' changes the biases"):

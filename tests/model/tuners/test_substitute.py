@@ -105,7 +105,10 @@ def test_attention_that_reads_the_bias_instead_of_calling_the_layer():
             assert_same(ours, base(x))
     ours.sum().backward()
     assert all(p.grad.any() for n, p in model.named_parameters() if "self_attn" in n and p.requires_grad)
-    with pytest.raises(ValueError, match="the model reads this bias"), rows.using(rows.Rows(("default",) * 3)):
+    with (
+        pytest.raises(ValueError, match="the model reads the bias of this module"),
+        rows.using(rows.Rows(("default",) * 3)),
+    ):
         model.eval()(x)
 
 
