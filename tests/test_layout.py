@@ -6,13 +6,12 @@ Each rule is a function from a tree to its violations. It runs on this tree, and
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.import_graph import circle, import_graph, imported
+from tests.interpreter import python
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pypeft_fast"
@@ -234,8 +233,7 @@ print(*sorted({"transformers", "triton", "peft", "matplotlib", "rich"} & set(sys
 
 def probe(statement):
     """What an import pulls in that it should not, or the error of one that reaches for the network."""
-    run = [sys.executable, "-c", PROBE.replace("IMPORT", statement)]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = python("-c", PROBE.replace("IMPORT", statement))
     return done.stdout.strip() + done.stderr.strip()[-200:]
 
 

@@ -17,6 +17,7 @@ from pypeft_fast import _library, _native
 from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.cli.info import collect
 from pypeft_fast.testing import Case, sample
+from tests.interpreter import python
 
 ARGS = sample("lora_shrink", Case(p=0.3))
 shrink = OPS["lora_shrink"]
@@ -147,7 +148,7 @@ print("imported three times")
 )
 def test_the_package_may_be_deleted_from_sys_modules_and_imported_again(first, last):
     code = AGAIN.format(first=first, last=last)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = python("-c", code)
     assert result.returncode == 0 and "imported three times" in result.stdout, result.stderr
 
 
@@ -165,8 +166,7 @@ def test_the_environment_forces_a_whole_process(value, words):
         "with pf.recording() as ran: pf.lora_linear(*(torch.ones(2, 2),) * 4)\n"
         "print({kernel for _, kernel in ran})"
     )
-    environment = os.environ | {"PYPEFT_FAST_KERNEL": value}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    result = python("-c", code, PYPEFT_FAST_KERNEL=value)
     assert words in result.stdout + result.stderr and (result.returncode == 0) == (value == "reference")
 
 

@@ -2,23 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.interpreter import ROOT, python
+
 pytest.importorskip("triton", reason="Triton is not installed")
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def python(*arguments):
-    """Runs a program of its own: nothing imports bench."""
-    run = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +86,7 @@ print(bytes_of(torch.zeros(1).expand(7)), bytes_of(torch.zeros(0, 3)))
 
 
 def test_counting_is_right_by_hand():
-    assert python("-c", COUNTED).splitlines() == [
+    assert python("-c", COUNTED, expect_success=True).stdout.splitlines() == [
         "_to_copy 0 0 0 40 0 -> 80",
         "mm 240 96 0 80 0 -> 120",
         "add_ 0 0 140 0 0 -> 120",
@@ -108,14 +97,14 @@ def test_counting_is_right_by_hand():
 
 
 def test_the_committed_table_is_what_the_command_prints(tmp_path):
-    python("-m", "bench.traffic", "--output", tmp_path)
+    python("-m", "bench.traffic", "--output", tmp_path, timeout=900, expect_success=True)
     for name in ("traffic.md", "traffic.json"):
         committed = (ROOT / "bench/results" / name).read_text()
         assert (tmp_path / name).read_text() == committed, f"bench/results/{name} is stale: run `make traffic`"
 
 
 def test_the_performance_model_is_a_model_and_what_the_command_prints(tmp_path):
-    python("-m", "bench.performance_model", "--output", tmp_path / "page.md")
+    python("-m", "bench.performance_model", "--output", tmp_path / "page.md", timeout=900, expect_success=True)
     page = (tmp_path / "page.md").read_text()
     committed = (ROOT / "docs/performance-model.md").read_text()
     assert page == committed, "docs/performance-model.md is stale: run `make performance-model`"

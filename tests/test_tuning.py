@@ -14,6 +14,7 @@ import pypeft_fast as pf
 from pypeft_fast import _native, _op, _tuning
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import Case, sample
+from tests.interpreter import python
 
 CPU = torch.device("cpu")
 COST = {"a": 3.0, "b": 1.0, "c": 2.0}
@@ -88,7 +89,7 @@ def test_another_process_reads_the_decision(clock):
         "import torch\nfrom pypeft_fast import _tuning\n"
         "print(_tuning.fastest(('op',), {n: n for n in 'abc'}, None, torch.device('cpu')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    done = python("-c", code, expect_success=True)
     assert done.stdout.strip() == "b"  # calling None would have raised
 
 

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.interpreter import ROOT, python
+
 PLAN = """
 import signal, sys, time
 from pathlib import Path
@@ -41,9 +41,8 @@ STEPS = {
 }
 
 
-def hour(*arguments, **options):
-    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu_hour", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, **options)
+def hour(*arguments, **environment):
+    return python("-W", "ignore", "-m", "bench.gpu_hour", *arguments, timeout=600, **environment)
 
 
 def deaf():
@@ -186,22 +185,18 @@ def test_nothing_follows_an_essential_step_that_fails(tmp_path):
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
-    done = hour("--output", tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""})
+    done = hour("--output", tmp_path, CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     why = result(tmp_path, "versions")["why"]
     assert done.returncode == 1 and "bench.gpu_hour needs a GPU, and PyTorch" in why and "--rehearse" in why
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["versions.json"]
 
 
-def python(code):
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+def printed(code):
+    return python("-c", code, expect_success=True).stdout
 
 
 def test_what_was_measured_stands_beside_the_pages_prediction():
-    out = python(
+    out = printed(
         "from bench.gpu_hour import prediction, summary\n"
         "p = prediction.prediction_for('NVIDIA H200')\n"
         "print(p.step(4096, 4096, 4096, 'ours') > 1, p.step(4096, 4096, 4096, 'frozen, ms') > 0.1)\n"
@@ -229,7 +224,7 @@ def test_what_was_measured_stands_beside_the_pages_prediction():
 
 
 def test_a_python_without_peft_leaves_out_what_needs_it():
-    out = python(
+    out = printed(
         "from bench.gpu_hour.plan import STEPS\nfrom bench.gpu_hour import plan\n"
         "plan.find_spec = lambda name: None if name in ('peft', 'pytest') else name\n"
         "print({step.name: step.why_not() for step in STEPS if step.why_not()})\n"
@@ -248,7 +243,7 @@ def test_a_python_without_peft_leaves_out_what_needs_it():
 
 
 def test_versions_that_are_too_old():
-    out = python(
+    out = printed(
         "from bench.gpu_hour.steps.versions import too_old\n"
         "print(too_old({'torch': '2.9.1+cu130', 'triton': '3.6.0'}))\n"
         "print(too_old({'torch': '2.10.0', 'triton': None}))\n"
@@ -262,4 +257,4 @@ def test_versions_that_are_too_old():
 
 
 def test_what_starts_the_steps_does_not_import_pytorch():
-    assert python("import sys, bench.gpu_hour.__main__\nprint('torch' in sys.modules)").strip() == "False"
+    assert printed("import sys, bench.gpu_hour.__main__\nprint('torch' in sys.modules)").strip() == "False"

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.cli.test_bad_input import mistake
+from tests.interpreter import python
 
 COMMAND = [sys.executable, "-m", "pypeft_fast"]
 IMPORTS = """
@@ -27,8 +28,7 @@ print(code, *sorted(heavy))
 
 def light(*arguments):
     """The last line of a process that runs the command: its exit code and the heavy modules that it imported."""
-    run = [sys.executable, "-c", IMPORTS, *map(str, arguments)]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    done = python("-c", IMPORTS, *arguments, expect_success=True)
     return done.stdout.splitlines()[-1], done.stdout + done.stderr
 
 

@@ -1,11 +1,11 @@
 """An installation without the extra [cli]: what works without it works, the rest says in a line what to install."""
 
-import subprocess
 import sys
 
 import pytest
 
 from tests.cli.test_bad_input import mistake
+from tests.interpreter import python
 
 EXTRA = ("accelerate", "gguf", "jinja2", "yaml", "chatterbot_corpus", "pandas", "pyarrow", "matplotlib", "rich")
 # Of these, what neither PyTorch nor PEFT nor huggingface_hub brings.
@@ -88,7 +88,5 @@ model, adapter, output = sys.argv[1:]
 assert main(["--version"]) == 0 and main(["info"]) == 0 and main(["inspect", adapter]) == 0
 assert main(["merge", "--model", model, "--adapter", adapter, "--output", output]) == 0
 """
-    arguments = [str(tiny_model), str(tiny_adapter), str(tmp_path / "merged")]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    python("-c", program, tiny_model, tiny_adapter, tmp_path / "merged", expect_success=True)
     assert (tmp_path / "merged" / "model.safetensors").is_file()

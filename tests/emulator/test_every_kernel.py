@@ -5,8 +5,6 @@ Which kernel runs follows from the sizes, the rank and the number of multiproces
 
 import dataclasses
 import itertools
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +16,7 @@ from pypeft_fast.testing import VARIANTS, Case, sample
 from tests import emulator
 from tests.emulator.launches import DTYPES, LAYOUTS, RUNS, arguments
 from tests.emulator.test_ops import counted
+from tests.interpreter import python
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -206,7 +205,6 @@ print(len(ways), sorted(set(shared_bytes()) - ways))
 @pytest.mark.slow
 def test_there_is_a_way_to_every_kernel():
     """To those that tests.emulator.launches reaches, of which `make gpu-static` knows that none is missing."""
-    done = subprocess.run([sys.executable, "-c", REACHED], capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = python("-c", REACHED, timeout=600, expect_success=True)
     count, _, missing = done.stdout.strip().partition(" ")
     assert int(count) > 60 and missing == "[]"

@@ -53,7 +53,7 @@ def renew(leaves):
             leaf.copy_(torch.randn_like(leaf))
 
 
-def assert_same(kernel, replayed, eager):
+def assert_replay_agrees(kernel, replayed, eager):
     """Bit for bit; cuBLAS may choose another algorithm inside a graph."""
     for a, b in zip(replayed, eager, strict=True):
         assert a.abs().max() > 0
@@ -69,7 +69,7 @@ def test_lora_replays_on_new_values(kernel):
         for _ in range(3):
             renew(leaves)
             graph.replay()
-            assert_same(kernel, results, step())
+            assert_replay_agrees(kernel, results, step())
 
 
 @pytest.mark.parametrize("kernel", on_all(*LORA))
@@ -102,7 +102,7 @@ def test_ia3_replays_on_new_values(kernel, feedforward):
         graph, results = captured(step)
         renew(leaves)
         graph.replay()
-        assert_same(kernel, results, step())
+        assert_replay_agrees(kernel, results, step())
 
 
 def test_tuning_never_happens_inside_a_capture(monkeypatch, tmp_path):

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import accelerate
 import peft
@@ -15,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import pypeft_fast as pf
+from tests.interpreter import python
 from tests.model import zoo
 
 ATTENTION, MLP = (f"base_model.model.model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp"))
@@ -26,10 +25,6 @@ def ran(model):
         logits = zoo.logits(model)
     ops = [op for op, _ in seen]
     return logits, {op: ops.count(op) for op in sorted({*ops})}
-
-
-def assert_same(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
 def lora():
@@ -66,7 +61,7 @@ def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
     assert kinds(model) == was and isinstance(unit, FSDPModule)
     assert pf.fuse(model).gated == [MLP, MLP.replace("0", "1")] and kinds(model) == was
     logits, ops = ran(model)
-    assert_same(logits, before)
+    zoo.assert_same(logits, before)
     assert ops["swiglu"] == 2
 
 
@@ -86,7 +81,7 @@ def test_units_of_whole_blocks_leave_the_classes_within_alone(mesh):
         fully_shard(block, mesh=mesh)
     assert pf.unfuse(model) == 4
     assert {n: k for n, k in kinds(model).items() if not issubclass(k, FSDPModule)}.items() <= was.items()
-    assert_same(zoo.logits(model), before)
+    zoo.assert_same(zoo.logits(model), before)
 
 
 def test_a_derived_gated_module_goes_on_without_adapters(mesh):
@@ -97,7 +92,7 @@ def test_a_derived_gated_module_goes_on_without_adapters(mesh):
     bare = model.unload()
     logits, ops = ran(bare)
     assert isinstance(bare.model.layers[0].mlp, FSDPModule) and type(bare.model.layers[1].mlp) is LlamaMLP
-    assert_same(logits, zoo.logits(zoo.build("llama")))
+    zoo.assert_same(logits, zoo.logits(zoo.build("llama")))
     assert ops == {}
 
 
@@ -122,7 +117,7 @@ def test_what_accelerate_leaves_behind_slows_nothing(make, when):
     if "while fused" in when:
         hook_and_remove(model)
     logits, ops = ran(model)
-    assert_same(logits, expected)
+    zoo.assert_same(logits, expected)
     assert ops == fast and report.calls() == {"fused": 4}
     assert report.gated == ([] if make is ia3 else [MLP, MLP.replace("0", "1")])
     assert pf.unfuse(model) == 4
@@ -146,7 +141,7 @@ def test_a_hook_that_outlives_the_fusion_does_not_hinder_another(make):
     assert torch.equal(zoo.logits(model), before)
     again = pf.fuse(model, strict=True)
     logits, ops = ran(model)
-    assert_same(logits, before)
+    zoo.assert_same(logits, before)
     assert ops == fast and again.gated == report.gated
 
 
@@ -206,9 +201,8 @@ def test_a_process_that_imports_this_package_alone_reads_fused_models(tmp_path):
         stored = (model, zoo.IDS, expected, [op for op, _ in seen])
         torch.save(stored, tmp_path / f"{method}.torch")
         (tmp_path / f"{method}.pickle").write_bytes(pickle.dumps(stored))
-    run = [sys.executable, "-W", "ignore", "-c", READ, *(str(tmp_path / method) for method in METHODS)]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    files = [tmp_path / method for method in METHODS]
+    done = python("-W", "ignore", "-c", READ, *files, timeout=600, expect_success=True)
     assert done.stdout.splitlines() == [names for names in METHODS.values() for _ in range(2)]
 
 

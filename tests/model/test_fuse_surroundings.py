@@ -1,9 +1,5 @@
 """Fused models inside what people put around them: offloading, sharding, saved modules, adapters that come later."""
 
-import os
-import subprocess
-import sys
-
 import accelerate
 import peft
 import pytest
@@ -13,6 +9,7 @@ from torch import nn
 from torch.distributed.tensor import DeviceMesh, Replicate, distribute_tensor
 
 import pypeft_fast as pf
+from tests.interpreter import python
 from tests.model import zoo
 
 LEFT = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -30,7 +27,7 @@ def test_the_update_is_fused_around_accelerate_s_offloading():
     assert base.weight.is_meta
     report = pf.fuse(model)
     assert not report.left and len(report.fused) == 4
-    torch.testing.assert_close(zoo.logits(model), expected, rtol=1e-5, atol=1e-4)
+    zoo.assert_same(zoo.logits(model), expected)
     assert report.calls() == {"fused": 3, HOOKED: 1}
 
 
@@ -38,10 +35,10 @@ def test_offloading_after_fusing_is_seen():
     model = zoo.adapted(peft, "llama")
     expected, report = zoo.logits(model), pf.fuse(model, strict=True)
     accelerate.cpu_offload(model.get_submodule(LEFT).base_layer, execution_device=torch.device("cpu"))
-    torch.testing.assert_close(zoo.logits(model), expected, rtol=1e-5, atol=1e-4)
+    zoo.assert_same(zoo.logits(model), expected)
     assert report.calls() == {"fused": 3, HOOKED: 1}
     accelerate.hooks.remove_hook_from_module(model.get_submodule(LEFT).base_layer)
-    torch.testing.assert_close(zoo.logits(model), expected, rtol=1e-5, atol=1e-4)
+    zoo.assert_same(zoo.logits(model), expected)
     assert report.calls()["fused"] == 7
 
 
@@ -80,7 +77,7 @@ def test_saved_modules_train_and_are_saved_beside_fused_layers(tmp_path):
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     again = pf.PeftModel.from_pretrained(zoo.build("llama"), tmp_path / "True")
-    torch.testing.assert_close(zoo.logits(again), results[0][0], rtol=1e-5, atol=1e-4)
+    zoo.assert_same(zoo.logits(again), results[0][0])
 
 
 def test_adapters_that_come_later_run_fused():
@@ -96,7 +93,7 @@ def test_adapters_that_come_later_run_fused():
     pf.unfuse(model)
     for name, ours in zip(("later2", "later3", "later5"), outputs, strict=True):
         model.set_adapter(name)
-        torch.testing.assert_close(ours, zoo.logits(model), rtol=1e-5, atol=1e-4)
+        zoo.assert_same(ours, zoo.logits(model))
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
 
 
@@ -169,10 +166,7 @@ dist.destroy_process_group()
 
 def test_fsdp2_around_and_inside_fused_layers():
     """Units of whole blocks gather before the fused call; a base layer that is a unit of its own is called."""
-    run = [sys.executable, "-W", "ignore", "-c", FSDP2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = python("-W", "ignore", "-c", FSDP2, timeout=300, expect_success=True, OMP_NUM_THREADS="1")
     assert done.stdout.splitlines() == [
         "{'fused': 4}",
         "{'fused around the base: the base layer has hooks or a forward of its own': 1, 'fused': 3}",

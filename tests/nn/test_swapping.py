@@ -3,8 +3,6 @@ they get an error and the model keeps it."""
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pypeft_fast as pf
+from tests.interpreter import python
 
 K = 8
 
@@ -204,5 +203,5 @@ def test_a_layer_from_a_file_is_watched_in_a_new_process(tmp_path):
         "try: net[0] = new\n"
         "except RuntimeError as error: print(error)"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "net")], capture_output=True, text=True)
+    result = python("-c", code, tmp_path / "net")
     assert "drops its adapter" in result.stdout, result.stderr

@@ -1,8 +1,5 @@
 """torch.utils.flop_counter counts the ops: what it counts of the same layer in plain PyTorch."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +9,7 @@ import pypeft_fast as pf
 from pypeft_fast._flops import FORMULAS
 from pypeft_fast._op import OPS
 from tests.device import DEVICE
+from tests.interpreter import python
 
 M, N, K, r = 6, 10, 24, 3
 
@@ -67,7 +65,7 @@ with FlopCounterMode(display=False) as counter:
     pf.lora_linear(torch.randn(3, 8), torch.randn(6, 8), torch.randn(2, 8), torch.randn(6, 2))
 print(counter.get_total_flops())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = python("-c", script, expect_success=True)
     assert int(done.stdout) == 2 * 3 * (8 * 6 + 8 * 2 + 2 * 6)
 
 

@@ -1,13 +1,11 @@
 """The registry: what it holds of every op, which variants, and that it needs neither pytest nor PEFT."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import CASES, EAGER, ENTRIES, SPOILED, TYPICAL, VARIANTS, Case, sample
+from tests.interpreter import python
 
 
 def test_every_op_has_an_entry_under_its_name():
@@ -58,5 +56,5 @@ def test_the_registry_needs_no_pytest_and_no_peft():
         "print(sorted({'pytest', 'peft', 'transformers', 'triton', 'tests', 'bench'} & set(sys.modules)))\n"
         "t.assert_agrees('swiglu', lambda gate, up: t.EAGER['swiglu'](gate, up), t.TYPICAL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = python("-c", code)
     assert done.returncode == 0 and done.stdout == "[]\n", done.stderr

@@ -18,10 +18,6 @@ from tests.model import zoo
 DOWN = ["gate_proj", "up_proj", "down_proj"]
 
 
-def assert_same(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # logits of about 6, float32 through two layers
-
-
 def mlps(model):
     return [m for m in model.modules() if isinstance(m, LlamaMLP)]
 
@@ -47,7 +43,7 @@ def both(make, **options):
     return fused, plain
 
 
-def outcome(model, seed=3):
+def training_step(model, seed=3):
     """Logits, every gradient by name, and what is left of the generator."""
     torch.manual_seed(seed)
     logits = zoo.logits(model)
@@ -69,8 +65,8 @@ def gated_calls(model, *args, **kwargs):
 def test_logits_gradients_and_masks_are_those_of_the_modules_own_forward(library, p, targets):
     fused, plain = both(LIBRARIES[library], lora_dropout=p, target_modules=targets)
     assert gated_calls(fused) == 2 and gated_calls(plain) == 0
-    (logits, grads, state), (expected, wanted, left) = outcome(fused), outcome(plain)
-    assert_same(logits, expected)
+    (logits, grads, state), (expected, wanted, left) = training_step(fused), training_step(plain)
+    zoo.assert_same(logits, expected)
     assert torch.equal(state, left) and grads.keys() == wanted.keys() and len(grads) == 4 * len(targets)
     for name, grad in grads.items():
         assert wanted[name].abs().max() > 0
@@ -80,8 +76,8 @@ def test_logits_gradients_and_masks_are_those_of_the_modules_own_forward(library
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_logits_and_gradients_are_peft_s(library):
     fused, unfused = LIBRARIES[library](target_modules=DOWN), zoo.adapted(peft, "llama", target_modules=DOWN).train()
-    (logits, grads, _), (expected, wanted, _) = outcome(fused), outcome(unfused)
-    assert_same(logits, expected)
+    (logits, grads, _), (expected, wanted, _) = training_step(fused), training_step(unfused)
+    zoo.assert_same(logits, expected)
     assert gated_calls(fused) == 2 and grads.keys() == wanted.keys()
     for name, grad in grads.items():
         torch.testing.assert_close(grad, wanted[name], rtol=1e-3, atol=1e-4 * wanted[name].abs().max().item())
@@ -154,7 +150,7 @@ def test_unfuse_and_the_report():
     before, report = zoo.logits(model), pf.fuse(model)
     assert report.gated == [f"base_model.model.model.layers.{i}.mlp" for i in range(2)]
     assert "4 layers fused, 0 left to PEFT\n  2 gated activations fused with their down_proj" in str(report)
-    assert_same(zoo.logits(model), before)
+    zoo.assert_same(zoo.logits(model), before)
     assert report.calls() == {"fused": 4} and pf.fuse(model).gated == report.gated
     assert pf.unfuse(model) == 4 and [type(m) for m in mlps(model)] == [LlamaMLP] * 2
     assert torch.equal(zoo.logits(model), before)
@@ -227,8 +223,8 @@ def test_rows_of_several_adapters_and_disabled_ones_run_unfused(library):
     names = ["default", "__base__", "default"]
     assert gated_calls(model) == 2 and gated_calls(model, adapter_names=names) == 0
     mixed, one = zoo.logits(model, adapter_names=names), zoo.logits(model)
-    assert_same(mixed[[0, 2]], one[[0, 2]])
-    assert_same(mixed[1], zoo.logits(base)[1])
+    zoo.assert_same(mixed[[0, 2]], one[[0, 2]])
+    zoo.assert_same(mixed[1], zoo.logits(base)[1])
     with model.disable_adapter():
         assert gated_calls(model) == 0 and torch.equal(zoo.logits(model), zoo.logits(base))
 
@@ -241,7 +237,7 @@ def test_gradient_checkpointing_with_dropout(library, reentrant):
         if on:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        grads.append(outcome(model)[1])
+        grads.append(training_step(model)[1])
         assert gated_calls(model) == 2
     assert grads[0].keys() == grads[1].keys() and all(torch.equal(g, grads[1][n]) for n, g in grads[0].items())
 
@@ -265,10 +261,10 @@ def test_files_are_those_of_peft(tmp_path):
     model = ours(target_modules=DOWN)
     model.save_pretrained(tmp_path)
     back = peft.PeftModel.from_pretrained(zoo.build("llama"), tmp_path)
-    assert_same(zoo.logits(back), zoo.logits(model.eval()))
+    zoo.assert_same(zoo.logits(back), zoo.logits(model.eval()))
     again = pf.PeftModel.from_pretrained(zoo.build("llama"), tmp_path)
     assert gated_calls(again) == 2
-    assert_same(zoo.logits(again), zoo.logits(model))
+    zoo.assert_same(zoo.logits(again), zoo.logits(model))
 
 
 def test_autocast():
@@ -297,7 +293,7 @@ def test_relatives_of_llama_are_known_by_their_forward(kind):
     expected = zoo.logits(model)
     gated_mlp.release(model)
     assert gated_calls(model) == 0 and any(type(m).__name__ == kind for m in model.modules())
-    assert_same(zoo.logits(model), expected)
+    zoo.assert_same(zoo.logits(model), expected)
 
 
 class Returned(LlamaMLP):
@@ -387,5 +383,5 @@ def test_hooks_on_every_module_are_called(compiled):
         handle.remove()
     assert not any(op == "swiglu" for op, _ in ran)
     with pf.recording() as ran:
-        assert_same(mlp(x), 2 * hooked)
+        zoo.assert_same(mlp(x), 2 * hooked)
     assert any(op == "swiglu" for op, _ in ran) and hooked.abs().max() > 1e-2

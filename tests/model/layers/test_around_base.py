@@ -12,6 +12,7 @@ from torch import nn
 import pypeft_fast as pf
 from pypeft_fast.autograd.lora_update import lora_update
 from pypeft_fast.model.layers.fused_layer import AROUND
+from tests.gradients import model_with_gradients
 
 
 class Opaque(nn.Linear):
@@ -34,18 +35,13 @@ def model_of(base, **options):
     return peft.get_peft_model(nn.Sequential(base), config)
 
 
-def outcome(model, x):
-    y = model(x)
-    return y, *torch.autograd.grad(y.float().square().sum(), [x, *(p for p in model.parameters() if p.requires_grad)])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_and_gradients_are_peft_s(dtype):
     model = model_of(Opaque(24, 16, dtype=dtype))
     x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
-    expected, report = outcome(model, x), pf.fuse(model, strict=True)
+    expected, report = model_with_gradients(model, x), pf.fuse(model, strict=True)
     with pf.recording() as ran:
-        got = outcome(model, x)
+        got = model_with_gradients(model, x)
     assert {"lora_shrink", "lora_ds_db", "lora_da", "lora_dx"} == {op for op, _ in ran}
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == b.dtype
@@ -119,10 +115,10 @@ def test_layers_of_other_libraries_are_met_by_name_copied_and_pickled():
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_traces_the_call():
     model, x = model_of(Opaque(24, 16)), torch.randn(5, 24, requires_grad=True)
-    expected = outcome(model, x)
+    expected = model_with_gradients(model, x)
     pf.fuse(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(outcome(compiled, x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model_with_gradients(compiled, x), expected, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 
 

@@ -14,6 +14,7 @@ import pypeft_fast as pf
 from pypeft_fast.model.layers import facts, peft_lora, rules
 from pypeft_fast.model.layers.fused_layer import FusedLayer
 from pypeft_fast.model.layers.lora import LoRA
+from tests.gradients import model_with_gradients
 
 
 class ShiftedVariant(LoraVariant):
@@ -58,18 +59,12 @@ def toy(monkeypatch):
     return model, layer, torch.randn(5, 12, requires_grad=True)
 
 
-def outcome(model, x):
-    y = model(x)
-    layer = model.base_model.model[0]
-    wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.shift, layer.gain]
-    return y, *torch.autograd.grad(y.square().sum(), wanted)
-
-
 def test_a_toy_method_composes_with_the_layer(toy):
     model, layer, x = toy
-    expected, report = outcome(model, x), pf.fuse(model, strict=True)
+    expected, report = model_with_gradients(model, x), pf.fuse(model, strict=True)
+    assert len(expected) == 6  # y and the gradients of x, lora_A, lora_B, shift and gain
     with pf.recording() as ran:
-        got = outcome(model, x)
+        got = model_with_gradients(model, x)
     torch.testing.assert_close(got, expected)
     assert report.calls() == {"fused": 1} and "lora_forward" in [op for op, _ in ran]
     del peft_lora.VARIANTS[ShiftedVariant]  # what is registered is what counts
