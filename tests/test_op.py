@@ -135,7 +135,10 @@ for _ in range(2):
     compiled = torch.compile(pf.lora_linear, backend="aot_eager", fullgraph=True)(x, W, A, B)
     torch.testing.assert_close(compiled, expected)
     torch.compiler.reset()
-    assert pf.nn.LoRALinear(8, 6)(x).shape == (3, 6)
+    layer = pf.nn.LoRALinear(8, 6)
+    torch.nn.init.normal_(layer.lora_B)
+    frozen, low_rank = torch.nn.functional.linear(x, layer.weight, layer.bias), x @ layer.lora_A.t() @ layer.lora_B.t()
+    torch.testing.assert_close(layer(x), frozen + layer.scaling * low_rank)
 {last}
 print("imported three times")
 """

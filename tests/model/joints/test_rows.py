@@ -143,7 +143,13 @@ def test_images_of_a_language_model_are_refused():
     with pytest.raises(ValueError, match="vision_tower are not those of the batch: they are images"):
         model(x, x, adapter_names=["one", "two"])
     model = two(Seeing, ["language_model"])
-    assert model(x, x, adapter_names=["one", "two"])[0].shape == x.shape
+    alone = {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name], images = model(x, x)
+    y, same_images = model(x, x, adapter_names=["one", "two"])
+    assert_same(y, torch.stack([alone["one"][0], alone["two"][1]]))
+    assert torch.equal(same_images, images) and not torch.allclose(alone["one"], alone["two"], atol=1e-2)
 
 
 def test_features_go_through_blocks():

@@ -239,8 +239,8 @@ def test_copies_pickles_and_state_dicts():
     assert torch.equal(logits(fresh), expected)
 
 
-def test_half_precision_trains_in_float32(tmp_path):
-    """The values of a file are not rounded to the model's dtype on their way."""
+def test_adapters_of_a_half_precision_model_are_saved_loaded_and_trained_in_float32(tmp_path):
+    """The values of a file are not rounded to the model's dtype when the file is loaded."""
     model = adapted("t5", build("t5").to(torch.bfloat16), placement="parallel")
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
@@ -250,8 +250,12 @@ def test_half_precision_trains_in_float32(tmp_path):
         found = [p for n, p in loaded.named_parameters() if "_adapter_" in n]
         assert all(torch.equal(a, b) for a, b in zip(trained, found, strict=True))
         assert torch.equal(logits(loaded), logits(model))
-    logits(model).float().square().mean().backward()
-    assert all(p.grad.isfinite().all() for p in trained)
+    wide = adapted("t5", build("t5").to(torch.bfloat16).float(), placement="parallel")
+    for m in (model, wide):
+        logits(m).float().square().mean().backward()
+    expected = [p.grad for p in wide.parameters() if p.requires_grad]
+    for p, grad in zip(trained, expected, strict=True):
+        assert (p.grad - grad).abs().max() < 0.05 * grad.abs().max()
 
 
 def test_compiled_without_graph_breaks():
