@@ -54,7 +54,7 @@ def lacking(function):
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_it_is_annotated(name):
+def test_every_public_function_is_annotated(name):
     assert lacking(PUBLIC[name]) == []
 
 
@@ -63,7 +63,7 @@ def test_the_list_reaches_functions_layers_and_models():
     assert {*names, "PeftModel.add_adapter", "SafeFiles.from_pretrained"} <= PUBLIC.keys()
 
 
-def test_a_function_without_is_noticed():
+def test_a_function_without_annotations_is_noticed():
     def half(x: int, y, *args):
         return x
 

@@ -155,7 +155,7 @@ def test_the_package_may_be_deleted_from_sys_modules_and_imported_again(first, l
     assert result.returncode == 0 and "imported three times" in result.stdout, result.stderr
 
 
-def test_another_version_in_the_same_process_is_told_so():
+def test_another_schema_in_the_same_process_is_an_error():
     with pytest.raises(
         RuntimeError, match="defined lora_shrink as lora_shrink.*, now as lora_shrink.Tensor x.*restart"
     ):
@@ -174,7 +174,7 @@ def test_the_environment_forces_a_whole_process(value, words):
 
 
 @pytest.mark.parametrize("capability,accepted", [((7, 5), False), ((8, 0), True), ((12, 1), True)])
-def test_a_gpu_older_than_the_cuda_kernels_is_told_so(capability, accepted, monkeypatch):
+def test_a_gpu_older_than_the_cuda_kernels_is_named_in_the_reason(capability, accepted, monkeypatch):
     monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", Path("_C_cuda.abi3.so"))
     monkeypatch.setattr(_native, "_oldest_target", lambda: 80)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -204,7 +204,7 @@ NEEDED = b"aoti_torch_get_storage_size"  # of PyTorch's
     ],
     ids=["empty", "for another PyTorch", "half", "a byte lost"],
 )
-def test_a_library_that_does_not_load_costs_its_own_kernel_and_nothing_else(spoil, words, tmp_path):
+def test_a_library_that_does_not_load_makes_only_its_kernels_unavailable(spoil, words, tmp_path):
     package = Path(pf.__file__).parent
     shutil.copytree(package, tmp_path / "pypeft_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "pypeft_fast/_C.abi3.so").write_bytes(spoil(_native.LIBRARY_PATH.read_bytes()))

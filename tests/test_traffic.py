@@ -25,7 +25,7 @@ def coefficients(row):
     return row["MK"], row["MN"]
 
 
-def test_the_others_move_what_is_said_of_them(rows):
+def test_the_traffic_of_other_implementations(rows):
     assert {name: coefficients(row) for name, row in rows["lora"].items() if not name.startswith("ours")} == {
         "PEFT default, bf16 autocast": (54, 20),
         "PEFT default, no autocast": (48, 56),
@@ -36,7 +36,7 @@ def test_the_others_move_what_is_said_of_them(rows):
 
 
 @pytest.mark.parametrize("name", ["ours", "ours, float32 adapters", "ours, no dropout"])
-def test_ours_moves_what_the_design_says_in_two_launches_and_three(rows, name):
+def test_our_traffic_and_our_numbers_of_launches(rows, name):
     row, dropout = rows["lora"][name], "no dropout" not in name
     assert row["MK"] == pytest.approx(4.4 if dropout else 4.0, rel=0.01) and row["MN"] == 2
     assert row["workspace"] + row["low rank"] < 0.22 * row["bytes"]  # at r = 16; no more than a pass over y
@@ -103,7 +103,7 @@ def test_the_committed_table_is_what_the_command_prints(tmp_path):
         assert (tmp_path / name).read_text() == committed, f"bench/results/{name} is stale: run `make traffic`"
 
 
-def test_the_performance_model_is_a_model_and_what_the_command_prints(tmp_path):
+def test_the_performance_model_is_what_the_command_prints_and_says_that_it_predicts(tmp_path):
     python("-m", "bench.performance_model", "--output", tmp_path / "page.md", timeout=900, expect_success=True)
     page = (tmp_path / "page.md").read_text()
     committed = (ROOT / "docs/performance-model.md").read_text()

@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_nothing_behind(clock, monkeypatch):
     assert list(_tuning.folder().iterdir()) == []
 
 
-def test_a_user_without_a_home_tunes_all_the_same(clock, monkeypatch):
+def test_tuning_works_without_a_home_folder(clock, monkeypatch):
     def home():
         raise RuntimeError("Could not determine home directory.")
 
@@ -205,7 +205,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("source", [*SHORT, "Triton"])
-def test_a_candidate_without_room_is_out(clock, monkeypatch, source):
+def test_a_candidate_that_runs_out_of_memory_is_left_out(clock, monkeypatch, source):
     error = out_of_resources() if source == "Triton" else SHORT[source]()
     assert fastest(("op",), run=refusing(error, "b")) == "c"
     assert fastest(("op", "first"), run=refusing(error, "a", "c")) == "b"

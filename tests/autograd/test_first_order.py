@@ -61,7 +61,7 @@ def test_an_output_may_be_changed_in_place(name, kernel, shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_way_of_asking_gets_a_second_derivative(name):
+def test_every_way_to_a_second_derivative_raises(name):
     function, x = functions()[name], torch.randn(3, K, requires_grad=True)
     (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
     refusal = pytest.raises(RuntimeError, match="second derivatives")

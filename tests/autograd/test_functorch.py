@@ -59,7 +59,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("records", [True, False])
-def test_is_that_of_the_formula(name, transform, records):
+def test_every_transform_agrees_with_the_formula(name, transform, records):
     ours, formula = FUNCTIONS[name]
     with torch.set_grad_enabled(records):
         found = TRANSFORMS[transform](ours)

@@ -120,7 +120,7 @@ def test_only_what_backward_needs_is_saved():
     assert saved(lambda x, A, B: (x, *A, *B))[:3] == (False, 0, 0)  # the bias alone
 
 
-def test_one_op_each_way_and_none_whose_result_nobody_needs():
+def test_without_gradients_only_the_forward_op_runs():
     x, W, b, A, B = tensors()
     with pf.recording() as ran, torch.no_grad():
         pf.multi_lora_linear(x, W, A, B, INDEX, b, scalings=SCALINGS)

@@ -58,7 +58,7 @@ def test_set_adapter_between_forward_and_backward_raises():
     assert model.base_model.model[0].lora_B["second"].weight.grad.any()
 
 
-def test_what_loses_nothing_does_not_raise():
+def test_backward_that_loses_no_gradient_does_not_raise():
     """A parameter that its user has frozen, a gradient of the input alone, an adapter that is back on."""
     from torch import nn
 

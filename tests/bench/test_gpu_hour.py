@@ -148,7 +148,7 @@ def test_a_step_that_does_not_listen_is_ended(tmp_path):
     assert result(tmp_path, "deaf")["status"] == "out of time" and time.monotonic() - began < 20
 
 
-def test_the_whole_has_an_end(tmp_path):
+def test_a_run_ends_at_its_time_limit_and_names_the_steps_that_were_left(tmp_path):
     out, _ = planned(tmp_path, "seconds = 6\n" + step("slow", 60) + step("good"))
     assert result(tmp_path, "slow")["status"] == "out of time" and result(tmp_path, "slow")["seconds"] < 10
     assert "good: no time is left" in out and not (tmp_path / "steps/good.json").exists()

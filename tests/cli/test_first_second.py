@@ -69,7 +69,7 @@ def test_an_unknown_option_is_guessed(command):
 
 
 @pytest.mark.parametrize("command", ["finetune", "chat", "info"])
-def test_a_forced_kernel_that_there_is_not(command, tiny_model, dialogues, tmp_path):
+def test_an_unknown_forced_kernel_is_a_mistake(command, tiny_model, dialogues, tmp_path):
     options = {"finetune": ["--data", dialogues, "--output", tmp_path / "a"], "chat": ["--prompt", "hi"], "info": []}
     model = [] if command == "info" else ["--model", tiny_model]
     done = subprocess.run(

@@ -89,7 +89,7 @@ def test_an_instruction_set_that_is_not_there():
     assert "pypeft-fast info: the C++ kernels cannot run: PYPEFT_FAST_CPU=bogus" in done.stderr
 
 
-def test_a_reader_that_has_gone():
+def test_a_closed_pipe_ends_the_command_quietly():
     reader, writer = os.pipe()
     os.close(reader)
     done = info(output=writer)

@@ -109,7 +109,7 @@ PATHS = {f"{name}: {way}": path for name, ways in BY_OP.items() for way, path in
 EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
-def test_every_variant_of_every_op_has_its_ways():
+def test_every_variant_of_every_op_has_paths():
     assert set(BY_OP) == {title for title, run in VARIANTS.items() if run in RUNS}
 
 
@@ -203,7 +203,7 @@ print(len(ways), sorted(set(shared_bytes()) - ways))
 
 
 @pytest.mark.slow
-def test_there_is_a_way_to_every_kernel():
+def test_every_kernel_is_reached():
     """To those that tests.emulator.launches reaches, of which `make gpu-static` knows that none is missing."""
     done = python("-c", REACHED, timeout=600, expect_success=True)
     count, _, missing = done.stdout.strip().partition(" ")

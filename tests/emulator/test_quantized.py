@@ -100,7 +100,7 @@ def test_few_rows_are_multiplied_with_the_codes(title, format, poisoned):
     "why,M,K,format",
     [("rows", 17, 96, "nf4"), ("K", 8, 72, "nf4"), ("blocks", 8, 96, "nf4, 16"), ("int8", 8, 96, "int8")],
 )
-def test_else_the_weight_is_dequantised_first(why, M, K, format):
+def test_many_rows_are_multiplied_with_the_dequantised_weight(why, M, K, format):
     case = Case(M, K, 24, 5, dtype=BF16, format=format)
     assert_agrees("lora_linear", "cuda", case)
     assert launches("lora_linear", sample("lora_linear", case)) == 2

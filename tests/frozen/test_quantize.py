@@ -63,7 +63,7 @@ def test_a_product_with_no_rows_is_empty(format):
 
 
 @pytest.mark.parametrize("format,error", [("nf4", 0.12), ("fp4", 0.2), ("int8", 0.012), ("fp8", 0.035)])
-def test_how_close_a_format_comes(format, error):
+def test_the_error_of_each_format_is_bounded(format, error):
     weight = torch.randn(128, 256)
     assert (pf.quantize(weight, format).dequantize() - weight).norm() / weight.norm() < error
 
@@ -136,7 +136,7 @@ def test_fp8_modules_of_transformers(block_size):
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.int8])
 @pytest.mark.parametrize("rows", [2, 256])  # in vectors, and byte by byte
-def test_every_byte(stored, rows):
+def test_every_byte_of_eight_bits_is_decoded_right(stored, rows):
     weight = torch.arange(256, dtype=torch.uint8).view(stored).view(rows, -1)
     frozen = pf.Frozen(
         "int8" if stored == torch.int8 else "fp8", (weight, torch.full((rows,), 3.0)), None, torch.float32

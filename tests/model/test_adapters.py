@@ -86,7 +86,7 @@ def test_a_safe_merge_that_fails_takes_no_adapter_off():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_after_the_other_is_merged_and_both_are_undone_exactly(kind, dtype):
+def test_two_adapters_merged_in_turn_are_unmerged_exactly(kind, dtype):
     model = two(kind, target_modules=TARGETS[kind][:1], dtype=dtype)
     model.base_model.set_adapter(["default", "second"])
     before, expected = {k: v.clone() for k, v in model.state_dict().items()}, logits(model)

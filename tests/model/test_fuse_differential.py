@@ -181,7 +181,7 @@ def files(model):
 @example(([peft.LoraConfig(r=4, target_modules=TARGETS, lora_dropout=0.25)], (torch.float32, True), True, [], 0))
 @given(stories())
 @pytest.mark.filterwarnings("ignore")
-def test_a_fused_model_lives_as_an_unfused_one(story):
+def test_a_fused_model_agrees_with_an_unfused_one_after_every_action(story):
     configs, (dtype, wide), bias, actions, seed = story
     theirs = build(copy.deepcopy(configs), dtype, wide, bias, seed)
     ours = copy.deepcopy(theirs)

@@ -50,7 +50,7 @@ def mesh():
 
 
 @pytest.mark.parametrize("name", [ATTENTION, MLP])
-def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
+def test_unfuse_refuses_a_class_that_fsdp2_has_derived_from(mesh, name):
     model = lora()
     before = zoo.logits(model)
     pf.fuse(model)
@@ -65,7 +65,7 @@ def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
     assert ops["swiglu"] == 2
 
 
-def test_an_ia3_layer_that_fsdp2_has_derived_is_not_taken_back(mesh):
+def test_unfuse_refuses_an_ia3_class_that_fsdp2_has_derived_from(mesh):
     model = ia3()
     pf.fuse(model)
     fully_shard(model.get_submodule(ATTENTION), mesh=mesh)
@@ -73,7 +73,7 @@ def test_an_ia3_layer_that_fsdp2_has_derived_is_not_taken_back(mesh):
         pf.unfuse(model)
 
 
-def test_units_of_whole_blocks_leave_the_classes_within_alone(mesh):
+def test_fsdp2_units_of_whole_blocks_can_be_unfused(mesh):
     model = lora()
     was, before = kinds(model), zoo.logits(model)
     pf.fuse(model)
@@ -84,7 +84,7 @@ def test_units_of_whole_blocks_leave_the_classes_within_alone(mesh):
     zoo.assert_same(zoo.logits(model), before)
 
 
-def test_a_derived_gated_module_goes_on_without_adapters(mesh):
+def test_a_derived_gated_module_computes_the_base_model_after_unload(mesh):
     """unload() puts plain layers into it; it stays FSDP's unit, and its forward is the module's own."""
     model = lora()
     pf.fuse(model)
@@ -106,7 +106,7 @@ def hook_and_remove(model):
 
 @pytest.mark.parametrize("make", [lora, ia3])
 @pytest.mark.parametrize("when", ["before", "while fused", "before and while fused"])
-def test_what_accelerate_leaves_behind_slows_nothing(make, when):
+def test_the_forward_that_accelerate_leaves_on_a_module_does_not_stop_fusing(make, when):
     """After its hook is gone `module.forward` is still an attribute of the module, its class's own method."""
     model, twin = make(), make()
     pf.fuse(twin)
@@ -127,7 +127,7 @@ def test_what_accelerate_leaves_behind_slows_nothing(make, when):
 
 
 @pytest.mark.parametrize("make", [lora, ia3])
-def test_a_hook_that_outlives_the_fusion_does_not_hinder_another(make):
+def test_a_model_can_be_fused_again_after_a_hook_that_was_removed_after_unfuse(make):
     """What accelerate then puts back is the forward of a class that the module no longer has."""
     model = make()
     before, report = zoo.logits(model), pf.fuse(model, strict=True)
@@ -145,7 +145,7 @@ def test_a_hook_that_outlives_the_fusion_does_not_hinder_another(make):
     assert ops == fast and again.gated == report.gated
 
 
-def test_a_hook_that_is_there_is_reported_and_called():
+def test_a_gated_module_with_a_hook_is_not_fused_and_its_hook_is_called():
     model, calls = lora(), []
 
     class Counts(accelerate.hooks.ModelHook):
@@ -207,7 +207,7 @@ def test_a_process_that_imports_this_package_alone_reads_fused_models(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_copies_and_pickles_are_models_of_their_own(method):
+def test_copies_and_pickles_compute_the_same_and_share_no_parameters(method):
     model = make_fused(method)
     expected, ops = ran(model)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

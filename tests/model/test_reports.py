@@ -75,7 +75,7 @@ def test_an_export_is_counted():
         assert_same(exported(x), model(x))
 
 
-def test_what_is_pushed_is_the_adapter(monkeypatch):
+def test_push_to_hub_uploads_the_adapter_alone(monkeypatch):
     """To a hub that keeps a list of what arrives."""
     from types import SimpleNamespace
 

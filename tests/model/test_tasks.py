@@ -51,7 +51,7 @@ CASES = [(task, method) for task in TASKS for method in METHODS if (task, method
 
 
 @pytest.mark.parametrize("task,method", CASES)
-def test_what_trains_and_what_it_learns_from(task, method):
+def test_the_head_and_the_adapter_alone_train_and_get_gradients(task, method):
     make, labels, saved = TASKS[task]
     model = pf.get_peft_model(make(), METHODS[method](task_type=task))
     assert type(model) is getattr(pf, CLASSES[task]) and isinstance(model, getattr(peft, CLASSES[task]))

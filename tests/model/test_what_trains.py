@@ -79,7 +79,7 @@ def expected(method, kind):
 
 @pytest.mark.parametrize("kind", list(LAYERS))
 @pytest.mark.parametrize("method", METHODS)
-def test_by_name_and_shape_and_a_step_changes_nothing_else(method, kind):
+def test_parameters_that_train_by_name_and_shape_and_a_step_changes_no_others(method, kind):
     model = pf.get_peft_model(build(kind), config(method, kind)).train()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert {n: tuple(p.shape) for n, p in trained.items()} == expected(method, kind)

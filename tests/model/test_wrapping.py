@@ -105,7 +105,7 @@ def encoder():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_shortcut_of_a_torch_encoder_does_not_pass_the_adapter_by(masked):
+def test_the_fast_path_of_a_torch_encoder_does_not_skip_the_adapter(masked):
     x, base = torch.randn(2, 6, 32), encoder()
     options = {"src_key_padding_mask": torch.arange(6).expand(2, 6) >= 4} if masked else {}
     with torch.no_grad():

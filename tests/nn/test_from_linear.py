@@ -53,7 +53,7 @@ def test_pruned_and_normalised_layers_are_refused(cls):
 
 
 @CLASSES
-def test_nothing_but_a_linear(cls):
+def test_from_linear_refuses_other_classes(cls):
     with pytest.raises(TypeError, match="linear is a Conv1d, expected a torch.nn.Linear"):
         cls.from_linear(nn.Conv1d(1, 1, 1))
     with pytest.raises(TypeError, match="linear is a LoRALinear"):

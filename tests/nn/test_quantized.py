@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_over_the_decoded_weight(format, name, p)
 
 
 @pytest.mark.parametrize("name", list(_functions(0)))
-def test_without_gradients_too(name):
+def test_values_without_gradients_are_those_over_the_decoded_weight(name):
     function, shapes = _functions(0.0)[name]
     frozen = pf.quantize(torch.randn(N, K))
     arguments = [torch.randn(shape) for shape in shapes]

@@ -154,7 +154,7 @@ def knowing(old):
     [Holds, nn.Sequential, copy.deepcopy, torch.compile, rebuilt, knowing, lambda old: nn.Linear(K, K)]
     + [lambda old: nn.Identity(), lambda old: old, lambda old: None],
 )
-def test_what_keeps_an_adapter_or_another_weight_may_take_the_place(name, make):
+def test_a_module_with_the_adapter_or_with_another_weight_may_replace_a_layer(name, make):
     net = model(name)
     net[1] = new = make(net[1])
     assert net[1] is new
@@ -169,7 +169,7 @@ def test_an_adapter_is_dropped_on_purpose(name):
     assert parent.inner.weight is weight
 
 
-def test_bitfit_loses_nothing():
+def test_a_swap_of_a_bitfit_layer_is_allowed():
     """Its bias is what trains, and a swap takes it along."""
     net = swap(nn.Sequential(pf.nn.BitFitLinear(K, K)), sharing)
     assert type(net[0]) is Low and net[0].bias.requires_grad

@@ -42,7 +42,7 @@ def test_agrees_with_float64(op, case, poisoned):
 @pytest.mark.parametrize("op,case", IN_BLOCKS, ids=str)
 @pytest.mark.parametrize("dtypes", [(F32, None), (BF16, None), (BF16, F32)], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_in_blocks(op, case, dtypes, p, poisoned):
+def test_sums_in_several_blocks_agree_with_float64(op, case, dtypes, p, poisoned):
     assert_agrees(op, "cpu", Case(case.M, case.K, case.N, case.r, p, *dtypes))
 
 

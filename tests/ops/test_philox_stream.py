@@ -47,7 +47,7 @@ def library(tmp_path_factory):
 @pytest.mark.cpu
 @pytest.mark.parametrize("first", FIRSTS)
 @pytest.mark.parametrize("isa", AVAILABLE)
-def test_of_the_cpu_kernels(library, isa, first):
+def test_the_stream_of_the_cpu_kernels(library, isa, first):
     found = (ctypes.c_uint8 * COUNT)()
     stream = getattr(library, f"stream_{isa}")
     stream.argtypes = [ctypes.c_int64, ctypes.c_uint16, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p]
@@ -71,7 +71,7 @@ if _triton.why_no_triton() is None:
 
 @pytest.mark.skipif(_triton.why_no_triton() is not None, reason=str(_triton.why_no_triton()))
 @pytest.mark.parametrize("first", FIRSTS)
-def test_of_the_triton_kernels(first):
+def test_the_stream_of_the_triton_kernels(first):
     found = torch.empty(64, dtype=torch.int32)
     _bytes[(1,)](torch.tensor([first]), torch.tensor([SEED]), found, threshold(first))
     assert found.tolist() == expected(first, 64)

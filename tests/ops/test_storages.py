@@ -40,7 +40,7 @@ def test_a_storage_that_is_too_small_is_an_error_that_names_the_tensor(op, kerne
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
-def test_a_storage_that_just_holds_its_tensor_will_do(op, kernel):
+def test_a_storage_that_just_holds_its_tensor_is_accepted(op, kernel):
     args = sample(op, CASE)
     with pf.using(kernel):
         torch.testing.assert_close(OPS[op](*_copies(args)), OPS[op](*args))

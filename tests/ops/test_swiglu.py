@@ -56,7 +56,7 @@ def test_far_from_zero_it_is_the_identity_or_zero(kernel, repeats):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy, in Triton's interpreter
-def test_what_is_not_a_number_stays_so(kernel, dtype):
+def test_nan_stays_nan(kernel, dtype):
     gate = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0, 1.0] * 5, dtype=dtype)
     up = torch.tensor([1.0, 1.0, 1.0, torch.nan, torch.inf] * 5, dtype=dtype)
     with pf.using(kernel):

@@ -38,7 +38,7 @@ def made(monkeypatch):
     return stream, threads
 
 
-def test_what_stays_is_allocated_by_no_thread_that_may_warm_up_a_graph(made):
+def test_kept_tickets_are_allocated_in_a_thread_of_their_own(made):
     stream, threads = made
     gpu = torch.device("cuda:0")
     few, many = _reduce.tickets(10, gpu), _reduce.tickets(5000, gpu)
@@ -47,7 +47,7 @@ def test_what_stays_is_allocated_by_no_thread_that_may_warm_up_a_graph(made):
     assert _reduce.tickets(20, gpu) is few and _reduce.tickets(4097, gpu) is many and len(threads) == 2
 
 
-def test_a_captured_graph_has_its_own(made):
+def test_a_captured_graph_gets_tickets_of_its_own(made):
     stream, threads = made
     stream.capturing = True
     first, second = (_reduce.tickets(10, torch.device("cuda:0")) for _ in range(2))

@@ -58,7 +58,7 @@ def _strays(x_ptr, y_ptr, N, LOAD: tl.constexpr):
 
 
 @pytest.mark.parametrize("load", [True, False])
-def test_a_kernel_that_strays_is_seen(load):
+def test_an_access_outside_every_argument_is_reported(load):
     arena = torch.zeros(64)
     with triton_accesses.traced() as launches:
         _strays[(1,)](arena[:13], arena[32:45], 13, LOAD=load)

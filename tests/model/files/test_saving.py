@@ -207,7 +207,7 @@ def test_what_a_killed_saver_left_is_removed_and_a_living_savers_folder_is_not(f
     assert names_in(folder) == sorted([link.name, *WHOLE])
 
 
-def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
+def test_saving_works_on_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", fail(errno.ENOTSUP))
     model = adapted()
     model.save_pretrained(tmp_path)

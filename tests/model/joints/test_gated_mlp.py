@@ -303,7 +303,7 @@ class Returned(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(hidden_state)) * self.up_proj(hidden_state))
 
 
-def test_the_formula_in_other_words():
+def test_a_subclass_whose_forward_names_its_argument_otherwise_is_fused():
     torch.manual_seed(0)
     model = pf.get_peft_model(with_mlp(Returned), pf.LoraConfig(target_modules="all-linear", init_lora_weights=False))
     assert gated_calls(model) == 2
@@ -356,7 +356,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("make", OTHERS, ids=["gelu", "gemma", "clipped", "exchanged", "instance"])
-def test_what_computes_otherwise_is_left_alone(make):
+def test_modules_with_another_formula_are_not_fused(make):
     torch.manual_seed(0)
     model = make()
     kinds = {name: type(m) for name, m in model.named_modules() if name.endswith(".mlp")}

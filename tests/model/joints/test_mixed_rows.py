@@ -121,7 +121,7 @@ def test_compiles_in_one_graph():
     torch.testing.assert_close(compiled(x), layer(x, adapter_names=names))
 
 
-def test_by_hand():
+def test_outputs_of_a_small_example():
     names = ["a", "b", "a"]
     assert positions(names) == {"a": [0, 2], "b": [1]} and list(positions("cab")) == ["c", "a", "b"]
     x, W = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[1.0, 0.0]])

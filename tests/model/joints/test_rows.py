@@ -152,7 +152,7 @@ def test_images_of_a_language_model_are_refused():
     assert torch.equal(same_images, images) and not torch.allclose(alone["one"], alone["two"], atol=1e-2)
 
 
-def test_features_go_through_blocks():
+def test_rows_of_a_feature_matrix_meet_their_adapters():
     """An MLP over a matrix of features: its rows are the batch's."""
 
     class Mlp(nn.Module):
@@ -254,7 +254,7 @@ def test_rows_and_trained_tokens():
         assert_same(mixed[row], alone[name][row])
 
 
-def test_a_forward_makes_no_beams():
+def test_num_beams_does_not_multiply_the_rows_of_a_forward():
     model = two(lambda: build("llama"), ["q_proj"])
     model.generation_config.num_beams = 2
     with pytest.raises(ValueError, match="but got 2 and 4 respectively"):

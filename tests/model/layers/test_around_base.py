@@ -92,7 +92,7 @@ def test_a_layer_that_loses_the_gradient_to_what_is_before_it_is_named():
         model(torch.randn(5, 24, requires_grad=True))
 
 
-def test_what_reads_the_weight_stays_peft_s():
+def test_methods_that_read_the_weight_run_in_peft():
     dora = model_of(Opaque(24, 16), use_dora=True)
     assert list(pf.fuse(dora).left.values()) == ["the base layer is a Opaque"]
     model, x = model_of(Opaque(24, 16)).eval(), torch.randn(5, 24)
@@ -101,7 +101,7 @@ def test_what_reads_the_weight_stays_peft_s():
     assert report.calls() == {"the base layer is a Opaque": 1}
 
 
-def test_layers_of_other_libraries_are_met_by_name_copied_and_pickled():
+def test_layers_of_other_libraries_are_fused_copied_and_pickled():
     layer = GPTQLoraLinear(Opaque(24, 16), "default", config=peft.LoraConfig(r=4, init_lora_weights=False), r=4)
     model, x = nn.Sequential(layer), torch.randn(5, 24)
     expected, report = model(x), pf.fuse(model, strict=True)

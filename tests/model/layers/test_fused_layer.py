@@ -179,7 +179,7 @@ def called(change, run, **options):
     return dict(report.calls())
 
 
-def test_kinds_of_calls():
+def test_inputs_and_transforms_that_the_ops_do_not_accept_run_in_peft():
     x = torch.randn(5, 12)
     assert called(lambda m: None, lambda m: m(x.as_subclass(OfItsOwn))) == {"the input is a OfItsOwn": 1}
     assert called(lambda m: None, lambda m: torch.func.vmap(m)(x)) == {

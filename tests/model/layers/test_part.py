@@ -93,7 +93,7 @@ def lora(**options):
 
 
 @pytest.mark.parametrize("options", [{}, dict(use_dora=True)], ids=str)
-def test_a_rule_is_written_once(options, monkeypatch):
+def test_one_more_rule_is_followed_by_calls_merging_rows_and_the_report(options, monkeypatch):
     """One more rule about lora_A, in one place: forward, as_lora, rows, merging and the report follow."""
     inner = LoRA.why_not
 
@@ -116,7 +116,7 @@ def test_a_rule_is_written_once(options, monkeypatch):
         assert report.calls() == {"fused": 1, "r is odd": 2}
 
 
-def test_a_verdict_is_kept_only_while_the_facts_are_equal(monkeypatch):
+def test_the_reason_is_computed_again_only_after_the_facts_have_changed(monkeypatch):
     """Each change back and forth is seen; a copy and a pickle ask anew."""
     from pypeft_fast.model.layers import fused_layer
 

@@ -222,7 +222,7 @@ def test_an_update_that_rounding_would_lose_is_refused_and_nothing_changes(kind)
         model.merge_adapter()
 
 
-def test_files_are_as_ever(folder, tmp_path):
+def test_a_saved_adapter_loads_over_the_same_quantised_base(folder, tmp_path):
     config = pf.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
     model = pf.get_peft_model(loaded(folder, "nested"), config).eval()
     model.save_pretrained(tmp_path)

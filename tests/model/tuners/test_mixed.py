@@ -219,7 +219,7 @@ def test_what_cannot_be_mixed():
         lora.add_adapter("bits", CONFIGS["bits"]())
 
 
-def test_pefts_own_mixtures_are_as_they_were():
+def test_a_mixture_of_pefts_own_methods_equals_pefts():
     names = ["l1", "loha"]
     assert_same(logits(mixed(names)), logits(mixed(names, peft.PeftMixedModel)))
     assert isinstance(mixed(names), peft.PeftMixedModel)
