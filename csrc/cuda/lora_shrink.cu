@@ -32,10 +32,9 @@ struct ShrinkArgs {
   const int64_t* seed;  // [G], or null
   uint8_t* mask;
   uint32_t threshold;
-  SplitSum
-      split;  // one sum for each block of rows and ranks, shared by the blocks of K; part: [kRank / 8][kThreads] float4
-  float factor;  // multiplies s
-  void* s;       // [M, G * rank]
+  SplitSum split;  // a sum for each block of rows and ranks, over the blocks of K; a part: [kRank / 8][kThreads] float4
+  float factor;    // multiplies s
+  void* s;         // [M, G * rank]
   Dtype s_dtype;
 };
 
