@@ -1,4 +1,4 @@
-"""bitfit_linear: autograd's own gradients, and nothing of the activations saved."""
+"""bitfit_linear: the gradients are those of autograd, and no activation is saved."""
 
 import pytest
 import torch
@@ -34,11 +34,11 @@ def test_only_the_weight_is_saved():
 
 
 def test_half_precision_and_autocast():
-    x, weight = torch.randn(301, 8).bfloat16(), torch.randn(4, 8).bfloat16()
+    x, weight = torch.randn(301, 8).bfloat16(), torch.randn(4, 8).bfloat16()  # 301 is not a bfloat16
     bias = torch.zeros(4, requires_grad=True)
     y = bitfit_linear(x, weight, bias)
     y.backward(torch.ones_like(y))
-    assert y.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32 and bias.grad.eq(301).all()  # no bfloat16
+    assert y.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32 and bias.grad.eq(301).all()
     with torch.autocast(DEVICE, torch.bfloat16):
         assert bitfit_linear(x.float(), weight.float(), bias).dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""bottleneck: the formula, its gradients in float64, the dropout's stream, and what is saved."""
+"""bottleneck: the formula, gradients in float64, the dropout stream, and the saved tensors."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_dropout_takes_loras_ops_and_one_bit_an_element():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dropout_in_every_dtype(dtype):
-    """Half precision over float32 parameters, against the same masks in float64."""
+    """Half precision with float32 parameters, compared with float64 and the same masks."""
     given = arguments(False, True, torch.float32)
     for name in ("x", "residual"):
         given[name] = given[name].detach().to(dtype).requires_grad_()

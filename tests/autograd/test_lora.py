@@ -1,4 +1,4 @@
-"""pf.lora_linear: gradients, what is saved, dropout's generator, autocast, checkpointing, compile, bad input."""
+"""pf.lora_linear: gradients, saved tensors, dropout generator, autocast, checkpointing, compile, bad input."""
 
 import contextlib
 
@@ -82,7 +82,7 @@ def test_half_precision(kernel, dtype, adapter):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """CPU tensors take the way of a GPU's: one op after the other."""
+    """CPU tensors use the code of other devices, which calls the single ops instead of the composite op."""
     for op in ("lora_forward", "lora_backward"):
         monkeypatch.setattr(OPS[op], "_direct", None)
         monkeypatch.setattr(OPS[op], "_is_in_parts", lambda first: True)

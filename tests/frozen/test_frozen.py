@@ -1,4 +1,4 @@
-"""The frozen operand: values, modules that hold one, and every function over it."""
+"""The frozen operand: its values, the modules that it is read from, and every function that accepts it."""
 
 import pytest
 import torch

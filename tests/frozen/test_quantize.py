@@ -1,4 +1,4 @@
-"""pf.quantize against bitsandbytes, byte for byte; what the tensors of a format must be; modules of other libraries."""
+"""pf.quantize equals bitsandbytes byte for byte; checks of the tensors of a format; modules of other libraries."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_four_bit_bytes_are_those_of_bitsandbytes(format, block_size, nested, dt
             theirs += [state.state2.absmax, state.state2.code, state.offset]
         for ours, its in zip(frozen.tensors, theirs, strict=True):
             assert ours.dtype == its.dtype and torch.equal(ours.flatten(), its.flatten())
-        if block_size <= shape[1]:  # else bitsandbytes' CPU kernel takes the wrong scale for some rows
+        if block_size <= shape[1]:  # otherwise bitsandbytes' CPU kernel uses a wrong scale for some rows
             decoded = functional.dequantize_4bit(codes, state)
             torch.testing.assert_close(frozen.dequantize(), decoded, rtol=0 if dtype == torch.float32 else 1e-2, atol=0)
 
@@ -128,14 +128,14 @@ def test_fp8_modules_of_transformers(block_size):
     frozen = pf.frozen_of(linear)
     decoded = frozen.dequantize()
     assert frozen.format == "fp8" and frozen.shape == (136, 200)
-    factor = 4 if shape else 0.5  # of the last block
+    factor = 4 if shape else 0.5  # the scale of the last block
     torch.testing.assert_close(decoded[130:, 130:], weight.to(torch.float8_e4m3fn).float()[130:, 130:] * factor)
     x = torch.randn(5, 200)
     torch.testing.assert_close(pf.ia3_linear(x, frozen, torch.ones(136)), x @ decoded.t(), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.int8])
-@pytest.mark.parametrize("rows", [2, 256])  # in vectors, and byte by byte
+@pytest.mark.parametrize("rows", [2, 256])  # decoded in vectors, and byte by byte
 def test_every_byte_of_eight_bits_is_decoded_right(stored, rows):
     weight = torch.arange(256, dtype=torch.uint8).view(stored).view(rows, -1)
     frozen = pf.Frozen(

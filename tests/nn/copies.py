@@ -1,4 +1,4 @@
-"""The ways to copy a module whole."""
+"""The ways to copy a whole module."""
 
 import copy
 import io

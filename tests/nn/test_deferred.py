@@ -25,7 +25,7 @@ EVERY = pytest.mark.parametrize("name", list(LAYERS))
 
 
 def as_frameworks_do(module):
-    """FSDP and torchtitan call it on every module with parameters of its own, parents before children."""
+    """Calls reset_parameters as FSDP and torchtitan do: on every module with parameters, parents before children."""
     for part in module.modules():
         if list(part.parameters(recurse=False)):
             part.reset_parameters()

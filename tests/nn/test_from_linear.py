@@ -1,4 +1,4 @@
-"""from_linear: it takes a plain linear layer, and refuses one that does more than its class says."""
+"""from_linear accepts a plain linear layer, and refuses a layer with hooks, a changed forward or a computed weight."""
 
 import pytest
 from torch import nn

@@ -25,7 +25,7 @@ def expected(module, x):
 
 
 def peft_layer(module):
-    """PEFT's layer over a copy of the frozen one, with the same l."""
+    """The layer of PEFT over a copy of the frozen layer, with the same l."""
     linear = nn.Linear(24, 17, module.bias is not None, dtype=module.weight.dtype)
     linear.load_state_dict({k: v for k, v in module.state_dict().items() if k != "ia3_l"})
     feedforward_modules = ["0"] if module.feedforward else []
@@ -79,7 +79,7 @@ def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype, bias, feedforwar
     linear = nn.Linear(24, 17, bias, dtype=dtype)
     module = pf.nn.IA3Linear.from_linear(linear, feedforward=feedforward, init_ia3_weights=False)
     with torch.no_grad():
-        module.ia3_l[0] = 0  # division would not undo it
+        module.ia3_l[0] = 0  # division could not undo this factor
     before, x = copy.deepcopy(linear.state_dict()), torch.randn(5, 24, dtype=dtype)
     apart = module(x)
     module.merge()

@@ -183,7 +183,7 @@ def test_bad_options(options, error, words):
 
 
 def dora(dtype=None, **options):
-    """With a magnitude that training has moved away from the rows' length."""
+    """A DoRA layer whose magnitude differs from the lengths of the rows, as after training."""
     module = layer(dtype, use_dora=True, **options)
     with torch.no_grad():
         module.lora_magnitude_vector *= 0.5 + torch.rand(17)
@@ -238,7 +238,7 @@ def test_a_dora_layer_moves_whole(how):
 
 
 def test_dora_trains_through_writes_to_data():
-    """As optimizers do that keep flat copies of the parameters: no version counter moves."""
+    """Optimizers with flat copies of the parameters write through .data, which changes no version counter."""
     module, x = dora(lora_dropout=0.1), torch.randn(64, 24)
     for _ in range(3):
         module(x).square().mean().backward()
@@ -262,7 +262,7 @@ def _data(module, parameters):
 
 
 def _freed_and_filled_again(module, parameters):
-    """As FSDP2 does with what it gathers."""
+    """As FSDP2 frees and fills gathered parameters."""
     for p in (module.weight, *parameters):
         values, storage = p.detach() * 1.5, p.untyped_storage()
         size = storage.size()
@@ -273,7 +273,7 @@ def _freed_and_filled_again(module, parameters):
 
 
 def _swapped(module, parameters):
-    """As an average of the weights takes their place for an evaluation."""
+    """As an average of the weights replaces the weights for an evaluation."""
     for p in (module.weight, *parameters):
         average = p.detach() * 0.5
         p.data, average.data = average.data, p.data

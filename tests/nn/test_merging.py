@@ -1,4 +1,4 @@
-"""merge: all of it or nothing, once, whatever computes the weight."""
+"""merge: completely or not at all, once, and refused if the weight is computed."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def own(module, how):
         torch.nn.utils.remove_weight_norm(module)
     else:
         nn.utils.parametrize.remove_parametrizations(module, "weight")
-    if not isinstance(module.weight, nn.Parameter):  # what these leave of a frozen one
+    if not isinstance(module.weight, nn.Parameter):  # these tools leave a plain tensor for a frozen weight
         value = module.weight
         del module.weight
         module.weight = nn.Parameter(value, requires_grad=False)

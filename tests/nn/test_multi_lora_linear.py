@@ -1,4 +1,4 @@
-"""MultiLoRALinear: a bank of named adapters, filled and emptied while it runs."""
+"""MultiLoRALinear: a bank of named adapters, which are added and removed while the layer is in use."""
 
 import copy
 
@@ -68,7 +68,7 @@ def test_rows_of_a_removed_adapter_finish_with_it_until_its_slot_is_taken():
     index = module.index(["desk", "billing"])
     before = module(x, index)
     module.remove("desk")
-    module.add("sales", *matrices(2, 3))  # another slot has been free for longer
+    module.add("sales", *matrices(2, 3))  # takes a slot that has been free for longer
     assert torch.equal(module(x, index), before)
 
 

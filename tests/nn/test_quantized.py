@@ -1,4 +1,4 @@
-"""Adapters over a quantised layer: the same as over its decoded weight, in every method, and what merging leaves."""
+"""Adapters over a quantised layer compute the same as over the decoded weight, in every method; merging."""
 
 import copy
 

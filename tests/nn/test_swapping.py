@@ -1,5 +1,7 @@
-"""Tools that replace every nn.Linear by a layer of their own, written here as they are: either the adapter survives, or
-they get an error and the model keeps it."""
+"""Tools that replace every nn.Linear by another layer: the adapter is kept, or the replacement raises an error.
+
+The functions here copy what the tools do.
+"""
 
 import copy
 import pickle
@@ -16,14 +18,14 @@ K = 8
 
 
 class Low(nn.Linear):
-    """A layer of such a tool."""
+    """The layer that such a tool creates."""
 
     def forward(self, x):
         return F.linear(x, self.weight.to(torch.bfloat16).float(), self.bias)
 
 
 def sharing(old):
-    """As torchao's Float8Linear.from_float and FakeQuantizedLinear.from_linear."""
+    """The new layer shares the parameters, as torchao's Float8Linear and FakeQuantizedLinear do."""
     with torch.device("meta"):
         new = Low(old.in_features, old.out_features, bias=False)
     new.weight, new.bias = old.weight, old.bias
@@ -37,7 +39,7 @@ def viewing(old):
 
 
 def copying(old):
-    """As accelerate's converter for Transformer Engine."""
+    """The new layer copies the weight, as in accelerate's converter for Transformer Engine."""
     new = Low(old.in_features, old.out_features, bias=old.bias is not None)
     with torch.no_grad():
         new.weight.copy_(old.weight)
@@ -49,12 +51,12 @@ def copying_to_half(old):
 
 
 def within(old):
-    """A module that has it deeper inside."""
+    """A module with the new layer inside."""
     return nn.Sequential(nn.Identity(), copying(old))
 
 
 def swap(module, make, assign=setattr, take=lambda m: True):
-    """torchao's swap_linear_layers."""
+    """Replaces layers as torchao's swap_linear_layers does."""
     for name, child in list(module.named_children()):
         swap(child, make, assign, take)
         if isinstance(child, nn.Linear) and take(child):
@@ -141,7 +143,7 @@ def plain(old):
 
 
 def knowing(old):
-    """A tool that takes the adapter over."""
+    """A tool that moves the adapter to the new layer."""
     new = sharing(old)
     for i, parameter in enumerate(p for p in old.parameters() if p.requires_grad):
         new.register_parameter(f"adapter_{i}", parameter)
@@ -170,7 +172,7 @@ def test_an_adapter_is_dropped_on_purpose(name):
 
 
 def test_a_swap_of_a_bitfit_layer_is_allowed():
-    """Its bias is what trains, and a swap takes it along."""
+    """Only the bias trains, and the new layer keeps the bias."""
     net = swap(nn.Sequential(pf.nn.BitFitLinear(K, K)), sharing)
     assert type(net[0]) is Low and net[0].bias.requires_grad
 

@@ -1,4 +1,4 @@
-"""An input of another width than the layer's is named as such, whatever the layer trains."""
+"""The error for an input of the wrong width names the input, for every layer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torch.utils.flop_counter counts the ops: what it counts of the same layer in plain PyTorch."""
+"""torch.utils.flop_counter counts the same number for our ops as for the same layer in plain PyTorch."""
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ def test_what_is_not_needed_is_empty(kernel, need, poisoned):
 
 @pytest.mark.parametrize("kernel", available(OPS["lora_ds_db"]))
 def test_an_expanded_gradient(kernel):
-    """The gradient of a sum: one element, strides 0."""
+    """The gradient of a sum is one element with strides of 0."""
     dY, B, s = torch.ones(()).expand(9, 4), torch.randn(4, 2), torch.randn(9, 2)
     with using(kernel):
         dS, dB = lora_ds_db(dY, B, s, 3.0, True, True)

@@ -1,4 +1,4 @@
-"""Gradients of rows of several adapters: beside each adapter's solo run, and whatever else is in the batch."""
+"""Gradients for rows of several adapters: equal to those of each adapter alone, whatever else is in the batch."""
 
 from itertools import product
 
@@ -55,7 +55,7 @@ def test_rejects(index, value, error, words):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
 def test_each_adapter_is_what_it_is_alone(kernel, n):
-    """lora_backward of its rows alone; zeros for the last adapter, which has none."""
+    """Compares with lora_backward of the rows of each adapter alone; the last adapter has no rows and gets zeros."""
     args = sample("multi_lora_backward", Case(3 * n + 5, 50, 70, 16, 0.4, options={"adapters": n}))
     dY, x, W, A, B, index, s, mask, scalings, ps, *needs = args
     with pf.using(kernel):

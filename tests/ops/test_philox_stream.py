@@ -1,4 +1,4 @@
-"""The kernels' Philox where the counter passes 32 bits, which no mask in a test's memory does, and at the threshold."""
+"""The Philox of the kernels for counters past 32 bits, which no mask in a test reaches, and at the threshold."""
 
 import ctypes
 import shutil
@@ -15,7 +15,7 @@ from tests.sanitizers import build
 SEED = -0x0123456789ABCDEF
 KEY = (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF)
 FIRSTS = [0, 2**32 - 9, 2**32, 5 * 2**32 - 30, 2**45 + 12345]
-COUNT = 61  # no multiple of what a vector makes at once
+COUNT = 61  # not a multiple of the bytes that a vector computes
 
 
 def words(index):
@@ -23,7 +23,7 @@ def words(index):
 
 
 def threshold(first):
-    """That of which the stream's part 3 from there on is just not dropped."""
+    """The largest threshold that keeps lane 3 of counter `first`."""
     return words(first)[1] >> 16
 
 

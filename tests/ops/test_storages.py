@@ -1,4 +1,4 @@
-"""Freed and short storages: an error that names the op and the tensor, where a kernel would read past the memory."""
+"""Freed and short storages are an error that names the op and the tensor; a kernel would read past the memory."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from pypeft_fast.testing import Case, available, sample
 from tests.device import DEVICE
 
 CASE = Case(6, 24, 10, 3, 0.3, options={"scale": True})
-COMPILED = ("cpu", "cuda", "triton")  # what does not leave the reading to PyTorch
+COMPILED = ("cpu", "cuda", "triton")  # kernels that read memory without PyTorch
 KERNELS = [(name, kernel) for name, op in OPS.items() for kernel in available(op) if kernel in COMPILED]
 
 
 def _copies(args):
-    """The arguments, each tensor alone in a storage of its own, some elements behind that storage's beginning."""
+    """The arguments with each tensor in its own storage, three elements after the beginning of the storage."""
     return [
         torch.empty(a.numel() + 3, dtype=a.dtype, device=a.device)[3:].copy_(a.reshape(-1)).view(a.shape)
         if isinstance(a, torch.Tensor)

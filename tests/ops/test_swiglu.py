@@ -9,7 +9,7 @@ from pypeft_fast.testing import available
 from tests.ops.rejections import assert_rejects
 
 KERNELS = available(OPS["swiglu"])
-# Where exp overflows, and past where float32 ends.
+# Values at which exp overflows, and near the largest float32.
 EDGES = torch.tensor([0.0, -0.0, 20.0, -20.0, 87.5, -87.5, 88.5, -88.5, 103.0, -103.0, 1e30, -1e30, 3e38, -3e38])
 
 
@@ -63,9 +63,11 @@ def test_nan_stays_nan(kernel, dtype):
         torch.testing.assert_close(swiglu(gate, up), F.silu(gate) * up, equal_nan=True)
 
 
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "triton"])  # whose interpreter truncates to bfloat16
+@pytest.mark.parametrize(
+    "kernel", [k for k in KERNELS if k != "triton"]
+)  # the interpreter of Triton truncates to bfloat16
 def test_every_bfloat16(kernel):
-    """Rounded once: within half a unit in the last place of float64."""
+    """The result is rounded once: within half a unit in the last place of the float64 value."""
     gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     gate = gate[gate.isfinite()].view(1, -1)
     truth = F.silu(gate.double())

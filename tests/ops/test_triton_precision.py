@@ -1,4 +1,4 @@
-"""Which products of float32 the Triton kernels ask each architecture for: what no interpreter run would tell."""
+"""The precision of float32 products for each architecture, which runs in the interpreter do not show."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def matmul():
-    """torch's settings of CUDA matrix products, given back."""
+    """PyTorch's settings of CUDA matrix products, restored after the test."""
     before = torch.backends.cuda.matmul.fp32_precision
     yield torch.backends.cuda.matmul
     torch.backends.cuda.matmul.fp32_precision = before

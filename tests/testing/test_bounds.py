@@ -1,4 +1,4 @@
-"""assert_agrees as somebody uses it who writes a kernel elsewhere: a function in place of a kernel's name."""
+"""assert_agrees for a kernel outside of this package: a function replaces the name of the kernel."""
 
 import pytest
 import torch

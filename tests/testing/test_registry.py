@@ -1,4 +1,4 @@
-"""The registry: what it holds of every op, which variants, and that it needs neither pytest nor PEFT."""
+"""The registry: its entries and variants of every op, and that it needs neither pytest nor PEFT."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_cases_have_names_of_their_own():
 
 
 def test_the_registry_needs_no_pytest_and_no_peft():
-    """Whoever uses it has PyTorch and this package. All ops are there, without another import."""
+    """It needs only PyTorch and this package, and one import registers all ops."""
     code = (
         "import sys; import pypeft_fast.testing as t\n"
         "print(sorted({'pytest', 'peft', 'transformers', 'triton', 'tests', 'bench'} & set(sys.modules)))\n"
