@@ -1,4 +1,4 @@
-"""pf.fuse on Hugging Face PEFT models: what stays, what runs, what is refused, and the way back."""
+"""pf.fuse on Hugging Face PEFT models: unchanged values and files, the ops that run, refusals, and pf.unfuse."""
 
 import copy
 import functools
@@ -226,7 +226,7 @@ def test_compiles_in_one_graph(method):
 
 
 def test_weights_written_through_data_are_seen():
-    """Adapters as PEFT's hotswapping writes them, frozen weights as its merging does: no version counter moves."""
+    """PEFT's hotswapping and merging write through .data, which changes no version counter."""
     model, other = (zoo.adapted(peft, "llama", seed=seed, use_dora=True) for seed in (1, 7))
     for parameter in other.parameters():
         parameter.data.mul_(1.25)
@@ -259,7 +259,7 @@ def test_a_compiled_hotswap_changes_rank_and_scaling(tmp_path):
 
 
 def test_a_half_precision_base_saves_no_wide_copy_of_x():
-    """PEFT's default: float32 adapters over a bfloat16 base."""
+    """float32 adapters over a bfloat16 base are the default of PEFT."""
     linear = nn.Linear(64, 48, dtype=torch.bfloat16)
     config = peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["0"])
     model = peft.get_peft_model(nn.Sequential(linear), config)
@@ -275,7 +275,7 @@ def test_a_half_precision_base_saves_no_wide_copy_of_x():
 
 
 def test_merging_with_dora_is_seen():
-    """PEFT merges through .data, where no version counter moves."""
+    """PEFT merges through .data, which changes no version counter."""
     model = zoo.adapted(peft, "llama", use_dora=True)
     pf.fuse(model)
     before = zoo.logits(model)
@@ -300,7 +300,7 @@ def test_checkpointed_function_outside_a_module():
 
 
 def test_attention_with_an_adapter_is_pefts_own():
-    """PEFT merges into the weights that nn.MultiheadAttention reads, in the forward pass and visibly to autograd."""
+    """In each forward PEFT merges into the weights that nn.MultiheadAttention reads, in a way that autograd sees."""
 
     def attention(library):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What happens to the classes of fused modules: derived from by FSDP2, shadowed by accelerate, pickled by name."""
+"""The classes of fused modules: FSDP2 derives from them, accelerate replaces forward, pickle stores them by name."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ ATTENTION, MLP = (f"base_model.model.model.layers.0.{name}" for name in ("self_a
 
 
 def ran(model):
-    """The logits, and by how many calls each op had a part in them."""
+    """(logits, {op: number of calls})."""
     with pf.recording() as seen:
         logits = zoo.logits(model)
     ops = [op for op, _ in seen]
@@ -85,7 +85,7 @@ def test_fsdp2_units_of_whole_blocks_can_be_unfused(mesh):
 
 
 def test_a_derived_gated_module_computes_the_base_model_after_unload(mesh):
-    """unload() puts plain layers into it; it stays FSDP's unit, and its forward is the module's own."""
+    """unload() inserts plain layers. The module is still a unit of FSDP, and runs its original forward."""
     model = lora()
     pf.fuse(model)
     fully_shard(model.get_submodule(MLP), mesh=mesh)
@@ -107,7 +107,7 @@ def hook_and_remove(model):
 @pytest.mark.parametrize("make", [lora, ia3])
 @pytest.mark.parametrize("when", ["before", "while fused", "before and while fused"])
 def test_the_forward_that_accelerate_leaves_on_a_module_does_not_stop_fusing(make, when):
-    """After its hook is gone `module.forward` is still an attribute of the module, its class's own method."""
+    """After the hook is removed, accelerate leaves the method of the class as the attribute `module.forward`."""
     model, twin = make(), make()
     pf.fuse(twin)
     _, fast = ran(twin)
@@ -128,7 +128,7 @@ def test_the_forward_that_accelerate_leaves_on_a_module_does_not_stop_fusing(mak
 
 @pytest.mark.parametrize("make", [lora, ia3])
 def test_a_model_can_be_fused_again_after_a_hook_that_was_removed_after_unfuse(make):
-    """What accelerate then puts back is the forward of a class that the module no longer has."""
+    """accelerate then restores the forward of a class that is no longer the class of the module."""
     model = make()
     before, report = zoo.logits(model), pf.fuse(model, strict=True)
     _, fast = ran(model)
@@ -159,7 +159,7 @@ def test_a_gated_module_with_a_hook_is_not_fused_and_its_hook_is_called():
     assert ran(model)[1]["swiglu"] == 1 and calls == [LlamaMLP]
 
 
-# The classes of ours in a model that each makes.
+# {method: the names of our classes in its fused model}.
 METHODS = {
     "lora": "FusedLinear FusedLlamaMLP",
     "dora": "FusedLinear FusedLlamaMLP",
@@ -193,7 +193,7 @@ for path in sys.argv[1:]:
 
 
 def test_a_process_that_imports_this_package_alone_reads_fused_models(tmp_path):
-    """Before it has imported PEFT or transformers: the classes made for gated modules have no names to be found by."""
+    """The process has not imported PEFT or transformers, and the classes of gated modules are created at run time."""
     for method in METHODS:
         model = make_fused(method)
         with pf.recording() as seen:

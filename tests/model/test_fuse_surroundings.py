@@ -1,4 +1,4 @@
-"""Fused models inside what people put around them: offloading, sharding, saved modules, adapters that come later."""
+"""Fused models with offloading, sharding, modules_to_save, and adapters that are added later."""
 
 import accelerate
 import peft
@@ -19,7 +19,7 @@ HOOKED = "fused around the base: the base layer has hooks or a forward of its ow
 
 
 def test_the_update_is_fused_around_accelerate_s_offloading():
-    """Its hooks replace forward, and put the weight, else on meta, in place for the length of a call."""
+    """The hooks of accelerate replace forward, and load the weight, otherwise on meta, for the length of a call."""
     model = zoo.adapted(peft, "llama")
     expected = zoo.logits(model)
     base = model.get_submodule(LEFT).base_layer
@@ -114,7 +114,7 @@ def one_process():
 
 
 def test_distributed_tensors_are_left_to_peft(one_process):
-    """As tensor parallelism leaves them: the class of the weight says so."""
+    """Tensor parallelism makes the weight a DTensor; such a layer runs in PEFT."""
     model = zoo.adapted(peft, "llama")
     report = pf.fuse(model)
     layer, x = model.get_submodule(LEFT), torch.randn(3, 32)
@@ -165,7 +165,7 @@ dist.destroy_process_group()
 
 
 def test_fsdp2_around_and_inside_fused_layers():
-    """Units of whole blocks gather before the fused call; a base layer that is a unit of its own is called."""
+    """A unit of a whole block gathers before the fused call; a base layer that is a unit is called as a module."""
     done = python("-W", "ignore", "-c", FSDP2, timeout=300, expect_success=True, OMP_NUM_THREADS="1")
     assert done.stdout.splitlines() == [
         "{'fused': 4}",

@@ -1,4 +1,4 @@
-"""pf.get_peft_model and pf.PeftModel: what they are, which ops run, names, copying, checkpointing, compiling."""
+"""pf.get_peft_model and pf.PeftModel: their classes, the ops that run, names, copying, checkpointing, compiling."""
 
 import copy
 import io
@@ -156,7 +156,7 @@ def test_torch_compile_in_one_graph(part):
 
 
 def test_torch_compile_after_a_call_that_named_rows():
-    """The first call that names rows must not end compiling for the rest of the process."""
+    """A call with adapter_names must not prevent compilation for the rest of the process."""
     model = adapted(pf, "llama")
     logits(model, adapter_names=["default", "__base__", "default"])
     torch.compiler.reset()

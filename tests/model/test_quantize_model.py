@@ -1,4 +1,4 @@
-"""pf.quantize_model against transformers' own loading with BitsAndBytesConfig, and what may be done with its model."""
+"""pf.quantize_model compared with loading by BitsAndBytesConfig in transformers, and uses of the quantised model."""
 
 import peft
 import pytest
@@ -90,7 +90,7 @@ def test_evaluation_leaves_the_bytes_as_they_are(format):
         first = model(IDS).logits
     for name, module in quantized_layers(model).items():
         assert all(torch.equal(a, b) for a, b in zip(pf.frozen_of(module).tensors, before[name], strict=True))
-    if format != "int8":  # bitsandbytes' int8 product rounds x too
+    if format != "int8":  # the int8 product of bitsandbytes also rounds x
         dense = llama().eval()
         for name, module in quantized_layers(model).items():
             dense.get_submodule(name).weight.data = pf.frozen_of(module).dequantize()

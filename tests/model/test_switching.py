@@ -1,4 +1,4 @@
-"""Merged, disabled and switched: what each does while another is in force is what PEFT does."""
+"""Merging, disabling and switching in combination have the same effects as in PEFT."""
 
 import warnings
 
@@ -68,7 +68,7 @@ def test_switching_chooses_the_copy_of_a_saved_module_too(kind):
     assert names == their_names
     for a, b in zip(ours, theirs, strict=True):
         assert_same(a, b)
-    assert_same(ours[1], logits(build(kind)))  # a second adapter that has learnt nothing
+    assert_same(ours[1], logits(build(kind)))  # the second adapter is new
     assert (ours[0] - ours[1]).abs().max() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""The task types with every method: which modules are saved whole, and that labels give the model's own loss."""
+"""The task types with every method: the modules that are saved whole, and the loss for labels."""
 
 import peft
 import pytest
@@ -46,7 +46,7 @@ CLASSES = {
     "FEATURE_EXTRACTION": "PeftModelForFeatureExtraction",
     "SEQ_2_SEQ_LM": "PeftModelForSeq2SeqLM",
 }
-# Left out, since PEFT itself fails there: with virtual tokens before the text, labels are fewer than logits.
+# Left out because PEFT fails: with virtual tokens before the text there are fewer labels than logits.
 CASES = [(task, method) for task in TASKS for method in METHODS if (task, method) != ("TOKEN_CLS", "prompt")]
 
 

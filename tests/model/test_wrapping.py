@@ -1,4 +1,4 @@
-"""What is named or refused where PEFT would silently train nothing, or lose what was trained."""
+"""Warnings and errors for cases in which PEFT would silently train nothing, or lose trained values."""
 
 import warnings
 
@@ -173,7 +173,7 @@ def test_resizing_does_not_take_away_what_trains(options):
     with pytest.raises(ValueError, match="would replace the output embeddings and with them what trains there"):
         model.resize_token_embeddings(104)
     assert torch.equal(logits(model), expected)
-    model.resize_token_embeddings(97)  # the size that it has: nothing is replaced
+    model.resize_token_embeddings(97)  # the current size, so nothing is replaced
     model.resize_token_embeddings()
     assert torch.equal(logits(model), expected)
     free = adapted(pf, "llama")
@@ -230,7 +230,7 @@ def test_prefix_tuning_finds_the_last_token_itself():
 
 
 class Initialised(nn.Module):
-    """Sets weights as it is made, and calls its layers in other ways than by name."""
+    """Initialises a weight in __init__, and calls its layers through a loop and through checkpoint."""
 
     def __init__(self):
         super().__init__()
@@ -270,7 +270,7 @@ def test_a_safe_merge_does_not_say_that_all_is_merged_already():
 
 
 def test_many_modules_to_save_are_looked_up_in_one_pass():
-    """Beside a list of blocks four times as long, four times the look-ups and not sixteen."""
+    """With four times as many blocks there are about four times as many look-ups, not sixteen times."""
     counted = []
 
     class Named(str):

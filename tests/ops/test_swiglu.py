@@ -63,9 +63,8 @@ def test_nan_stays_nan(kernel, dtype):
         torch.testing.assert_close(swiglu(gate, up), F.silu(gate) * up, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    "kernel", [k for k in KERNELS if k != "triton"]
-)  # the interpreter of Triton truncates to bfloat16
+# The interpreter of Triton truncates to bfloat16.
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "triton"])
 def test_every_bfloat16(kernel):
     """The result is rounded once: within half a unit in the last place of the float64 value."""
     gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)

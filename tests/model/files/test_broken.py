@@ -1,4 +1,4 @@
-"""Folders that are broken or foreign: what is said, and that neither model nor adapters are changed."""
+"""Broken or foreign folders: the errors, and that neither the model nor its adapters are changed."""
 
 import contextlib
 import json
@@ -358,7 +358,7 @@ def test_a_subfolder(folder):
 
 
 def cached(tmp_path, folder):
-    """A hub's cache with the adapter as me/adapter."""
+    """The cache of a hub that holds the adapter as me/adapter."""
     repo = tmp_path / "cache" / "models--me--adapter"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0" * 40)

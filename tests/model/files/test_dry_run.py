@@ -1,4 +1,4 @@
-"""The dry run of every method of PEFT: what PEFT would write, from a model left alone; and files load as with PEFT."""
+"""The dry run of every method of PEFT gives what PEFT writes and does not change the model; files load as with PEFT."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from tests.model.files.made import WEIGHTS, PeftModel, adapted, assert_untouched
 from tests.model.zoo import assert_same, liven, logits
 
 TOKENS = dict(num_virtual_tokens=4, task_type="CAUSAL_LM")
-# What a method needs besides target_modules; one that a PEFT does not have is left out there.
+# {method: options besides target_modules}; methods that the installed PEFT does not have are left out.
 METHODS = {
     "LORA": {},
     "ADALORA": dict(total_step=10),
@@ -60,7 +60,7 @@ METHODS = {
     "VERA": {},
     "WAVEFT": dict(n_frequency=16),
 }
-ALONE = {"ADAPTION_PROMPT", "CARTRIDGE", "OSF", "SHADOW", "UNILORA", "FROD", "PSOFT"}  # one adapter, or costly
+ALONE = {"ADAPTION_PROMPT", "CARTRIDGE", "OSF", "SHADOW", "UNILORA", "FROD", "PSOFT"}  # one adapter only, or slow
 LOADED = [name for name in METHODS if name in PEFT_TYPE_TO_CONFIG_MAPPING]
 
 

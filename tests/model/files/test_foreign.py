@@ -1,4 +1,4 @@
-"""What PEFT writes into a file beyond an adapter's own tensors, files of other models and of earlier versions."""
+"""Tensors that PEFT writes besides those of the adapter, files of other models, and files of earlier versions."""
 
 import copy
 import json
@@ -76,13 +76,13 @@ def test_either_loads_what_the_other_writes(case, writer, embeddings, tmp_path):
     if options.get("bias") == "lora_only" and not any(
         "query" in k and "bias" in k for k in load_file(tmp_path / WEIGHTS)
     ):
-        assert peft.__version__ < "0.21"  # which does not find the biases that it is to write
+        assert peft.__version__ < "0.21"  # PEFT before 0.21 does not find these biases
         return
     for reader in LIBRARIES:
         loaded = reader.from_pretrained(make(), tmp_path).eval()
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
     model.load_adapter(tmp_path, "default")
-    if case != "a parameter" and "bias" not in options:  # of these PEFT takes one adapter
+    if case != "a parameter" and "bias" not in options:  # PEFT accepts only one adapter of these
         model.load_adapter(tmp_path, "second")
         model.set_adapter("second")
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
@@ -90,7 +90,7 @@ def test_either_loads_what_the_other_writes(case, writer, embeddings, tmp_path):
 
 @pytest.fixture
 def resized(tmp_path):
-    """A function that makes a model whose vocabulary is larger than its base folder's, its new rows at random."""
+    """A function that makes a model with a vocabulary larger than that of its base folder, with random new rows."""
     build("llama").save_pretrained(tmp_path / "base")
 
     def make(seed):
@@ -106,7 +106,7 @@ def resized(tmp_path):
 @pytest.mark.parametrize("saved", [None, ["embed_tokens"], ["embed_tokens", "lm_head"]])
 @pytest.mark.parametrize("writer", LIBRARIES, ids=by_module)
 def test_a_resized_vocabulary_is_saved_with_the_adapter(writer, saved, resized, tmp_path):
-    ids = torch.tensor([[98, 5, 99, 100, 3]])  # the new tokens, whose rows no other file holds
+    ids = torch.tensor([[98, 5, 99, 100, 3]])  # new tokens; only the adapter's file has their rows
     model = PeftModel._adopt(
         peft.get_peft_model(resized(1), peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved))
     )
@@ -124,7 +124,7 @@ def test_a_resized_vocabulary_is_saved_with_the_adapter(writer, saved, resized, 
 
 
 def cache_of(tmp_path, monkeypatch, values):
-    """The hub's cache holds this config.json of me/base."""
+    """Creates a hub cache with this config.json of me/base."""
     snapshot = tmp_path / "cache" / "models--me--base" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(values))
@@ -157,7 +157,7 @@ def test_a_resized_vocabulary_of_a_hubs_base_is_saved_with_a_warning(values, tmp
 
 
 def test_embeddings_that_peft_would_not_find_by_their_names_are_loaded(tmp_path):
-    """A file with plain names of an embedding that the config adapts: PEFT passes over them without a word."""
+    """The file has the plain name of an embedding that the config adapts; PEFT would skip the tensor silently."""
     model = adapted(target_modules=["q_proj", "embed_tokens"])
     model.save_pretrained(tmp_path, save_embedding_layers=True)
     trained = torch.randn(97, 32)

@@ -1,4 +1,4 @@
-"""Saving: interrupted at every step, beside links, on a full disk; and what the files then hold."""
+"""Saving: interrupted at every step, with links in the folder, on a full disk; and the contents of the files."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def loaded(folder):
 
 
 class Crash(BaseException):
-    """Not an Exception: like a kill, nothing handles it."""
+    """Like a kill, nothing handles this error, because it is no Exception."""
 
 
 def crash_before(function, condition):
@@ -62,12 +62,12 @@ def test_an_interrupted_save_leaves_one_whole_adapter(step, rank, folder, monkey
         newer.save_pretrained(folder)
     new = logits(newer)
     assert torch.equal(loaded(folder), new if step == "rename config" else old) and not torch.equal(old, new)
-    newer.save_pretrained(folder)  # and a later save is not confused by what lies there
+    newer.save_pretrained(folder)  # a later save ignores the files that are left
     assert torch.equal(loaded(folder), new) and names_in(folder) == WHOLE
 
 
 def cut_off(monkeypatch, folder, model):
-    """A save that a crash ends between its two renames."""
+    """Starts a save that crashes between its two renames."""
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_at(patch, "rename config")
         model.save_pretrained(folder)
@@ -230,7 +230,7 @@ def test_sets_are_written_in_order(tmp_path):
 
 
 def test_patterns_keep_their_order_in_the_file(tmp_path):
-    # PEFT sorts them, and then cannot load what it wrote: only the file that we write is right.
+    # PEFT sorts the patterns, and then cannot load its own file.
     options = dict(rank_pattern={"z|q_proj": 3, "q_proj": 2}, alpha_pattern={"self_attn.q_proj": 5, "q_proj": 1})
     model = adapted(**options)
     model.save_pretrained(tmp_path)
@@ -289,7 +289,7 @@ def test_compiled_blocks_leave_no_trace_in_the_file(tmp_path):
     adapted().save_pretrained(tmp_path / "plain")
     plain = load_file(tmp_path / "plain" / WEIGHTS)
     model = adapted(base=compiled(build("llama")))
-    model.load_adapter(tmp_path / "plain", "default")  # liven draws by name, and the names differ
+    model.load_adapter(tmp_path / "plain", "default")  # the names, which seed the random values, differ
     model.save_pretrained(tmp_path / "compiled")
     found = load_file(tmp_path / "compiled" / WEIGHTS)
     assert set(found) == set(plain) and all(torch.equal(found[k], plain[k]) for k in plain)
@@ -353,7 +353,7 @@ def test_an_adapter_that_changed_the_base_is_converted_as_by_peft(tmp_path):
     def trained(kind):
         torch.manual_seed(0)
         model = kind(build("llama"), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
-        model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it, for the initial adapter
+        model.peft_config["default"].init_lora_weights = True  # as in the guide of PEFT, for the initial adapter
         model.save_pretrained(tmp_path / kind.__module__ / "initial")
         model.peft_config["default"].init_lora_weights = "pissa"
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Gated feedforward modules with the activation joined to down_proj: which are, what they compute, and the way back."""
+"""Gated feedforward modules with the activation fused into down_proj: which modules, values, gradients, and unfuse."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ LIBRARIES = {"ours": ours, "peft": theirs}
 
 
 def both(make, **options):
-    """(fused, the same model with each module's own forward)"""
+    """(fused model, the same model with the original forward of each module)"""
     fused, plain = make(**copy.deepcopy(options)), make(**copy.deepcopy(options))
     gated_mlp.release(plain)
     assert all(type(m) is LlamaMLP for m in mlps(plain))
@@ -44,7 +44,7 @@ def both(make, **options):
 
 
 def training_step(model, seed=3):
-    """Logits, every gradient by name, and what is left of the generator."""
+    """(logits, {name: gradient}, state of the generator afterwards)."""
     torch.manual_seed(seed)
     logits = zoo.logits(model)
     logits.square().mean().backward()
@@ -173,7 +173,7 @@ def patched(module):
     module.forward = lambda x: 3 * inner(x)
 
 
-# What is done to a fused model -> whether its first module still runs fused.
+# {change: (function of the fused model, whether the first module still runs fused)}.
 CHANGES = {
     "another adapter": (lambda m: second(m).set_adapter("second"), True),
     "merged": (lambda m: m.merge_adapter(), False),
@@ -297,7 +297,7 @@ def test_relatives_of_llama_are_known_by_their_forward(kind):
 
 
 class Returned(LlamaMLP):
-    """The other way in which transformers writes the formula."""
+    """The second form in which transformers writes the formula."""
 
     def forward(self, hidden_state):
         return self.down_proj(self.act_fn(self.gate_proj(hidden_state)) * self.up_proj(hidden_state))
@@ -321,7 +321,7 @@ def gemma():
 
 
 class Clipped(LlamaMLP):
-    """Almost the formula."""
+    """The formula with a clamp, which must not be fused."""
 
     def forward(self, x):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(-1, 1)

@@ -12,7 +12,7 @@ from tests.model import zoo
 
 
 def model_of(kind="llama", **options):
-    """Adapters default, b (another rank and scaling) and c (in some of the layers)."""
+    """A model with the adapters default, b (another rank and scaling) and c (fewer layers)."""
     model = zoo.adapted(peft, kind, **options)
     for name, config in (("b", dict(r=2, lora_alpha=3)), ("c", dict(r=3, target_modules=zoo.TARGETS[kind][:1]))):
         model.add_adapter(name, peft.LoraConfig(**dict(target_modules=zoo.TARGETS[kind]) | config))

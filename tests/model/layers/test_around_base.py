@@ -1,4 +1,4 @@
-"""LoRA's update fused around a frozen layer whose weight cannot be read."""
+"""The LoRA update is fused around a frozen layer whose weight cannot be read."""
 
 import copy
 import pickle
@@ -16,14 +16,14 @@ from tests.gradients import model_with_gradients
 
 
 class Opaque(nn.Linear):
-    """A layer of some library: its product is its own, in a Function of its own."""
+    """A layer of another library, with its own product."""
 
     def forward(self, x):
         return super().forward(x) * 1.0
 
 
 class WithoutGradient(nn.Linear):
-    """As a kernel for inference: the input's gradient is lost."""
+    """A layer whose kernel is for inference: the gradient of the input is lost."""
 
     def forward(self, x):
         return super().forward(x.detach())

@@ -1,4 +1,4 @@
-"""When a fused layer must leave a call to PEFT: each reason is counted, and the result is PEFT's to the bit."""
+"""The cases in which a fused layer calls PEFT: each reason is counted, and the result equals PEFT's bit for bit."""
 
 import copy
 
@@ -29,11 +29,11 @@ class Doubled(nn.Module):
 
 
 class Named(nn.Linear):
-    """Computes what nn.Linear does: its forward is nn.Linear's."""
+    """A subclass that inherits the forward of nn.Linear."""
 
 
 class Subclass(nn.Linear):
-    """Computes what nn.Linear does, but nobody can know that."""
+    """A subclass with another forward, whose result is that of nn.Linear."""
 
     def forward(self, x):
         return super().forward(x)
@@ -53,7 +53,7 @@ def add_adapter(model, **options):
     model.base_model.set_adapter(["default", "b"])
 
 
-# What is done to a fused layer -> the reason that its next call must count.
+# {reason that the next call must count: change to a fused layer}.
 CHANGES = {
     "the base layer has hooks": lambda m, t: t.base_layer.register_forward_hook(lambda mod, a, out: out * 2),
     "the base layer has hooks or a forward": lambda m, t: patched_forward(t.base_layer),
@@ -97,13 +97,13 @@ def test_a_change_after_fusing_is_seen(reason):
         torch.testing.assert_close(got, model(x))
     else:
         assert torch.equal(got, model(x))
-    assert not torch.equal(got, before) or "ALora" in reason  # which changes nothing without offsets
+    assert not torch.equal(got, before) or "ALora" in reason  # ALoRA changes nothing without offsets
 
 
 @pytest.mark.parametrize("parametrized", [False, True])
 def test_a_subclass_with_the_forward_of_linear_runs_fused(parametrized):
     model, x = layer(Named(12, 9)), torch.randn(5, 12)
-    if parametrized:  # its class is one made for it, and its weight is computed at every access
+    if parametrized:  # it has a class of its own, and computes its weight at every access
         parametrize.register_parametrization(model.base_model.model[0].base_layer, "weight", Doubled())
     expected, report = model(x), pf.fuse(model, strict=True)
     torch.testing.assert_close(model(x), expected)
@@ -132,7 +132,7 @@ def swapped(tensor, data):
     tensor.data = data
 
 
-# What a Parameter becomes through .data, as ZeRO-3 and others do; the object stays the same.
+# {reason: change of a Parameter through .data}, as ZeRO-3 does; the Parameter object is the same.
 SWAPPED = {
     "the base weight has no two dimensions": lambda t: swapped(t.base_layer.weight, torch.empty(0)),
     "the base bias is torch.float64": lambda t: swapped(t.base_layer.bias, t.base_layer.bias.data.double()),
@@ -171,7 +171,7 @@ def test_what_stands_in_the_way_at_fusing_leaves_the_layer_alone():
 
 
 def called(change, run, **options):
-    """The reasons counted when `run` calls a fused layer, after `change`."""
+    """The counts of the report after `change` of a fused layer and a call by `run`."""
     model = layer(**options)
     change(model)
     report = pf.fuse(model)
@@ -225,7 +225,7 @@ GLOBAL_HOOKS = {
 @pytest.mark.parametrize("kind", GLOBAL_HOOKS)
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_hooks_on_every_module_are_called(kind, method, compiled):
-    """On base_layer, lora_A and lora_B, which a fused layer does not call; those there before compiling, as PyTorch."""
+    """Also for base_layer, lora_A and lora_B, which a fused layer does not call. Compiling comes after the hooks."""
     model, x = layer(), torch.randn(5, 12, requires_grad=True)
     if method == "ia3":
         config = peft.IA3Config(target_modules=["0"], feedforward_modules=[], init_ia3_weights=False)
@@ -248,7 +248,7 @@ def test_hooks_on_every_module_are_called(kind, method, compiled):
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_a_forward_that_stands_for_every_linear_layer_is_called(method, compiled, monkeypatch):
-    """As libraries set it that quantise or count on the fly."""
+    """Libraries replace nn.Linear.forward to quantise or to count."""
     model, x, inner = layer(), torch.randn(5, 12), nn.Linear.forward
     if method == "ia3":
         model = peft.get_peft_model(

@@ -1,4 +1,4 @@
-"""A method is one class: it composes with a fused layer, and its reasons are seen wherever reasons are."""
+"""A method is one class, which a fused layer composes; its reasons against fusing are used in all places."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from tests.gradients import model_with_gradients
 
 
 class ShiftedVariant(LoraVariant):
-    """PEFT's side of a toy method: LoRA on x * 2, with an own bias, its output halved."""
+    """A toy method in PEFT: LoRA on 2 * x with a bias of its own, and a factor on the output."""
 
     @staticmethod
     def forward(module, active_adapter, x, result, **kwargs):
@@ -28,7 +28,7 @@ class ShiftedVariant(LoraVariant):
 
 
 class Shifted(LoRA):
-    """The toy method as a part: it contributes inputs, bias and outputs beside the update that it inherits."""
+    """The toy method as a part: inputs, bias and outputs, and the inherited update."""
 
     __slots__ = ("bias", "inputs", "outputs")
 
@@ -67,7 +67,7 @@ def test_a_toy_method_composes_with_the_layer(toy):
         got = model_with_gradients(model, x)
     torch.testing.assert_close(got, expected)
     assert report.calls() == {"fused": 1} and "lora_forward" in [op for op, _ in ran]
-    del peft_lora.VARIANTS[ShiftedVariant]  # what is registered is what counts
+    del peft_lora.VARIANTS[ShiftedVariant]  # the method is no longer registered
     model(x)
     assert report.calls() == {"fused": 1, "the adapter is of a variant, ShiftedVariant": 1}
     pf.unfuse(model)
@@ -94,7 +94,7 @@ def lora(**options):
 
 @pytest.mark.parametrize("options", [{}, dict(use_dora=True)], ids=str)
 def test_one_more_rule_is_followed_by_calls_merging_rows_and_the_report(options, monkeypatch):
-    """One more rule about lora_A, in one place: forward, as_lora, rows, merging and the report follow."""
+    """A new rule about lora_A in one place is used by forward, as_lora, rows, merging and the report."""
     inner = LoRA.why_not
 
     def why_not(found, is_loaded=True):
@@ -117,7 +117,7 @@ def test_one_more_rule_is_followed_by_calls_merging_rows_and_the_report(options,
 
 
 def test_the_reason_is_computed_again_only_after_the_facts_have_changed(monkeypatch):
-    """Each change back and forth is seen; a copy and a pickle ask anew."""
+    """Each change is noticed, and its reversal; copies and unpickled layers compute the reason again."""
     from pypeft_fast.model.layers import fused_layer
 
     asked, inner = [], fused_layer.why_not
@@ -125,7 +125,7 @@ def test_the_reason_is_computed_again_only_after_the_facts_have_changed(monkeypa
     model, x = lora(lora_dropout=0.1), torch.randn(5, 12)
     report, layer = pf.fuse(model, strict=True), model.base_model.model[0]
     model(x), model(torch.randn(7, 12)), model(x)
-    assert len(asked) == 1  # the number of rows is no fact
+    assert len(asked) == 1  # the number of rows does not matter
     handle = layer.lora_A["default"].register_forward_hook(lambda *args: None)
     model(x), handle.remove(), model(x)
     assert len(asked) == 3 and report.calls() == {"fused": 4, "lora_A has hooks or a forward of its own": 1}
