@@ -1,4 +1,4 @@
-"""A program in a Python interpreter of its own, for tests of imports, of commands and of `bench`."""
+"""Runs programs in a new Python process, for tests of imports, of commands and of `bench`."""
 
 import os
 import subprocess
@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def python(*arguments, folder=ROOT, timeout=120, expect_success=False, **environment):
-    """Runs `python *arguments` in `folder`, with this repository on its path; a subprocess.CompletedProcess of texts.
+    """Runs `python *arguments` in `folder`, with this repository on its path; returns a subprocess.CompletedProcess.
 
-    `environment` is added to os.environ. With `expect_success` an exit status other than 0 fails the test and shows
-    the end of stderr.
+    stdout and stderr are strings. `environment` is added to os.environ. With `expect_success` an exit status other than
+    0 fails the test and shows the end of stderr.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(

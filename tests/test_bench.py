@@ -1,4 +1,4 @@
-"""The benchmark times in turn, judges by its targets, and reports a speed only for what computes the right thing."""
+"""The benchmark interleaves its rounds, compares with its targets, and reports a speed only for right results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The tests' own device: an unknown one and a GPU that is not there are errors that say what to do."""
+"""The device of the tests: an unknown device and a missing GPU are errors that name the remedy."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The reference of the public names can be built, and holds each of them."""
+"""The reference of the public names can be built, and has an entry for each name."""
 
 import pypeft_fast as pf
 from tests.interpreter import python

@@ -1,4 +1,4 @@
-"""The ops are registered once this package and PyTorch are imported, whichever came first."""
+"""The ops are registered after the import of this package and of PyTorch, in either order."""
 
 import pytest
 
@@ -20,7 +20,7 @@ OPS = "print(torch.ops.pypeft_fast.lora_forward.default.name())"
 )
 def test_ops_are_registered(code):
     done = python("-c", code)
-    said = [line for line in done.stderr.splitlines() if "kernels-community" not in line]  # bitsandbytes says it
+    said = [line for line in done.stderr.splitlines() if "kernels-community" not in line]  # a message of bitsandbytes
     assert (done.stdout, said) == ("pypeft_fast::lora_forward\n", [])
 
 

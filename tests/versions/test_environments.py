@@ -1,4 +1,4 @@
-"""What make test-versions tries is what pyproject.toml accepts."""
+"""`make test-versions` tests the versions that pyproject.toml accepts."""
 
 import pytest
 

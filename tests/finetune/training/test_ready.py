@@ -1,4 +1,4 @@
-"""A run made ready: an adapter whose first values follow from the seed, and the examples as tokens."""
+"""The preparation of a run: an adapter whose initial values depend on the seed, and the examples as tokens."""
 
 import pytest
 import torch
