@@ -148,10 +148,15 @@ def test_from_linear_shares_and_freezes():
     torch.testing.assert_close(module(x, [None, None]), linear(x))
 
 
-def test_half_precision_holds_float32_adapters():
-    module = bank(dtype=torch.bfloat16)
+def test_a_half_precision_layer_with_float32_adapters_agrees_with_float32():
+    module, x = bank(dtype=torch.bfloat16), torch.randn(2, K).bfloat16()
     assert module.lora_A[0].dtype == torch.float32 and module.weight.dtype == torch.bfloat16
-    assert module(torch.randn(2, K).bfloat16(), ["desk", None]).dtype == torch.bfloat16
+    y = module(x, ["desk", None])
+    assert y.dtype == torch.bfloat16
+    with torch.no_grad():
+        expected = alone(module.float(), x.float(), "desk", *matrices(4, 1), 2.0)[0], module(x.float(), [None, None])[1]
+    for row, want in zip(y, expected, strict=True):
+        torch.testing.assert_close(row.float(), want, rtol=0, atol=0.01 * want.abs().max().item())
 
 
 @pytest.mark.parametrize(
