@@ -28,7 +28,7 @@ def test_a_dense_weight_is_shared():
         (("dense", (W,), None, torch.bfloat16), TypeError, "weight is torch.float32, dtype=torch.bfloat16"),
     ],
 )
-def test_what_does_not_fit_is_named(arguments, error, words):
+def test_arguments_that_do_not_fit_are_named(arguments, error, words):
     with pytest.raises(error, match=words):
         pf.Frozen(*arguments)
 

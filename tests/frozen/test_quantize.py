@@ -93,7 +93,7 @@ W, CODES, ABSMAX = torch.randn(6, 8), *pf.quantize(torch.randn(6, 8), nested=Fal
         (lambda: stored("fp8", W.to(torch.float8_e4m3fn), torch.ones(2, 3)), ValueError, r"scale has shape \(2, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_named(call, error, words):
+def test_arguments_that_do_not_fit_are_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

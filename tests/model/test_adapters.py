@@ -144,7 +144,7 @@ def test_deleting_the_active_adapter_activates_one_that_is_left(targets):
     assert not any(".default." in name for name in model.state_dict())
 
 
-def test_hooks_of_a_layer_stay_with_it():
+def test_hooks_of_a_layer_are_kept():
     model, calls = build("llama"), []
     layer = model.model.layers[1].self_attn.q_proj  # its input has a gradient
     layer.register_forward_pre_hook(lambda module, args, kwargs: calls.append("before"), with_kwargs=True)

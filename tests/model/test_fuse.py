@@ -36,7 +36,7 @@ def ia3(kind="llama"):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", zoo.TARGETS)
-def test_a_model_computes_the_same_and_stays_the_same(kind, method):
+def test_a_fused_model_computes_the_same_and_keeps_its_parameters(kind, method):
     model = zoo.adapted(peft, kind, **METHODS[method])
     before, state = zoo.logits(model), {k: v for k, v in model.state_dict(keep_vars=True).items()}
     report = pf.fuse(model, strict=True)
@@ -78,7 +78,7 @@ def test_a_report_keeps_no_weights_alive(end):
     assert adapter() is None and report.calls() == {"fused": 4}
 
 
-def test_a_report_outlives_the_fusion():
+def test_a_report_is_usable_after_unfuse():
     model = zoo.adapted(peft, "llama")
     report = pf.fuse(model)
     zoo.logits(model)
@@ -87,7 +87,7 @@ def test_a_report_outlives_the_fusion():
     assert report.calls() == {"fused": 4}
 
 
-def test_fusing_again_takes_what_has_come_since():
+def test_fusing_again_fuses_layers_that_were_added_since():
     model = zoo.adapted(peft, "llama")
     first = pf.fuse(model)
     model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["up_proj", "q_proj"]))
@@ -96,7 +96,7 @@ def test_fusing_again_takes_what_has_come_since():
     assert "0 left to PEFT" in str(again)
 
 
-def test_what_cannot_be_fused_is_left_and_listed():
+def test_layers_that_cannot_be_fused_are_listed_and_not_changed():
     model = zoo.build("llama")
     config = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], alora_invocation_tokens=None)
     model = peft.get_peft_model(model, config)
@@ -225,7 +225,7 @@ def test_compiles_in_one_graph(method):
     assert report.calls() == {"fused": 2}
 
 
-def test_weights_written_through_data_are_seen():
+def test_weights_written_through_data_are_used_at_once():
     """PEFT's hotswapping and merging write through .data, which changes no version counter."""
     model, other = (zoo.adapted(peft, "llama", seed=seed, use_dora=True) for seed in (1, 7))
     for parameter in other.parameters():
@@ -274,7 +274,7 @@ def test_a_half_precision_base_saves_no_wide_copy_of_x():
     assert y.dtype == torch.bfloat16 and x.grad is not None
 
 
-def test_merging_with_dora_is_seen():
+def test_merging_with_dora_is_noticed():
     """PEFT merges through .data, which changes no version counter."""
     model = zoo.adapted(peft, "llama", use_dora=True)
     pf.fuse(model)

@@ -31,7 +31,7 @@ def test_the_update_is_fused_around_accelerate_s_offloading():
     assert report.calls() == {"fused": 3, HOOKED: 1}
 
 
-def test_offloading_after_fusing_is_seen():
+def test_offloading_after_fusing_runs_around_the_base():
     model = zoo.adapted(peft, "llama")
     expected, report = zoo.logits(model), pf.fuse(model, strict=True)
     accelerate.cpu_offload(model.get_submodule(LEFT).base_layer, execution_device=torch.device("cpu"))
@@ -42,7 +42,7 @@ def test_offloading_after_fusing_is_seen():
     assert report.calls()["fused"] == 7
 
 
-def test_a_layer_with_a_forward_of_its_own_is_left():
+def test_a_layer_with_a_forward_of_its_own_is_not_fused():
     model = zoo.adapted(peft, "llama")
     layer = next(m for m in model.modules() if isinstance(m, peft.tuners.lora.Linear))
     accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.ModelHook())
@@ -97,7 +97,7 @@ def test_adapters_that_come_later_run_fused():
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-2)
 
 
-def test_an_unusual_base_under_ia3_stays_peft_s():
+def test_ia3_over_an_unusual_base_runs_in_peft():
     config = peft.IA3Config(target_modules=["0"], feedforward_modules=[])
     model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4).to(torch.float8_e4m3fn)), config)
     report = pf.fuse(model)

@@ -166,7 +166,7 @@ def test_tied_weights_that_were_not_trained_stay_tied():
     "options",
     [dict(target_modules=["q_proj", "lm_head"]), dict(target_modules=["q_proj"], modules_to_save=["lm_head"])],
 )
-def test_resizing_does_not_take_away_what_trains(options):
+def test_resizing_keeps_trained_embeddings(options):
     model = pf.get_peft_model(llama(tie_word_embeddings=False), pf.LoraConfig(**options))
     liven(model)
     expected = logits(model)

@@ -88,7 +88,7 @@ def test_values_assigned_to_a_layer_on_meta(name):
     assert torch.equal(module(x), new(x))
 
 
-def test_a_merged_adapter_is_taken_out_first():
+def test_a_merged_adapter_is_unmerged_first():
     module = pf.nn.LoRALinear(K, N)
     nn.init.normal_(module.lora_B)
     weight = module.weight

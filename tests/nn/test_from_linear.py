@@ -61,5 +61,5 @@ def test_from_linear_refuses_other_classes(cls):
 
 
 @CLASSES
-def test_the_mode_is_taken_over(cls):
+def test_the_training_mode_is_copied(cls):
     assert not cls.from_linear(nn.Linear(4, 4).eval()).training and cls.from_linear(nn.Linear(4, 4)).training

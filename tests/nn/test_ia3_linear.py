@@ -75,7 +75,7 @@ def test_a_new_layer_computes_what_the_frozen_one_does(feedforward):
 @BOTH
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype, bias, feedforward):
+def test_merge_is_undone_exactly_and_does_not_change_shared_weights(dtype, bias, feedforward):
     linear = nn.Linear(24, 17, bias, dtype=dtype)
     module = pf.nn.IA3Linear.from_linear(linear, feedforward=feedforward, init_ia3_weights=False)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_casting_a_merged_layer_casts_what_unmerge_restores(feedforward):
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("how", list(COPIES))
-def test_copies_are_whole_and_apart(how, merged):
+def test_copies_are_complete_and_independent(how, merged):
     module, x = layer(feedforward=True).eval(), torch.randn(3, 24)
     if merged:
         module.merge()

@@ -54,7 +54,7 @@ def test_dropout_in_training_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype):
+def test_merge_is_undone_exactly_and_does_not_change_shared_weights(dtype):
     linear = nn.Linear(24, 17, dtype=dtype)
     module = pf.nn.LoRALinear.from_linear(linear, r=4)
     nn.init.normal_(module.lora_B)
@@ -109,7 +109,7 @@ def test_half_precision_layers_have_float32_adapters():
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("how", list(COPIES))
-def test_copies_are_whole_and_apart(how, merged):
+def test_copies_are_complete_and_independent(how, merged):
     module, x = layer(lora_dropout=0.25).eval(), torch.randn(3, 24)
     if merged:
         module.merge()
@@ -218,7 +218,7 @@ def test_dora_merges_and_unmerges(dtype):
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict", "double"])
-def test_a_dora_layer_moves_whole(how):
+def test_copies_of_a_dora_layer_are_complete(how):
     module, x = dora().eval(), torch.randn(3, 24)
     y = module(x).detach()
     if how == "state_dict":
@@ -282,7 +282,7 @@ def _swapped(module, parameters):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("change", [_fused_step, _data, _freed_and_filled_again, _swapped])
-def test_dora_measures_what_no_version_counter_shows(change, grad, train):
+def test_dora_uses_weights_that_change_without_a_version_counter(change, grad, train):
     module, x = dora().train(train), torch.randn(5, 24)
     parameters = [p for p in module.parameters() if p.requires_grad]
     module(x).square().sum().backward()

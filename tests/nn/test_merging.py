@@ -66,7 +66,7 @@ def test_a_computed_weight_is_refused_and_the_adapter_stays(name, how):
 
 
 @EVERY
-def test_unmerging_what_was_parametrized_meanwhile_is_refused(name):
+def test_unmerging_a_layer_that_was_parametrized_since_is_refused(name):
     module = LAYERS[name]()
     weight = module.weight
     module.merge()
@@ -79,7 +79,7 @@ def test_unmerging_what_was_parametrized_meanwhile_is_refused(name):
 
 
 @EVERY
-def test_a_merge_that_fails_on_the_way_leaves_the_layer(name, monkeypatch):
+def test_a_merge_that_fails_does_not_change_the_layer(name, monkeypatch):
     module, x = LAYERS[name](), torch.randn(5, K)
     before = module(x)
 

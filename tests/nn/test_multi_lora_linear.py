@@ -63,7 +63,7 @@ def test_adding_replacing_and_removing_allocate_no_parameter():
     assert [p.data_ptr() for p in module.parameters()] == before
 
 
-def test_rows_of_a_removed_adapter_finish_with_it_until_its_slot_is_taken():
+def test_a_removed_adapter_stays_usable_by_index_until_its_slot_is_reused():
     module, x = bank(max_adapters=4), torch.randn(2, K)
     index = module.index(["desk", "billing"])
     before = module(x, index)
@@ -72,7 +72,7 @@ def test_rows_of_a_removed_adapter_finish_with_it_until_its_slot_is_taken():
     assert torch.equal(module(x, index), before)
 
 
-def test_a_rank_below_the_most_costs_its_own_products_only():
+def test_a_smaller_rank_has_fewer_operations():
     def flops(r):
         module = pf.nn.MultiLoRALinear(K, N, max_adapters=1, max_rank=16)
         module.add("desk", *matrices(r))

@@ -84,7 +84,7 @@ def test_compiled_with_dropout_and_checkpointed():
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
-def test_what_does_not_fit_is_named(change, words, grad):
+def test_unsupported_arguments_are_named(change, words, grad):
     arguments = dict(x=torch.randn(5, K), weight=pf.quantize(torch.randn(N, K)), lora_A=torch.randn(4, K))
     arguments = arguments | dict(lora_B=torch.randn(N, 4)) | change
     arguments["lora_A"].requires_grad_(grad)
@@ -125,7 +125,7 @@ def test_layers_over_bitsandbytes():
         assert torch.equal(linear.weight, before)
 
 
-def test_merging_says_what_the_rounding_leaves():
+def test_merging_reports_the_rounding_error():
     layer = pf.nn.LoRALinear.from_linear(_linear_4bit(torch.randn(N, K)), r=4)
     x, codes = torch.randn(7, K), layer.base_layer.weight.clone()
     unmerged = layer(x)

@@ -61,7 +61,7 @@ def test_the_formula_is_the_derivative(op, case):
 
 
 @pytest.mark.parametrize("op,case", CASES, ids=str)
-def test_each_gradient_alone_is_what_it_is_among_all(op, case):
+def test_each_gradient_alone_equals_that_of_a_call_for_all(op, case):
     given = sample(op, case)
     everything = training(given)
     y = first(overload(op)(*everything))

@@ -42,7 +42,7 @@ def counted(function, tensors, trains):
 @pytest.mark.parametrize("trains", ["nothing", "adapter", "adapter and x"])
 @pytest.mark.parametrize("kernel", ["automatic", "blas"])
 @pytest.mark.parametrize("call", CALLS)
-def test_counts_what_plain_pytorch_counts(call, kernel, trains):
+def test_the_count_equals_that_of_plain_pytorch(call, kernel, trains):
     ours, eager, shapes = CALLS[call]
     tensors = [torch.randn(*shape, device=DEVICE) for shape in shapes]
     wanted = {"nothing": (), "adapter": range(2, len(shapes)), "adapter and x": (0, *range(2, len(shapes)))}[trains]

@@ -54,7 +54,7 @@ def test_a_scaled_product(M, N, dtype, adapter, poisoned):
 
 
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
-def test_stacked_projections_are_each_alone(dtype, adapter):
+def test_stacked_projections_equal_single_projections(dtype, adapter):
     """Each projection has rows of A, columns of s, a seed and a mask."""
     x, A, *_ = sample("lora_shrink", Case(40, 70, 9, 256, 0.3, dtype, adapter))
     seeds = torch.tensor([3, 4])
@@ -79,7 +79,7 @@ def test_a_scaling_of_zero_makes_nan_of_infinity(op, scaling, dtype, adapter):
 
 
 @pytest.mark.parametrize("dtype,adapter", [(F32, None), (BF16, None), (BF16, F32)])
-def test_what_is_dropped_does_not_count(dtype, adapter):
+def test_dropped_elements_do_not_enter_the_result(dtype, adapter):
     x, A, p, seed = sample("lora_shrink", Case(40, 70, 9, 260, 0.3, dtype, adapter))
     with pf.using("cpu"):
         s, mask = OPS["lora_shrink"](x, A, p, seed)

@@ -55,7 +55,7 @@ def test_feedforward_agrees_with_float64(kernel, case, poisoned):
 
 @pytest.mark.parametrize("feedforward,need", list(product([False, True], NEED)), ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_is_not_needed_is_empty(kernel, feedforward, need, poisoned):
+def test_results_that_are_not_needed_are_empty(kernel, feedforward, need, poisoned):
     case = Case(70, 38, 33, dtype=torch.bfloat16, adapter=torch.float32)
     assert_agrees("ia3_dx_dl", kernel, dataclasses.replace(case, options={"feedforward": feedforward, "need": need}))
 

@@ -23,7 +23,7 @@ def test_rejects(index, value, error, words):
 
 @pytest.mark.parametrize("need", [(True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("kernel", available(OPS["lora_ds_db"]))
-def test_what_is_not_needed_is_empty(kernel, need, poisoned):
+def test_results_that_are_not_needed_are_empty(kernel, need, poisoned):
     assert_agrees("lora_ds_db", kernel, Case(70, 8, 33, 5, options={"need": need}))
 
 

@@ -74,7 +74,7 @@ def test_an_index_out_of_range_is_named(kernel, bad, grad):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
-def test_each_adapter_is_what_it_is_alone(kernel, n):
+def test_each_adapter_equals_its_run_alone(kernel, n):
     """With the same seed and row numbers y, s and mask of the rows are equal, and s and mask are 0 elsewhere."""
     args = sample("multi_lora_forward", Case(3 * n + 5, 50, 70, 16, 0.4, options={"adapters": n}))
     x, W, b, A, B, index, scalings, ps, seeds = args
@@ -95,7 +95,7 @@ def test_each_adapter_is_what_it_is_alone(kernel, n):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_what_another_row_or_adapter_holds_does_not_leak(kernel, bad):
+def test_infinity_and_nan_do_not_leak_into_other_rows(kernel, bad):
     args = list(sample("multi_lora_forward", Case(40, 33, 49, 3, 0.3)))
     x, _, _, A, B, index, *_ = args
     with pf.using(kernel):

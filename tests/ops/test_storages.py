@@ -54,7 +54,7 @@ def test_memory_that_strides_leave_out_is_not_asked_for():
         torch.testing.assert_close(s, x @ A.t())
 
 
-def test_a_layer_whose_weight_was_freed_says_so():
+def test_a_layer_whose_weight_was_freed_raises():
     x, weight, A, B = (torch.randn(*shape, device=DEVICE) for shape in ((3, 8), (6, 8), (2, 8), (6, 2)))
     weight.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="storage of weight holds 0 bytes|not allocated"):

@@ -41,7 +41,7 @@ def _bad(tensor):
 
 
 @pytest.mark.parametrize("op,kernel,case", CALLS, ids=str)
-def test_what_lies_around_an_operand_is_in_no_result(op, kernel, case):
+def test_memory_around_an_operand_does_not_enter_a_result(op, kernel, case):
     args, eps = sample(op, case), torch.finfo(case.dtype).eps
     with pf.using(kernel):
         expected = OPS[op](*args)
@@ -52,7 +52,7 @@ def test_what_lies_around_an_operand_is_in_no_result(op, kernel, case):
 
 @pytest.mark.parametrize("kernel", [kernel for op, kernel in KERNELS if op == "dequantize"])
 @pytest.mark.parametrize("format", ["nf4", "nf4, 32", "int8", "fp8"])
-def test_what_lies_behind_a_quantised_weight_is_in_no_result(kernel, format):
+def test_memory_after_a_quantised_weight_does_not_enter_a_result(kernel, format):
     """The tensors of a quantised weight must be contiguous; others are refused."""
     codes, scales, *rest = sample("dequantize", Case(3, 33, 49, 3, format=format))
     with pf.using(kernel):

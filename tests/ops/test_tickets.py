@@ -59,7 +59,7 @@ SUMS = {"lora_shrink": WIDE, "lora_ds_db": LONG, "lora_da": LONG, "ia3_dx_dl": L
 
 
 @pytest.mark.parametrize("name", list(SUMS))
-def test_a_launch_leaves_its_tickets_as_it_was(name, monkeypatch):
+def test_a_launch_sets_its_tickets_back_to_zero(name, monkeypatch):
     """On a GPU the next launch uses the same tickets. On a CPU each launch has its own."""
     kept = torch.zeros(1000, dtype=torch.int32)
     kernel = importlib.import_module(f"pypeft_fast.kernels.{name}")

@@ -321,7 +321,7 @@ def test_plain_files_load_on_compiled_models(folder, whole):
             assert torch.equal(found[own], value)
 
 
-def test_ignore_mismatched_sizes_means_what_it_means_in_peft(folder):
+def test_ignore_mismatched_sizes_works_as_in_peft(folder):
     rewrite(folder, lambda t: t.update({lora_A(t): torch.zeros(4, 64)}))
     shapes, missing = "found shape torch.Size..4, 64.. in the checkpoint", "Found missing adapter keys"
     with pytest.warns(UserWarning, match=missing), pytest.warns(UserWarning, match=shapes):

@@ -165,7 +165,7 @@ def test_a_second_adapter_is_rehearsed_on_a_copy_of_the_whole():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_model_stays_as_it_is_when_peft_raises_midway(wrapped, monkeypatch):
+def test_the_model_is_not_changed_when_peft_raises(wrapped, monkeypatch):
     from peft.tuners.lora import LoraModel
 
     real, calls = LoraModel._create_and_replace, []
@@ -186,7 +186,7 @@ def test_the_model_stays_as_it_is_when_peft_raises_midway(wrapped, monkeypatch):
     assert list(model.peft_config) == ["default"] if wrapped else not hasattr(model, "peft_config")
 
 
-def test_hooks_ties_and_shared_modules_are_the_copys_own():
+def test_the_copy_has_its_own_hooks_tied_weights_and_shared_modules():
     from pypeft_fast.model.files.dry_run import skeleton
 
     base = build("t5")

@@ -291,7 +291,7 @@ def test_files_of_this_packages_methods_load_by_their_old_names(method, tmp_path
     assert torch.equal(logits(loaded), logits(model)) and not torch.equal(logits(model), logits(build("llama")))
 
 
-def test_a_field_that_a_newer_peft_adds_with_its_default_passes(tmp_path):
+def test_a_new_config_field_with_its_default_value_is_accepted(tmp_path):
     adapted().save_pretrained(tmp_path)
     edit(tmp_path, some_config_of_2027=None, use_quantum=None, quantum_depth=7)
     with pytest.warns(UserWarning, match="passed over: quantum_depth, some_config_of_2027, use_quantum"):

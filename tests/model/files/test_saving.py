@@ -102,7 +102,7 @@ def test_a_first_save_that_is_interrupted_leaves_an_adapter_or_none(tmp_path, mo
     assert not (tmp_path / "b" / CONFIG).exists() and torch.equal(loaded(tmp_path / "b"), logits(model))
 
 
-def test_what_a_crash_left_is_not_taken_for_the_config_of_a_later_save_by_peft(folder, monkeypatch):
+def test_files_of_a_crashed_save_are_ignored_after_a_later_save_by_peft(folder, monkeypatch):
     cut_off(monkeypatch, folder, adapted(seed=8))
     theirs = adapted(library=peft.PeftModel, lora_alpha=12)
     theirs.save_pretrained(folder)
@@ -113,7 +113,7 @@ def test_what_a_crash_left_is_not_taken_for_the_config_of_a_later_save_by_peft(f
     assert names_in(folder) == WHOLE
 
 
-def test_what_a_crash_left_is_not_taken_for_a_config_that_was_written_since(folder, monkeypatch):
+def test_files_of_a_crashed_save_are_ignored_after_the_config_was_rewritten(folder, monkeypatch):
     cut_off(monkeypatch, folder, adapted(seed=8, lora_alpha=6))
     assert PeftModel.from_pretrained(build("llama"), folder).peft_config["default"].lora_alpha == 6
     edit(folder, lora_alpha=12)
@@ -162,14 +162,14 @@ def test_a_full_disk_while_peft_writes_names_the_folder(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_folder_where_a_file_belongs_is_named_and_the_pair_stays_whole(name, tmp_path):
+def test_a_folder_in_the_place_of_a_file_is_an_error_and_the_old_files_are_kept(name, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(OSError, match=f"{name} is a folder where a file is to be written; remove it"):
         adapted().save_pretrained(tmp_path)
     assert names_in(tmp_path) == [name]
 
 
-def test_a_file_where_the_folder_belongs_is_an_error_as_in_peft(tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_an_error_as_in_peft(tmp_path):
     (tmp_path / "file").write_text("")
     for error in (ValueError, NotADirectoryError):
         with pytest.raises(error, match="should be a directory, not a file"):
@@ -193,7 +193,7 @@ def test_no_planted_link_is_followed(tmp_path):
     assert {(other / name).read_text() for name in WHOLE} == {"precious"}
 
 
-def test_what_a_killed_saver_left_is_removed_and_a_living_savers_folder_is_not(folder):
+def test_temporary_folders_of_killed_savers_are_removed_and_those_of_running_savers_are_kept(folder):
     dead, living = folder / f"{SCRATCH}dead", folder / f"{SCRATCH}living"
     for path in (dead, living):
         path.mkdir()
@@ -267,7 +267,7 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_saving_says_what_it_does_not_do(tmp_path):
+def test_unsupported_save_options_are_errors_and_write_nothing(tmp_path):
     model = adapted()
     with pytest.raises(ValueError, match="safe_serialization=False would write a pickle"):
         model.save_pretrained(tmp_path / "a", safe_serialization=False)
@@ -296,7 +296,7 @@ def test_compiled_blocks_leave_no_trace_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_a_state_dict_of_a_wrapped_model_is_taken_by_the_models_own_names(prefix, tmp_path):
+def test_a_state_dict_of_a_wrapped_model_is_saved_under_the_names_of_the_model(prefix, tmp_path):
     model = adapted(modules_to_save=["lm_head"])
     model.save_pretrained(tmp_path / "plain")
     state = {prefix + key: value for key, value in model.state_dict().items()}

@@ -84,7 +84,7 @@ def test_logits_and_gradients_are_peft_s(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_module_keeps_gate_and_up_alone(library):
+def test_the_module_saves_no_activation_but_gate_and_up(library):
     model = LIBRARIES[library](lora_dropout=0.1, target_modules=["down_proj"])
     mlp, kept = mlps(model)[0], []
     x = torch.randn(3, 5, 32, requires_grad=True)
@@ -197,7 +197,7 @@ CHANGES = {
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_change_after_fusing_is_seen(library, change):
+def test_a_change_after_fusing_is_noticed(library, change):
     act, stays = CHANGES[change]
     fused, plain = both(LIBRARIES[library])
     before = zoo.logits(fused)

@@ -23,7 +23,7 @@ def two(make, targets, **options):
     return model.eval()
 
 
-def test_threads_do_not_meet_each_others_rows():
+def test_concurrent_calls_use_their_own_rows():
     torch.manual_seed(0)
     model = two(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), ["0", "2"])
     x, wanted, wrong = torch.randn(16, 64), {}, []

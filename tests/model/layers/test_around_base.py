@@ -66,7 +66,7 @@ def test_with_dropout_the_gradients_are_those_of_the_mask_that_was_drawn():
     torch.testing.assert_close(got, want)
 
 
-def test_the_frozen_layer_s_hooks_run_and_its_output_is_not_written_into():
+def test_hooks_of_the_frozen_layer_run_and_its_output_is_not_changed():
     model, outputs = model_of(Opaque(24, 16)), []
     model.base_model.model[0].base_layer.register_forward_hook(lambda m, a, out: outputs.append((out, out.clone())))
     pf.fuse(model)
@@ -84,7 +84,7 @@ def test_several_adapters_add_up():
     assert report.calls() == {AROUND + "the base layer is a Opaque": 1}
 
 
-def test_a_layer_that_loses_the_gradient_to_what_is_before_it_is_named():
+def test_a_layer_that_loses_the_gradient_of_its_input_is_an_error():
     model = model_of(WithoutGradient(24, 16))
     pf.fuse(model)
     model(torch.randn(5, 24)).sum().backward()

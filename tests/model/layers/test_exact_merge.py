@@ -37,7 +37,7 @@ def test_several_dora_adapters_merge_to_what_they_are_when_active():
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_what_is_written_while_merged_stays(dora):
+def test_values_written_while_merged_are_kept(dora):
     """Values written through .data, as by an average of weights, and by a state dict."""
     model = linear(pf, use_dora=dora)
     weight = model.base_model.model[0].base_layer.weight
@@ -86,7 +86,7 @@ def test_a_merged_model_may_be_unfused(dora):
     torch.testing.assert_close(layer.base_layer.weight, before + 1, rtol=0, atol=1e-5)
 
 
-def test_attention_that_peft_merges_in_its_forward_stays_as_it_is():
+def test_attention_that_peft_merges_in_its_forward_is_not_changed():
     torch.manual_seed(0)
     base = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)})
     model = pf.get_peft_model(base, pf.LoraConfig(target_modules=["attention"], init_lora_weights=False)).eval()
@@ -118,7 +118,7 @@ KINDS = pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
 
 @KINDS
 @pytest.mark.parametrize("again", [None, ["x"], ["x", "y"], ["y", "x"]], ids=str)
-def test_merging_what_is_merged_changes_nothing(kind, again):
+def test_merging_a_merged_adapter_changes_nothing(kind, again):
     model, layer, x, before = several(kind)
     model.merge_adapter(["x", "y"])
     merged = layer.base_layer.weight.detach().clone()
@@ -131,7 +131,7 @@ def test_merging_what_is_merged_changes_nothing(kind, again):
 
 
 @KINDS
-def test_merging_one_that_is_merged_and_one_that_is_not_adds_the_other_alone(kind):
+def test_merging_a_merged_and_an_unmerged_adapter_adds_only_the_unmerged_one(kind):
     model, layer, x, before = several(kind)
     active = model(x)
     model.merge_adapter(["x"])
@@ -160,7 +160,7 @@ def test_deleting_a_merged_adapter_of_a_model_is_refused_and_changes_nothing(kin
 @pytest.mark.parametrize(
     "kind,written", [("lora", False), ("lora", True), ("dora", False), ("dora", True), ("ia3", False)]
 )
-def test_deleting_a_merged_adapter_of_a_layer_takes_it_off_the_weight(kind, written):
+def test_deleting_a_merged_adapter_of_a_layer_removes_it_from_the_weight(kind, written):
     """delete_adapter of transformers calls the layers directly, without a model of PEFT."""
     model, layer, x, before = several(kind)
     model.base_model.set_adapter(["y"])

@@ -77,7 +77,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("reason", CHANGES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_change_after_fusing_is_seen(reason):
+def test_a_change_after_fusing_is_noticed(reason):
     model = layer().train()
     x = torch.randn(5, 12)
     before = model(x)
@@ -142,7 +142,7 @@ SWAPPED = {
 
 
 @pytest.mark.parametrize("reason", SWAPPED)
-def test_data_that_was_swapped_is_seen(reason):
+def test_swapped_data_of_a_parameter_is_noticed(reason):
     model = layer()
     report, x = pf.fuse(model, strict=True), torch.randn(5, 12)
     model(x)
@@ -153,7 +153,7 @@ def test_data_that_was_swapped_is_seen(reason):
     assert report.calls()["fused"] == 1 and any(r.startswith(reason) for r in found), report.calls()
 
 
-def test_what_stands_in_the_way_at_fusing_leaves_the_layer_alone():
+def test_a_layer_with_an_obstacle_at_fusing_is_not_changed():
     for linear, options, reason in [
         (Subclass(12, 9), dict(use_dora=True), "the base layer is a Subclass"),
         (nn.Linear(12, 9), dict(alora_invocation_tokens=[1]), "the adapter is of a variant"),
@@ -264,7 +264,7 @@ def test_a_forward_that_stands_for_every_linear_layer_is_called(method, compiled
     torch._dynamo.reset()
 
 
-def test_hooks_on_the_adapted_layer_itself_do_not_stand_in_the_way():
+def test_a_layer_with_hooks_on_itself_runs_fused():
     model, seen = layer(), []
     model.base_model.model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
     report = pf.fuse(model)

@@ -109,7 +109,7 @@ def layer(kind="nf4", method="lora", compute=torch.float32, N=64, K=96, bias=Tru
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8", "fp8"])
-def test_peft_s_own_layers_are_fused_and_taken_back(kind, method):
+def test_pefts_layers_are_fused_and_unfused(kind, method):
     model = layer(kind, method)
     of_peft = type(model.base_model.model[0])
     report, x = pf.fuse(model, strict=True), torch.randn(5, 96, requires_grad=True)

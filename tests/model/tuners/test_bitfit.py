@@ -218,7 +218,7 @@ class Siblings(nn.Module):
         return self.left(x) * self.right(x)
 
 
-def test_a_module_that_holds_its_childs_bias_is_left_alone():
+def test_a_module_that_holds_the_bias_of_its_child_gets_no_adapter():
     model = peft.get_peft_model(masked(), BitFitConfig())
     names = [n for n, p in model.named_parameters() if p.requires_grad and "predictions" in n]
     assert names == [

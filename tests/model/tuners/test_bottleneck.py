@@ -188,7 +188,7 @@ def test_two_adapters_one_after_the_other():
     assert_same(layer(x), y)
 
 
-def test_threads_do_not_meet():
+def test_concurrent_calls_use_their_own_inputs():
     """The input of a parallel adapter is that of the call in the same thread, also if two threads run concurrently."""
     model = adapted("llama", placement="parallel")
     inputs = [(IDS + i) % 97 for i in range(2)]
@@ -275,7 +275,7 @@ def test_merging_is_refused_before_anything_is_changed():
     assert torch.equal(logits(model), expected)
 
 
-def test_what_no_bottleneck_fits():
+def test_models_without_a_place_for_a_bottleneck_are_errors():
     with pytest.raises(ValueError, match="no transformer block is found in Sequential"):
         peft.get_peft_model(nn.Sequential(nn.Linear(2, 2)), BottleneckConfig())
     model = adapted("llama", placement="parallel")

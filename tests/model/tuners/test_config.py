@@ -15,7 +15,7 @@ from pypeft_fast.model.tuners.old_files import current_keys
 
 
 @pytest.mark.parametrize("name", ["BITFIT", "BOTTLENECK"])
-def test_peft_knows_the_methods(name):
+def test_the_methods_are_registered_in_peft(name):
     member = peft.PeftType(name)
     assert member is getattr(peft.PeftType, name) is peft.PeftType[name] and name in list(peft.PeftType)
     assert (member.name, member.value, str(member)) == (name, name, f"PeftType.{name}")

@@ -199,7 +199,7 @@ def test_loading(order, tmp_path):
     assert isinstance(found.base_layer, BitFitLayer)
 
 
-def test_what_cannot_be_mixed():
+def test_unsupported_mixtures_are_errors():
     model = mixed(["bits"])
     model.add_adapter("second", CONFIGS["bits"]())
     with pytest.raises(ValueError, match="bits and second each have a bias of one layer"):

@@ -120,7 +120,7 @@ class Meeting(nn.LayerNorm):
         return super().forward(x)
 
 
-def test_threads_do_not_meet():
+def test_concurrent_calls_use_their_own_biases():
     """Two concurrent calls of one module use different biases; the bias of the module is never changed."""
     norm = Meeting(4)
     own = norm.bias.detach().clone()
