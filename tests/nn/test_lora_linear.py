@@ -10,7 +10,7 @@ from torch import nn
 
 import pypeft_fast as pf
 from tests.device import DEVICE
-from tests.nn.copies import COPIES
+from tests.nn.copies import COPIES, assert_saved_as_unmerged
 
 
 def layer(dtype=None, bias=True, **options):
@@ -73,18 +73,7 @@ def test_merge_is_undone_exactly_and_does_not_change_shared_weights(dtype):
 
 
 def test_a_merged_layer_saves_and_loads_as_an_unmerged_one():
-    module, other = layer(), layer()
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    assert set(before) == {"weight", "bias", "lora_A", "lora_B"}
-    module.merge()
-    after = module.state_dict()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    other.merge()
-    other.load_state_dict(after)
-    x = torch.randn(3, 24)
-    assert not other.merged
-    module.unmerge()
-    assert torch.equal(other(x), module(x))
+    assert_saved_as_unmerged(layer(), layer(), {"weight", "bias", "lora_A", "lora_B"})
 
 
 def test_casting_a_merged_layer_casts_what_unmerge_restores():

@@ -11,22 +11,13 @@ import transformers as tf
 from safetensors.torch import load_file
 
 from tests.model.files.made import CONFIG, WEIGHTS, PeftModel, adapted, assert_untouched, build, edit, rewrite, state
-from tests.model.zoo import assert_same, liven, logits
+from tests.model.zoo import assert_same, liven, logits, tied
 
 LIBRARIES = [PeftModel, peft.PeftModel]
 
 
 def by_module(kind):
     return kind.__module__.partition(".")[0]
-
-
-def tied():
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    return tf.LlamaForCausalLM(config).eval()
 
 
 def masked():
