@@ -1,7 +1,8 @@
 """The frozen matrix product inside lora_linear, lora_dx and the IA3 kernels: out [M, O] = x [M, I] @ w [I, O].
 
-A grid no larger than the GPU walks over the output's tiles in an order that keeps x and w in L2. With TMA, x, w and the
-output are tensor descriptors; without, pointers and strides. `w` is read along whichever of its axes is contiguous.
+The grid is persistent: there are at most as many programs as multiprocessors, and each program computes several output
+tiles, in an order that keeps x and w in L2. With TMA, x, w and the output are tensor descriptors, otherwise pointers
+with strides. The loads of `w` are contiguous along the contiguous axis of `w`.
 """
 
 import triton
@@ -12,7 +13,7 @@ from ._dot import dot
 
 @triton.jit
 def tile_origin(tile, M, O, BM: tl.constexpr, BO: tl.constexpr, GROUP: tl.constexpr):
-    """(m, o) where the output's tile begins: GROUP tiles down, then one to the right."""
+    """(m, o), the first row and column of a tile. Tiles go down in groups of GROUP rows, then right."""
     down, across = tl.cdiv(M, BM), tl.cdiv(O, BO)
     group = tile // (GROUP * across)
     height = min(down - group * GROUP, GROUP)
@@ -22,7 +23,7 @@ def tile_origin(tile, M, O, BM: tl.constexpr, BO: tl.constexpr, GROUP: tl.conste
 
 @triton.jit
 def load_2d(base, row, column, row_stride, column_stride, rows, columns):
-    """A tile at these row and column numbers; 0 outside. Offsets in 64 bits."""
+    """The tile at these row and column numbers; elements outside are 0. Offsets have 64 bits."""
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     offset = row[:, None].to(tl.int64) * row_stride + column[None, :].to(tl.int64) * column_stride
     return tl.load(base + offset, mask=inside, other=0.0)
@@ -30,14 +31,14 @@ def load_2d(base, row, column, row_stride, column_stride, rows, columns):
 
 @triton.jit
 def load_row(base, column, stride, columns):
-    """A vector's elements at these column numbers, in float32 and as a row; 0 outside."""
+    """The elements of a vector at these column numbers, as a row in float32; elements outside are 0."""
     values = tl.load(base + column.to(tl.int64) * stride, mask=column < columns, other=0.0)
     return values.to(tl.float32)[None, :]
 
 
 @triton.jit
 def store_2d(base, value, row, column, row_stride, rows, columns):
-    """Stores a tile of a row-major matrix, cast to its dtype."""
+    """Stores a tile into a row-major matrix, cast to the dtype of the matrix."""
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     offset = row[:, None].to(tl.int64) * row_stride + column[None, :]
     tl.store(base + offset, value.to(base.dtype.element_ty), mask=inside)
@@ -45,7 +46,7 @@ def store_2d(base, value, row, column, row_stride, rows, columns):
 
 @triton.jit
 def _scaled(x, scale_ptr, scale_i, i, I, BI: tl.constexpr):
-    """x times scale along the inner axis, multiplied in float32 and rounded once; x itself if scale_ptr is None."""
+    """x * scale along the inner axis, computed in float32 and rounded once; x itself if scale_ptr is None."""
     if scale_ptr is None:
         return x
     else:
@@ -62,7 +63,7 @@ def accumulate(
 ):  # fmt: skip
     """acc + (x * scale)[m : m+BM] @ w[:, o : o+BO]; scale [I] or None.
 
-    W_BY_ROWS: w is contiguous along O, and under TMA given as [I, O]; otherwise as [O, I].
+    W_BY_ROWS: w is contiguous along O. The tensor descriptor of w is then [I, O], otherwise [O, I].
     """
     if TMA:
         for i in tl.range(0, I, BI, warp_specialize=SPECIALIZE):
@@ -73,8 +74,9 @@ def accumulate(
                 acc = dot(x_block, w.load([o, i]).T, acc, PRECISION)
     else:
         row, column, inner = m + tl.arange(0, BM), o + tl.arange(0, BO), tl.arange(0, BI)
-        # The rows past the end repeat the last one: no mask on them, and nothing of them is stored. So do w's columns,
-        # unless they lie side by side in memory, where to repeat one would break up the loads of 16 bytes.
+        # Rows past the end of x are replaced by the last row, so that no mask is needed; their results are not stored.
+        # Columns past the end of w are replaced in the same way, unless the columns are contiguous: a repeated column
+        # would then prevent loads of 16 bytes.
         row, inside = tl.minimum(row, M - 1).to(tl.int64), column < O
         column = column.to(tl.int64) if W_BY_ROWS else tl.minimum(column, O - 1).to(tl.int64)
         x_tile = x + row[:, None] * x_m + inner[None, :].to(tl.int64) * x_i
@@ -92,7 +94,7 @@ def accumulate(
 
 @triton.jit
 def store_tile(out, value, m, o, M, O, BM: tl.constexpr, BO: tl.constexpr, TMA: tl.constexpr):
-    """The output's tile, cast to its dtype."""
+    """Stores an output tile, cast to the dtype of the output."""
     if TMA:
         out.store([m, o], value.to(out.dtype))
     else:

@@ -27,11 +27,11 @@ def _keep(word, half: tl.constexpr, threshold):
 
 @triton.jit
 def keep_lanes(counter, seed, threshold):
-    """For counters [R, C]: keep, int1 [R, 8C], and the packed bytes, uint8 [R, C]."""
+    """For counters [R, C]: keep, int1 [R, 8C], and the packed bytes, int32 [R, C]."""
     w0, w1, w2, w3 = philox_4x32_7(counter, seed)
     l0, l1, l2, l3 = _keep(w0, 0, threshold), _keep(w0, 1, threshold), _keep(w1, 0, threshold), _keep(w1, 1, threshold)
     l4, l5, l6, l7 = _keep(w2, 0, threshold), _keep(w2, 1, threshold), _keep(w3, 0, threshold), _keep(w3, 1, threshold)
-    # A join adds an innermost axis: the bits of the lane number go in from the highest to the lowest.
+    # Each join adds an innermost axis. The joins therefore go from the highest bit of the lane number to the lowest.
     even = tl.join(tl.join(l0, l4), tl.join(l2, l6))
     odd = tl.join(tl.join(l1, l5), tl.join(l3, l7))
     keep = tl.join(even, odd).reshape(counter.shape[0], 8 * counter.shape[1])
@@ -42,7 +42,7 @@ def keep_lanes(counter, seed, threshold):
 
 @triton.jit
 def load_keep(mask_ptr, row, k, M, K, BM: tl.constexpr, BK: tl.constexpr):
-    """keep, int1 [BM, BK], of these rows and of the columns from k on, a multiple of 8; 0 outside."""
+    """keep, int1 [BM, BK], of these rows and of BK columns from k on; k is a multiple of 8. Elements outside are 0."""
     bytes_per_row = tl.cdiv(K, 8)
     byte = k // 8 + tl.arange(0, BK // 8)
     inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)

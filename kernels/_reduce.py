@@ -1,8 +1,8 @@
-"""Sums over programs inside one launch, in an order that never changes: partials, a ticket, and the last one adds.
+"""Deterministic sums over several programs of one launch, by partial sums and a semaphore of tickets.
 
-Every program stores its partial in float32 and takes a ticket. The one that draws the last ticket adds all the
-partials, first to last: which program it is varies, the sum does not. The ticket is an integer; no value is added
-atomically. Without this, each sum would cost a launch of its own.
+Every program stores its partial sum in float32 and takes a ticket. The program that takes the last ticket adds all
+partial sums in the order of their numbers. The last program varies, but the order does not, so the result is
+deterministic. Only the ticket is incremented atomically. The sum needs no second launch.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ _tickets: dict[tuple[int, int, int], torch.Tensor] = {}
 
 @triton.jit
 def last_of(ticket_ptr, programs):
-    """Whether all the other programs that share this ticket have stored their partials. Leaves the ticket at 0."""
+    """Whether this program is the last one that takes this ticket; the last program sets the ticket to 0."""
     tl.debug_barrier()  # every thread's stores come before the ticket
     last = tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == programs - 1
     if last:
@@ -29,20 +29,21 @@ def add_partials(pointers, inside, partials, stride, BM: tl.constexpr, BN: tl.co
     """sum over i < partials of *(pointers + i * stride), float32 [BM, BN], in the order of i."""
     total = tl.zeros((BM, BN), tl.float32)
     for i in tl.range(partials, loop_unroll_factor=4):
-        # .cg: from L2, where the other programs' stores are; a line in this processor's L1 could be stale.
+        # .cg loads from L2, which has the stores of the other programs. The L1 of this multiprocessor could be stale.
         total += tl.load(pointers + tl.cast(i, tl.int64) * stride, mask=inside, other=0.0, cache_modifier=".cg")
     return total
 
 
 def tickets(count, device):
-    """int32 [>= count], all zero. One buffer per stream is enough, since each launch leaves it as it was.
+    """int32 [>= count], all 0. A stream has one buffer, because each launch sets its tickets back to 0.
 
-    A captured graph gets its own, zeroed in the graph: two graphs of one capture stream may run at the same time.
+    A captured graph gets its own tickets, which the graph sets to 0, because two graphs that were captured on one
+    stream may run concurrently.
     """
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=device)
     stream = torch.cuda.current_stream(device)
-    size = max(4096, triton.next_power_of_2(count))  # a larger one replaces none: queued launches may still want it
+    size = max(4096, triton.next_power_of_2(count))  # smaller buffers stay: queued launches may use them
     key = (device.index, stream.cuda_stream, size)
     if key not in _tickets:
         _tickets[key] = _kept(size, device, stream)
@@ -50,9 +51,12 @@ def tickets(count, device):
 
 
 def _kept(size, device, stream):
-    """Zeros that stay, allocated in a thread of its own: where this one warms up for torch.compile's CUDA graphs, all
-    that it allocates lies in the graph's pool, and whatever stays there is an error or is overwritten."""
+    """Zeros that are kept for the whole process, allocated in a thread of their own.
+
+    If the current thread warms up for a CUDA graph of torch.compile, its allocations come from the pool of the graph.
+    A tensor that is kept there is an error or is overwritten.
+    """
     with ThreadPoolExecutor(1) as other:
         buffer = other.submit(torch.zeros, size, dtype=torch.int32, device=device).result()
-    stream.wait_stream(torch.cuda.default_stream(device))  # where the other thread's zeros are written
+    stream.wait_stream(torch.cuda.default_stream(device))  # the other thread writes the zeros on the default stream
     return buffer

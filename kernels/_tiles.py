@@ -1,7 +1,8 @@
-"""Which tiles a launch uses: a default per architecture, and what was measured to be faster on the user's own GPU.
+"""The tile sizes of a launch: a default for each architecture, or the fastest candidate measured on the user's GPU.
 
-An architecture is a compute capability (or an AMD target), never a GPU's name. The candidates of an op are those
-whose shared memory and accumulator fit; `_tuning` times them once per shape bucket and keeps the winner on disk.
+An architecture is a compute capability or an AMD target, not the name of a GPU. The candidates of an op are the
+configurations whose tiles fit into shared memory and whose accumulator fits into registers. `_tuning` times the
+candidates once for each bucket of shapes and keeps the fastest on disk.
 """
 
 import functools
@@ -13,14 +14,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .. import _tuning
 
 KIB = 1024
-# Shared memory that one block may have, and 32-bit registers of a multiprocessor.
+# The most shared memory of a block, and the number of 32-bit registers of a multiprocessor.
 SHARED = {80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB, "gfx942": 64 * KIB}
 REGISTERS = 65536
 
 
 @dataclass(frozen=True)
 class Config:
-    """BM rows, BO columns of the output, BI of the inner axis, BR ranks; what an op does not have it ignores."""
+    """A tile of BM rows, BO output columns, BI of the inner axis and BR ranks; an op ignores the sizes it has not."""
 
     BM: int
     BO: int
@@ -37,15 +38,15 @@ class Config:
         return f"{self.BM}x{self.BO}x{self.BI}-w{self.warps}-s{self.stages}{flags}"
 
 
-# What the interpreter runs: small, so that small tensors have several tiles.
+# The configurations of the interpreter are small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
 GEMMS = ("lora_linear", "lora_linear, scale", "lora_dx", "ia3_linear", "ia3_dx_dl")
-ELEMENTWISE = ("swiglu", "swiglu_backward", "dequantize")  # no product: of a Config they take the tile alone
+ELEMENTWISE = ("swiglu", "swiglu_backward", "dequantize")  # without a product: only BM, BO, warps and stages are used
 
 
 @functools.cache
 def architecture(device):
-    """80, 86, .. 120, "gfx942", or "interpreter"."""
+    """The architecture of a device: 80, 86, ..., 120, "gfx942", or "interpreter" for the CPU."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
@@ -55,7 +56,7 @@ def architecture(device):
 
 
 def known(arch):
-    """The newest listed architecture that this one can do as much as."""
+    """The newest listed architecture that is not newer than `arch`; "gfx942" for every AMD target."""
     if arch in SHARED:
         return arch
     if not isinstance(arch, int):
@@ -65,21 +66,21 @@ def known(arch):
 
 @functools.cache
 def default(op, arch, bits):
-    """The configuration before anything is measured; bits of an element of the widest operand."""
+    """The configuration before tuning. `bits` is the size of an element of the widest operand."""
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
     stages = 2 if arch == "gfx942" else 3
-    if op == "lora_ds_db":  # wide, since the parts of dS that go through memory are as many as the blocks of columns
-        narrow = wide or arch == "gfx942"  # with 256 columns it spills there past 32 ranks
+    if op == "lora_ds_db":  # wide: each block of columns stores a partial dS
+        narrow = wide or arch == "gfx942"  # 256 columns spill there with more than 32 ranks
         return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=8, stages=2)
-    if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
-        if wide:  # lora_shrink's third stage costs Triton 3.6 and 3.7 a spill there
+    if op not in GEMMS:  # bandwidth-bound: small tiles, several blocks a multiprocessor
+        if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90
             stages = 2 if (op, arch) == ("lora_shrink", 90) else stages
             return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
-        warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 ptxas keeps it to 32 registers, and spills
+        warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 warps ptxas allows 32 registers, and spills
         return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=warps, stages=stages)
-    if wide:  # as ptxas spills nothing: on sm_100 it keeps 8 warps to 128 registers, and on sm_80 3 stages to 80
+    if wide:  # no spills: ptxas limits 8 warps on sm_100 to 128 registers, and 3 stages on sm_80 to 80
         warps = 4 if op == "ia3_dx_dl" and arch in (80, 100) else 8
         return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 else stages)
     if arch in (90, 100):
@@ -90,8 +91,8 @@ def default(op, arch, bits):
 
 
 def fits(op, config, arch, bits):
-    """Whether the tiles in flight fit into shared memory, the accumulator into the registers of its warps, and every
-    thread has 16 bytes of a tile to load."""
+    """Whether all stages fit into shared memory, the accumulator fits into the registers of its warps, and every
+    thread has at least 16 bytes of a tile to load."""
     arch = known(arch)
     lanes = 64 if arch == "gfx942" else 32
     if op in GEMMS:
@@ -103,7 +104,7 @@ def fits(op, config, arch, bits):
         tiles = config.stages * config.BM * (config.BO + config.BR)
         accumulator = max(config.BM, config.BO) * config.BR
         largest = config.BM * config.BO
-    # tcgen05 accumulates in tensor memory; elsewhere half of a thread's 255 registers are left for the rest.
+    # tcgen05 accumulates in tensor memory. On other architectures the accumulator takes at most 128 registers of 255.
     enough = arch == 100 or accumulator <= 128 * lanes * config.warps
     loaded = largest * bits // 8 >= 16 * lanes * config.warps
     return tiles * bits // 8 <= SHARED[arch] and enough and loaded
@@ -111,26 +112,26 @@ def fits(op, config, arch, bits):
 
 @functools.cache
 def candidates(op, arch, bits):
-    """{its name: a configuration worth timing}, the default first."""
+    """{name: configuration} of the configurations to time, the default first."""
     base = default(op, arch, bits)
     if arch == "interpreter":
         return {str(base): base}
     arch = known(arch)
     tma = arch in (90, 100)
     if op in GEMMS:
-        inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # without TMA its masked loads take registers
+        inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # lora_dx's masked loads need registers
         shapes = [(16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
-        # ia3_dx_dl holds a tile of x beside the accumulator: 128 registers of each would spill. So would the scale and
-        # the bias of a whole row, which is what a thread takes from tensor memory.
+        # ia3_dx_dl holds a tile of x beside the accumulator, and would spill with 128 registers for each. lora_linear
+        # with a scale would spill on sm_100: a thread reads a whole row from tensor memory, with its scale and bias.
         if op != "ia3_dx_dl" and (op, arch) != ("lora_linear, scale", 100):
             shapes.append((128, 256, 8))
-            if arch != 100 and bits == 16:  # they spill on their way out of tensor memory, and beside fragments of tf32
+            if arch != 100 and bits == 16:  # spills when read from tensor memory, and beside tf32 fragments
                 shapes.append((128, 128, 4))
         space = [
             Config(BM, BO, BI, base.BR, warps, stages, tma=tma, specialize=specialize)
             for BM, BO, warps in shapes
             for BI, stages in ((inner, 4 if tma and BO < 256 else 3), (inner // 2, 4))
-            # Triton 3.9 specialises no warps on sm_90: of 8 it makes nothing, with 4 its pass fails on these kernels.
+            # Triton 3.9 does not specialise warps on sm_90: 8 warps are not split, and with 4 its compiler pass fails.
             for specialize in ((False, True) if arch == 100 and warps == 8 else (False,))
         ]
     else:
@@ -143,7 +144,7 @@ def candidates(op, arch, bits):
 
 
 def launch(op, run, operands, sizes):
-    """Runs `run(config)` with the configuration for these operands and sizes, timing the candidates if that is due."""
+    """Runs `run(config)` with the configuration for these operands and sizes; times the candidates if none is known."""
     first = operands[0]
     arch, bits = architecture(first.device), 8 * max(t.element_size() for t in operands)
     if arch == "interpreter":
@@ -155,23 +156,23 @@ def launch(op, run, operands, sizes):
 
 
 def shrunk(tile, size):
-    """A tile no longer than the axis needs: a power of two, at least 16 for the tensor cores."""
+    """`tile`, or if the axis is shorter the next power of two of `size`, but at least 16 for the tensor cores."""
     return tile if size >= tile else max(16, _tuning.bucket(size))
 
 
 def cdiv(size, tile):
-    """triton.cdiv for the host: that one also serves compiled code, for which a launch would pay 2 us at each."""
+    """triton.cdiv for the host. triton.cdiv itself takes 2 us a call, because it also serves compiled code."""
     return -(-size // tile)
 
 
 @functools.cache
 def processors(device):
-    """Multiprocessors of a GPU. 3 in the interpreter, so that a program has several tiles."""
+    """The number of multiprocessors of a GPU; 3 in the interpreter, so that a program has several tiles."""
     return 3 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def split(rows, BM, others, device):
-    """(rows of a stripe, stripes): as many stripes as give every multiprocessor two programs, each whole tiles."""
+    """(rows of a stripe, number of stripes): about two programs for each multiprocessor; a stripe is whole tiles."""
     tiles = cdiv(rows, BM)
     stripes = min(tiles, max(1, 2 * processors(device) // others))
     stripe_tiles = cdiv(tiles, stripes)
@@ -180,7 +181,7 @@ def split(rows, BM, others, device):
 
 @dataclass(frozen=True)
 class Gemm:
-    """A launch of out [M, O] = x [M, I] @ w [I, O]: its operands, as tensor descriptors or as they are."""
+    """A launch of out [M, O] = x [M, I] @ w [I, O], with its operands as tensor descriptors or tensors."""
 
     x: object
     w: object
@@ -213,11 +214,11 @@ class Gemm:
         )  # fmt: skip
 
     def like_out(self, matrix):
-        """Another matrix of the output's shape, given as the output is."""
+        """Another matrix of the shape of the output, as a tensor descriptor if the output is a tensor descriptor."""
         return TensorDescriptor.from_tensor(matrix, [self.BM, self.BO]) if self.tma else matrix
 
 
 def _describable(matrix):
-    """Whether TMA can read it: rows of whole 16 bytes from a 16-byte address, none empty."""
+    """Whether TMA can read the matrix: not empty, contiguous rows, address and row stride multiples of 16 bytes."""
     step = matrix.stride(0) * matrix.element_size()
     return matrix.numel() > 0 and matrix.stride(1) == 1 and step > 0 and (step | matrix.data_ptr()) % 16 == 0

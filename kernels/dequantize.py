@@ -1,4 +1,4 @@
-"""A quantised weight as a dense one, in one launch: codes and scales are read once, nested scales made on the way."""
+"""Dequantises a weight in one launch. Codes and scales are read once; nested scales are computed in the same kernel."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from . import _tiles
 
 @triton.jit
 def _value_of_fp8(byte):
-    """float8 e4m3fn by way of a float16 whose exponent is 8 too small: GPUs before sm_89 have no such type."""
+    """Converts float8 e4m3fn through a float16 whose exponent is 8 too small; GPUs before sm_89 have no float8 type."""
     bits = ((byte & 0x80).to(tl.uint16) << 8) | ((byte & 0x7F).to(tl.uint16) << 7)
     value = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
     return tl.where((byte & 0x7F) == 0x7F, float("nan"), value)
@@ -47,14 +47,15 @@ def _dequantize(
 def dequantize(codes, scales, shape, dtype, kind, *, table=None, nested=None, per_scale=1, spread=(1, 1, 1)):
     """codes of any shape, scales float32 -> [N, K] in dtype.
 
-    kind: "four_bit", with the sixteen values of a table and how many weights a scale is of; or "int8" or "fp8", with
-    how many rows and columns a scale is of and how many scales lie side by side. nested, of four_bit: (a byte a block,
-    the 256 values of a byte, offset, how many blocks one of `scales` is of).
+    kind is "four_bit", "int8" or "fp8". four_bit needs `table`, its sixteen values, and `per_scale`, the number of
+    weights of a scale. int8 and fp8 need `spread`: the number of rows and of columns of a scale, and the number of
+    scales in a row. nested, for four_bit only: (a byte for each block, the 256 values of a byte, offset, the number of
+    blocks of one element of `scales`).
     """
     (N, K), out = shape, codes.new_empty(shape, dtype=dtype)
     if out.numel() == 0:
         return out
-    bytes_, nested_map, offset, per_nested = nested or (scales, scales, scales, 1)  # of those without: never read
+    bytes_, nested_map, offset, per_nested = nested or (scales, scales, scales, 1)  # not read if nested is None
     values = scales if table is None else torch.tensor(table, dtype=torch.float32, device=codes.device)
 
     def launch(config):

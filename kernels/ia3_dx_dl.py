@@ -1,7 +1,7 @@
-"""dX and dl of IA3 in one launch; dl is a sum over rows, of parts that _reduce adds in a fixed order.
+"""dX and dl of IA3 in one launch. dl is a sum over rows; _reduce adds its partial sums in a fixed order.
 
-Feedforward: dX = (dY W) * l, and each tile of dY W meets its tile of x for dl before it is scaled.
-Otherwise:   dX = (dY * l) W, the scale inside the product; the tiles of dY * z for dl are shared out after it.
+Feedforward: dX = (dY W) * l. Each tile of dY W is multiplied with its tile of x for dl before it is scaled.
+Otherwise:   dX = (dY * l) W, with the scale inside the product. The programs then compute the tiles of dY * z for dl.
 """
 
 import torch
@@ -18,7 +18,7 @@ from ._reduce import add_partials, last_of, tickets
 def _add_rows(
     product, m, o, M, O, dl_ptr, parts_ptr, ticket_ptr, BM: tl.constexpr, BO: tl.constexpr
 ):  # fmt: skip
-    """This tile's sum over its rows; the last tile of a column adds those of all its rows to dl."""
+    """Stores the sum of this tile over its rows; the last tile of a column of tiles adds the sums of all into dl."""
     row_tiles = tl.cdiv(M, BM)
     column = o + tl.arange(0, BO)
     part = parts_ptr + (m // BM).to(tl.int64) * O + column
@@ -46,7 +46,7 @@ def _ia3_dx_dl(
                 None if FEEDFORWARD else l_ptr, l_i, BM, BK, BN, TMA, W_BY_ROWS, SPECIALIZE, PRECISION,
             )  # fmt: skip
             if FEEDFORWARD and NEED_DL:
-                x = load_2d(saved_ptr, row, column, saved_m, saved_i, M, K)  # 0 outside: so is the product
+                x = load_2d(saved_ptr, row, column, saved_m, saved_i, M, K)  # 0 outside, so that the product is 0 there
                 product = tl.where(row[:, None] < M, acc * x.to(tl.float32), 0.0)
                 _add_rows(product, m, k, M, K, dl_ptr, parts_ptr, ticket_ptr, BM, BK)
             if NEED_DX:

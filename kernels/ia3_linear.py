@@ -1,4 +1,4 @@
-"""y = (x W^T + b) * l, or feedforward y = (x * l) W^T + b, in one launch: the scale makes no pass of its own."""
+"""y = (x W^T + b) * l, or feedforward y = (x * l) W^T + b, in one launch, without a separate pass for the scale."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""dX = dY W + keep * (dS A) * scale in one launch: the low-rank term is masked first, dY W accumulates onto it."""
+"""dX = dY W + keep * (dS A) * scale in one launch: the accumulator begins with the masked low-rank term."""
 
 import triton
 import triton.language as tl

@@ -1,6 +1,6 @@
-"""y = x W^T + b + scaling * s B^T in one launch: s B^T opens the accumulator, the frozen product runs on in it.
+"""y = x W^T + b + scaling * s B^T in one launch: the accumulator begins with scaling * s B^T.
 
-With DoRA's scale the accumulator leaves as z, where that is wanted, and as y = scale * z + b.
+With the scale of DoRA the accumulator is stored as z if z is needed, and as y = scale * z + b.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""h = silu(gate) * up in one launch, in float32 and rounded once."""
+"""h = silu(gate) * up in one launch, computed in float32 and rounded once."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from ._gemm import load_2d, store_2d
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)); exp of what is never positive, so that nothing overflows."""
+    """1 / (1 + exp(-x)), computed with exp(-|x|), which cannot overflow."""
     small = tl.exp(-tl.abs(x))
     return tl.where(x < 0, small, 1.0) / (1.0 + small)
 

@@ -1,4 +1,4 @@
-"""dgate, dup and h of h = silu(gate) * up in one launch, in float32 and each rounded once."""
+"""dgate, dup and h of h = silu(gate) * up in one launch, each computed in float32 and rounded once."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""What every test runs under: one device, fixed seeds, and uninitialised memory that is NaN."""
+"""The setup of every test: one device, fixed seeds, and fixtures for NaN in new memory and for threads."""
 
 import os
 
@@ -33,9 +33,9 @@ def set_threads():
 
 def pytest_configure():
     device.prepare()
-    # One thread a worker: the suite is run by several, and results must not depend on it.
+    # One thread for each worker, because several workers run the suite; results must not depend on the number.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if os.environ.get("PYPEFT_EMULATE") == "1":  # before the tests are collected: they ask which kernels there are
+    if os.environ.get("PYPEFT_EMULATE") == "1":  # before the collection, in which tests ask for available kernels
         from tests import emulator
 
         emulator.load()

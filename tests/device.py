@@ -1,7 +1,7 @@
-"""The device that the tests run on: the CPU, or with PYPEFT_TEST_DEVICE=cuda a GPU, as `make test-gpu` has it.
+"""The device of the tests: the CPU, or a GPU with PYPEFT_TEST_DEVICE=cuda, as in `make test-gpu`.
 
-On the CPU no GPU is visible and Triton interprets, with or without a GPU in the machine. On a GPU Triton compiles, new
-tensors are the GPU's, and nothing is timed: every test takes the default tiles, unless it says otherwise.
+On the CPU no GPU is visible and Triton runs in its interpreter, even if the machine has a GPU. On a GPU Triton
+compiles, new tensors are on the GPU, and nothing is timed: tests use the default tiles unless they change this.
 """
 
 import os
@@ -14,7 +14,7 @@ ON_GPU = DEVICE == "cuda"
 
 
 def prepare():
-    """Sets what must be set before a test file is imported: some create tensors, all ask which kernels there are."""
+    """Sets up the device before a test file is imported, because test files create tensors and ask for kernels."""
     if DEVICE not in ("cpu", "cuda"):
         raise pytest.UsageError(f"PYPEFT_TEST_DEVICE={DEVICE} is not a device of the tests; choose cpu or cuda")
     if not ON_GPU:
@@ -30,5 +30,5 @@ def prepare():
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("PYPEFT_FAST_TUNE", "0")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS under torch.use_deterministic_algorithms
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # PyTorch's own error is the measure
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # PyTorch's error is the bound
     torch.set_default_device(DEVICE)

@@ -1,4 +1,4 @@
-"""Which file imports which, read from the source: inside functions too, and by importlib.import_module."""
+"""The graph of imports between files, read from their source, with imports in functions and import_module calls."""
 
 import ast
 import graphlib
@@ -8,13 +8,13 @@ PACKAGE = "pypeft_fast"
 
 
 def module_parts(path, root):
-    """The parts of a file's dotted name, "__init__" among them; kernels/ is pypeft_fast.kernels."""
+    """The parts of the dotted name of a file, including "__init__"; kernels/ is pypeft_fast.kernels."""
     parts = path.relative_to(root).with_suffix("").parts
     return (PACKAGE, *parts) if parts[0] == "kernels" else parts
 
 
 def imported(path, root):
-    """(line, dotted name) of every import in a file, inside functions too, relative ones made absolute."""
+    """(line, absolute dotted name) of every import in a file, also inside functions."""
     parts = module_parts(path, root)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -25,7 +25,7 @@ def imported(path, root):
 
 
 def asked_of_importlib(path, root):
-    """A pattern of the dotted names of every import_module("...") in a file; a value inside an f-string is any part."""
+    """A pattern for the names of each import_module("...") in a file; a value in an f-string matches any name."""
     package = ".".join(module_parts(path, root)[:-1])
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("import_module"):
@@ -48,11 +48,11 @@ def asked_of_importlib(path, root):
 
 
 def import_graph(paths, root):
-    """{dotted name of a file: the files that it imports}, of these files. A package's name is its __init__.py's.
+    """{dotted name of a file: the files that it imports}, among these files. The name of a package is its __init__.py.
 
-    Importing a.b also runs a/__init__.py; only what a file asks for by name counts.
+    Only names that a file imports count, although an import of a.b also runs a/__init__.py.
     """
-    built = {f"{PACKAGE}._C", f"{PACKAGE}._C_cuda"}  # C++, which imports nothing
+    built = {f"{PACKAGE}._C", f"{PACKAGE}._C_cuda"}  # C++ libraries, which import nothing
     names = {path: ".".join(p for p in module_parts(path, root) if p != "__init__") for path in paths}
     known = {*names.values(), *built}
     graph = {}
@@ -65,7 +65,7 @@ def import_graph(paths, root):
 
 
 def _longest_known(dotted, known):
-    """The file behind a dotted name, whose last part may be a name inside that file; None if it is none of these."""
+    """The longest prefix of a dotted name that is a known file, or None. The last part may be a name in the file."""
     while dotted and dotted not in known:
         dotted = dotted.rpartition(".")[0]
     return dotted or None

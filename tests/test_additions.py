@@ -1,6 +1,6 @@
-"""CONTRIBUTING's lists of files, held on real examples: an op and a format, added to a copy of the tree and run.
+"""The lists of files in CONTRIBUTING.md, tested with examples: an op and a format, added to a copy of the tree.
 
-Each example touches the files that its section names and no others, and then goes through the whole sample registry.
+Each example touches exactly the files that its section names, and passes the tests of the sample registry.
 """
 
 import os
@@ -58,7 +58,7 @@ def test_by_hand():
     assert toy(torch.tensor([[3.0]])).item() == 6
 """,
 }
-# Every weight as its half: what multiplies with it must double it again.
+# A format that stores half of every weight.
 FORMAT = {
     "pypeft_fast/frozen/formats.py": lambda text: text.replace(
         "FORMATS = {",
@@ -75,7 +75,7 @@ FORMAT = {
 
 
 def _added(tmp_path, changes):
-    """A copy of the tree with these files written, or changed by a function of their text."""
+    """A copy of the tree. `changes` is {file: its new text, or a function of its old text}."""
     for folder in ("pypeft_fast", "kernels", "tests", "bench"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -90,7 +90,7 @@ def _added(tmp_path, changes):
 
 
 def _passes(tree, *arguments):
-    """How many tests pass there."""
+    """Runs pytest in the tree; returns the number of passed tests."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True, check=False,
@@ -100,7 +100,7 @@ def _passes(tree, *arguments):
 
 
 def _listed(section):
-    """The files of the marked list in a section of CONTRIBUTING.md, X for the new name."""
+    """The files that a section of CONTRIBUTING.md lists, where X stands for the new name."""
     text = (ROOT / "CONTRIBUTING.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
     return re.findall(r"`([\w./]+)`", re.search(r"\*\*Files to touch\*\*(.*?)\n\n", text + "\n\n", re.DOTALL)[1])
 
@@ -118,7 +118,7 @@ def test_an_op_goes_through_the_registry(tmp_path):
 
 
 def test_a_format_goes_through_the_registry(tmp_path):
-    """Over every op and kernel: those in C++ do not know it, and the others get the weight that it stands for."""
+    """On every op and kernel: the C++ kernels do not support the format, and the others get the dequantised weight."""
     tree = _added(tmp_path, FORMAT)
     assert _passes(tree, "tests/ops/test_every_op.py", "-k", "every_format and halves and lora_linear") >= 6
     assert _passes(tree, "tests/ops/test_every_op.py", "-k", "every_format and halves and ia3_dx_dl") >= 6

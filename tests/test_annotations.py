@@ -1,4 +1,4 @@
-"""Every public function and method says what it takes and returns, for editors and type checkers; py.typed ships."""
+"""Every public function and method has type annotations, for editors and type checkers; py.typed ships."""
 
 import inspect
 
@@ -16,7 +16,7 @@ def own(function) -> bool:
 
 
 def methods(kind):
-    """The public methods and the constructor of a class, of those that this package defines."""
+    """(name, function) of the public methods and the constructor of a class that this package defines."""
     for base in kind.__mro__:
         if base.__module__.startswith("pypeft_fast"):
             for name, member in vars(base).items():
@@ -26,7 +26,7 @@ def methods(kind):
 
 
 def public():
-    """{dotted name: function}"""
+    """{dotted name: function} of all public functions and methods."""
     found = {"autograd.bitfit_linear": bitfit_linear, "autograd.bottleneck": bottleneck}
     for holder, names in ((pf, pf.__all__), (pf.nn, pf.nn.__all__)):
         for name in names:
@@ -42,7 +42,7 @@ PUBLIC = public()
 
 
 def lacking(function):
-    """The names of its parameters without an annotation, and "return"; self, cls and *args need none."""
+    """The parameters without an annotation, and "return" if it has none; self, cls and *args need none."""
     signature = inspect.signature(function)
     found = [
         name
@@ -54,7 +54,7 @@ def lacking(function):
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
-def test_it_is_annotated(name):
+def test_every_public_function_is_annotated(name):
     assert lacking(PUBLIC[name]) == []
 
 
@@ -63,7 +63,7 @@ def test_the_list_reaches_functions_layers_and_models():
     assert {*names, "PeftModel.add_adapter", "SafeFiles.from_pretrained"} <= PUBLIC.keys()
 
 
-def test_a_function_without_is_noticed():
+def test_a_function_without_annotations_is_noticed():
     def half(x: int, y, *args):
         return x
 

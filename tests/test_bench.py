@@ -1,20 +1,10 @@
-"""The benchmark times in turn, judges by its targets, and reports a speed only for what computes the right thing."""
+"""The benchmark interleaves its rounds, compares with its targets, and reports a speed only for right results."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def python(code, *arguments):
-    """Runs a program of its own: nothing imports bench."""
-    run = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-
+from tests.interpreter import python
 
 RUN = """
 import dataclasses, sys, torch
@@ -37,7 +27,7 @@ bench.run.main(["--seconds", "0", "--output", folder])
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_provider_is_right_and_timed(dtype, tmp_path):
-    done = python(RUN, tmp_path, dtype)
+    done = python("-c", RUN, tmp_path, dtype)
     assert done.returncode == 0, done.stderr
     dropped, plain, ia3 = json.loads((tmp_path / "layer.json").read_text())["results"]
     assert set(dropped["seconds"]) == {"frozen", "PEFT", "addmm", "ours", "ours p=0", "ours cpu", "ours blas"}
@@ -52,13 +42,14 @@ def test_every_provider_is_right_and_timed(dtype, tmp_path):
 
 @pytest.mark.parametrize("name", ["ours", "PEFT", "frozen"])
 def test_no_speed_of_a_wrong_provider(name, tmp_path):
-    done = python(RUN, tmp_path, "float32", name)
+    done = python("-c", RUN, tmp_path, "float32", name)
     assert done.returncode == 1 and f"{name}, 16x24x40" in done.stderr and "y is off by" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_rounds_are_interleaved_and_the_median_is_kept():
     done = python(
+        "-c",
         "from bench.harness.timing import interleaved\n"
         "now, order = [0.0], []\n"
         "def step(name, took):\n"
@@ -66,19 +57,20 @@ def test_rounds_are_interleaved_and_the_median_is_kept():
         "        order.append(name); now[0] += took[min(order.count(name), len(took)) - 1]\n"
         "    return run\n"
         "print(interleaved({'a': step('a', [90, 1, 50, 1]), 'b': step('b', [2])}, lambda: now[0], 0, least=3))\n"
-        "print(''.join(order))"
+        "print(''.join(order))",
     )
     assert done.stdout.splitlines() == ["{'a': 1.0, 'b': 2.0}", "abbaabba"], done.stderr
 
 
 def test_targets_pass_or_fall_short():
     done = python(
+        "-c",
         "from bench.harness.targets import layer_rows\n"
         "def result(p, threads, ours, r=16):\n"
         "    case = dict(kind='lora', r=r, p=p, threads=threads, dtypes='float32', M=512, K=576, N=1536)\n"
         "    return dict(case=case, flops=r, seconds={'frozen': 1.0, 'PEFT': 1.3, 'ours': ours, 'ours p=0': 1.2})\n"
         "rows = layer_rows([result(.05, 1, 1.1), result(0., 1, 1.2), result(.05, 2, 1.0), result(.05, 1, 1.4, r=64)])\n"
-        "for what, *rest in rows: print(*rest)"
+        "for what, *rest in rows: print(*rest)",
     )
     assert done.stdout.splitlines() == [
         "1.10 <= 1.08 falls short",

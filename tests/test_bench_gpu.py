@@ -1,4 +1,4 @@
-"""The GPU's benchmark, run here on the CPU with a clock of its own: what it checks, times, leaves out and writes."""
+"""The GPU benchmark on the CPU with another clock: its checks, its times, what it leaves out, and its files."""
 
 import json
 import os

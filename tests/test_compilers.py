@@ -1,4 +1,4 @@
-"""csrc/cpu compiles without a warning for another CPU and by another compiler, where these are installed."""
+"""csrc/cpu compiles without a warning by other compilers and for another CPU, if they are installed."""
 
 import shutil
 import subprocess
@@ -13,8 +13,8 @@ SOURCES = sorted(str(path.relative_to(CSRC)) for path in (CSRC / "cpu").rglob("*
 
 
 def compiled(compiler, source, out):
-    """The object file's name if there was no word of complaint, else the words."""
-    # PyTorch's headers are not ours to warn about; what g++ alone knows, clang need not.
+    """The output of the compiler, empty if there was no warning."""
+    # Warnings in headers of PyTorch are off. clang does not know all warnings of g++.
     command = [compiler, *compile_command(extension(), source, out), "-Werror", "-Wno-unknown-warning-option"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr

@@ -1,6 +1,7 @@
-"""A wheel with CUDA kernels, built where there is no GPU: what it holds, what it links to, what it says without CUDA.
+"""A wheel with CUDA kernels, built without a GPU: its contents, its libraries, and its messages without CUDA.
 
-`make wheel-cuda` builds one for every target and checks that (PYPEFT_FAST_CUDA_WHEEL); else the oldest target is built.
+`make wheel-cuda` builds a wheel for every target and gives it in PYPEFT_FAST_CUDA_WHEEL. Otherwise the tests build a
+wheel for the oldest target.
 """
 
 import os
@@ -24,8 +25,8 @@ TARGETS = (ROOT / "csrc/cuda/targets.txt").read_text().split() if GIVEN else ["8
 OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(" in path.read_text()}
 KERNEL = re.compile(r"__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(")
 KERNELS = {name for path in (ROOT / "csrc/cuda").rglob("*.cu*") for name in KERNEL.findall(path.read_text())}
-# Besides what glibc, libstdc++ and libgcc define: PyTorch's C functions, which stay from one release to the next.
-# CUDA's runtime is inside, and of its other libraries none is linked.
+# The undefined names that are allowed besides those of glibc, libstdc++ and libgcc: PyTorch's C functions, which are
+# the same in all releases. The CUDA runtime is linked statically, and no other library of CUDA is linked.
 STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KRO]*St7__cxx11\w+")
 LIBRARIES = re.compile(r"lib(c10|torch_cpu|torch|stdc\+\+|gcc_s|c|m|dl|rt|pthread)\.so[.\d]*|ld-linux-\S+")
 
@@ -55,7 +56,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """The wheel unpacked."""
+    """The folder of the unpacked wheel."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -78,7 +79,7 @@ def cuobjdump():
 
 
 def test_every_kernel_is_there_for_every_target(library):
-    """Machine code for each target, and PTX for the GPUs to come."""
+    """Machine code for each target, and PTX for later GPUs."""
     numbers = {target.removesuffix("+PTX").replace(".", ""): target.endswith("+PTX") for target in TARGETS}
     listed = run(cuobjdump(), "--list-elf", library) + run(cuobjdump(), "--list-ptx", library)
     print(listed)
@@ -94,14 +95,14 @@ def test_every_kernel_is_there_for_every_target(library):
 
 
 def entry_points(library, number):
-    """Every kernel's mangled name, as often as it is there, without what tells files of one name apart."""
+    """The mangled names of all kernels, with repetitions, without the part that identifies the file."""
     symbols = run(cuobjdump(), "-symbols", "-arch", f"sm_{number}", library)
     names = re.findall(r"STO_ENTRY +(\w+)", symbols)
     return sorted(re.sub(r"_GLOBAL__N__\w+?_cu_[0-9a-f]{8}", "", name) for name in names)
 
 
 def undefined(library):
-    """Names that the library leaves to others, but for those of glibc, libstdc++ and libgcc: they carry a version."""
+    """The undefined names of the library, without those of glibc, libstdc++ and libgcc, which have a version."""
     names = (line.split()[-1] for line in run("nm", "-D", "--undefined-only", library).splitlines())
     return {name for name in names if not re.search(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_", name)}
 
@@ -126,7 +127,7 @@ torch.ops.load_library(sys.argv[2])
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this PyTorch has CUDA")
 def test_it_loads_where_libtorch_brings_libtorch_cuda(library, tmp_path):
-    """As in a PyTorch for CUDA: libtorch.so is empty and needs libtorch_cuda.so, which nothing else mentions."""
+    """As in a PyTorch for CUDA, libtorch.so is empty and needs libtorch_cuda.so, which no other library needs."""
     stream, empty = tmp_path / "stream.c", tmp_path / "empty.c"
     stream.write_text("int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }\n")
     empty.write_text("")

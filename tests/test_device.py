@@ -1,4 +1,4 @@
-"""The tests' own device: an unknown one and a GPU that is not there are errors that say what to do."""
+"""The device of the tests: an unknown device and a missing GPU are errors that name the remedy."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from tests import device
         ("gpu", "PYPEFT_TEST_DEVICE=gpu is not a device of the tests; choose cpu or cuda"),
     ],
 )
-def test_a_device_that_is_not_there(name, words, monkeypatch):
+def test_an_unknown_device_is_an_error(name, words, monkeypatch):
     monkeypatch.setattr(device, "DEVICE", name)
     monkeypatch.setattr(device, "ON_GPU", name == "cuda")
     with pytest.raises(pytest.UsageError, match=words):

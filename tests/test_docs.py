@@ -1,19 +1,11 @@
-"""The reference of the public names can be built, and holds each of them."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""The reference of the public names can be built, and has an entry for each name."""
 
 import pypeft_fast as pf
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.interpreter import python
 
 
 def test_the_reference_holds_every_public_name(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs/api.py", "--output", tmp_path], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    python("docs/api.py", "--output", tmp_path, expect_success=True)
     page = (tmp_path / "pypeft_fast.html").read_text()
     assert [name for name in pf.__all__ if name != "nn" and f'id="{name}"' not in page] == []
     layers = (tmp_path / "pypeft_fast/nn.html").read_text()

@@ -1,9 +1,8 @@
-"""The ops are registered once this package and PyTorch are imported, whichever came first."""
-
-import subprocess
-import sys
+"""The ops are registered after the import of this package and of PyTorch, in either order."""
 
 import pytest
+
+from tests.interpreter import python
 
 OPS = "print(torch.ops.pypeft_fast.lora_forward.default.name())"
 
@@ -20,16 +19,16 @@ OPS = "print(torch.ops.pypeft_fast.lora_forward.default.name())"
     ],
 )
 def test_ops_are_registered(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    said = [line for line in done.stderr.splitlines() if "kernels-community" not in line]  # bitsandbytes says it
+    done = python("-c", code)
+    said = [line for line in done.stderr.splitlines() if "kernels-community" not in line]  # a message of bitsandbytes
     assert (done.stdout, said) == ("pypeft_fast::lora_forward\n", [])
 
 
 def test_the_package_alone_imports_no_pytorch():
     code = "import pypeft_fast, sys; print('torch' in sys.modules, 'peft' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
+    assert python("-c", code).stdout == "False False\n"
 
 
 def test_neither_the_command_nor_the_library_behind_it_imports_pytorch_at_once():
     code = "import pypeft_fast.cli.main, pypeft_fast.finetune, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert python("-c", code).stdout == "False\n"

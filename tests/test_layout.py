@@ -1,22 +1,21 @@
-"""The house rules that a machine can hold: one stem an op, imports that point down, small files, a light import.
+"""The house rules that a test can check: one stem for each op, imports that point down, small files, a light import.
 
-Each rule is a function from a tree to its violations. It runs on this tree, and on planted ones that it must fail.
+Each rule is a function from a tree to its violations. It runs on this tree, and on trees with planted violations.
 """
 
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.import_graph import circle, import_graph, imported
+from tests.interpreter import python
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pypeft_fast"
-# From the bottom up. A module imports its own layer and those below; "" is the package itself, `import pypeft_fast`.
+# From the bottom up. A module may import modules of its own layer and of lower layers; "" is the package itself.
 LAYERS = [
     ("_C", "_derivative", "_flops", "_library", "_native", "_op", "_storage", "_tuning", "_when_imported", "kernels"),
     ("frozen",),
@@ -35,7 +34,7 @@ MOST_LINES = 400
 
 
 def files(root, folder, *suffixes):
-    """Of a folder, or of one file; the link pypeft_fast/kernels is not followed, kernels/ itself is visited."""
+    """The files below a folder with these suffixes, or a single file. The link pypeft_fast/kernels is not followed."""
     if (root / folder).is_file():
         return [root / folder]
     walk = os.walk(root / folder)
@@ -48,7 +47,7 @@ def defines_an_op(path):
 
 
 def is_kernel(path):
-    """A Triton file unless its name starts with _, a C++ or CUDA file that registers an op."""
+    """Whether a file is a kernel: a Triton file without a leading _, or a C++ or CUDA file that registers an op."""
     return path.name[0] != "_" if path.suffix == ".py" else "LIBRARY_IMPL(" in path.read_text()
 
 
@@ -64,7 +63,7 @@ def stem_violations(root):
 
 
 def layer(dotted):
-    """The layer of a dotted name inside the package: of its second part, or of the package for a public name."""
+    """The layer of a dotted name: that of its second part, or of the package for a public name."""
     name = dotted.split(".")[1] if "." in dotted else ""
     return LAYER.get(name, LAYER[""])
 
@@ -92,7 +91,7 @@ def import_violations(root):
 
 
 def circle_violations(root):
-    """Files that import each other, inside functions and through importlib too."""
+    """Circles of imports, also by imports in functions and by importlib."""
     code = [path for folder in ("kernels", PACKAGE, "bench", "examples") for path in files(root, folder, ".py")]
     found = circle(import_graph(code, root))
     return [f"a circle of imports: {' -> '.join(found)}"] if found else []
@@ -114,7 +113,7 @@ def link_violations(root):
 
 
 def document_violations(root):
-    """Links to files, and paths between backticks, that do not exist; X stands for the name of any op."""
+    """Links and paths in backticks in the documents that do not exist; X stands for the name of any op."""
     found = []
     pages = sorted((root / "docs").glob("*.md"))
     for document in ("README.md", "CONTRIBUTING.md", *(page.relative_to(root).as_posix() for page in pages)):
@@ -129,7 +128,7 @@ RULES = [stem_violations, import_violations, circle_violations, size_violations,
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_this_tree(rule):
+def test_this_tree_breaks_no_rule(rule):
     assert rule(ROOT) == []
     assert files(ROOT, PACKAGE, ".py") and files(ROOT, "kernels", ".py") and files(ROOT, "csrc/cpu", ".cpp")
 
@@ -233,9 +232,8 @@ print(*sorted({"transformers", "triton", "peft", "matplotlib", "rich"} & set(sys
 
 
 def probe(statement):
-    """What an import pulls in that it should not, or the error of one that reaches for the network."""
-    run = [sys.executable, "-c", PROBE.replace("IMPORT", statement)]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    """The heavy modules that a statement imports, or the error if it uses the network or starts a process."""
+    done = python("-c", PROBE.replace("IMPORT", statement))
     return done.stdout.strip() + done.stderr.strip()[-200:]
 
 

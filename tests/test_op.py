@@ -1,4 +1,4 @@
-"""The op core: the choice between kernels, forcing one, recording, and what it says when it cannot."""
+"""The op core: the choice of a kernel, forced kernels, recording, and the errors for unavailable kernels."""
 
 import functools
 import os
@@ -17,6 +17,7 @@ from pypeft_fast import _library, _native
 from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.cli.info import collect
 from pypeft_fast.testing import Case, sample
+from tests.interpreter import python
 
 ARGS = sample("lora_shrink", Case(p=0.3))
 shrink = OPS["lora_shrink"]
@@ -37,7 +38,7 @@ def test_the_automatic_choice_is_the_first_that_can_run():
         args = sample(op.name, Case(p=0.3))
         kernels = pf.kernels()[op.name]
         expected = "cpu" if kernels["cpu"] == "available" else "blas" if "blas" in kernels else "reference"
-        assert op.choose(*args).name == expected  # never the interpreter of a GPU kernel, unless it is asked for
+        assert op.choose(*args).name == expected  # the interpreter of GPU kernels is never chosen automatically
 
 
 def test_forcing_nests_and_ends_with_the_block():
@@ -71,7 +72,7 @@ def test_recording_names_what_ran_and_nests():
 
 
 def overlapping(first, second, at_both, after_first):
-    """Two blocks of two threads: both begin, at_both(block), the first ends, after_first(block), the second ends."""
+    """Two threads, a block each: both begin, at_both(block), the first ends, after_first(block), the second ends."""
     begun, ended = threading.Event(), threading.Event()
 
     def other():
@@ -111,7 +112,7 @@ def test_recording_in_threads_that_overlap_ends_with_the_last_block():
     overlapping(pf.recording, pf.recording, run, run)
     assert len(recorded[0]) == 2 and recorded[0] is recorded[1]
     call()
-    assert len(recorded[0]) == 2  # nobody listens any more
+    assert len(recorded[0]) == 2  # recording has ended
 
 
 AGAIN = """
@@ -134,7 +135,10 @@ for _ in range(2):
     compiled = torch.compile(pf.lora_linear, backend="aot_eager", fullgraph=True)(x, W, A, B)
     torch.testing.assert_close(compiled, expected)
     torch.compiler.reset()
-    assert pf.nn.LoRALinear(8, 6)(x).shape == (3, 6)
+    layer = pf.nn.LoRALinear(8, 6)
+    torch.nn.init.normal_(layer.lora_B)
+    frozen, low_rank = torch.nn.functional.linear(x, layer.weight, layer.bias), x @ layer.lora_A.t() @ layer.lora_B.t()
+    torch.testing.assert_close(layer(x), frozen + layer.scaling * low_rank)
 {last}
 print("imported three times")
 """
@@ -147,11 +151,11 @@ print("imported three times")
 )
 def test_the_package_may_be_deleted_from_sys_modules_and_imported_again(first, last):
     code = AGAIN.format(first=first, last=last)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = python("-c", code)
     assert result.returncode == 0 and "imported three times" in result.stdout, result.stderr
 
 
-def test_another_version_in_the_same_process_is_told_so():
+def test_another_schema_in_the_same_process_is_an_error():
     with pytest.raises(
         RuntimeError, match="defined lora_shrink as lora_shrink.*, now as lora_shrink.Tensor x.*restart"
     ):
@@ -165,13 +169,12 @@ def test_the_environment_forces_a_whole_process(value, words):
         "with pf.recording() as ran: pf.lora_linear(*(torch.ones(2, 2),) * 4)\n"
         "print({kernel for _, kernel in ran})"
     )
-    environment = os.environ | {"PYPEFT_FAST_KERNEL": value}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    result = python("-c", code, PYPEFT_FAST_KERNEL=value)
     assert words in result.stdout + result.stderr and (result.returncode == 0) == (value == "reference")
 
 
 @pytest.mark.parametrize("capability,accepted", [((7, 5), False), ((8, 0), True), ((12, 1), True)])
-def test_a_gpu_older_than_the_cuda_kernels_is_told_so(capability, accepted, monkeypatch):
+def test_a_gpu_older_than_the_cuda_kernels_is_named_in_the_reason(capability, accepted, monkeypatch):
     monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", Path("_C_cuda.abi3.so"))
     monkeypatch.setattr(_native, "_oldest_target", lambda: 80)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -187,7 +190,7 @@ def test_the_cuda_library_under_a_pytorch_without_cuda_says_why_it_is_not_used(m
     assert collect()["build"]["cuda_library"] == reason
 
 
-NEEDED = b"aoti_torch_get_storage_size"  # of PyTorch's
+NEEDED = b"aoti_torch_get_storage_size"  # a function of PyTorch that the library needs
 
 
 @pytest.mark.skipif(_native.LIBRARY_PATH is None, reason=str(_native.missing_cpu()))
@@ -201,7 +204,7 @@ NEEDED = b"aoti_torch_get_storage_size"  # of PyTorch's
     ],
     ids=["empty", "for another PyTorch", "half", "a byte lost"],
 )
-def test_a_library_that_does_not_load_costs_its_own_kernel_and_nothing_else(spoil, words, tmp_path):
+def test_a_library_that_does_not_load_makes_only_its_kernels_unavailable(spoil, words, tmp_path):
     package = Path(pf.__file__).parent
     shutil.copytree(package, tmp_path / "pypeft_fast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "pypeft_fast/_C.abi3.so").write_bytes(spoil(_native.LIBRARY_PATH.read_bytes()))

@@ -1,4 +1,4 @@
-"""What a wheel and an sdist hold, and that an installed wheel lives beside Hugging Face's package `kernels`."""
+"""The contents of wheel and sdist, and that an installed wheel works with the package `kernels` of Hugging Face."""
 
 import ast
 import base64
@@ -32,7 +32,7 @@ def run(*command, **environment):
 
 
 def clone(folder):
-    """The tree without what a build leaves: a stale build/ would find its way into a wheel."""
+    """Copies the tree without the results of builds, because a stale build/ would be put into a wheel."""
     ignored = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__")
     return shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
 
@@ -45,7 +45,7 @@ def build(tree, *what, mode="none"):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A wheel made from the sdist, without the C++: what is in neither cannot be in an install."""
+    """(wheel, sdist); the wheel is built from the sdist, without the C++ library."""
     return build(clone(tmp_path_factory.mktemp("build") / "tree"))
 
 
@@ -60,12 +60,12 @@ def assert_holds_the_package(wheel):
     assert {n.split("/")[0] for n in inside} == {"pypeft_fast", f"pypeft_fast-{__version__}.dist-info"}
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pypeft_fast").rglob("*.py")}
     assert here - inside == set()
-    assert "pypeft_fast/py.typed" in inside  # by which type checkers read the annotations
+    assert "pypeft_fast/py.typed" in inside  # type checkers need py.typed
 
 
 def test_wheel_holds_every_module_and_no_top_level_kernels(built, tmp_path):
     assert_holds_the_package(built[0])
-    from_tree, _ = build(clone(tmp_path / "tree"), "--wheel")  # through the link, not from the sdist's copies
+    from_tree, _ = build(clone(tmp_path / "tree"), "--wheel")  # from the tree, through the link
     assert names(from_tree) == names(built[0])
 
 
@@ -86,7 +86,7 @@ def test_sdist_holds_all_that_a_build_needs(built):
 
 
 def altered(site, name):
-    """The files of an installed distribution that differ from what its RECORD says."""
+    """The files of an installed distribution whose hash differs from its RECORD."""
     info = next(site.glob(f"{name}-*.dist-info"))
     found = []
     for line in (info / "RECORD").read_text().splitlines():
@@ -127,7 +127,7 @@ def test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone(buil
     run(*pip, "--prefix", tmp_path, built[0])
     assert altered(site, "kernels") == [] and altered(site, "pypeft_fast") == []
 
-    own = sysconfig.get_path("purelib")  # torch, triton; -S: without the development install's hooks
+    own = sysconfig.get_path("purelib")  # for torch and triton; -S disables the hooks of the development install
     stems = sorted(Path(name).stem for name in KERNELS)
     use = run(sys.executable, "-I", "-S", "-c", USE, site, own, *stems, TRITON_INTERPRET="1")
     file, reason = use.split(maxsplit=1)
@@ -139,7 +139,7 @@ def test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone(buil
 
 
 def test_an_editable_install_works_from_the_folder_of_the_clone(tmp_path):
-    """That folder is on sys.path, and a clone with the package's name in it, which is no package itself."""
+    """The folder that contains the clone is on sys.path, and the clone has the name of the package."""
     clone(tmp_path / "pypeft_fast")
     pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--ignore-installed")
     editable = ("--no-build-isolation", "--prefix", tmp_path / "site", "--editable", tmp_path / "pypeft_fast")
@@ -160,7 +160,7 @@ def test_an_editable_install_works_from_the_folder_of_the_clone(tmp_path):
 
 
 def test_an_nvcc_far_from_its_toolkit_does_not_hide_the_toolkit(tmp_path, monkeypatch):
-    """PyTorch takes the folder above the nvcc on PATH, here of a script that calls another."""
+    """PyTorch uses the folder of the nvcc on PATH, which may be a script that calls another nvcc."""
     for nvcc in (tmp_path / "script/bin/nvcc", tmp_path / "toolkit/bin/nvcc"):
         nvcc.parent.mkdir(parents=True)
         nvcc.write_text("")
@@ -185,13 +185,13 @@ def test_built_wheel_is_one_for_every_python(tmp_path):
 
 
 def required(text):
-    """The names of the distributions in a list of requirements, as pip compares them."""
+    """The normalised names of the distributions in a list of requirements."""
     found = re.findall(r"^\s*\"?([A-Za-z][\w.-]*)\s*(?:[=<>~!;\"#,]|$)", text, re.MULTILINE)
     return {name.lower().replace("_", "-") for name in found}
 
 
 def asked_for(*folders):
-    """The distributions of the modules that need("…") asks for, whose absence it reports."""
+    """The distributions of the modules in the calls need("…")."""
     calls = [
         node
         for folder in folders
@@ -214,7 +214,7 @@ def test_the_extra_cli_has_what_the_command_and_the_examples_ask_for():
 
 
 def test_make_demo_installs_what_the_demo_needs_and_no_tools():
-    """Neither linters nor CUDA's headers nor pytest."""
+    """The demo installs no linters, no headers of CUDA, and no pytest."""
     demo = required((ROOT / "requirements-demo.txt").read_text())
     assert demo >= asked_for("examples") | {"torch", "setuptools", "ninja", "numpy", "transformers", "tqdm"}
     assert not demo & required((ROOT / "requirements-dev.txt").read_text())

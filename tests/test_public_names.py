@@ -1,4 +1,4 @@
-"""`dir(pypeft_fast)` is what the package offers, and every name of it is there."""
+"""`dir(pypeft_fast)` lists the public names, and every listed name exists."""
 
 import inspect
 

@@ -1,29 +1,18 @@
-"""What ours moves, beside what others move, in bytes; and the two pages that say so are what their commands print."""
+"""The traffic of our kernels and of other implementations, in bytes; the pages equal the output of their commands."""
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.interpreter import ROOT, python
+
 pytest.importorskip("triton", reason="Triton is not installed")
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def python(*arguments):
-    """Runs a program of its own: nothing imports bench."""
-    run = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def data():
-    """The committed table, which test_the_committed_table_is_what_the_command_prints holds to the kernels."""
+    """The committed table; test_the_committed_table_is_what_the_command_prints compares it with the kernels."""
     return json.loads((ROOT / "bench/results/traffic.json").read_text())
 
 
@@ -36,7 +25,7 @@ def coefficients(row):
     return row["MK"], row["MN"]
 
 
-def test_the_others_move_what_is_said_of_them(rows):
+def test_the_traffic_of_other_implementations(rows):
     assert {name: coefficients(row) for name, row in rows["lora"].items() if not name.startswith("ours")} == {
         "PEFT default, bf16 autocast": (54, 20),
         "PEFT default, no autocast": (48, 56),
@@ -47,10 +36,10 @@ def test_the_others_move_what_is_said_of_them(rows):
 
 
 @pytest.mark.parametrize("name", ["ours", "ours, float32 adapters", "ours, no dropout"])
-def test_ours_moves_what_the_design_says_in_two_launches_and_three(rows, name):
+def test_our_traffic_and_our_numbers_of_launches(rows, name):
     row, dropout = rows["lora"][name], "no dropout" not in name
     assert row["MK"] == pytest.approx(4.4 if dropout else 4.0, rel=0.01) and row["MN"] == 2
-    assert row["workspace"] + row["low rank"] < 0.22 * row["bytes"]  # at r = 16; no more than a pass over y
+    assert row["workspace"] + row["low rank"] < 0.22 * row["bytes"]  # at r = 16, less than a pass over y
     seed = ["randint"] if dropout else []
     assert row["kernels"] == [*seed, "_lora_shrink", "_lora_linear", "_lora_ds_db", "_lora_dx", "_lora_da"]
     assert row["forward"] == 2 + len(seed) and row["backward"] == 3
@@ -97,7 +86,7 @@ print(bytes_of(torch.zeros(1).expand(7)), bytes_of(torch.zeros(0, 3)))
 
 
 def test_counting_is_right_by_hand():
-    assert python("-c", COUNTED).splitlines() == [
+    assert python("-c", COUNTED, expect_success=True).stdout.splitlines() == [
         "_to_copy 0 0 0 40 0 -> 80",
         "mm 240 96 0 80 0 -> 120",
         "add_ 0 0 140 0 0 -> 120",
@@ -108,24 +97,24 @@ def test_counting_is_right_by_hand():
 
 
 def test_the_committed_table_is_what_the_command_prints(tmp_path):
-    python("-m", "bench.traffic", "--output", tmp_path)
+    python("-m", "bench.traffic", "--output", tmp_path, timeout=900, expect_success=True)
     for name in ("traffic.md", "traffic.json"):
         committed = (ROOT / "bench/results" / name).read_text()
         assert (tmp_path / name).read_text() == committed, f"bench/results/{name} is stale: run `make traffic`"
 
 
-def test_the_performance_model_is_a_model_and_what_the_command_prints(tmp_path):
-    python("-m", "bench.performance_model", "--output", tmp_path / "page.md")
+def test_the_performance_model_is_what_the_command_prints_and_says_that_it_predicts(tmp_path):
+    python("-m", "bench.performance_model", "--output", tmp_path / "page.md", timeout=900, expect_success=True)
     page = (tmp_path / "page.md").read_text()
     committed = (ROOT / "docs/performance-model.md").read_text()
     assert page == committed, "docs/performance-model.md is stale: run `make performance-model`"
     title, first = page.split("\n\n")[:2]
     assert "predicted, not measured" in title and first.startswith("**Every time on this page is predicted by a model")
-    # By hand: the frozen layer is two matrix products at the H100's measured 794.5 TFLOPS.
+    # The expected time of the frozen layer: two matrix products at the measured 794.5 TFLOPS of the H100.
     h100 = page.partition("### H100\n\n")[2]
     milliseconds = float(re.search(r"\| 4096x4096x4096 +\| ([\d.]+) +\|", h100)[1])
     assert milliseconds == pytest.approx(2 * 2 * 4096**3 / 794.5e12 * 1e3, abs=5e-4)
-    # PEFT's 22 MK + 20 MN and what is of rank r go through memory at 2970 GB/s besides.
+    # PEFT also moves 22 MK + 20 MN and the tensors of rank r, at 2970 GB/s.
     moved = 42 * 4096**2 + 1.5 * 2**20
     peft = float(re.search(r"\| 4096x4096x4096 +\|(?: [\d.]+ +\|){3} ([\d.]+) +\|", h100)[1])
     assert peft == pytest.approx(1 + moved / 2970e9 * 1e3 / milliseconds, abs=0.01)

@@ -1,4 +1,4 @@
-"""Choices that are timed: once per shape bucket, kept across processes, none where timing is off. The clock is fake."""
+"""Tuning: timed once for each shape bucket, kept across processes, and switched off. The clock is fake."""
 
 import dataclasses
 import json
@@ -14,6 +14,7 @@ import pypeft_fast as pf
 from pypeft_fast import _native, _op, _tuning
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import Case, sample
+from tests.interpreter import python
 
 CPU = torch.device("cpu")
 COST = {"a": 3.0, "b": 1.0, "c": 2.0}
@@ -21,7 +22,7 @@ COST = {"a": 3.0, "b": 1.0, "c": 2.0}
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch, tmp_path):
-    """A list of what was timed; a candidate's function returns its own time."""
+    """The list of measured times; the function of a candidate returns the time to measure."""
     timed = []
     monkeypatch.setenv("PYPEFT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PYPEFT_FAST_TUNE", raising=False)
@@ -47,7 +48,7 @@ def test_the_fastest_is_timed_once_and_kept_on_disk(clock, monkeypatch):
     assert fastest(("op", 16)) == "b" and len(clock) == 6  # another key
 
 
-# What a decision must not outlive.
+# Changes after which a decision must be made again.
 UPGRADES = {
     "PyTorch": lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
     "Triton": lambda patch: patch.setattr(_tuning, "_triton_version", lambda: "3.99.0"),
@@ -61,7 +62,7 @@ def test_an_upgrade_is_measured_anew(clock, monkeypatch, what):
     fastest(("op",))
     another_process(monkeypatch)
     UPGRADES[what](monkeypatch)
-    monkeypatch.setattr(_tuning, "_machine", _tuning._machine.__wrapped__)  # which asks once a process
+    monkeypatch.setattr(_tuning, "_machine", _tuning._machine.__wrapped__)  # without its cache
     assert fastest(("op",)) == "b" and len(clock) == 6
 
 
@@ -88,7 +89,7 @@ def test_another_process_reads_the_decision(clock):
         "import torch\nfrom pypeft_fast import _tuning\n"
         "print(_tuning.fastest(('op',), {n: n for n in 'abc'}, None, torch.device('cpu')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    done = python("-c", code, expect_success=True)
     assert done.stdout.strip() == "b"  # calling None would have raised
 
 
@@ -106,7 +107,7 @@ for i in range(int(sys.argv[1]), 150):
 
 
 def test_processes_that_write_at_the_same_time_leave_whole_files(clock):
-    """Each reads what another has written, or nothing: a torn file would warn, and warnings are errors here."""
+    """A process reads a whole file or none. A partial file would cause a warning, which is an error here."""
     run = [sys.executable, "-W", "error", "-c", WRITER]
     started = [subprocess.Popen([*run, str(i)], env=os.environ, stderr=subprocess.PIPE, text=True) for i in range(2)]
     assert [(p.communicate(timeout=300)[1], p.returncode) for p in started] == [("", 0)] * 2
@@ -139,7 +140,7 @@ def test_a_foreign_file_is_measured_anew(clock, monkeypatch, text):
 
 def test_other_candidates_are_measured_anew(clock, monkeypatch):
     fastest(("op",), "ab")
-    assert fastest(("op",), "ac") == "c"  # in the same process too
+    assert fastest(("op",), "ac") == "c"  # also in the same process
     another_process(monkeypatch)
     assert fastest(("op",), "ab") == "b" and len(clock) == 6
 
@@ -169,7 +170,7 @@ def test_a_full_disk_leaves_nothing_behind(clock, monkeypatch):
     assert list(_tuning.folder().iterdir()) == []
 
 
-def test_a_user_without_a_home_tunes_all_the_same(clock, monkeypatch):
+def test_tuning_works_without_a_home_folder(clock, monkeypatch):
     def home():
         raise RuntimeError("Could not determine home directory.")
 
@@ -181,7 +182,7 @@ def test_a_user_without_a_home_tunes_all_the_same(clock, monkeypatch):
 
 
 def refusing(error, *refused):
-    """COST.get, but for these candidates an error."""
+    """COST.get that raises `error` for the refused candidates."""
 
     def run(name):
         if name in refused:
@@ -204,19 +205,19 @@ SHORT = {
 
 
 @pytest.mark.parametrize("source", [*SHORT, "Triton"])
-def test_a_candidate_without_room_is_out(clock, monkeypatch, source):
+def test_a_candidate_that_runs_out_of_memory_is_left_out(clock, monkeypatch, source):
     error = out_of_resources() if source == "Triton" else SHORT[source]()
     assert fastest(("op",), run=refusing(error, "b")) == "c"
     assert fastest(("op", "first"), run=refusing(error, "a", "c")) == "b"
     assert fastest(("op",), run=None) == "c"  # nothing is timed again
     another_process(monkeypatch)
-    kept = source == "Triton"  # what the GPU does not have it will never have; memory may be there another time
+    kept = source == "Triton"  # the limits of a GPU never change, but memory may be free later
     assert fastest(("op",)) == ("c" if kept else "b")
 
 
 @pytest.mark.parametrize("source", [*SHORT, "Triton"])
 def test_where_no_candidate_has_room_the_first_one_is_taken(clock, source):
-    """Its caller then runs it, and sees the error itself, or that the clock alone wanted too much."""
+    """The caller then runs the first candidate, which raises its own error, or works without the timing."""
     error = out_of_resources() if source == "Triton" else SHORT[source]()
     assert fastest(("op",), run=refusing(error, *"abc")) == "a"
     assert fastest(("op",), run=None) == "a"
@@ -228,8 +229,8 @@ def test_any_other_error_of_a_candidate_is_seen(clock):
             fastest(("op",), run=refusing(error, "b"))
 
 
-def test_the_stable_abi_still_words_its_errors_so(monkeypatch):
-    """An allocation that fails behind it is no torch.OutOfMemoryError; its words are all there is."""
+def test_the_stable_abi_reports_missing_memory_in_the_expected_words(monkeypatch):
+    """A failed allocation behind the stable ABI is no torch.OutOfMemoryError, and is recognised by its message."""
     if pf.kernels()["lora_shrink"]["cpu"] != "available":
         pytest.skip("the C++ kernels are not built")
     x = torch.empty(1, 1).expand(10**9, 16)
@@ -272,7 +273,7 @@ def test_an_op_runs_its_fastest_kernel(clock, monkeypatch, name, winner):
         op(*args)
         op(*sample(name, Case(M=7, p=0.3)))  # the same bucket: no more timing
     assert ran == [(name, winner)] * 2 and order == ["cpu", "blas"]
-    with pf.recording():  # which no call goes around
+    with pf.recording():  # recording sees every call
         op(*sample(name, Case(M=9, p=0.3)))
     assert order == ["cpu", "blas"] * 2
     with pf.using("reference"):

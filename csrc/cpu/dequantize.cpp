@@ -1,6 +1,6 @@
-// W [N, K] in `dtype` of a quantised weight.
+// The dequantised weight [N, K] in `dtype`.
 //
-//   weight, scales: the tensors of the format, see pypeft_fast/frozen/formats.py -> [N, K], contiguous
+//   weight, scales: the tensors of the format (pypeft_fast/frozen/formats.py) -> [N, K], contiguous
 #include "cpu/frozen/frozen.h"
 
 namespace pypeft {

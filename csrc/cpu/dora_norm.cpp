@@ -1,8 +1,9 @@
-// norm[n] = |W_n + scaling * (B A)_n|, in float.
+// norm[n] = |W_n + scaling * (B A)_n|, the lengths of rows, in float.
 //
-//   weight [N, K] (any strides), lora_A [r, K], lora_B [N, r] of one dtype -> norm [N] float32
+//   weight [N, K] (any strides, or quantised), lora_A [r, K] and lora_B [N, r] of one dtype -> norm [N] float32
 //
-// Some rows of B A are made at a time, by the vendor and in the adapters' dtype, and read once beside those of W.
+// The vendor's library computes B A for one block of rows at a time: in bfloat16 if the adapter is bfloat16 and the CPU
+// has bfloat16 instructions, otherwise in float32. B A and the same rows of W are then read once.
 #include "cpu/fits.h"
 #include "cpu/frozen/frozen.h"
 #include "cpu/kept.h"

@@ -1,7 +1,7 @@
 // dora_norm for every instruction set (for_each.h).
 template <class T, class U>
 inline void norm_rows_of(const NormArgs& a, int64_t begin, int64_t end) {
-  constexpr int64_t STEPS = 16;  // sums this short lose little to rounding
+  constexpr int64_t STEPS = 16;  // short partial sums have small rounding errors
   const F scaling = broadcast(&a.scaling);
   for (int64_t n = begin; n < end; ++n) {
     const T* weight = (const T*)a.weight + n * a.row;
@@ -28,7 +28,7 @@ inline void norm_rows_of(const NormArgs& a, int64_t begin, int64_t end) {
 inline void norm_rows(const NormArgs& a, int64_t begin, int64_t end) {
   if (a.weight_dtype == Dtype::f32) {
     if (a.update_dtype == Dtype::f32) return norm_rows_of<float, float>(a, begin, end);
-    return norm_rows_of<float, BF16>(a, begin, end);  // of a weight that is decoded
+    return norm_rows_of<float, BF16>(a, begin, end);  // the weight is quantised
   }
   if (a.weight_dtype == Dtype::bf16) {
     if (a.update_dtype == Dtype::f32) return norm_rows_of<BF16, float>(a, begin, end);

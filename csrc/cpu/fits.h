@@ -1,5 +1,6 @@
-// Fast argument checks, one microsecond instead of ten, for ops that are called without their Python check. They only
-// accept or refuse; after a refusal the op's Python check raises the full error (Op.__call__ in pypeft_fast/_op.py).
+// Argument checks for ops that are called without their Python check: they take one microsecond instead of ten. A check
+// only accepts or refuses. After a refusal the Python check of the op raises the full error (Op.__call__ in
+// pypeft_fast/_op.py).
 #pragma once
 #include <cmath>
 #include <optional>
@@ -42,19 +43,19 @@ inline bool same_shape(const Tensor& t, const Tensor& other) {
   return same;
 }
 
-// M of [.., K].
+// The number of rows of t [.., K]: the product of all sizes but the last.
 inline int64_t rows_of(const Tensor& t) {
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
   return rows;
 }
 
-// [.., K] as [M, K]: a view where the strides allow it.
+// t [.., K] as [M, K]: a view if the strides allow a view, otherwise a copy.
 inline Tensor as_rows(const Tensor& t) {
   return t.dim() == 2 ? t : torch::stable::reshape(t, {rows_of(t), t.size(-1)});
 }
 
-// The rows of `result` [M, n] as [.., n], in the shape that `like` [.., k] has.
+// `result` [M, n] as [.., n], with the leading sizes of `like` [.., k]; a view.
 inline Tensor in_shape_of(const Tensor& like, const Tensor& result) {
   const int64_t dims = like.dim();
   if (dims == 2) return result;
@@ -64,7 +65,7 @@ inline Tensor in_shape_of(const Tensor& like, const Tensor& result) {
     sizes[d] = like.size(d), strides[d] = step;
     step *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  AtenTensorHandle shaped;  // no view to autograd
+  AtenTensorHandle shaped;  // autograd does not treat the result as a view
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch__reinterpret_tensor(result.get(), dims, sizes.data(), strides.data(), 0, &shaped));
   return Tensor(shaped);

@@ -1,9 +1,11 @@
-// dX = (dY * l) W and dl = the sum over rows of dY * z; with feedforward dX = (dY W) * l and dl = that of x * (dY W).
+// dX = (dY * l) W, dl = sum over the rows of dY * z; with feedforward dX = (dY W) * l, dl = sum over the rows of
+// x * (dY W).
 //
-//   dY [M, N], weight [N, K] (any strides), ia3_l [N] or [K], saved: z [M, N] or x [M, K]
-//   -> dX [M, K] in dY's dtype, dl in ia3_l's; [0, K] and [0] where not needed
+//   dY [M, N], weight [N, K] (any strides, or quantised), ia3_l [N] or with feedforward [K], saved: z [M, N] or with
+//   feedforward x [M, K] -> dX [M, K] in the dtype of dY, dl in the dtype of ia3_l; [0, K] and [0] if not needed
 //
-// The frozen product, and before or after it one pass over dY or dY W that scales its columns and sums them for dl.
+// One pass over dY scales its columns and adds dl, before the frozen product. With feedforward the pass is over dY W,
+// after the frozen product.
 #include <tuple>
 
 #include "cpu/fits.h"

@@ -1,9 +1,9 @@
-// y = (x W^T + b) * l and z = x W^T + b, or with feedforward y = (x * l) W^T + b.
+// y = (x W^T + b) * l and z = x W^T + b; with feedforward y = (x * l) W^T + b.
 //
-//   x [M, K], weight [N, K] (any strides), bias [N] or none, ia3_l [N] or with feedforward [K]
-//   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed and with feedforward
+//   x [M, K], weight [N, K] (any strides, or quantised), bias [N] or none, ia3_l [N] or with feedforward [K]
+//   -> y [M, N] and z [M, N] in the dtype of x; z is [0, N] if not needed and with feedforward
 //
-// The product scales its sums as they leave; with feedforward one pass over x comes before it.
+// The epilogue of the product multiplies by l. With feedforward one pass over x multiplies by l before the product.
 #include <tuple>
 
 #include "cpu/fits.h"

@@ -1,4 +1,4 @@
-// The ops of LoRA on CPUs: each is what pypeft_fast/ops/X.py says of it, on arguments that its check has passed.
+// The LoRA ops on CPUs, without argument checks. pypeft_fast/ops/ documents each op in a file of the same name.
 #pragma once
 #include <tuple>
 

@@ -1,7 +1,7 @@
-// dX, dA, dB of a LoRA layer in one call: what lora_ds_db, lora_dx and lora_da compute.
+// dX, dA and dB of a LoRA layer in one call of lora_ds_db, lora_dx and lora_da.
 //
 //   dY [.., N], x [.., K] (for dA), weight [N, K] and lora_A [r, K] (for dX), lora_B [N, r], s [M, r] and mask from
-//   lora_forward -> dX [.., K], dA [r, K] in dtype_A, dB [N, r]; an empty [0] where not needed
+//   lora_forward -> dX [.., K], dA [r, K] in dtype_A, dB [N, r]; each [0] if not needed
 #include "cpu/fits.h"
 #include "cpu/lora.h"
 

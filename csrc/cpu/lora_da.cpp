@@ -1,9 +1,9 @@
-// dA = dS^T drop(x), one pass over x.
+// dA = dS^T drop(x) by one pass over x.
 //
 //   dS [M, r], x [M, K], mask uint8 [M, ceil(K/8)] -> dA [r, K] in `dtype`
 //
-// A task owns some columns of dA and walks down the rows of x: nothing is summed across tasks, so the result does
-// not depend on how many threads there are.
+// A task computes some columns of dA from all rows of x. No sum is shared between tasks, so the result does not depend
+// on the number of threads.
 #include "cpu/lora.h"
 
 #include "cpu/fits.h"
@@ -13,8 +13,8 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t DA_COLUMNS = 128;  // of a task at most
-constexpr int64_t DA_ROWS = 64;      // of x that a tile holds, DA_COLUMNS wide: it stays in the L1 or L2 cache
+constexpr int64_t DA_COLUMNS = 128;  // the most columns of a task
+constexpr int64_t DA_ROWS = 64;      // rows of a tile of x; a tile of DA_ROWS x DA_COLUMNS fits into the L1 or L2 cache
 
 struct DaArgs {
   const float* dS;  // [M, r], any strides
@@ -35,7 +35,7 @@ struct DaArgs {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-// By the vendor, some columns of x at a time where they are copied: each sum over the rows is whole.
+// dA by the vendor's library. If x must be copied, one block of columns is copied and multiplied at a time.
 static Tensor da_by_vendor(const Tensor& dS, const Tensor& x, const Tensor* mask, double p) {
   const int64_t M = x.size(0), K = x.size(1), r = dS.size(1);
   const Tensor dA = new_empty(dS, {r, K}), across = transposed(dS);
@@ -52,7 +52,7 @@ static Tensor da_by_vendor(const Tensor& dS, const Tensor& x, const Tensor* mask
 
 Tensor lora_da(const Tensor& given_dS, const Tensor& given_x, const Tensor& given_mask, double p, ScalarType dtype) {
   const Tensor x = with_dense_rows(given_x), mask = with_dense_rows(given_mask);
-  const bool floats = dtype == ScalarType::Float && x.size(0) > 16;  // as fast here, and x is read once
+  const bool floats = dtype == ScalarType::Float && x.size(0) > 16;  // the kernel below is as fast and reads x once
   if (given_dS.scalar_type() == dtype && !floats &&
       vendor_wins(x.scalar_type(), dtype, x.size(0), given_dS.size(1), 1, p > 0)) {
     return da_by_vendor(given_dS, x, p > 0 ? &mask : nullptr, p);

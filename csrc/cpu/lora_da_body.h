@@ -16,7 +16,7 @@ inline void da_tasks_of(const DaArgs& a, float* sums, int64_t begin, int64_t end
   }
 }
 
-// Tasks of a.task columns; sums is room for one, [r, DA_COLUMNS].
+// Runs tasks [begin, end) of a.task columns each; sums is memory for [r, DA_COLUMNS].
 inline void da_tasks(const DaArgs& a, float* sums, int64_t begin, int64_t end) {
   if (a.x_dtype == Dtype::f32) return da_tasks_of<float, float>(a, sums, begin, end);
   if (a.x_dtype == Dtype::bf16) {

@@ -1,10 +1,11 @@
-// dS = scaling * dY B and dB = scaling * dY^T s, one pass over dY for both.
+// dS = scaling * dY B and dB = scaling * dY^T s by one pass over dY.
 //
-//   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's; [0, r] where not needed
+//   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in the dtype of s, dB [N, r] in the dtype of
+//   lora_B; each [0, r] if not needed
 //
-// A task owns a range of columns of dY and walks down its rows. Its part of dB is complete; its part of dS is a sum
-// over its columns only, kept aside, and these parts are added at the end in the order of the columns. How many tasks
-// there are follows from the shape alone, so the result does not depend on how many threads there are.
+// A task reads a range of columns of all rows of dY. It computes the rows of dB of these columns, and a partial sum of
+// dS over these columns. At the end the partial sums are added in the order of the columns. The number of tasks depends
+// on the shape alone, so the result does not depend on the number of threads.
 #include "cpu/lora.h"
 
 #include "cpu/fits.h"
@@ -14,8 +15,8 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t GRAD_ROWS = 64;      // of dY that a tile holds,
-constexpr int64_t GRAD_COLUMNS = 128;  // and columns: it stays in the L1 or L2 cache
+constexpr int64_t GRAD_ROWS = 64;      // rows of a tile of dY
+constexpr int64_t GRAD_COLUMNS = 128;  // columns of a tile of dY, which fits into the L1 or L2 cache
 
 struct GradArgs {
   const void* dY;  // [M, N], rows ldy apart
@@ -26,14 +27,15 @@ struct GradArgs {
   int64_t ld;     // padded(r)
   int64_t task;   // columns of a task, a multiple of 32
   int64_t tasks;  // ceil(N / task)
-  float* parts;   // [tasks, M, ld], the tasks' parts of dS
+  float* parts;   // [tasks, M, ld], the partial sums of dS
   float scaling;
   bool need_dS, need_dB;
   void *dS, *dB;  // [M, r], [N, r]
   Dtype dY_dtype, dS_dtype, dB_dtype;
 };
 
-// Columns of a task: enough tasks to keep many threads busy, few enough that their parts of dS stay small.
+// The number of columns of a task. There are enough tasks for many threads, but only about 32 at most, with about 2^24
+// floats of partial sums of dS at most.
 int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
   constexpr int64_t MOST_TASKS = 32, MOST_FLOATS = int64_t{1} << 24;
   const int64_t affordable = std::max<int64_t>(1, MOST_FLOATS / std::max<int64_t>(1, M * ld));
@@ -47,14 +49,15 @@ int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-// By the vendor. Where dY is copied, some of its columns at a time are: dS is then a sum in float over them.
+// dS and dB by the vendor's library. If dY must be copied, one block of columns is copied and multiplied at a time, and
+// dS is summed over the blocks in float.
 static std::tuple<Tensor, Tensor> ds_db_by_vendor(const Tensor& dY, const Tensor& lora_B, const Tensor& s,
                                                   double scaling, bool need_dS, bool need_dB) {
   const int64_t M = dY.size(0), N = dY.size(1), r = s.size(1);
   const Tensor dS = new_empty(s, {need_dS ? M : 0, r}), dB = new_empty(lora_B, {need_dB ? N : 0, r});
   const int64_t step = dY.scalar_type() != s.scalar_type() ? block_length(M) : std::max<int64_t>(1, N);
   int64_t n = 0;
-  do {  // once even if N is 0: dS is then 0
+  do {  // runs once if N is 0, and sets dS to 0
     const int64_t columns = std::min(step, N - n);
     const Tensor part = kept(block(dY, 0, M, n, columns), s.scalar_type(), nullptr);
     if (need_dS) vendor_multiply(dS, part, block(lora_B, n, columns, 0, r), scaling, n > 0 ? 1 : 0);

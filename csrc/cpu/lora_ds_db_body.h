@@ -1,9 +1,9 @@
 // lora_ds_db for every instruction set (for_each.h).
 #include "cpu/transpose_out_body.h"
 
-constexpr int64_t GRAD_LD = GRAD_COLUMNS + PAD;  // not a power of two: rows would fall into the same cache sets
+constexpr int64_t GRAD_LD = GRAD_COLUMNS + PAD;  // not a power of two, so that rows fall into different cache sets
 
-// Of columns [n, n + columns) of dY, as one tile after the other: dB, and what they add to the task's part of dS.
+// Computes dB for columns [n, n + columns) of dY, and adds these columns to the task's partial sum of dS.
 template <class T, class P>
 inline void grad_columns(const GradArgs& a, float* part, bool first, float* sums, int64_t n, int64_t columns) {
   alignas(64) float tile[GRAD_ROWS * GRAD_LD];
@@ -28,13 +28,13 @@ inline void grad_tasks_of(const GradArgs& a, float* sums, int64_t begin, int64_t
     const int64_t first = task * a.task, last = at_most(first + a.task, a.N);
     float* part = a.parts + task * a.M * a.ld;
     int64_t n = first;
-    do {  // once even if N is 0: dS is then 0
+    do {  // runs once if N is 0, and sets dS to 0
       grad_columns<T, P>(a, part, n == first, sums, n, at_most(GRAD_COLUMNS, last - n));
     } while ((n += GRAD_COLUMNS) < last);
   }
 }
 
-// Tasks of a.task columns; sums is room for [r, GRAD_COLUMNS].
+// Runs tasks [begin, end) of a.task columns each; sums is memory for [r, GRAD_COLUMNS].
 inline void grad_tasks(const GradArgs& a, float* sums, int64_t begin, int64_t end) {
   if (a.dY_dtype == Dtype::f32) return grad_tasks_of<float, float>(a, sums, begin, end);
   if (a.dY_dtype == Dtype::bf16) {
@@ -57,7 +57,7 @@ inline void combine_rows_of(const GradArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Rows [begin, end) of dS from the tasks' parts, added in their order.
+// Computes rows [begin, end) of dS: adds the partial sums in the order of the tasks.
 inline void combine_rows(const GradArgs& a, int64_t begin, int64_t end) {
   if (a.dS_dtype == Dtype::f32) return combine_rows_of<float>(a, begin, end);
   if (a.dS_dtype == Dtype::bf16) return combine_rows_of<BF16>(a, begin, end);

@@ -1,9 +1,9 @@
 // dX = dY W + keep * (dS A) * 65536 / (65536 - T).
 //
-//   dY [M, N], weight [N, K] (any strides), dS [M, r], lora_A [r, K], mask uint8 [M, ceil(K/8)] -> dX [M, K] in dY's
-//   dtype
+//   dY [M, N], weight [N, K] (any strides, or quantised), dS [M, r], lora_A [r, K], mask uint8 [M, ceil(K/8)]
+//   -> dX [M, K] in the dtype of dY
 //
-// product() does all of it.
+// product() computes all terms.
 #include "cpu/lora.h"
 
 #include "cpu/fits.h"

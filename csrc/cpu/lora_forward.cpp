@@ -1,4 +1,4 @@
-// s, mask = shrink(x), y = x W^T + b + scaling * s B^T in one call: what lora_shrink and lora_linear compute.
+// s, mask = shrink(x) and y = x W^T + b + scaling * s B^T: lora_shrink and lora_linear in one call.
 //
 //   x [.., K], weight [N, K], bias [N] or none, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0
 //   -> y [.., N], s [M, r], mask uint8 [M, ceil(K/8)] ([0, ..] if p = 0)

@@ -1,9 +1,9 @@
-// y = x W^T + b + scaling * s B^T, or with a scale z = x W^T + scaling * s B^T and y = scale * z + b.
+// y = x W^T + b + scaling * s B^T; with a scale z = x W^T + scaling * s B^T and y = scale * z + b.
 //
-//   x [M, K], weight [N, K] (any strides), bias [N] or none, s [M, r], lora_B [N, r], scale [N] or none
-//   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed
+//   x [M, K], weight [N, K] (any strides, or quantised), bias [N] or none, s [M, r], lora_B [N, r], scale [N] or none
+//   -> y [M, N] and z [M, N] in the dtype of x; z is [0, N] if not needed
 //
-// product() does all of it.
+// product() computes all terms.
 #include <tuple>
 
 #include "cpu/fits.h"

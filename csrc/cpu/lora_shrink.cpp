@@ -1,11 +1,11 @@
-// s = drop(x) A^T and the packed mask of the dropout, one pass over x.
+// s = drop(x) A^T and the packed mask of the dropout, by one pass over x.
 //
-//   x [M, K], lora_A [r, K], seed int64 [G] -> s [M, r] in the wider dtype, mask uint8 [G M, ceil(K/8)] ([0, ..] if p
-//   = 0)
+//   x [M, K], lora_A [r, K], seed int64 [G] if p > 0 -> s [M, r] in the wider dtype, mask uint8 [G M, ceil(K/8)]
+//   ([0, ..] if p = 0)
 //
-// Rows are taken sixteen at a time: their mask is drawn, a tile of them is staged as float with the dropped elements 0,
-// and multiplied with A^T, which was packed as float once. Few rows without dropout are few_rows()' work. The factor
-// 65536 / (65536 - T) is applied to the sums.
+// A block is sixteen rows. For each block the kernel computes the mask, copies a tile of the rows as float with the
+// dropped elements set to 0, and multiplies the tile with A^T, which is packed as float once. few_rows() computes the
+// case of few rows without dropout. The sums are multiplied by 65536 / (65536 - T).
 #include "cpu/lora.h"
 
 #include "cpu/fits.h"
@@ -22,7 +22,7 @@ struct ShrinkArgs {
   int64_t ldx, M, K, r;
   const float* At;  // [K, ld], A transposed
   int64_t ld;
-  void* s;  // [M, r] of this group, rows lds apart
+  void* s;  // [M, r] of this group; rows are lds apart
   int64_t lds;
   uint8_t* mask;  // [M, mask_row], or null
   int64_t mask_row;
@@ -38,7 +38,8 @@ struct ShrinkArgs {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-// s [M, r] = scale * keep * x A^T by the vendor, some rows of x at a time where they are copied.
+// s [M, r] = scale * (keep * x) A^T by the vendor's library. If x must be copied, one block of rows is copied and
+// multiplied at a time.
 static void shrink_by_vendor(const Tensor& s, const Tensor& x, const Tensor& A, const Tensor* mask, double scale) {
   const int64_t M = x.size(0), K = x.size(1), r = A.size(0);
   const int64_t step = mask || x.scalar_type() != s.scalar_type() ? block_length(K) : std::max<int64_t>(1, M);
@@ -72,7 +73,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const auto run = PYPEFT_SELECT(shrink_rows);
   const auto draw = PYPEFT_SELECT(draw_rows);
   const int64_t grain = 1 + 32768 / (SHRINK_ROWS * (K + 1));
-  for (int64_t group = 0; group < groups; ++group) {  // its rows of lora_A, its columns of s, a mask of its own
+  for (int64_t group = 0; group < groups; ++group) {  // a group has rows of lora_A, columns of s and a mask
     Tensor A = lora_A;
     if (groups > 1) A = torch::stable::narrow(A, 0, group * args.r, args.r);
     args.s = static_cast<char*>(s.mutable_data_ptr()) + group * args.r * (args.s_dtype == Dtype::f32 ? 4 : 2);

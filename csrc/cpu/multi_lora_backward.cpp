@@ -1,10 +1,10 @@
 // dX, and dA and dB of every adapter, of a linear layer whose rows belong to different adapters.
 //
-//   dY [.., N], x [.., K] (for dA), weight [N, K] and lora_A n x [r_a, K] (for dX; lora_A for its shapes), lora_B
+//   dY [.., N], x [.., K] (for dA), weight [N, K] (for dX), lora_A n x [r_a, K] (values for dX, shapes always), lora_B
 //   n x [N, r_a], adapter_index int64 [M], s [M, max r] and mask from multi_lora_forward -> dX [.., K], dA n x
-//   [r_a, K], dB n x [N, r_a]; an empty [0] and lists of such where not needed
+//   [r_a, K], dB n x [N, r_a]; each tensor is [0] if not needed
 //
-// dS stays in float between its product and those that it goes into.
+// dS is kept in float, and is not rounded before dX and dA are computed from it.
 #include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/segments/kernels.h"

@@ -1,10 +1,10 @@
-// y_m = W x_m + b + scaling_a B_a A_a drop_a(x_m), a = adapter_index[m], or the base alone where that is -1.
+// y_m = W x_m + b + scaling_a B_a A_a drop_a(x_m) with a = adapter_index[m]; y_m = W x_m + b if a is -1.
 //
 //   x [.., K], weight [N, K], bias [N] or none, lora_A n x [r_a, K], lora_B n x [N, r_a], adapter_index int64 [M],
 //   seeds int64 [n] if some p > 0 -> y [.., N], s [M, max r], mask uint8 [M, ceil(K/8)] ([0, ..] if every p = 0)
 //
-// The frozen product is one. Each adapter then adds to its own rows alone: what another row holds, NaN or infinity,
-// never meets it.
+// There is one frozen product for all rows. Each adapter is then added to its own rows only, so that NaN or infinity in
+// one row does not change another row.
 #include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/segments/kernels.h"

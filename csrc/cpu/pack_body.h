@@ -1,4 +1,4 @@
-// Copies of small matrices as padded rows of float, for every instruction set (for_each.h).
+// Copies small matrices to padded rows of float, for every instruction set (for_each.h).
 template <class T>
 inline void pack_rows_of(const PackArgs& a, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
@@ -15,7 +15,7 @@ inline void pack_rows(const PackArgs& a, int64_t begin, int64_t end) {
   pack_rows_of<F16>(a, begin, end);
 }
 
-// Rows [begin, end) of the result, in units of PAD.
+// Computes rows [begin, end) of the result, in units of PAD rows.
 template <class T>
 inline void pack_transposed_of(const PackArgs& a, int64_t rows, int64_t begin, int64_t end) {
   for (int64_t k = begin * PAD; k < at_most(end * PAD, a.columns); k += W) {

@@ -1,8 +1,8 @@
-// The dropout stream, for every instruction set (for_each.h): Philox4x32 with 7 rounds, one packed mask byte a counter.
-// Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+// The dropout stream, for every instruction set (for_each.h): Philox4x32 with 7 rounds; each counter gives one byte of
+// the packed mask. Source: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 struct Philox {
-  uint64_t key[7][2];  // of each round, in the low 32 bits
-  uint16_t threshold;  // a 16-bit part below it drops its element
+  uint64_t key[7][2];  // the key of each round, in the low 32 bits
+  uint16_t threshold;  // an element is dropped if its 16-bit part is below the threshold
 };
 
 inline Philox philox(int64_t seed, uint16_t threshold) {
@@ -16,8 +16,9 @@ inline Philox philox(int64_t seed, uint16_t threshold) {
   return p;
 }
 
-// The W/2 mask bytes whose counters are `counters`. Words live in the low halves of 64-bit lanes; what the high halves
-// hold does not matter, since mul32 ignores it: a product's low word needs no masking, its high word one shift.
+// Computes the W/2 mask bytes of `counters`. Each 32-bit word is in the low half of a 64-bit lane. The high halves may
+// hold any value, because mul32 ignores them: the low word of a product needs no mask, and the high word needs one
+// shift.
 PYPEFT_INLINE void philox_bytes(const Philox& p, D counters, uint8_t* out) {
   const D m0 = D{} + 0xD2511F53, m1 = D{} + 0xCD9E8D57;
   D c0 = counters, c1 = counters >> 32, c2 = {}, c3 = {};

@@ -1,4 +1,4 @@
-// Memory and matrices that the kernels work on.
+// Temporary memory and temporary matrices of the kernels.
 #pragma once
 #include <memory>
 #include <new>
@@ -8,7 +8,7 @@
 
 namespace pypeft {
 
-// Uninitialised floats on a cache line's boundary.
+// Uninitialised floats, aligned to a cache line.
 class Floats {
  public:
   explicit Floats(int64_t n) : data_(static_cast<float*>(::operator new(n * sizeof(float), LINE))) {}
@@ -22,26 +22,26 @@ class Floats {
   std::unique_ptr<float, Delete> data_;
 };
 
-// A matrix copied as float into rows `ld` apart (padded() of their length), filled up with zeros.
+// A copy of a matrix as float. Rows are ld = padded(columns) apart and padded with zeros.
 struct Packed {
   Floats data;
   int64_t ld;
 };
 
-// Columns of a task when `columns` are shared out in tasks of at most `most`, a multiple of 32: an even number of tasks
-// as wide as each other, since two threads have no use for a fifth one.
+// The number of columns of a task, a multiple of 32, when `columns` are divided into tasks of at most `most` columns.
+// The number of tasks is even and all tasks are equally wide, so that two threads have equal work.
 constexpr int64_t even_columns(int64_t columns, int64_t most) {
   const int64_t tasks = round_up(ceil_div(columns > 0 ? columns : 1, most), 2);
   return round_up(ceil_div(columns > 0 ? columns : 1, tasks), 32);
 }
 
-// t itself if its rows are contiguous (they may overlap or lie apart), else a contiguous copy.
+// t itself if each row is contiguous (with any stride between rows), otherwise a contiguous copy.
 Tensor with_dense_rows(const Tensor& t);
 
 // factor * t [rows, columns], or factor * t^T if `transpose`.
 Packed pack(const Tensor& t, float factor, bool transpose);
 
-// A float tensor that every stride may be read through: t itself, or its float copy.
+// t in float32: t itself, with any strides, or a copy.
 Tensor as_float(const Tensor& t);
 
 }  // namespace pypeft

@@ -1,15 +1,15 @@
-// The logistic function, for swiglu and swiglu_backward on every instruction set (for_each.h).
+// The logistic function of swiglu and swiglu_backward, for every instruction set (for_each.h).
 
-// 1 / (1 + exp(-x)) and exp(-x), the latter finite. NaN for NaN.
+// 1 / (1 + exp(-x)), and exp(-x) limited to a finite value. Both are NaN if x is NaN.
 struct Sigmoid {
   F value, exp_minus;
 };
 
 PYPEFT_INLINE Sigmoid sigmoid(F x) {
-  // exp(t) = 2^n exp(r) with n = round(t / ln 2) and |r| <= ln(2) / 2, and exp(r) its Taylor series to r^7, which is
-  // off by less than 6e-9. Adding 1.5 * 2^23 leaves n in the low bits of the sum. ln 2 in two parts, so that r is
-  // exact. Between the ends n is -126 .. 128; 2^n is applied as 2^(n - 1) * 2, which is 0 for the first and may be
-  // infinite for the last, so that the sigmoid comes out as 1 and as 0.
+  // exp(t) = 2^n exp(r) with n = round(t / ln 2) and |r| <= ln(2) / 2. exp(r) is a Taylor series to r^7, with an error
+  // of less than 6e-9. Adding 1.5 * 2^23 to t / ln 2 puts n into the low bits of the sum. ln 2 is split in two parts,
+  // so that r is exact. For t between `least` and `most`, n is -126 .. 128. 2^n is applied as 2^(n - 1) * 2, which is 0
+  // for n = -126 and may be infinite for n = 128; the sigmoid is then 1 and 0.
   constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f, SHIFT = 12582912.0f;
   const F least = F{} - 87.0f, most = F{} + 89.0f, finite = F{} + 1e38f;
   F t = -x;

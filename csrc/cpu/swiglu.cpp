@@ -1,4 +1,4 @@
-// h = silu(gate) * up, one pass, in float and rounded once; silu(t) = t / (1 + exp(-t)).
+// h = silu(gate) * up with silu(t) = t / (1 + exp(-t)), by one pass, computed in float and rounded once.
 //
 //   gate, up [.., N], of one dtype -> h [.., N]
 #include "cpu/swiglu.h"

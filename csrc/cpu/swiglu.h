@@ -1,10 +1,10 @@
-// What swiglu and swiglu_backward share outside of their loops.
+// The work of a thread in swiglu and swiglu_backward.
 #pragma once
 #include "cpu/tensors.h"
 
 namespace pypeft {
 
-// Rows of N elements that are worth a thread.
+// The least number of rows of N elements for which a thread is worth its cost.
 inline int64_t swiglu_grain(int64_t N) { return 1 + 16384 / (N + 1); }
 
 }  // namespace pypeft

@@ -1,4 +1,4 @@
-// The gradients of h = silu(gate) * up, and h itself again, one pass, in float and each rounded once.
+// The gradients of h = silu(gate) * up, and h again, by one pass; each is computed in float and rounded once.
 //
 //   dh, gate, up [.., N], of one dtype -> dgate, dup, h [.., N]; h [0] if it is not needed
 #include <tuple>

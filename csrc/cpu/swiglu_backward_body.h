@@ -1,7 +1,7 @@
 // swiglu_backward for every instruction set (for_each.h).
 #include "cpu/sigmoid_body.h"
 
-// W columns of a row.
+// Computes W columns of a row; h may be null.
 template <class T>
 PYPEFT_INLINE void swiglu_gradients(const T* dh_at, const T* gate_at, const T* up_at, T* dgate, T* dup, T* h) {
   const F dh = widen(dh_at), gate = widen(gate_at), up = widen(up_at);
@@ -13,7 +13,7 @@ PYPEFT_INLINE void swiglu_gradients(const T* dh_at, const T* gate_at, const T* u
   if (h) narrow(h, silu * up);
 }
 
-// The first `columns` < W of them, by way of `rows` [6, W] that begin with them.
+// Computes the first `columns` < W columns, through copies in the memory `rows` [6, W].
 template <class T>
 inline void swiglu_gradients_of_few(const T* dh, const T* gate, const T* up, T* dgate, T* dup, T* h, int64_t columns,
                                     T* rows) {
@@ -45,7 +45,7 @@ inline void swiglu_backward_rows_of(const SwigluBackwardArgs& a, float* room, in
   }
 }
 
-// Rows [begin, end); room is for six vectors.
+// Computes rows [begin, end); room is memory for six vectors.
 inline void swiglu_backward_rows(const SwigluBackwardArgs& a, float* room, int64_t begin, int64_t end) {
   if (a.dtype == Dtype::f32) return swiglu_backward_rows_of<float>(a, room, begin, end);
   if (a.dtype == Dtype::bf16) return swiglu_backward_rows_of<BF16>(a, room, begin, end);

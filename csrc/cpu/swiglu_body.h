@@ -16,7 +16,7 @@ inline void swiglu_rows_of(const SwigluArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Rows [begin, end).
+// Computes rows [begin, end).
 inline void swiglu_rows(const SwigluArgs& a, int64_t begin, int64_t end) {
   if (a.dtype == Dtype::f32) return swiglu_rows_of<float>(a, begin, end);
   if (a.dtype == Dtype::bf16) return swiglu_rows_of<BF16>(a, begin, end);

@@ -1,4 +1,4 @@
-// Sums of a gradient, written as its transpose.
+// Stores the sums of a gradient transposed, for every instruction set (for_each.h).
 
 // out[n][j] = factor * sums[j][n] for n < columns, j < r; rows of sums are ld apart.
 template <class P>

@@ -1,11 +1,11 @@
-// W [N, K] in `dtype` of a quantised weight, one launch.
+// The dequantised weight [N, K] in `dtype`, by one launch.
 //
-//   weight, scales: the tensors of the format, see pypeft_fast/frozen/formats.py -> [N, K], contiguous
+//   weight, scales: the tensors of the format (pypeft_fast/frozen/formats.py) -> [N, K], contiguous
 //
-// Plan. A block takes 4 KiB of codes, a thread 16 bytes of them in one load, and puts them into shared memory: there
-// each thread finds those of the 16 bytes of W that it stores beside its neighbours'. Sixteen values are a table in
-// shared memory, one a bank; a nested scale is made where it is needed, from three loads that L1 holds.
-// Traffic: codes and scales in, W out, once each.
+// Plan. A block decodes 4 KiB of codes. Each thread copies 16 bytes of codes into shared memory with one load. Each
+// thread then decodes the codes of 16 bytes of W at a time, so that the stores of neighbouring threads are coalesced.
+// The sixteen values of a 4-bit format are a table in shared memory, each in a different bank. A nested scale is
+// computed where it is needed; L1 caches its three loads. Traffic: codes and scales are read once, W is written once.
 #include "cuda/frozen/decode.cuh"
 
 namespace pypeft {
@@ -15,10 +15,10 @@ constexpr int kThreads = 256, kCodeBytes = 16 * kThreads;
 struct Args {
   Codes codes;
   void* out;
-  bool whole;  // of eight bits: K is a multiple of 8, and so is scale_columns unless it is K: a store has one scale
+  bool whole;  // 8-bit formats: all weights of one store have one scale, because K and scale_columns are multiples of 8
 };
 
-// 16 bytes of codes from `at` on, 0 beyond the last.
+// 16 bytes of codes that begin at byte `at`; bytes beyond the last code are 0.
 PYPEFT_DEVICE uint4 load_codes(const Codes& c, int64_t at) {
   const int64_t left = c.bytes - at;
   if (c.vectors && left >= 16) return load_global_streaming(c.data + at);
@@ -35,7 +35,8 @@ PYPEFT_DEVICE float eight_bit_scale(const Codes& c, int64_t n, int64_t k) {
   return c.format == Format::int8 ? scale * (1.0f / 127.0f) : scale;
 }
 
-// The weights from `at` on, whose codes lie at `codes` in shared memory; those beyond the last are never stored.
+// Decodes kWeights weights that begin at `at`; their codes are at `codes` in shared memory. The caller does not store
+// weights beyond the last one.
 template <bool kFourBit, int kWeights>
 PYPEFT_DEVICE void decode(float (&w)[kWeights], const Args& a, const char* codes, const char* table, int64_t at) {
   const Codes& c = a.codes;

@@ -1,8 +1,8 @@
-// dX = (dY o l) W and dl = the sum over rows of dY o z; with feedforward dX = (dY W) o l and dl = that of (dY W) o x.
-// One launch; gemm.cuh has the kernel and its plan.
+// dX = (dY o l) W, dl = sum over the rows of dY o z; with feedforward dX = (dY W) o l, dl = sum over the rows of
+// (dY W) o x. One launch; gemm.cuh has the kernel and its plan.
 //
-//   dY [M, N], weight [N, K] (any strides), ia3_l [N] or [K], saved: z [M, N] or x [M, K]
-//   -> dX [M, K] in dY's dtype, dl in ia3_l's; [0, K] and [0] where not needed
+//   dY [M, N], weight [N, K] (any strides), ia3_l [N] or with feedforward [K], saved: z [M, N] or with feedforward
+//   x [M, K] -> dX [M, K] in the dtype of dY, dl in the dtype of ia3_l; [0, K] and [0] if not needed
 #include <tuple>
 
 #include "cuda/product/weight.h"

@@ -1,8 +1,8 @@
-// y = (x W^T + b) o l and z = x W^T + b, or with feedforward y = (x o l) W^T + b, one launch; gemm.cuh and decode.cu
-// have the kernels and their plans.
+// y = (x W^T + b) o l and z = x W^T + b; with feedforward y = (x o l) W^T + b. One launch; gemm.cuh, decode.cu and
+// decode_codes.cu have the kernels and their plans.
 //
-//   x [M, K], weight [N, K] (any strides, or of a format), bias [N] or none, ia3_l [N] or with feedforward [K]
-//   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed and with feedforward
+//   x [M, K], weight [N, K] (any strides, or quantised), bias [N] or none, ia3_l [N] or with feedforward [K]
+//   -> y [M, N] and z [M, N] in the dtype of x; z is [0, N] if not needed and with feedforward
 #include <tuple>
 
 #include "cuda/product/weight.h"

@@ -1,4 +1,4 @@
-// dA = dS^T drop(x), one pass over x; gradient.cuh has the kernel and its plan.
+// dA = dS^T drop(x) by one pass over x; gradient.cuh has the kernel and its plan.
 //
 //   dS [M, r], x [M, K], mask uint8 [M, ceil(K/8)] -> dA [r, K] in `dtype`
 #include "cuda/gradient/gradient.h"

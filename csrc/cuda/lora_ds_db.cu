@@ -1,6 +1,7 @@
-// dS = scaling dY B and dB = scaling dY^T s, one pass over dY for both; gradient.cuh has the kernel and its plan.
+// dS = scaling dY B and dB = scaling dY^T s by one pass over dY; gradient.cuh has the kernel and its plan.
 //
-//   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in s's dtype, dB [N, r] in lora_B's; [0, r] where not needed
+//   dY [M, N], lora_B [N, r], s [M, r] -> dS [M, r] in the dtype of s, dB [N, r] in the dtype of
+//   lora_B; each [0, r] if not needed
 #include <tuple>
 
 #include "cuda/gradient/gradient.h"

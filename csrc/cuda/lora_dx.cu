@@ -1,7 +1,7 @@
 // dX = dY W + keep * (dS A) * 65536 / (65536 - T), one launch; gemm.cuh has the kernel and its plan.
 //
-//   dY [M, N], weight [N, K] (any strides), dS [M, r], lora_A [r, K], mask uint8 [M, ceil(K/8)] -> dX [M, K] in dY's
-//   dtype
+//   dY [M, N], weight [N, K] (any strides), dS [M, r], lora_A [r, K], mask uint8 [M, ceil(K/8)] -> dX [M, K] in the
+//   dtype of dY
 #include "cuda/product/weight.h"
 
 namespace pypeft {

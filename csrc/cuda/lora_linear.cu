@@ -1,8 +1,8 @@
-// y = x W^T + b + scaling s B^T, or with a scale z = x W^T + scaling s B^T and y = z o scale + b, one launch; gemm.cuh
-// and decode.cu have the kernels and their plans.
+// y = x W^T + b + scaling s B^T; with a scale z = x W^T + scaling s B^T and y = z o scale + b. One launch; gemm.cuh,
+// decode.cu and decode_codes.cu have the kernels and their plans.
 //
-//   x [M, K], weight [N, K] (any strides, or of a format), bias [N] or none, s [M, r], lora_B [N, r], scale [N] or none
-//   -> y [M, N] in x's dtype; z likewise, or [0, N] if not needed
+//   x [M, K], weight [N, K] (any strides, or quantised), bias [N] or none, s [M, r], lora_B [N, r], scale [N] or none
+//   -> y [M, N] and z [M, N] in the dtype of x; z is [0, N] if not needed
 #include <tuple>
 
 #include "cuda/product/weight.h"

@@ -2,15 +2,17 @@
 //
 //   x [M, K], lora_A [r, K], seed int64 [1] -> s [M, r], mask uint8 [M, ceil(K/8)]
 //
-// Several projections of one x may be stacked: lora_A [R, K] and G seeds, R = G r; rows [g r, (g + 1) r) of lora_A see
-// x through mask g, rows [g M, (g + 1) M) of mask [G M, ceil(K/8)].
+// Several projections of one x may be stacked as G groups: lora_A [R, K] with G seeds and R = G r. Rows [g r, (g + 1)
+// r) of lora_A are multiplied with x under mask g, which is rows [g M, (g + 1) M) of mask [G M, ceil(K/8)].
 //
-// Plan. Bound by the read of x. A block takes 64 rows of x, kRank rows of one group's A and a range of K, in steps of
-// 64 columns through 3 stages of cp.async; four warps, 16 rows of x each. Where x and A have 16 bits a stage is 8 KiB
-// of x and 2 KiB (kRank 16) or 8 KiB (64) of A, so 30 or 48 KiB a block; of floats twice that. The thread that copied 8
-// elements of x draws their byte of the mask, stores it and clears the dropped elements in place. Few rows: K is split
-// over blocks, and the last of them adds their sums. Adapters of float over 16-bit x are multiplied as floats.
-// Traffic: x once for every kRank rows of A (and group with dropout), A from L2, s, one bit an element of mask.
+// Plan. The kernel is bound by the read of x. A block multiplies 64 rows of x with kRank rows of A of one group, over a
+// range of K, in steps of 64 columns through 3 stages of cp.async. Each of its four warps takes 16 rows of x. If x and
+// A have 16 bits, a stage is 8 KiB of x and 2 KiB (kRank 16) or 8 KiB (kRank 64) of A, and a block uses 30 or 48 KiB;
+// floats use twice as much. The thread that copied 8 elements of x computes and stores their byte of the mask, and sets
+// the dropped elements to 0 in shared memory. If there are few rows, K is split over several blocks (split-K), and the
+// last block adds the partial sums. If A is float and x has 16 bits, the products are computed in float. Traffic: x is
+// read once for every kRank rows of A, and for every group with dropout; A is read from L2; s and one bit for each
+// element of the mask are written.
 #include <optional>
 #include <tuple>
 
@@ -25,14 +27,14 @@ constexpr int kThreads = 128, kBlockM = 64, kBlockK = 64, kStages = 3;
 
 struct ShrinkArgs {
   Matrix x, A;
-  int rank;             // of one group
-  int span;             // columns of x that a block takes, a multiple of kBlockK
+  int rank;             // rows of A of one group
+  int span;             // columns of x of one block, a multiple of kBlockK
   const int64_t* seed;  // [G], or null
   uint8_t* mask;
   uint32_t threshold;
-  SplitSum split;  // of each block of rows and ranks, shared by those of K; a part is [kRank / 8][kThreads] float4
-  float factor;    // of s
-  void* s;         // [M, G rank]
+  SplitSum split;  // a sum for each block of rows and ranks, over the blocks of K; a part: [kRank / 8][kThreads] float4
+  float factor;    // multiplies s
+  void* s;         // [M, G * rank]
   Dtype s_dtype;
 };
 

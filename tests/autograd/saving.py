@@ -1,4 +1,4 @@
-"""What a function saves for its backward pass."""
+"""The tensors that a function saves for its backward pass."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""Autocast over layers in half precision: whatever type it casts to, as eager PyTorch takes it."""
+"""Autocast over layers in half precision, to either half-precision dtype, agrees with eager PyTorch."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_every_layer_takes_the_other_half_precision(name, layer_dtype, autocast,
 
 @pytest.mark.parametrize("feedforward", [False, True])
 def test_ia3_multiplies_by_the_factors_as_they_are(feedforward):
-    """1 + 2^-8 is no bfloat16, 1e-7 underflows in float16: neither type is cast to the other."""
+    """Neither half-precision dtype is cast to the other: 1e-7 underflows in float16."""
     x, W = torch.randn(5, K), torch.randn(N, K)
     l = torch.full((K if feedforward else N,), 1e-7).bfloat16()  # noqa: E741
     with torch.autocast(DEVICE, torch.float16):

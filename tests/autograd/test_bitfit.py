@@ -1,4 +1,4 @@
-"""bitfit_linear: autograd's own gradients, and nothing of the activations saved."""
+"""bitfit_linear: the gradients are those of autograd, and no activation is saved."""
 
 import pytest
 import torch
@@ -34,11 +34,11 @@ def test_only_the_weight_is_saved():
 
 
 def test_half_precision_and_autocast():
-    x, weight = torch.randn(301, 8).bfloat16(), torch.randn(4, 8).bfloat16()
+    x, weight = torch.randn(301, 8).bfloat16(), torch.randn(4, 8).bfloat16()  # 301 is not a bfloat16
     bias = torch.zeros(4, requires_grad=True)
     y = bitfit_linear(x, weight, bias)
     y.backward(torch.ones_like(y))
-    assert y.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32 and bias.grad.eq(301).all()  # no bfloat16
+    assert y.dtype == torch.bfloat16 and bias.grad.dtype == torch.float32 and bias.grad.eq(301).all()
     with torch.autocast(DEVICE, torch.bfloat16):
         assert bitfit_linear(x.float(), weight.float(), bias).dtype == torch.bfloat16
 
@@ -73,7 +73,15 @@ def test_the_layer_shares_the_weight_and_trains_a_bias_of_its_own():
     with pytest.raises(ValueError, match="has no bias to train; add_missing=True"):
         pf.nn.BitFitLinear.from_linear(bare)
     torch.testing.assert_close(pf.nn.BitFitLinear.from_linear(bare, add_missing=True)(x), bare(x))
-    assert pf.nn.BitFitLinear(3, 4)(x).shape == (5, 4)
+
+
+def test_a_new_layer_computes_what_linear_does_and_trains_the_bias_alone():
+    layer, x = pf.nn.BitFitLinear(3, 4), torch.randn(5, 3)
+    torch.nn.init.normal_(layer.bias)
+    y = layer(x)
+    torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias))
+    y.sum().backward()
+    assert layer.weight.grad is None and torch.equal(layer.bias.grad, torch.full((4,), 5.0))
 
 
 @pytest.mark.parametrize("K,N", [(0, 6), (6, 0)])

@@ -1,4 +1,4 @@
-"""bottleneck: the formula, its gradients in float64, the dropout's stream, and what is saved."""
+"""bottleneck: the formula, gradients in float64, the dropout stream, and the saved tensors."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_dropout_takes_loras_ops_and_one_bit_an_element():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dropout_in_every_dtype(dtype):
-    """Half precision over float32 parameters, against the same masks in float64."""
+    """Half precision with float32 parameters, compared with float64 and the same masks."""
     given = arguments(False, True, torch.float32)
     for name in ("x", "residual"):
         given[name] = given[name].detach().to(dtype).requires_grad_()
@@ -99,12 +99,19 @@ def test_empty_features(K, N):
     assert [g.shape for g in grads] == [value.shape for value in given.values()]
 
 
-def test_half_precision_over_float32_parameters():
+def test_half_precision_over_float32_parameters_agrees_with_float64():
     given = {k: v.detach().float().requires_grad_() for k, v in arguments(True, False).items()}
     given["x"] = given["x"].detach().bfloat16().requires_grad_()
-    y = bottleneck(**given)
-    y.sum().backward()
-    assert y.dtype == torch.bfloat16 and {p.grad.dtype for n, p in given.items() if n != "x"} == {torch.float32}
+    wide = {name: value.detach().double().requires_grad_() for name, value in given.items()}
+    y, truth = bottleneck(**given, activation="silu"), plain(**wide, activation="silu", scaling=1.0)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), truth, rtol=0, atol=0.02 * truth.abs().max().item())
+    dY = torch.randn(2, 3, 6).bfloat16()
+    grads = torch.autograd.grad(y, list(given.values()), dY)
+    expected = torch.autograd.grad(truth, list(wide.values()), dY.double())
+    for value, grad, want in zip(given.values(), grads, expected, strict=True):
+        assert grad.dtype == value.dtype
+        torch.testing.assert_close(grad.double(), want, rtol=0, atol=0.03 * want.abs().max().item())
 
 
 def test_bad_arguments():

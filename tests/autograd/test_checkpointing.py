@@ -1,4 +1,4 @@
-"""Selective checkpointing of every function: what a policy keeps is what the second run finds, or an error says so."""
+"""Selective checkpointing of every function: the gradients are those without checkpointing, or there is an error."""
 
 import functools
 
@@ -32,7 +32,7 @@ def lora(**options):
 
 
 LAYERS = {
-    "linear": lambda: nn.Linear(K, K),  # PyTorch's own, the measure
+    "linear": lambda: nn.Linear(K, K),  # PyTorch's layer, for comparison
     "lora": lora,
     "lora dropout": functools.partial(lora, lora_dropout=0.3),
     "dora": functools.partial(lora, use_dora=True),
@@ -60,7 +60,7 @@ def gradients(layer, x, after, run):
 
 
 def both(name, shape, policy, after):
-    """The gradients of the layer, without checkpointing and with it."""
+    """(gradients without checkpointing, gradients with checkpointing)."""
     layer, x = LAYERS[name](), torch.randn(shape, requires_grad=True)
     contexts = functools.partial(create_selective_checkpoint_contexts, POLICIES[policy])
     again = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)
@@ -82,7 +82,7 @@ def test_gradients_are_those_without_checkpointing(name, kernel, shape, policy):
 @SHAPE
 @POLICY
 def test_an_output_changed_in_place_is_noticed(name, kernel, shape, policy):
-    """A kept tensor that was changed is not the one that the second run needs: PyTorch's error, no wrong gradient."""
+    """If a kept tensor has been changed in place, PyTorch raises an error, and no gradient is wrong."""
     with pf.using(kernel):
         try:
             without, checkpointed = both(name, shape, policy, lambda y: y.mul_(3))

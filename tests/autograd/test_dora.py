@@ -1,4 +1,4 @@
-"""pf.dora_linear against PEFT's own layer and float64: values, gradients, what is saved, and the norm."""
+"""pf.dora_linear compared with PEFT's layer and float64: values, gradients, saved tensors, and the norm."""
 
 import peft
 import pytest
@@ -23,7 +23,7 @@ SCALING = 2.0
 
 
 def tensors(dtype=torch.float32, adapter=None, x_shape=(4, 5, 24), N=17, r=4):
-    """x, W, A, B, magnitude, bias, of which the magnitude is not the rows' length: an error would show."""
+    """x, W, A, B, magnitude, bias. The magnitude differs from the lengths of the rows, so that errors in it show."""
     P = adapter or dtype
     x, W, A, B = (torch.randn(s) for s in (x_shape, (N, x_shape[-1]), (r, x_shape[-1]), (N, r)))
     magnitude = (W + SCALING * 0.3 * B @ A).norm(dim=1) * (0.5 + torch.rand(N))
@@ -32,7 +32,7 @@ def tensors(dtype=torch.float32, adapter=None, x_shape=(4, 5, 24), N=17, r=4):
 
 
 class Masked(nn.Module):
-    """Dropout with a given mask, in the place of PEFT's."""
+    """Dropout with a given mask, which replaces the dropout of PEFT."""
 
     def __init__(self, mask, p):
         super().__init__()
@@ -92,7 +92,7 @@ def test_values_and_every_gradient_are_those_of_peft(kernel, p, bias, x_shape):
     with pf.using(kernel), pf.recording() as ran:
         got = our_results(args, p, dY)
     assert {k for _, k in ran} == {kernel} and {o for o, _ in ran} - {"dora_norm"} == set(OPS_OF_DORA)
-    if len(x_shape) == 1:  # PEFT's own view(1, -1) gives such an x a second dimension
+    if len(x_shape) == 1:  # PEFT views such an x as [1, K]
         want = [
             t.squeeze(0) if i < 2 else t
             for i, t in enumerate(peft_results([args[0][None], *args[1:]], p, seed_of_ours(), dY[None]))
@@ -131,7 +131,7 @@ def test_half_precision_is_within_twice_the_error_of_peft(dtype, adapter, p):
 @pytest.mark.parametrize("kernel", ["blas", "reference"])
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_gradcheck(kernel, p):
-    """With the norm held fixed, as the paper defines the gradient."""
+    """The norm is constant, as in the definition of the gradient in the paper."""
     x, W, A, B, magnitude, bias = tensors(torch.float64, x_shape=(3, 6), N=5, r=2)
     norm = norms.dora_norm(W, A, B, SCALING)
     seed = torch.tensor([7]) if p else None
@@ -190,7 +190,7 @@ def test_what_is_saved():
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_gradients_of_float32_adapters_are_not_rounded_to_the_layer_s_dtype(dtype, p):
-    """PEFT's default: over a half-precision layer it computes the whole low-rank branch in float32."""
+    """By default PEFT has float32 adapters over a half-precision layer, and computes the low-rank branch in float32."""
     args = tensors(dtype, torch.float32)
     dY = torch.randn(4, 5, 17).to(dtype)
     exact = our_results([t.detach().double().requires_grad_() for t in args], p, dY.double())
@@ -277,7 +277,7 @@ def test_no_outputs(p):
 @pytest.mark.parametrize("x_shape", [(0, 24), (2, 0, 24)], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_no_rows(kernel, x_shape, p):
-    """Sums over no rows are zero, also those of B, whatever the magnitudes have become."""
+    """Sums over no rows are 0, also for B, even if a magnitude is infinite or NaN."""
     args = tensors(x_shape=x_shape)
     with torch.no_grad():
         args[4][2], args[4][3] = float("inf"), float("nan")
@@ -291,7 +291,7 @@ def test_no_rows(kernel, x_shape, p):
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_of_zeros_is_zero_plus_its_update_and_learns(dtype, p):
-    """A real checkpoint has such rows: magnitude 0 over length 0 is NaN in PEFT, forward and backward."""
+    """Real checkpoints have such rows. In PEFT magnitude 0 over length 0 is NaN, forward and backward."""
     x, W, A, B, magnitude, bias = (t.detach().clone() for t in tensors(dtype, torch.float32))
     W[3] = 0
     B[3] = 0
@@ -302,7 +302,7 @@ def test_a_row_of_zeros_is_zero_plus_its_update_and_learns(dtype, p):
     y.float().square().sum().backward()
     assert all(t.grad.isfinite().all() for t in leaves) and B.grad[3].any() and not magnitude.grad[3]
     with torch.no_grad():
-        B[3] = B.grad[3] / B.grad[3].norm()  # a step later the row has a direction, and its length learns
+        B[3] = B.grad[3] / B.grad[3].norm()  # after a step the row has a direction, and its length gets a gradient
     magnitude.grad = None
     pf.dora_linear(x, W, A, B, magnitude, bias, scaling=2.0, dropout_p=p).float().square().sum().backward()
     assert magnitude.grad.isfinite().all() and magnitude.grad[3] != 0

@@ -1,4 +1,4 @@
-"""Every function with any of its tensors frozen: the gradients left are those of a call that needs them all."""
+"""Every function with any of its tensors frozen: the other gradients equal those of a call that needs all."""
 
 from itertools import product
 

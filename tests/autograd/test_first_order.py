@@ -1,5 +1,4 @@
-"""Every function: its output may be changed in place, what it saves is unpacked once, and a second derivative is
-refused, never silently zero."""
+"""Every function: its output may be changed in place, saved tensors are unpacked once, second derivatives raise."""
 
 import contextlib
 from collections import Counter
@@ -22,7 +21,7 @@ def leaves():
 
 
 def functions():
-    """{name: a function of x [.., K]}, every one with parameters that are trained."""
+    """{name: a function of x [.., K]}; every function has parameters that require grad."""
     A, B, weight, bias = leaves()
     l, magnitude = torch.rand(N).requires_grad_(), torch.rand(N).requires_grad_()  # noqa: E741
     trained, inputs, zeros = bias.clone().requires_grad_(), torch.rand(K).requires_grad_(), torch.zeros(K)
@@ -61,14 +60,14 @@ def test_an_output_may_be_changed_in_place(name, kernel, shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_way_of_asking_gets_a_second_derivative(name):
+def test_every_way_to_a_second_derivative_raises(name):
     function, x = functions()[name], torch.randn(3, K, requires_grad=True)
     (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
     refusal = pytest.raises(RuntimeError, match="second derivatives")
     with refusal:
         torch.autograd.grad(first.square().sum(), x, allow_unused=True)
     (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
-    with refusal:  # beside another loss
+    with refusal:  # together with another loss
         (function(x).square().mean() + first.square().sum()).backward()
     with refusal:
         torch.autograd.functional.hessian(lambda x: function(x).square().sum(), x.detach())
@@ -97,7 +96,7 @@ def test_what_is_saved_is_unpacked_once(name, create_graph):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpointing_with_a_graph_of_the_gradient(name):
-    """As of a penalty on gradients: no second derivative is taken, and one that is gets refused."""
+    """create_graph=True alone is allowed, as for a penalty on gradients; a second derivative raises."""
     function, x = functions()[name], torch.randn(3, K, requires_grad=True)
     expected = torch.autograd.grad(function(x).square().sum(), x)
     got = torch.autograd.grad(checkpoint(function, x, use_reentrant=False).square().sum(), x, create_graph=True)

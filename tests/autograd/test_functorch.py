@@ -1,4 +1,4 @@
-"""Every function under the transforms of torch.func, beside its formula: batched, differentiated, and both."""
+"""Every function under the transforms of torch.func, compared with its formula: batched, differentiated, and both."""
 
 import functools
 
@@ -59,7 +59,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("records", [True, False])
-def test_is_that_of_the_formula(name, transform, records):
+def test_every_transform_agrees_with_the_formula(name, transform, records):
     ours, formula = FUNCTIONS[name]
     with torch.set_grad_enabled(records):
         found = TRANSFORMS[transform](ours)
@@ -68,7 +68,7 @@ def test_is_that_of_the_formula(name, transform, records):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_backward_through_vmap(name):
-    """A parameter that autograd watches from outside of the transform."""
+    """Autograd outside of vmap computes the gradient of a parameter that is captured by the function."""
     results = []
     for f in FUNCTIONS[name]:
         watched = A.clone().requires_grad_()
@@ -77,7 +77,7 @@ def test_backward_through_vmap(name):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-# The others are made of PyTorch's own operators under a transform, which have second derivatives.
+# Under a transform the other two consist of PyTorch's operators, which have second derivatives.
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in ("bitfit_linear", "bottleneck")])
 def test_second_derivatives_are_refused(name):
     def loss(A):

@@ -1,4 +1,4 @@
-"""pf.ia3_linear: gradients, what is saved, autocast, checkpointing, compile, bad input."""
+"""pf.ia3_linear: gradients, saved tensors, autocast, checkpointing, compile, bad input."""
 
 import contextlib
 import functools
@@ -29,7 +29,7 @@ def tensors(feedforward, dtype=torch.float32, adapter=None, x_shape=(4, 5, 24), 
 
 
 def eager(x, weight, ia3_l, bias, feedforward):
-    """As PEFT computes it."""
+    """IA3 as PEFT computes it."""
     if feedforward:
         return F.linear((x * ia3_l).to(x.dtype), weight, bias)
     return (F.linear(x, weight, bias) * ia3_l).to(x.dtype)
@@ -91,7 +91,7 @@ def test_any_set_of_inputs_may_need_gradients(needed, feedforward):
 
 
 def saved(frozen, feedforward, grad=True):
-    """The tensors saved for backward by name, or by shape if new, and the ops that ran, with these inputs frozen."""
+    """(tensors saved for backward, by name, or by shape if not an input; ops that ran), with these inputs frozen."""
     args = dict(zip(NAMES, tensors(feedforward), strict=True))
     for name in frozen:
         args[name].requires_grad_(False)
@@ -104,7 +104,7 @@ def test_z_or_x_is_saved_only_if_l_needs_its_gradient():
     z, both = "(20, 17)", ["ia3_linear", "ia3_dx_dl"]
     assert saved("Wb", False) == ([z, "W", "l"], both)
     assert saved("Wb", True) == (["W", "l", "x"], both)
-    assert saved("Wbx", False) == ([z, "l"], both)  # a first layer: dl does without the weight
+    assert saved("Wbx", False) == ([z, "l"], both)  # a first layer: dl does not need the weight
     assert saved("Wbx", True) == (["W", "l", "x"], both)
     assert saved("Wbl", False) == saved("Wbl", True) == (["W", "l"], both)
     assert saved("Wxl", False) == (["l"], ["ia3_linear"])  # the bias alone

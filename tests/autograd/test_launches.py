@@ -1,7 +1,7 @@
-"""What a GPU is asked to do: how many launches a layer costs, and that the host never waits for one.
+"""The number of launches of a layer on a GPU, and that the host never waits for a launch.
 
-The way of a GPU is taken with CPU tensors and no launch is carried out, so that whatever else runs is seen: every
-operator of PyTorch that would launch a kernel, copy, or wait.
+The tests run the code for a GPU with CPU tensors, and without the launches. They see every operator of PyTorch that
+would launch a kernel, copy, or wait.
 """
 
 from unittest import mock
@@ -26,12 +26,12 @@ from triton.runtime.interpreter import GridExecutor  # noqa: E402
 from pypeft_fast.kernels import _tiles  # noqa: E402
 
 ARCHITECTURES = ("interpreter", 80, 90, 100, "gfx942")
-# Allocations and views cost the GPU nothing. `zeros` are the tickets of _reduce: once a stream, or a node of a graph.
+# Allocations and views launch nothing. `zeros` creates the tickets of _reduce, once a stream or graph.
 FREE = {"empty", "new_empty", "empty_like", "zeros", "promote_types", "_unsafe_view"}
 
 
 class Watch(TorchDispatchMode):
-    """Names what runs, in order: "op:NAME" for an operator that is neither free nor a view; inside our ops too."""
+    """Records in order what runs: "op:NAME" for operators that are not in FREE and no views, also inside our ops."""
 
     def __init__(self):
         super().__init__()
@@ -49,13 +49,13 @@ class Watch(TorchDispatchMode):
 
 
 def shares(out, tensor):
-    """Whether `out` is a view indeed: `to`, `contiguous` and `reshape` copy where they must."""
+    """Whether `out` is a view of `tensor`; `to`, `contiguous` and `reshape` may also copy."""
     return out.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=str)
 def watch(request, monkeypatch):
-    """A Watch; Triton's launches are in `seen` by the name of the kernel."""
+    """A Watch, whose `seen` also has the Triton launches, by the name of the kernel."""
     watch = Watch()
     monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
     monkeypatch.setattr(_tiles, "architecture", lambda device: request.param)
@@ -65,7 +65,7 @@ def watch(request, monkeypatch):
 
 
 def layer(dtype=torch.bfloat16, r=8):
-    """x, weight, A, B; of a size that has several tiles and parts on every architecture."""
+    """x, weight, A, B, with sizes that need several tiles and parts on every architecture."""
     x, W, A, B = (torch.randn(s) for s in ((300, 256), (384, 256), (r, 256), (384, r)))
     return x.to(dtype).requires_grad_(), W.to(dtype), A.requires_grad_(), B.requires_grad_()
 
@@ -75,7 +75,10 @@ def test_lora_takes_two_launches_forward_and_three_backward(watch, p):
     x, W, A, B = layer()
     with watch:
         y = pf.lora_linear(x, W, A, B, scaling=2.0, dropout_p=p)
-    assert watch.seen == ["op:randint"] * (p > 0) + ["_lora_shrink", "_lora_linear"]  # the mask's seed
+    assert watch.seen == ["op:randint"] * (p > 0) + [
+        "_lora_shrink",
+        "_lora_linear",
+    ]  # randint draws the seed of the mask
     dY = torch.empty_like(y)
     watch.seen.clear()
     with watch:
@@ -109,8 +112,10 @@ def test_ia3_takes_one_launch_each_way(watch, feedforward):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
 def test_dora_takes_two_launches_forward(watch, bias, trained):
-    """Once the length of the rows is known; beside them three operations on N numbers: the division, and a row without
-    a length. Dropout adds a product, into a tensor of its own."""
+    """The norm is given. Beside the launches there are three operations on N numbers, for the scale.
+
+    Dropout adds a product into a separate tensor.
+    """
     x, W, A, B = layer()
     magnitude, norm = torch.ones(384, requires_grad=trained), torch.ones(384)
     b = torch.zeros(384, dtype=x.dtype) if bias else None
@@ -121,7 +126,7 @@ def test_dora_takes_two_launches_forward(watch, bias, trained):
     with watch:
         torch.autograd.grad(y, (x, A, B, *[magnitude] * trained), torch.empty_like(y))
     of_magnitude = ["_ia3_dx_dl", "op:div", "op:eq", "op:masked_fill"] * trained
-    of_B = ["op:mul", "_lora_ds_db", "op:mul"]  # the products are of the size of B
+    of_B = ["op:mul", "_lora_ds_db", "op:mul"]  # the op:mul have the size of B
     assert watch.seen == [*of_B, "op:clone", "op:mul_", "_lora_dx", "_lora_da", *of_magnitude]
     watch.seen.clear()
     with watch:
@@ -135,7 +140,7 @@ def test_dora_takes_two_launches_forward(watch, bias, trained):
 
 @pytest.mark.parametrize("dtype,product", [(torch.bfloat16, "_lora_shrink"), (torch.float32, "op:mm")])
 def test_the_length_takes_two_passes_over_the_weight_and_no_copy_of_it(watch, dtype, product):
-    """Its norm and one product; the others are of the sizes of A and B. Nothing waits for them."""
+    """The passes are the norm and one product. The other operations have the sizes of A and B."""
     _, W, A, B = layer(dtype)
     with watch:
         dora_norm(W, A, B, 2.0)

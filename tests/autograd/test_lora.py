@@ -1,4 +1,4 @@
-"""pf.lora_linear: gradients, what is saved, dropout's generator, autocast, checkpointing, compile, bad input."""
+"""pf.lora_linear: gradients, saved tensors, dropout generator, autocast, checkpointing, compile, bad input."""
 
 import contextlib
 
@@ -82,7 +82,7 @@ def test_half_precision(kernel, dtype, adapter):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """CPU tensors take the way of a GPU's: one op after the other."""
+    """CPU tensors use the code of other devices, which calls the single ops instead of the composite op."""
     for op in ("lora_forward", "lora_backward"):
         monkeypatch.setattr(OPS[op], "_direct", None)
         monkeypatch.setattr(OPS[op], "_is_in_parts", lambda first: True)
@@ -99,7 +99,7 @@ def test_one_call_each_way_on_a_cpu():
 @pytest.mark.cpu
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("x_shape", [(24,), (4, 5, 24), (2, 0, 24)], ids=str)
-def test_both_ways_give_the_same_bits(p, x_shape, request):
+def test_composite_ops_and_single_ops_give_the_same_bits(p, x_shape, request):
     args = tensors(x_shape=x_shape)
     x, W, A, B, b = args
 
@@ -146,7 +146,7 @@ def test_only_x_itself_s_and_the_packed_mask_are_saved():
     assert saved("WxAB")[0] == []
 
 
-def test_elsewhere_too_and_no_op_runs_whose_result_nobody_needs(elsewhere):
+def test_other_devices_save_only_what_is_needed_and_run_only_needed_ops(elsewhere):
     s, mask = "(20, 3) torch.float32", "(20, 3) torch.uint8"
     assert saved("W") == ([s, mask, "A", "B", "W", "x"], ["lora_ds_db", "lora_dx", "lora_da"])
     assert saved("W", p=0.0) == ([s, "A", "B", "W", "x"], ["lora_ds_db", "lora_dx", "lora_da"])
@@ -273,7 +273,7 @@ def test_empty_features(M, K, N, dtype):
 
 
 @pytest.mark.cpu
-def test_a_mode_sees_the_op_and_not_its_twin():
+def test_make_fx_records_the_op_lora_forward():
     from torch.fx.experimental.proxy_tensor import make_fx
 
     x, W, A, B, _ = (t.detach() for t in tensors())

@@ -1,4 +1,4 @@
-"""pf.lora_gated_linear: values and gradients, what is saved, and that it is lora_linear of the product."""
+"""pf.lora_gated_linear: values, gradients, saved tensors, and that it equals lora_linear of the product."""
 
 import pytest
 import torch

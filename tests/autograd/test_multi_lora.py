@@ -1,4 +1,4 @@
-"""pf.multi_lora_linear: gradients, what is saved, the index, dropout, checkpointing, compile, formats, bad input."""
+"""pf.multi_lora_linear: gradients, saved tensors, the index, dropout, checkpointing, compile, formats, bad input."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_values_and_every_gradient(kernel):
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("dtype,adapter", [(torch.float32, None), (torch.bfloat16, torch.float32)], ids=str)
 def test_every_adapter_trains_as_it_does_alone(p, dtype, adapter):
-    """Its rows in a mixed batch, and its solo run whose other rows are of the base: the same seeds, the same masks."""
+    """Compares each adapter in a mixed batch with a run in which the other rows have no adapter; same masks."""
     x, W, b, A, B = tensors(dtype, adapter)
     dY = torch.randn(M, N).to(dtype)
 
@@ -120,7 +120,7 @@ def test_only_what_backward_needs_is_saved():
     assert saved(lambda x, A, B: (x, *A, *B))[:3] == (False, 0, 0)  # the bias alone
 
 
-def test_one_op_each_way_and_none_whose_result_nobody_needs():
+def test_without_gradients_only_the_forward_op_runs():
     x, W, b, A, B = tensors()
     with pf.recording() as ran, torch.no_grad():
         pf.multi_lora_linear(x, W, A, B, INDEX, b, scalings=SCALINGS)

@@ -1,4 +1,4 @@
-"""The factor of an adapter as a number, as a tensor with a gradient of its own, and under torch.compile."""
+"""The scaling of an adapter as a number, as a tensor with a gradient, and under torch.compile."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_a_tensor_of_several_is_refused(name):
 
 
 def graphs(function, values):
-    """How many graphs torch.compile makes for these values in turn; every result is checked against eager PyTorch."""
+    """The number of graphs of torch.compile for these values in turn; compares every result with eager PyTorch."""
     torch.compiler.reset()
     counter, t = CompileCounterWithBackend("aot_eager"), leaves()
     compiled = torch.compile(function, backend=counter, fullgraph=True)
@@ -127,7 +127,7 @@ def test_tensors_compile_one_graph(name, grad):
 
 
 def test_a_constant_stays_in_the_op():
-    """No product is added to the graph of a layer whose factor never changes."""
+    """The graph of a layer with a constant factor has no separate product."""
     captured = []
 
     def backend(graph, inputs):
@@ -142,7 +142,7 @@ def test_a_constant_stays_in_the_op():
 
 @pytest.mark.parametrize("name", ["lora", "dora", "gated", "bottleneck"])
 def test_a_generator_under_compile(name):
-    """PyTorch breaks its graph at every generator; the values are those without it."""
+    """PyTorch breaks the graph at a generator; the values are the same as without compile."""
     t, results = leaves(), []
     torch.compiler.reset()
     for run in (OURS[name], torch.compile(OURS[name], backend="aot_eager")):

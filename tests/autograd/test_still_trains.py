@@ -1,4 +1,4 @@
-"""A parameter that is frozen between forward and backward loses no gradient in silence."""
+"""A parameter that is frozen between forward and backward raises instead of losing its gradient silently."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_switching_off_between_forward_and_backward_raises(function, name):
     magnitude, l = torch.rand(12).requires_grad_(), torch.rand(12).requires_grad_()  # noqa: E741
     parameters = (A, B, magnitude, l)
     y = function(*parameters)
-    for parameter in parameters:  # as PEFT's switching does in our layers
+    for parameter in parameters:  # as switching adapters in PEFT does in our layers
         parameter.requires_grad_(False)
         parameter.frozen_by_switching = True
     with pytest.raises(RuntimeError, match=f"{name} stopped requiring grad between forward and backward"):
@@ -58,8 +58,8 @@ def test_set_adapter_between_forward_and_backward_raises():
     assert model.base_model.model[0].lora_B["second"].weight.grad.any()
 
 
-def test_what_loses_nothing_does_not_raise():
-    """A parameter that its user has frozen, a gradient of the input alone, an adapter that is back on."""
+def test_backward_that_loses_no_gradient_does_not_raise():
+    """The user has frozen the parameter; only the input needs a gradient; the adapter has been switched on again."""
     from torch import nn
 
     A, B = adapter()

@@ -1,3 +1,3 @@
-"""The tiny Llama of the command's tests, for the benchmarks too."""
+"""The tiny Llama of tests/finetune, also for the benchmarks."""
 
 from tests.finetune.conftest import tiny_model, tokenizer  # noqa: F401

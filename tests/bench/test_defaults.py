@@ -1,4 +1,4 @@
-"""The script behind finetune's defaults, on a tiny model, and the table in docs/command.md."""
+"""The script that chose the defaults of finetune, on a tiny model, and the table in docs/command.md."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ ROOT = Path(defaults.__file__).parents[1]
 
 
 def rows(text):
-    """The rows of a Markdown table as {column: cell}."""
+    """The rows of a Markdown table, each as {column: cell}."""
     head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines())
     return [dict(zip(head, line, strict=True)) for line in lines]
 
@@ -48,7 +48,7 @@ def test_what_a_row_tells():
     (told,) = rows(defaults.table([falls, rises]))
     assert (told["seeds"], told["before"], told["kept"], told["fell"]) == ("2", "3.000", "1.750", "1 of 2")
     assert (told["at epoch"], told["at the end"]) == ("4.0", "1.750")
-    assert told["with patience"] == "2.000"  # the second stops before its lowest
+    assert told["with patience"] == "2.000"  # the second run stops before its lowest loss
 
 
 @pytest.mark.parametrize(("patience", "lowest"), [(1, 3.0), (2, 2.0), (3, 2.0)])
@@ -59,7 +59,7 @@ def test_stopping_early(patience, lowest):
 def test_more_data_takes_fewer_epochs():
     epochs = [schedule(n)["epochs"] for n in (1, 10, 40, 70, 100, 300, 5000)]
     assert epochs == sorted(epochs, reverse=True) and epochs[0] > epochs[3] > epochs[-1] == 3
-    for n in (10, 70, 300, 5000):  # a run is never of a handful of steps
+    for n in (10, 70, 300, 5000):  # a run always has enough steps
         assert schedule(n)["epochs"] * n / schedule(n)["batch_size"] >= 20
     assert schedule(0) == schedule(1)
 

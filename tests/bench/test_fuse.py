@@ -1,10 +1,10 @@
-"""bench.fuse measures every method and mixed batches on a tiny model, and never a fused model that is wrong."""
+"""bench.fuse measures every method and mixed batches on a tiny model, and no fused model with wrong results."""
 
 import json
 
 import pytest
 
-from tests.test_bench import python
+from tests.interpreter import python
 
 FUSE = """
 import sys, torch
@@ -22,7 +22,7 @@ bench.fuse.main([*options, "--threads", "1", "--output", folder])
 
 
 def test_fuse_is_measured(tiny_model, tmp_path):
-    done = python(FUSE, tmp_path, tiny_model)
+    done = python("-c", FUSE, tmp_path, tiny_model)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "fuse.json").read_text())
     assert len(found["results"]) == 8 and list(found["rows"]) == ["2", "3"]
@@ -37,6 +37,6 @@ def test_fuse_is_measured(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("what", ["layer", "rows"])
 def test_no_speed_of_a_fused_model_that_is_wrong(what, tiny_model, tmp_path):
-    done = python(FUSE, tmp_path, tiny_model, what)
+    done = python("-c", FUSE, tmp_path, tiny_model, what)
     assert done.returncode == 1 and "off PEFT's: no speed is reported" in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())

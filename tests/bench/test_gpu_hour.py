@@ -1,6 +1,6 @@
-"""bench.gpu_hour, rehearsed on this CPU: every step is collected and started, and all that it finds is kept.
+"""bench.gpu_hour, rehearsed on this CPU: every step is collected and started, and all results are kept.
 
-What the plan does when a step fails, hangs, is stopped or lacks something is tried with small programs as steps.
+Small programs as steps test the plan when a step fails, hangs, is stopped or lacks something.
 """
 
 import json
@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.interpreter import ROOT, python
+
 PLAN = """
 import signal, sys, time
 from pathlib import Path
@@ -41,18 +41,17 @@ STEPS = {
 }
 
 
-def hour(*arguments, **options):
-    command = [sys.executable, "-W", "ignore", "-m", "bench.gpu_hour", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, **options)
+def hour(*arguments, **environment):
+    return python("-W", "ignore", "-m", "bench.gpu_hour", *arguments, timeout=600, **environment)
 
 
 def deaf():
-    """As a shell starts what runs in the background."""
+    """Ignores SIGINT, as a shell does for background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def planned(folder, code, wait=True):
-    """Runs a plan of small programs: `code` fills `steps`; the runner's process, or what it printed."""
+    """Runs a plan of small programs; `code` fills `steps`. Returns (stdout, stderr), or the process if not `wait`."""
     for name, program in STEPS.items():
         (folder / f"step_{name}.py").write_text(program)
     run = [sys.executable, "-c", PLAN, str(folder), code]
@@ -103,7 +102,7 @@ def test_every_step_is_rehearsed(tmp_path):
 
 @pytest.mark.slow
 def test_every_step_is_a_program_of_its_own(tmp_path):
-    """The rehearsal forks its steps; a GPU's are started by `python -m`, and so are these."""
+    """The rehearsal forks its steps. On a GPU, and in this test, each step is started by `python -m`."""
     code = (
         "import dataclasses, os\nfrom bench.gpu_hour import plan\n"
         "os.environ |= given\n"
@@ -131,7 +130,7 @@ def test_what_each_step_found_is_kept(tmp_path):
 
 
 def test_a_step_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path):
-    ignores = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # a step listens to it even so
+    ignores = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # a step still handles SIGINT
     planned(tmp_path, ignores + step("slow", 3) + step("child", 2) + step("good"))
     slow, child = result(tmp_path, "slow"), result(tmp_path, "child")
     assert slow["status"] == child["status"] == "out of time" and slow["found"] == {"n": 1}
@@ -149,7 +148,7 @@ def test_a_step_that_does_not_listen_is_ended(tmp_path):
     assert result(tmp_path, "deaf")["status"] == "out of time" and time.monotonic() - began < 20
 
 
-def test_the_whole_has_an_end(tmp_path):
+def test_a_run_ends_at_its_time_limit_and_names_the_steps_that_were_left(tmp_path):
     out, _ = planned(tmp_path, "seconds = 6\n" + step("slow", 60) + step("good"))
     assert result(tmp_path, "slow")["status"] == "out of time" and result(tmp_path, "slow")["seconds"] < 10
     assert "good: no time is left" in out and not (tmp_path / "steps/good.json").exists()
@@ -186,22 +185,18 @@ def test_nothing_follows_an_essential_step_that_fails(tmp_path):
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
-    done = hour("--output", tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""})
+    done = hour("--output", tmp_path, CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     why = result(tmp_path, "versions")["why"]
     assert done.returncode == 1 and "bench.gpu_hour needs a GPU, and PyTorch" in why and "--rehearse" in why
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["versions.json"]
 
 
-def python(code):
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+def printed(code):
+    return python("-c", code, expect_success=True).stdout
 
 
 def test_what_was_measured_stands_beside_the_pages_prediction():
-    out = python(
+    out = printed(
         "from bench.gpu_hour import prediction, summary\n"
         "p = prediction.prediction_for('NVIDIA H200')\n"
         "print(p.step(4096, 4096, 4096, 'ours') > 1, p.step(4096, 4096, 4096, 'frozen, ms') > 0.1)\n"
@@ -229,7 +224,7 @@ def test_what_was_measured_stands_beside_the_pages_prediction():
 
 
 def test_a_python_without_peft_leaves_out_what_needs_it():
-    out = python(
+    out = printed(
         "from bench.gpu_hour.plan import STEPS\nfrom bench.gpu_hour import plan\n"
         "plan.find_spec = lambda name: None if name in ('peft', 'pytest') else name\n"
         "print({step.name: step.why_not() for step in STEPS if step.why_not()})\n"
@@ -248,7 +243,7 @@ def test_a_python_without_peft_leaves_out_what_needs_it():
 
 
 def test_versions_that_are_too_old():
-    out = python(
+    out = printed(
         "from bench.gpu_hour.steps.versions import too_old\n"
         "print(too_old({'torch': '2.9.1+cu130', 'triton': '3.6.0'}))\n"
         "print(too_old({'torch': '2.10.0', 'triton': None}))\n"
@@ -262,4 +257,4 @@ def test_versions_that_are_too_old():
 
 
 def test_what_starts_the_steps_does_not_import_pytorch():
-    assert python("import sys, bench.gpu_hour.__main__\nprint('torch' in sys.modules)").strip() == "False"
+    assert printed("import sys, bench.gpu_hour.__main__\nprint('torch' in sys.modules)").strip() == "False"

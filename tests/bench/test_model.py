@@ -1,8 +1,8 @@
-"""bench.model measures the frozen model, PEFT's and ours on a tiny model, and never an adapter that is wrong."""
+"""bench.model measures the frozen model, PEFT and our layers on a tiny model, and no adapter with wrong results."""
 
 import json
 
-from tests.test_bench import python
+from tests.interpreter import python
 
 MODEL = """
 import sys
@@ -17,7 +17,7 @@ bench.model.main(["--model", model, "--seconds", "0", "--shape", "2", "9", "--th
 
 
 def test_a_model_is_measured(tiny_model, tmp_path):
-    done = python(MODEL, tmp_path, tiny_model)
+    done = python("-c", MODEL, tmp_path, tiny_model)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "model.json").read_text())
     assert list(found["results"]) == ["float32", "bfloat16"]
@@ -29,6 +29,6 @@ def test_a_model_is_measured(tiny_model, tmp_path):
 
 
 def test_no_speed_of_an_adapter_that_is_wrong(tiny_model, tmp_path):
-    done = python(MODEL, tmp_path, tiny_model, "spoiled")
+    done = python("-c", MODEL, tmp_path, tiny_model, "spoiled")
     assert done.returncode == 1 and "off PEFT's: no speed is reported" in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The benchmarks of quantised weights, on small sizes: they run, check what they time, and write what they say."""
+"""The benchmarks of quantised weights on small sizes: they run, check the results that they time, and write reports."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from bench import quantized, quantized_model
 
 
-@pytest.mark.usefixtures("set_threads")  # the benchmark sets one
+@pytest.mark.usefixtures("set_threads")  # the benchmark sets one thread
 def test_a_layer_in_every_format(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quantized, "STEPS", [(24, 128, 64)])
     monkeypatch.setattr(quantized, "DECODED", (1, 128, 64))

@@ -1,22 +1,15 @@
-"""What a benchmark writes: the machine, columns under each other, pictures, and documents filled from them."""
+"""The output of benchmarks: the machine, aligned columns, pictures, and documents filled from results."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def python(code, *arguments, folder=ROOT):
-    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", *map(str, arguments)]
-    return subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+from tests.interpreter import ROOT, python
 
 
 def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
-    """Several generations of one maker's CPUs have one name in a virtual machine."""
+    """In a virtual machine several generations of CPUs have the same name."""
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel\t\t: 3\n"
     )
@@ -26,7 +19,8 @@ def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
         for name, value in (("level", level), ("type", kind), ("size", size)):
             (index / name).write_text(f"{value}\n")
     done = python(
-        "from pathlib import Path; from bench.harness import report, timing\n"
+        "-c",
+        "import sys; from pathlib import Path; from bench.harness import report, timing\n"
         "folder = Path(sys.argv[1]); facts = timing.cpu_facts(folder / 'cpuinfo')\n"
         "print(facts['cpu family'], facts['model'], facts['model name'], timing.caches(folder), sep='; ')\n"
         "print(timing.cpu_facts(folder / 'none'), repr(timing.caches(folder / 'none')))\n"
@@ -40,11 +34,12 @@ def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
 
 def test_columns_stand_under_each_other():
     done = python(
+        "-c",
         "from bench.harness import report, targets\n"
         "line = report.aligned(('case', 'a', 'a longer name'), ['short', 'the longest case'])\n"
         "print(line(('case', 'a', 'a longer name'))); print(line(('short', 1.25, '')))\n"
         "print(targets.markdown(('case', 'n'), [('one', 1), ('another', 12345)]))\n"
-        "print(report.verdicts([('short', '1', '<= 2', 'pass'), ('longer', '10', '<= 2', 'falls short')]))"
+        "print(report.verdicts([('short', '1', '<= 2', 'pass'), ('longer', '10', '<= 2', 'falls short')]))",
     )
     lines = done.stdout.splitlines()
     assert len({len(line) for line in lines[:2]}) == 1 and lines[1].startswith("short ")
@@ -65,7 +60,8 @@ def test_what_is_published_is_what_a_run_wrote(tmp_path, lacks):
     (tmp_path / "results").mkdir()
     (tmp_path / "results/layer.json").write_text("old")
     done = python(
-        "from pathlib import Path; from bench import publish\n"
+        "-c",
+        "import sys; from pathlib import Path; from bench import publish\n"
         "folder = Path(sys.argv[1]); print(publish.publish(folder, folder / 'results'))",
         tmp_path,
     )
@@ -78,23 +74,26 @@ def test_what_is_published_is_what_a_run_wrote(tmp_path, lacks):
 
 def test_nothing_to_publish_is_said(tmp_path):
     done = python(
-        "from pathlib import Path; from bench import publish; publish.publish(Path('.'), Path('.'))", folder=tmp_path
+        "-c",
+        "from pathlib import Path; from bench import publish; publish.publish(Path('.'), Path('.'))",
+        folder=tmp_path,
     )
     assert done.returncode == 1 and "holds no benchmark: run `make bench`" in done.stderr
 
 
 def test_a_benchmark_writes_into_out_unless_told(tmp_path):
     done = python(
-        "from bench.harness import parsers; print(parsers.of_layer('run', 'x', 1, 'y').parse_args([]).output)"
+        "-c", "from bench.harness import parsers; print(parsers.of_layer('run', 'x', 1, 'y').parse_args([]).output)"
     )
     assert done.stdout == "out/bench\n", done.stderr
 
 
 def test_the_documents_are_those_of_the_results():
-    """README and docs/benchmarks.md hold what `python -m bench.readme` would put there."""
+    """README.md and docs/benchmarks.md hold the text that `python -m bench.readme` writes."""
     done = python(
+        "-c",
         "from bench import readme\n"
-        "for d in readme.DOCUMENTS: assert readme.filled(d.read_text(), readme.RESULTS) == d.read_text(), d"
+        "for d in readme.DOCUMENTS: assert readme.filled(d.read_text(), readme.RESULTS) == d.read_text(), d",
     )
     assert done.returncode == 0, done.stderr
     readme = (ROOT / "README.md").read_text()
@@ -106,7 +105,8 @@ def test_the_documents_are_those_of_the_results():
 
 def test_a_picture_has_a_panel_for_each_dtype_and_our_name(tmp_path):
     done = python(
-        "from bench.harness import report\n"
+        "-c",
+        "import sys; from bench.harness import report\n"
         "def result(dtypes, M, ours, r=16):\n"
         "    case = dict(dtypes=dtypes, M=M, K=2, N=3, r=r)\n"
         "    return dict(case=case, seconds={'frozen': 1.0, 'PEFT': 1.5, 'ours': ours})\n"

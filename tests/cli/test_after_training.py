@@ -1,4 +1,4 @@
-"""After training: a merged model, what an adapter's folder tells, going on from an adapter, portable names."""
+"""After training: a merged model, inspection of an adapter's folder, training on from an adapter, portable names."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def test_inspect(finetune, command, tmp_path, dialogues):
     assert f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after, on 2 examples" in out
     facts = json.loads(command("inspect", tmp_path / "a", "--json")[1])
     assert facts["alpha"] == 32 and facts["steps"] == 6
-    (tmp_path / "a" / "metrics.json").unlink()  # as of an adapter that PEFT wrote
+    (tmp_path / "a" / "metrics.json").unlink()  # an adapter that PEFT wrote has no metrics
     code, out, _ = command("inspect", tmp_path / "a")
     assert code == 0 and "held-out" not in out and "LORA" in out
     mistake(command("inspect", tmp_path), "holds no whole adapter: adapter_config.json is missing")

@@ -1,4 +1,4 @@
-"""Every mistake a user can make with the command: one line on stderr that names it, exit code 2, nothing written."""
+"""Mistakes of users: one line on stderr that names the mistake, exit code 2, and nothing is written."""
 
 import json
 import shutil

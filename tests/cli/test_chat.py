@@ -1,4 +1,4 @@
-"""`pypeft-fast chat` on a tiny Llama with two adapters: every answer is what PEFT generates with the same files."""
+"""`pypeft-fast chat` on a tiny Llama with two adapters: every answer equals that of PEFT with the same files."""
 
 import builtins
 
@@ -26,7 +26,7 @@ def adapters(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def expected(tiny_model, adapters, tokenizer):
-    """expected(name or None, text): PEFT's greedy answer."""
+    """expected(name of an adapter or None, text): the greedy answer of PEFT."""
     import peft
     from transformers import AutoModelForCausalLM
 
@@ -63,7 +63,7 @@ def test_one_question_to_two_adapters(chat, adapters, expected):
 
 @pytest.fixture
 def typing(monkeypatch):
-    """typing(lines...): what is typed; each prompt is printed."""
+    """typing(lines...): input() then returns these lines, and prints each prompt."""
 
     def typed(*lines):
         waiting = iter(lines)

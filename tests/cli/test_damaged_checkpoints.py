@@ -1,4 +1,4 @@
-"""A checkpoint that a kill or a power cut damaged is noticed and named, and the run goes on from an older one."""
+"""A checkpoint that a kill or a power cut has damaged is reported, and the run resumes from an older checkpoint."""
 
 import json
 import random
@@ -31,7 +31,7 @@ def finetune(command, tiny_model, dialogues):
 
 @pytest.fixture
 def killed(finetune, tmp_path):
-    """(a complete run, a copy of it as a kill before its end leaves it: with the checkpoints 2 and 4)."""
+    """(a complete run, a copy in the state after a kill before its end, with the checkpoints 2 and 4)."""
     assert finetune(tmp_path / "whole")[0] == 0
     killed = shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     for name in ("metrics.json", "loss.png", "adapter_model.safetensors", "adapter_config.json"):
@@ -44,7 +44,7 @@ def cut(path, length):
 
 
 def overwrite(path, start, length):
-    """With zeros, as a power cut leaves blocks that were never written."""
+    """Overwrites a part of a file with zeros, as a power cut leaves blocks that were not written."""
     content = bytearray(path.read_bytes())
     content[start : start + length] = bytes(len(content[start : start + length]))
     path.write_bytes(content)
@@ -79,7 +79,7 @@ def test_zeros_amid_what_torch_saved_are_noticed(killed):
         for start in range(0, len(content), max(1, len(content) // 60)):
             overwrite(folder / name, start, 64)
             trouble = damage.of_saved(folder / name, damage.SAVED[name])
-            if trouble is None:  # of padding: then it still reads the same
+            if trouble is None:  # the part is padding, and the file reads the same
                 assert str(torch.load(folder / name, weights_only=False)) == str(expected)
             (folder / name).write_bytes(content)
 
@@ -106,7 +106,7 @@ def test_a_file_of_another_kind(killed):
     folder = killed[1] / "checkpoint-4"
     torch.save({"step": 3}, folder / "optimizer.pt")
     assert damage.of_checkpoint(folder) == "optimizer.pt has no state, param_groups"
-    torch.save(print, folder / "optimizer.pt")  # a pickle of more than tensors
+    torch.save(print, folder / "optimizer.pt")  # a pickle of a function
     assert "optimizer.pt is not what Trainer writes" in damage.of_checkpoint(folder)
 
 
@@ -144,14 +144,14 @@ def test_a_checkpoint_that_is_whole_but_of_another_model(finetune, killed):
         state = torch.load(parts / f"checkpoint-{number}" / "optimizer.pt")
         state["param_groups"][0]["params"].pop()
         torch.save(state, parts / f"checkpoint-{number}" / "optimizer.pt")
-    shutil.rmtree(parts / "checkpoint-4")  # Trainer only loads the adapter of a last step
+    shutil.rmtree(parts / "checkpoint-4")  # for the last step Trainer loads only the adapter
     code, _, err = finetune(parts, "--resume")
     assert code == 2 and "checkpoint-2 does not fit this run; start again with --overwrite: " in err
 
 
 @pytest.mark.parametrize("moment", range(5))
 def test_an_interruption_amid_a_checkpoint(finetune, tmp_path, monkeypatch, moment):
-    """Ctrl-C after so many files of the checkpoint of step 4: what remains goes on, and ends as the whole run."""
+    """Ctrl-C after some files of checkpoint 4: the run resumes from what remains, and ends as the uninterrupted run."""
     from transformers import Trainer, TrainerState
 
     saves = [(Trainer, "save_model"), (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_scaler")]
@@ -198,7 +198,7 @@ def test_every_method_goes_on(command, tiny_model, dialogues, tmp_path, method):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_the_whole_one(finetune, tiny_model, dialogues, tmp_path):
-    """SIGKILL and SIGTERM to a real process, at moments that fall within a checkpoint more often than not."""
+    """SIGKILL and SIGTERM to a real process, mostly during the writing of a checkpoint."""
     random.seed(0)
     common = ["--model", tiny_model, "--data", dialogues, "--output", tmp_path / "parts", "--batch-size", "4"]
     steps = ["--rank", "4", "--max-steps", "200", *map(str, OPTIONS), "--save-every", "1"]

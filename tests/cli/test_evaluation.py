@@ -1,4 +1,4 @@
-"""Evaluation protects: the best checkpoint is kept and loaded, training stops early, and the numbers get sentences."""
+"""Evaluation: the best checkpoint is kept and loaded, training stops early, and advice explains the numbers."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from tests.cli.test_bad_input import mistake
 
 @pytest.fixture(scope="module")
 def nonsense(tmp_path_factory):
-    """24 questions whose answers nothing tells: what is learned of some harms the others."""
+    """24 questions with random answers, so that training on some raises the loss of the others."""
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("data") / "nonsense.jsonl"
     words = "sky blue light paris france model small why".split()
@@ -67,7 +67,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_best(finetune, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(TimedTrainer, "training_step", interrupted)
         assert finetune(tmp_path / "before", "--eval-every", 4)[0] == 130
-    (tmp_path / "before").rename(tmp_path / "parts")  # its best checkpoint has another path now
+    (tmp_path / "before").rename(tmp_path / "parts")  # the path of its best checkpoint has changed
     assert finetune(tmp_path / "parts", "--eval-every", 4, "--resume")[0] == 0
     whole, parts = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "parts")
     assert whole["best_step"] < 32

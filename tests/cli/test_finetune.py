@@ -1,4 +1,4 @@
-"""`pypeft-fast finetune` on a tiny Llama: what it writes, what it reports, and going on after an interruption."""
+"""`pypeft-fast finetune` on a tiny Llama: its files, its report, and resuming after an interruption."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_it_learns_and_writes_what_it_says(finetune, tmp_path, tiny_model, dialo
     assert f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after" in out
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG") and (output / "loss.png").stat().st_size > 5000
 
-    # The loss of the adapter's files in PEFT itself, token by token, is what was reported.
+    # The reported loss equals the loss of the adapter's files in PEFT.
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     model = peft.PeftModel.from_pretrained(base, output).eval()
     settings = Settings(**metrics["settings"])
@@ -97,7 +97,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, mo
     code, _, err = finetune(tmp_path / "parts", *options)
     assert code == 130 and "--resume" in err and "Traceback" not in err
     assert not (tmp_path / "parts" / "adapter_model.safetensors").exists()
-    torn = tmp_path / "parts" / "checkpoint-5"  # a checkpoint whose writing was cut off is not gone on from
+    torn = tmp_path / "parts" / "checkpoint-5"  # an incomplete checkpoint, from which no run resumes
     torn.mkdir()
     (torn / "adapter_config.json").write_text("{}")
 
@@ -135,7 +135,8 @@ def test_a_run_that_is_complete_stays_as_it_is(finetune, tmp_path):
     assert code == 0 and "is complete: all 4 steps are done" in out
     assert {p.name: p.read_bytes() for p in output.iterdir() if p.is_file()} == before
 
-    for name in ("metrics.json", "adapter_model.safetensors", "adapter_config.json"):  # cut off after the last step
+    # As if the run was cut off after the last step.
+    for name in ("metrics.json", "adapter_model.safetensors", "adapter_config.json"):
         (output / name).unlink()
     code, out, _ = finetune(output, *options, "--resume", steps=4)
     assert code == 0 and "checkpoint-4" in out
@@ -158,7 +159,7 @@ def test_overwriting_waits_until_everything_else_is_checked(finetune, tmp_path):
 
 @pytest.mark.parametrize("steps,says", [(4, "the loss of step 2 is nan"), (1, "the loss on held-out data is nan")])
 def test_a_run_that_diverges_ends_with_that(finetune, tmp_path, monkeypatch, steps, says):
-    monkeypatch.setattr("pypeft_fast.finetune.training.resolve.LARGEST_RATE", 1e31)  # or it would not begin
+    monkeypatch.setattr("pypeft_fast.finetune.training.resolve.LARGEST_RATE", 1e31)  # otherwise the rate is refused
     code, _, err = finetune(tmp_path / "a", "--learning-rate", 1e30, steps=steps)
     assert code == 2 and "Traceback" not in err
     assert f"{says}: training has diverged, no adapter is written; lower --learning-rate" in err

@@ -1,4 +1,4 @@
-"""What a user meets before PyTorch is there, and how a run ends early: soon, in a line, with nothing half written."""
+"""The command before PyTorch is imported, and runs that end early: soon, with one line, without partial files."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.cli.test_bad_input import mistake
+from tests.interpreter import python
 
 COMMAND = [sys.executable, "-m", "pypeft_fast"]
 IMPORTS = """
@@ -26,9 +27,8 @@ print(code, *sorted(heavy))
 
 
 def light(*arguments):
-    """The last line of a process that runs the command: its exit code and the heavy modules that it imported."""
-    run = [sys.executable, "-c", IMPORTS, *map(str, arguments)]
-    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    """Runs the command; returns (its exit code and the heavy modules that it imported, all output)."""
+    done = python("-c", IMPORTS, *arguments, expect_success=True)
     return done.stdout.splitlines()[-1], done.stdout + done.stderr
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_option_is_guessed(command):
 
 
 @pytest.mark.parametrize("command", ["finetune", "chat", "info"])
-def test_a_forced_kernel_that_there_is_not(command, tiny_model, dialogues, tmp_path):
+def test_an_unknown_forced_kernel_is_a_mistake(command, tiny_model, dialogues, tmp_path):
     options = {"finetune": ["--data", dialogues, "--output", tmp_path / "a"], "chat": ["--prompt", "hi"], "info": []}
     model = [] if command == "info" else ["--model", tiny_model]
     done = subprocess.run(
@@ -82,7 +82,7 @@ def test_a_forced_kernel_that_there_is_not(command, tiny_model, dialogues, tmp_p
 
 
 def test_a_disk_that_is_full_leaves_no_half_checkpoint(tiny_model, dialogues, tmp_path):
-    """Really: the system lets no file grow beyond what the adapter takes, so the optimizer's state is cut off."""
+    """RLIMIT_FSIZE limits files to the size of the adapter, so that the state of the optimizer cannot be written."""
     output = tmp_path / "a"
     options = ["--data", dialogues, "--output", output, "--max-steps", 4, "--eval-every", 2]
     done = subprocess.run(
@@ -96,13 +96,12 @@ def test_a_disk_that_is_full_leaves_no_half_checkpoint(tiny_model, dialogues, tm
 
 
 def _hears_ctrl_c():
-    """In the process to be interrupted: a shell's background job, which these tests may be, has it ignored."""
+    """Enables SIGINT in the process to interrupt, because the tests may be a background job that ignores SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupted(arguments, when, **environment):
-    """(seconds from Ctrl-C to the end, exit code, stderr) of the command, interrupted once its stderr or stdout has
-    that text."""
+    """Interrupts the command when its output matches `when`; returns (seconds until its end, exit code, output)."""
     process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -122,7 +121,7 @@ def interrupted(arguments, when, **environment):
 
 
 def test_ctrl_c_ends_a_run_soon(tiny_model, dialogues, tmp_path):
-    """In half a second on an idle machine; this one may be busy."""
+    """The run ends within half a second on an idle machine; the limit allows for a busy one."""
     output = tmp_path / "a"
     options = ["--output", output, "--max-steps", 100000, "--eval-every", 5, "--batch-size", 2]
     run = ["finetune", "--model", tiny_model, "--data", dialogues, *options]
@@ -133,7 +132,7 @@ def test_ctrl_c_ends_a_run_soon(tiny_model, dialogues, tmp_path):
 
 @pytest.mark.parametrize("module", ["torch", "torch.storage", "torch.fx", "torch.distributed", "torch.export"])
 def test_ctrl_c_while_pytorch_is_imported(module):
-    """Wherever it comes: some of PyTorch's imports swallow every exception, and one aborts."""
+    """During any import: some imports of PyTorch swallow every exception, and one aborts the process."""
     starts = f"""
 import importlib.abc, os, signal, sys
 from pypeft_fast.cli.main import main_and_exit

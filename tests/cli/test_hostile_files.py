@@ -1,4 +1,4 @@
-"""JSON, numbers and text that no reader takes, in data, settings, options, models and adapters: one clear line each."""
+"""Invalid JSON, numbers and text in data, settings, options, models and adapters: one clear line each."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_a_model_s_files(command, tiny_model, tmp_path, name, text):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / name).write_text(text)
     code, _, err = command("chat", "--model", folder, "--prompt", "hi", "--max-new-tokens", 1)
-    assert code in (0, 2) and "\x1b" not in err  # some of them a model can do without
+    assert code in (0, 2) and "\x1b" not in err  # a model works without some of them
     if code == 2:
         assert f"pypeft-fast chat: --model {folder} cannot be loaded: " in err or "does not" in err or "template" in err
 

@@ -1,4 +1,4 @@
-"""`pypeft-fast info` tells what really runs."""
+"""`pypeft-fast info` reports the kernels that run."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def test_the_choice_it_tells_is_the_kernel_that_runs(command):
 
 @pytest.mark.parametrize("cuda", [False, True])
 def test_where_kernels_are_timed_none_is_told_as_the_one_that_runs(command, monkeypatch, cuda):
-    """As on a GPU; with csrc/cuda's kernel, whose place depends on the rows and the GPU, and without."""
+    """As on a GPU, with and without the kernel of csrc/cuda, whose rank depends on the rows and the GPU."""
     monkeypatch.setattr(_op, "TIMED", ("cpu",))
     monkeypatch.setenv("PYPEFT_FAST_TUNE", "1")
     op = _op.OPS["lora_dx"]
@@ -39,7 +39,7 @@ def test_where_kernels_are_timed_none_is_told_as_the_one_that_runs(command, monk
     monkeypatch.setattr(op, "kernels", some + [k for k in op.kernels if k.name == "reference"])
     _, text, _ = command("info")
     assert f"lora_dx on cpu tensors: the fastest of {', '.join(names)}, timed per shape\n" in text
-    assert "lora_da on cpu tensors: " in text and text.count("timed per shape") <= 4  # this one has no such choice
+    assert "lora_da on cpu tensors: " in text and text.count("timed per shape") <= 4  # lora_da is not timed here
     monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
     _, text, _ = command("info")
     assert f"lora_dx on cpu tensors: {'cuda or blas, by the shape' if cuda else 'cpu'}, untimed\n" in text
@@ -89,7 +89,7 @@ def test_an_instruction_set_that_is_not_there():
     assert "pypeft-fast info: the C++ kernels cannot run: PYPEFT_FAST_CPU=bogus" in done.stderr
 
 
-def test_a_reader_that_has_gone():
+def test_a_closed_pipe_ends_the_command_quietly():
     reader, writer = os.pipe()
     os.close(reader)
     done = info(output=writer)
@@ -104,7 +104,7 @@ def test_help_has_an_example(command, name):
 
 
 def test_it_says_a_reason_once(command, monkeypatch):
-    """Also where some of the ops that have a kernel can run it and others cannot: then it names those that cannot."""
+    """If only some ops can run a kernel, the reason names those that cannot."""
     monkeypatch.setattr(_native, "missing_cuda", lambda: "no CUDA library")
     for op in _op.OPS.values():
         its = [dataclasses.replace(k, missing=_native.missing_cuda) if k.name == "cuda" else k for k in op.kernels]

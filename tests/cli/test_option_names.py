@@ -1,4 +1,4 @@
-"""The library names arguments, the command its options."""
+"""Messages of the library name arguments, and messages of the command name options."""
 
 import argparse
 import ast
@@ -14,7 +14,7 @@ from pypeft_fast.cli.option_names import as_options
 from tests.cli.test_bad_input import mistake
 
 LIBRARY = Path(pypeft_fast.finetune.__file__).parent
-# What to type into a shell, of this command in an adapter's README.md, of pip and of hf.
+# {file: options in shell commands that its messages may name}: of this command in a README.md, of pip and of hf.
 SHELL = {
     "report/card.py": {"--", "--output"},
     "base_models.py": {"--no-deps"},
@@ -23,7 +23,7 @@ SHELL = {
 
 
 def texts(path):
-    """The strings of a module that are no docstrings, those between the values of an f-string too."""
+    """The strings of a module that are no docstrings, including the constant parts of f-strings."""
     tree = ast.parse(path.read_text())
     owners = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
     docs = {inspect.cleandoc(ast.get_docstring(node) or "") for node in owners}
@@ -40,7 +40,7 @@ def test_no_message_of_the_library_names_an_option():
 
 
 def test_what_a_message_names_in_backticks_is_an_option():
-    """So that the command translates it: as finetune's, which has all of them."""
+    """The command replaces such a name by the option. finetune has all of these options."""
     options = vars(make_parser().parse_args(["finetune", "--model", "m", "--data", "d", "--output", "o"]))
     named = {name for path in LIBRARY.rglob("*.py") for text in texts(path) for name in re.findall("`([a-z_]+)`", text)}
     assert {"model", "max_length", "learning_rate", "overwrite"} <= named <= set(options)

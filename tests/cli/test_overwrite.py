@@ -1,4 +1,4 @@
-"""What --overwrite and a run's own tidying may delete: checkpoints that a run wrote, and nothing of anybody else's."""
+"""--overwrite and the clean-up of a run delete only checkpoints that a run has written, and no other files."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def finetune(command, tiny_model, dialogues, tmp_path):
 
 @pytest.fixture
 def run(tmp_path, finetune):
-    """A complete run's folder, with the checkpoints 1 and 2."""
+    """The folder of a complete run, with the checkpoints 1 and 2."""
     assert finetune(save_every=1)[0] == 0
     return tmp_path / "run"
 
@@ -94,7 +94,7 @@ def test_a_run_does_not_go_on_from_what_an_earlier_one_left(finetune, run, monke
         mistake(finetune("--resume", steps=8), "no complete checkpoint")
         at = 3
         assert finetune("--overwrite", steps=8)[0] == 130
-        at = 7  # by then the run has written its own checkpoint-6 into that folder
+        at = 7  # the run has then written its own checkpoint-6 into that folder
         code, out, _ = finetune("--resume", steps=8)
         assert code == 130 and "going on from" in out and "checkpoint-2" in out
     code, out, err = finetune("--resume", steps=8)

@@ -1,4 +1,4 @@
-"""`--quantize`: training over a base model in 4 or 8 bits, what its folder says, and the other subcommands over it."""
+"""`--quantize`: training over a base model in 4 or 8 bits, the files in its folder, and the other subcommands."""
 
 import json
 
@@ -12,7 +12,7 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer):
-    """A Llama whose rows are whole blocks of 64 weights."""
+    """A Llama in which each row of a weight is a whole number of blocks of 64 weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -49,7 +49,7 @@ def test_every_method_trains_over_it(finetune, tmp_path, method, quantize):
 
 @pytest.fixture(scope="module")
 def adapters(base, dialogues, tmp_path_factory):
-    """{"nf4", "dora"}: folders of adapters that the command has trained over nf4."""
+    """{"nf4": folder, "dora": folder} of adapters that the command has trained over nf4."""
     from pypeft_fast.cli.main import main
 
     folder = tmp_path_factory.mktemp("adapters")

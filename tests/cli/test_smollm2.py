@@ -1,4 +1,4 @@
-"""The whole way on real weights: training, what the folder tells, evaluation, a merge, an answer."""
+"""All subcommands on real weights: training, inspection, evaluation, a merge, and an answer."""
 
 import json
 from pathlib import Path

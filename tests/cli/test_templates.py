@@ -1,4 +1,4 @@
-"""Chat templates that refuse a role, and tokenizers that have none."""
+"""Chat templates that refuse a role, and tokenizers without a chat template."""
 
 import builtins
 import json
@@ -15,7 +15,7 @@ NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System 
 
 @pytest.fixture
 def chat(command, tiny_model, tmp_path):
-    """chat(template or None, options...) with the tiny model under that chat template."""
+    """chat(template or None, options...) runs `chat` on the tiny model with this chat template."""
 
     def run(template, *options):
         folder = tmp_path / "model"
@@ -59,7 +59,7 @@ def test_without_a_template(chat, type_in):
 
 
 def test_training_without_a_template_takes_pairs_only(chat, command, dialogues, tmp_path):
-    chat(None, "--prompt", "hi")  # makes the folder
+    chat(None, "--prompt", "hi")  # creates the folder of the model
     system = {"messages": [{"role": r, "content": "a b"} for r in ("system", "user", "assistant")]}
     (tmp_path / "data.jsonl").write_text(json.dumps(system) + "\n" + json.dumps(system).replace("a b", "c d"))
     options = ["--model", tmp_path / "model", "--output", tmp_path / "out", "--max-steps", 1]

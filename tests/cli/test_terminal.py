@@ -1,4 +1,4 @@
-"""Text of data, files and models reaches the terminal without what could steer it."""
+"""Text of data, files and models reaches the terminal without control characters."""
 
 import io
 import json

@@ -1,14 +1,14 @@
-"""An installation without the extra [cli]: what works without it works, the rest says in a line what to install."""
+"""An installation without the extra [cli]: one part works, and the rest names in one line what to install."""
 
-import subprocess
 import sys
 
 import pytest
 
 from tests.cli.test_bad_input import mistake
+from tests.interpreter import python
 
 EXTRA = ("accelerate", "gguf", "jinja2", "yaml", "chatterbot_corpus", "pandas", "pyarrow", "matplotlib", "rich")
-# Of these, what neither PyTorch nor PEFT nor huggingface_hub brings.
+# The packages of EXTRA that PyTorch, PEFT and huggingface_hub do not install.
 ABSENT = ("gguf", "chatterbot_corpus", "pandas", "pyarrow", "matplotlib", "rich")
 HINT = 'not installed here; run: pip install "pypeft-fast[cli]"\n'
 FORMS = {
@@ -20,12 +20,12 @@ FORMS = {
 
 def hide(monkeypatch, *modules):
     for module in modules:
-        monkeypatch.setitem(sys.modules, module, None)  # so that it is neither found nor imported
+        monkeypatch.setitem(sys.modules, module, None)  # the module is then neither found nor imported
 
 
 @pytest.fixture
 def run(command, tiny_model, dialogues, tiny_adapter, tmp_path):
-    """run("chat") -> (exit code, stdout, stderr) of a subcommand with what it must be given, and further options."""
+    """run("chat", options...) -> (exit code, stdout, stderr) of a subcommand with its required arguments."""
     model, data = ["--model", tiny_model], ["--data", dialogues]
     given = {
         "info": [],
@@ -78,7 +78,7 @@ def test_smollm2_that_is_not_unpacked_yet(run, monkeypatch, tmp_path):
 
 
 def test_what_works_without_it(tiny_model, tiny_adapter, tmp_path):
-    """In a process in which no library has found these packages before."""
+    """Runs in a new process, in which no library has imported these packages."""
     program = f"""
 import sys
 for name in {ABSENT}:
@@ -88,7 +88,5 @@ model, adapter, output = sys.argv[1:]
 assert main(["--version"]) == 0 and main(["info"]) == 0 and main(["inspect", adapter]) == 0
 assert main(["merge", "--model", model, "--adapter", adapter, "--output", output]) == 0
 """
-    arguments = [str(tiny_model), str(tiny_adapter), str(tmp_path / "merged")]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    python("-c", program, tiny_model, tiny_adapter, tmp_path / "merged", expect_success=True)
     assert (tmp_path / "merged" / "model.safetensors").is_file()

@@ -1,6 +1,6 @@
-"""A pytest plugin: in PEFT's own tests, what they import from peft is this package's, and fused calls are counted.
+"""A pytest plugin for PEFT's tests: names that they import from peft are those of this package; counts fused calls.
 
-It is loaded by its own name, from its folder: in PEFT's checkout `tests` is PEFT's.
+pytest loads the plugin by the name of this file, from this folder, because `tests` is a package of PEFT's checkout.
 """
 
 import json
@@ -22,7 +22,7 @@ def counted(kind):
 
     def attach_and_count(layer):
         attach(layer)
-        layer._fused_calls = CALLS  # one counter for all, since layers do not outlive their test
+        layer._fused_calls = CALLS  # one counter for all layers, which do not outlive their test
 
     kind.attach = attach_and_count
 

@@ -5,11 +5,12 @@
         pyarrow pandas scipy aiohttp importlib_metadata zipp pytz tzdata python-dateutil six
     PYTHONPATH=peft-deps .venv/bin/python -m tests.conformance.run --output out/conformance peft -n 2
 
-After the checkout come pytest's arguments, seen from there. Without a path they are for tests/test_custom_models.py,
-18,000 tests. `-k "loraconfig or ia3"` are a third of them. With --reuse the unmodified run is the one that --output
-holds, if it had the same arguments. Tests that need a model hub fail in both.
+The arguments after the checkout are arguments of pytest in the checkout. Without a path pytest runs
+tests/test_custom_models.py, which has 18,000 tests; `-k "loraconfig or ia3"` selects a third of them. With --reuse the
+results of the unmodified run are read from --output, if it had the same arguments. Tests that need a model hub fail in
+both runs.
 
-Exit status 1 if a test ends otherwise than in the unmodified run, if none ran, or if no fused call happened.
+The exit status is 1 if a test ends differently than in the unmodified run, if no test ran, or if no call was fused.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Tests of what our classes refuse on purpose: they may end otherwise.
+# Tests of features that our classes refuse on purpose; they may end differently.
 STRICTER = {"test_save_pretrained_pickle": "safe_serialization=False would write a pickle"}
 
 
@@ -41,7 +42,7 @@ def run(checkout: Path, arguments, folder: Path, fused: bool) -> dict[str, str]:
     name = "fused" if fused else "unmodified"
     report, log, calls = folder / f"{name}.xml", folder / f"{name}.log", folder / "calls"
     report.unlink(missing_ok=True)
-    # -c: not the checkout's own settings, which measure coverage. PEFT itself is the installed one.
+    # -c replaces the settings of the checkout, which measure coverage. The tests use the installed PEFT.
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(folder / "pytest.ini"), f"--rootdir={checkout}"]
     command += ["-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
@@ -60,7 +61,7 @@ def run(checkout: Path, arguments, folder: Path, fused: bool) -> dict[str, str]:
 
 
 def fused_calls(folder: Path) -> Counter:
-    """The counts that the fused run's processes left in folder, together."""
+    """The sum of the counts that the processes of the fused run have written to `folder`."""
     return sum((Counter(json.loads(path.read_text())) for path in (folder / "calls").iterdir()), Counter())
 
 

@@ -1,4 +1,4 @@
-"""CUDA kernels on CPU tensors: csrc/cuda compiled by g++ against a host model of CUDA. README.md tells what it models.
+"""CUDA kernels on CPU tensors: csrc/cuda compiled by g++ against a host model of CUDA. README.md describes the model.
 
 from tests import emulator
 
@@ -23,7 +23,7 @@ _library: ctypes.CDLL | None = None
 
 
 class Global(ctypes.Structure):
-    """Requests of warps to global memory, in bytes and in sectors of 32 bytes; src/control.h tells each."""
+    """Requests of warps to global memory, in bytes and in sectors of 32 bytes; src/control.h describes each field."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in ("requests", "bytes", "sectors", "needed", "first")]
 
@@ -45,7 +45,7 @@ class Counters(ctypes.Structure):
 
 
 def library() -> ctypes.CDLL:
-    """The emulated csrc/cuda, built on first use; its kernels register themselves for CPU tensors as <op>_cuda."""
+    """The emulated csrc/cuda, built on first use. Its kernels are registered for CPU tensors as <op>_cuda."""
     global _library
     if _library is None:
         path = build("kernels")
@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
 
 
 def load() -> None:
-    """Makes every op's kernel "cuda" run on CPU tensors when forced, until the process ends."""
+    """Makes the kernel "cuda" of every op run on CPU tensors when it is forced, until the process ends."""
     library()
     for op in OPS.values():
         op.kernels[:] = [
@@ -66,7 +66,7 @@ def load() -> None:
 
 @contextlib.contextmanager
 def loaded():
-    """load(), undone at the end."""
+    """load() for the length of a block."""
     before = {op: list(op.kernels) for op in OPS.values()}
     load()
     try:
@@ -77,13 +77,13 @@ def loaded():
 
 
 def configure(seed: int = 0, counting: bool = False, multiprocessors: int = 4) -> None:
-    """Draws another schedule; counts accesses or not (slow); pretends to have that many multiprocessors."""
+    """Sets the seed of the schedule, whether accesses are counted (slow), and the number of multiprocessors."""
     library().emulator_configure(seed, counting, multiprocessors)
 
 
 @contextlib.contextmanager
 def capturing():
-    """The stream says that a graph is being captured; launches run all the same."""
+    """The stream reports that a graph is captured; launches still run."""
     library().emulator_capture(True)
     try:
         yield
@@ -93,7 +93,7 @@ def capturing():
 
 @contextlib.contextmanager
 def full():
-    """cudaMalloc finds no memory; PyTorch's allocator goes on."""
+    """cudaMalloc fails with an out-of-memory error; the allocator of PyTorch still works."""
     library().emulator_fill(True)
     try:
         yield
@@ -103,7 +103,7 @@ def full():
 
 @contextlib.contextmanager
 def counting(seed: int = 0, multiprocessors: int = 4):
-    """Yields a function that returns the Counters of the launches since."""
+    """Yields a function that returns the Counters of all launches in the block so far."""
     lib = library()
 
     def counted() -> Counters:

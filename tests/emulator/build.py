@@ -1,5 +1,8 @@
-"""Compiles the emulator with csrc/cuda, or with the tests' own programs: an object a file, kept by the hash of all that
-goes into it, so that a change of one kernel compiles one file."""
+"""Compiles the emulator with csrc/cuda, or with the programs of the tests.
+
+Each source file is one object, which is cached under a hash of the source, its headers and the flags. A change of one
+kernel therefore compiles one file.
+"""
 
 import fcntl
 import hashlib
@@ -15,11 +18,11 @@ from torch.utils.cpp_extension import include_paths
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 CACHE = ROOT / "build" / "emulator"
-FOLDERS = HERE / "include", HERE / "src", ROOT / "csrc"  # of headers, in the order of the search
+FOLDERS = HERE / "include", HERE / "src", ROOT / "csrc"  # of headers, in search order
 INCLUDED = re.compile(r'^#include [<"](.+)[>"]', re.M)
 FLAVOURS = {
     "plain": ["-O1"],
-    # Frame pointers and -O1 keep the fibers' stacks small; a fiber's stack is one that ASan was told of.
+    # -O1 and frame pointers keep the stacks of the fibers small. fiber.h tells AddressSanitizer about these stacks.
     "sanitized": ["-O1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"],
     "portable": ["-O1", "-DEMULATOR_UCONTEXT"],
 }
@@ -30,7 +33,7 @@ SOURCES = {
 
 
 def cuda_include() -> Path:
-    """The folder of cuda_bf16.h and vector_types.h: of a toolkit, or of the packages in requirements-dev.txt."""
+    """The folder of cuda_bf16.h, from a toolkit or from the packages in requirements-dev.txt."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     packages = importlib.util.find_spec("nvidia")
     homes += [Path(p) / "cu13" for p in packages.submodule_search_locations] if packages else []
@@ -51,8 +54,8 @@ def _flags(flavour: str) -> list[str]:
         includes += ["-isystem", folder]
     return [
         *("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror"),
-        "-Wno-unknown-pragmas",  # "unroll" is the device's
-        # A place in the source stays one place in the code: the counters tell requests apart by their return address.
+        "-Wno-unknown-pragmas",  # "#pragma unroll" is for nvcc
+        # Each access in the source must stay one place in the code: the counters identify requests by return address.
         *("-fno-crossjumping", "-fno-thread-jumps", "-fno-tree-dominator-opts"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         *FLAVOURS[flavour],
@@ -61,7 +64,7 @@ def _flags(flavour: str) -> list[str]:
 
 
 def _with_included(file: Path, seen: dict[Path, bytes]) -> dict[Path, bytes]:
-    """The file and what it includes of this project's, with their bytes."""
+    """{path: bytes} of the file and of the project's headers that it includes."""
     seen[file] = file.read_bytes()
     for name in INCLUDED.findall(seen[file].decode()):
         found = (folder / name for folder in (file.parent, *FOLDERS))
@@ -89,12 +92,12 @@ def _run(*command) -> None:
 
 
 def build(what: str, flavour: str = os.environ.get("PYPEFT_EMULATOR", "plain"), defines: tuple[str, ...] = ()) -> Path:
-    """The path of the library of "kernels" or "programs", built if it is not there."""
+    """The path of the library of "kernels" or "programs", which is built if it does not exist."""
     CACHE.mkdir(parents=True, exist_ok=True)
     sources = [*sorted((HERE / "src").glob("*.cpp")), *SOURCES[what]()]
     flags = [*_flags(flavour), *(f"-D{define}" for define in defines)]
     with open(CACHE / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes: one builds, the others find it built
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one builds, and the others wait
         objects = [_compile(source, flags) for source in sources]
         digest = hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
         out = CACHE / f"{what}-{flavour}-{digest}.so"

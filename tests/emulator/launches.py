@@ -1,5 +1,7 @@
-"""python -m tests.emulator.launches: runs every kernel of csrc/cuda and prints, as JSON, what no binary tells of it:
-{mangled name: the most bytes of shared memory that a launch asked for}."""
+"""python -m tests.emulator.launches: runs every kernel of csrc/cuda and prints the shared memory of its launches.
+
+The output is JSON: {mangled name: the most bytes of dynamic shared memory of a launch}. No binary holds these numbers.
+"""
 
 import ctypes
 import itertools
@@ -17,18 +19,18 @@ from .build import build
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
-# [(op, options)], every way to call an op that has a CUDA kernel.
+# [(op, options)]: every variant of every op that has a CUDA kernel.
 RUNS = [(op, o) for op, o in VARIANTS.values() if any(k.name == "cuda" for k in OPS[op].kernels)]
-# M, rank, multiprocessors: decoding with 8 and with 16 rows; small and large tiles, of ranks and of rows.
+# M, rank, multiprocessors: decoding with 8 and with 16 rows, then large and small tiles with small and large ranks.
 SIZES = [(8, 5, 4), (16, 5, 4), (136, 5, 1), (72, 40, 132)]
-# The products that read codes of four bits, where rows are few.
+# (variant, format). With nf4 and few rows the linear ops read 4-bit codes.
 STORED = [(run, "dense") for run in RUNS] + [(run, "nf4") for run in RUNS if run[0].endswith("_linear")]
-LAYOUTS = ("contiguous", "transposed", "strided")  # the second of the weight alone: read by 16 bytes down its columns
+LAYOUTS = ("contiguous", "transposed", "strided")  # "transposed": the weight alone, read along its columns
 
 
 def arguments(op, layout, case):
     args = sample(op, case)
-    if layout != "transposed" or op == "dequantize":  # codes lie in one piece
+    if layout != "transposed" or op == "dequantize":  # codes are always contiguous
         return args
     return tuple(
         a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.shape == (case.N, case.K) else a for a in args
@@ -36,7 +38,7 @@ def arguments(op, layout, case):
 
 
 def run_every_kernel():
-    """Every op in every dtype, layout and size, float32 with and without tf32; nothing is compared."""
+    """Runs every op in every dtype, layout and size, and in float32 with and without tf32. No results are compared."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     try:
@@ -58,7 +60,7 @@ def run_every_kernel():
 
 
 def shared_bytes() -> dict[str, int]:
-    """{mangled name: bytes} of the kernels launched in this process."""
+    """{mangled name: bytes of shared memory} of the kernels that this process has launched."""
     listed = subprocess.run(["nm", build("kernels")], capture_output=True, text=True, check=True).stdout
     names = {int(line.split()[0], 16): line.split()[2] for line in listed.splitlines() if len(line.split()) == 3}
     found = {}

@@ -1,4 +1,4 @@
-"""Runs the tests' own CUDA programs (programs/*.cu) on tensors: an error of the emulator is a RuntimeError."""
+"""Runs the CUDA programs of the tests (programs/*.cu) on tensors. An error of the emulator is a RuntimeError."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ def library(flavour: str = "plain") -> ctypes.CDLL:
 
 
 def run(name: str, *arguments, seed: int = 0, counting: bool = False, flavour: str = "plain") -> None:
-    """The program of that name. Every tensor may be read; it may be written unless it is marked with `const`."""
+    """Runs the program `name`. The program may read every tensor, and write every tensor that is not a `const`."""
     lib = library(flavour)
     lib.emulator_configure(seed, counting, 4)
     lib.emulator_forget()

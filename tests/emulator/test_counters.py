@@ -1,4 +1,4 @@
-"""The counters on accesses whose cost is known by hand, and what AddressSanitizer adds."""
+"""The counters for accesses of known cost, and the errors that AddressSanitizer finds."""
 
 import ctypes
 import os
@@ -25,7 +25,7 @@ def counted(name, *arguments) -> Counters:
 
 
 def aligned(n):
-    """n floats on a boundary of 128 bytes."""
+    """n floats, aligned to 128 bytes."""
     x = torch.zeros(n + 32)
     start = -x.data_ptr() % 128 // 4
     return x[start : start + n]
@@ -56,8 +56,11 @@ def test_a_tile_with_padded_rows_is_read_by_ldmatrix_without_conflicts():
     x, w, y = torch.zeros(64, 96).bfloat16(), torch.zeros(64, 96).bfloat16(), torch.zeros(64, 64)
     c = counted("matmul", const(x), const(w), y, 96, 0)
     assert c.load.bytes == 2 * 64 * 96 * 2 and c.store.bytes == 64 * 64 * 4
-    assert (c.ldmatrix.requests, c.ldmatrix.conflicts) == (4 * 3 * 2 * 4 * 4, 0)  # warps, steps, halves, loads, eights
-    # Rows 80 bytes apart: of eight copies, four a row, the last lies 128 bytes from the first.
+    assert (c.ldmatrix.requests, c.ldmatrix.conflicts) == (
+        4 * 3 * 2 * 4 * 4,
+        0,
+    )  # warps, steps, halves, loads, groups
+    # Rows are 80 bytes apart. Of eight copies, four in each row, the last one is 128 bytes after the first one.
     assert c.copies.conflicts == c.copies.requests == 3 * 2 * 64 * 4 / 8
 
 
@@ -71,7 +74,7 @@ print("survived", y[0].item())
 
 
 def sanitized(program):
-    """What a process with AddressSanitizer says of it: torch's memory has red zones too."""
+    """The output of a process with AddressSanitizer, which also has red zones around the memory of torch."""
     asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     environment = os.environ | {
         "LD_PRELOAD": asan.stdout.strip(),

@@ -1,4 +1,4 @@
-"""lora_linear with DoRA's scale, beyond what every op is asked: without z, without a bias, and of any layout."""
+"""lora_linear with the scale of DoRA: without z, without a bias, and with a scale of any layout."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def scaled(case, **options):
 @pytest.mark.parametrize("dtype,adapter", [(F32, None), (BF16, F32), (F16, None)])
 @pytest.mark.parametrize("bias,need_z", [(True, False), (False, True)])
 def test_without_a_bias_and_without_z(M, multiprocessors, dtype, adapter, bias, need_z, poisoned):
-    """N odd: no row but the first starts at a multiple of 16 bytes."""
+    """N is odd, so only the first row is aligned to 16 bytes."""
     emulator.configure(multiprocessors=multiprocessors)
     assert_agrees("lora_linear", "cuda", scaled(Case(M, 72, 137, 5, 0, dtype, adapter, bias=bias), need_z=need_z))
 

@@ -1,4 +1,4 @@
-"""IA3's kernels beyond what every op is asked: where l and its gradient meet the product, in both variants."""
+"""The kernels of IA3 in both variants: sums for dl over many tiles, any layout of l, and rows that do not exist."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_dl_is_summed_over_many_tiles_and_many_blocks(feedforward, dtype, adapte
 @pytest.mark.parametrize("dtype,adapter", [(F32, None), (BF16, None), (BF16, F32)])
 @pytest.mark.parametrize("M", [4, 40])
 def test_a_misaligned_or_strided_l(op, at, feedforward, dtype, adapter, M):
-    """Read element by element, the factors and hence the results are the same; 4 rows are decoding's."""
+    """The factors are read element by element, so the results are the same bits. 4 rows are decoded, 40 are not."""
     args = sample(op, of(Case(M, 72, 80, dtype=dtype, adapter=adapter), feedforward))
     with pf.using("cuda"):
         expected = OPS[op](*args)
@@ -52,7 +52,7 @@ def test_a_misaligned_or_strided_l(op, at, feedforward, dtype, adapter, M):
 
 @pytest.mark.parametrize("feedforward", [False, True])
 def test_rows_that_do_not_exist_add_nothing_to_dl(feedforward):
-    """A tile's rows past the last are zeros, and zero times an infinite weight is not a number."""
+    """The rows of a tile past the last row are 0, and 0 times an infinite weight is NaN."""
     args = list(sample("ia3_dx_dl", of(Case(5, 16, 24, dtype=BF16), feedforward)))
     args[0], args[3] = args[0].abs() + 1, args[3].abs() + 1
     args[1] = args[1].index_fill(1, torch.tensor([3]), torch.inf)

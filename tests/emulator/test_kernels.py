@@ -1,6 +1,6 @@
-"""What the ops' own tests do not reach: every kernel behind an op, its edges, and what csrc/cuda alone is asked.
+"""Cases that the tests of the ops do not reach: every kernel of an op, edge cases, requirements of csrc/cuda alone.
 
-Which kernel runs follows from sizes, alignment and the number of multiprocessors; each case says which it means.
+Sizes, alignment and the number of multiprocessors determine the kernel. Each test names its kernel.
 """
 
 import pytest
@@ -29,7 +29,7 @@ def _loaded():
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
 @pytest.mark.parametrize("M,K,N", [(1, 8, 1), (8, 136, 40), (9, 600, 33), (16, 1032, 17)])
 def test_decoding(op, options, M, K, N, dtype, adapter, poisoned):
-    """At most 16 rows, 16-byte rows of x and W: decode.cu, one and two eights of rows, tails along K and N."""
+    """decode.cu: at most 16 rows, aligned rows of x and W; one or two groups of 8 rows, partial tiles in K and N."""
     assert_agrees(op, "cuda", Case(M, K, N, 5, 0.0, dtype, adapter, options=options))
 
 
@@ -37,7 +37,7 @@ def test_decoding(op, options, M, K, N, dtype, adapter, poisoned):
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
 @pytest.mark.parametrize("multiprocessors", [1, 100])
 def test_large_and_small_tiles_of_the_product(op, options, dtype, adapter, multiprocessors, poisoned):
-    """One multiprocessor has enough with four 128 x 128 tiles, a hundred ask for smaller ones: product.cu."""
+    """product.cu: four tiles of 128 x 128 are enough for one multiprocessor; for a hundred it takes smaller tiles."""
     emulator.configure(multiprocessors=multiprocessors)
     assert_agrees(op, "cuda", Case(136, 136, 144, 40, 0.3, dtype, adapter, options=options))
 
@@ -45,13 +45,13 @@ def test_large_and_small_tiles_of_the_product(op, options, dtype, adapter, multi
 @pytest.mark.parametrize("op", ["lora_linear", "lora_dx"])
 @pytest.mark.parametrize("case", [Case(20, 600, 9, 16, 0.3), Case(24, 65, 900, 16, 0.3)], ids=str)
 def test_a_low_rank_part_that_outweighs_the_frozen_one_costs_no_bit(op, case, poisoned):
-    """Many steps of float32 along the inner dimension, each of which a large sum would round."""
+    """In float32 each of many steps along the inner dimension would be rounded if it were added to a large sum."""
     assert_agrees(op, "cuda", case)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_many_bands_of_tiles_cover_the_output_once(dtype, poisoned):
-    """More tiles down than a band has, the last band lower than the others."""
+    """There are more rows of tiles than a band has, and the last band has fewer than the others."""
     assert_agrees("lora_linear", "cuda", Case(64 * 11 + 3, 16, 136, 2, 0.0, dtype))
 
 
@@ -59,7 +59,7 @@ def test_many_bands_of_tiles_cover_the_output_once(dtype, poisoned):
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
 @pytest.mark.parametrize("M,r", [(300, 3), (300, 16), (300, 17), pytest.param(520, 130, marks=pytest.mark.slow)])
 def test_sums_over_many_blocks(op, dtype, adapter, M, r, poisoned):
-    """As many parts as a large GPU asks for, and every tile of ranks."""
+    """The number of parts is that of a large GPU; every tile size of ranks occurs."""
     emulator.configure(multiprocessors=132)
     assert_agrees(op, "cuda", Case(M, 520, 528, r, 0.3, dtype, adapter))
 
@@ -77,12 +77,12 @@ def test_stacked_projections_have_masks_of_their_own(M, K, r, multiprocessors, p
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-PRODUCTS = [run for run in RUNS if run[0] != "dequantize"]  # it multiplies nothing, and its tensors have no gaps
+PRODUCTS = [run for run in RUNS if run[0] != "dequantize"]  # dequantize has no product and no strides
 
 
 @pytest.mark.parametrize("op,options", PRODUCTS)
 def test_tf32_only_where_pytorch_allows_it(op, options):
-    """Its 11 bits are seen in the result, and 24 bits are not lost without it."""
+    """With tf32 the error is that of 11 bits; without tf32 it is that of 24 bits."""
     args = sample(op, Case(24, 64, 48, 8, 0.0, options=options))
     reference = next(k.function for k in OPS[op].kernels if k.name == "reference")
     errors, settings = {}, torch.backends.cuda.matmul
@@ -100,7 +100,7 @@ def test_tf32_only_where_pytorch_allows_it(op, options):
 
 @pytest.mark.parametrize("op,options", PRODUCTS)
 def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
-    """16-byte copies are right only if every row starts at a multiple of 16 bytes; others go element by element."""
+    """Copies of 16 bytes need rows aligned to 16 bytes; other matrices are copied element by element."""
     args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))
     with pf.using("cuda"):
         aligned = OPS[op](*args)
@@ -117,7 +117,7 @@ def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
 
 @pytest.mark.parametrize("op,options", [v for v in RUNS if v[0] in ("lora_ds_db", "lora_da", "lora_dx", "ia3_dx_dl")])
 def test_expanded_gradients(op, options):
-    """Autograd's stride 0, as of y.sum().backward()."""
+    """Gradients with stride 0, as autograd gives them for y.sum().backward()."""
     for dtype in (F32, BF16):
         args = sample(op, Case(20, 24, 16, 4, 0.3, dtype, options=options))
         args = (args[0][:1, :1].expand(args[0].shape), *args[1:])

@@ -1,5 +1,8 @@
-"""The matrix instructions against the tables of the PTX manual (section 9.7, "Matrix Fragments for mma.m16n8k16" and
-"mma.m16n8k8", "ldmatrix"), written out here element by element, independently of the emulator."""
+"""The matrix instructions compared with the tables of the PTX manual.
+
+Section 9.7, "Matrix Fragments for mma.m16n8k16", "mma.m16n8k8" and "ldmatrix". The tables are written here element by
+element, independently of the emulator.
+"""
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ def groups(lane):
 
 
 def a_16816(lane, i):
-    """(row, column) of element i of the fragment of A: i runs over the halves of the registers, low half first."""
+    """(row, column) of element i of the fragment of A. The elements are the halves of the registers, low half first."""
     group, thread = groups(lane)
     row = group if i < 2 or 4 <= i < 6 else group + 8
     return row, thread * 2 + (i & 1) + (8 if i >= 4 else 0)
@@ -41,7 +44,7 @@ def c_168(lane, i):
 
 
 def spread(matrix, table, elements):
-    """[32, elements]: the fragment of every lane."""
+    """The fragments [32, elements] of all lanes."""
     return torch.stack([torch.stack([matrix[table(lane, i)] for i in range(elements)]) for lane in LANES])
 
 

@@ -1,8 +1,7 @@
-"""csrc/cuda's ops on CPU tensors: values, launches, and what sums that blocks share move beyond the tensors.
+"""The ops of csrc/cuda on CPU tensors: values, numbers of launches, and the traffic of sums that several blocks share.
 
-How each kernel behind them schedules and accesses memory is in test_every_kernel.py.
-
-`make test-emulator` runs all of tests/ops on them besides; here is a sample that `make test` has time for.
+test_every_kernel.py tests the schedules and the memory accesses of each kernel. `make test-emulator` also runs all of
+tests/ops with these kernels. This file is a sample that is fast enough for `make test`.
 """
 
 import itertools
@@ -50,7 +49,7 @@ def test_agrees_with_float64(op, case, poisoned):
 
 
 def test_tickets_are_zero_for_every_launch():
-    """One buffer a stream, a larger one when needed; for a captured graph, or on a full device, one of its own."""
+    """A stream has one buffer, and a larger one if needed. A graph, or a launch without memory, has its own."""
     few, many = (sample("lora_shrink", Case(M, 128, 8, 1, 0.0, BF16)) for M in (5, 64 * 260))
     emulator.configure(multiprocessors=10**6)
     with pf.using("cuda"):
@@ -68,7 +67,7 @@ def test_tickets_are_zero_for_every_launch():
 
 @pytest.mark.parametrize("M,p", [(8, 0.0), (300, 0.3)])
 def test_two_launches_forward_and_three_backward(M, p):
-    """Of pf.lora_linear as a whole, where a large GPU splits every sum that can be split."""
+    """The launches of pf.lora_linear on a large GPU, which splits every sum that can be split."""
     shapes = (M, 520), (528, 520), (16, 520), (528, 16)
     x, W, A, B = (torch.randn(shape).bfloat16().requires_grad_() for shape in shapes)
     W.requires_grad_(False)
@@ -83,22 +82,22 @@ def test_two_launches_forward_and_three_backward(M, p):
 
 
 def nbytes(values):
-    """Of the tensors among them, of a frozen weight and in lists too."""
+    """The bytes of all tensors among `values`, including those of frozen weights and of lists."""
     inner = (v.tensors if isinstance(v, Frozen) else v if isinstance(v, list) else (v,) for v in values)
     return sum(v.nbytes for v in itertools.chain(*inner) if isinstance(v, torch.Tensor))
 
 
 def counted(op, case, multiprocessors=4):
-    """The counters of one call, the bytes that it is given and those that it returns."""
+    """(counters of one call, bytes of its arguments, bytes of its results)."""
     args = sample(op, case)
     with pf.using("cuda"), emulator.counting(multiprocessors=multiprocessors) as counters:
         outputs = OPS[op](*args)
     return counters(), nbytes(args), nbytes(outputs if isinstance(outputs, tuple) else (outputs,))
 
 
-# What may be moved beyond inputs and outputs: the parts of sums that blocks share. They weigh as 4 r parts / rows (or
-# columns) to X's 2 bytes; what counts is multiprocessors / (M K), and four are to 2048 x 1024 what 128 are to 16384 x
-# 4096, a layer of a 7B model in training, at PEFT's default rank.
+# Beyond inputs and outputs, the kernels may move the parts of sums that blocks share: 4 r parts / rows (or columns)
+# bytes for the 2 bytes of each element of X. The ratio depends on multiprocessors / (M K). 4 multiprocessors with
+# 2048 x 1024 have the same ratio as 128 with 16384 x 4096, a layer of a 7B model in training, at PEFT's default rank.
 TRAFFIC = {
     "lora_shrink": Case(512, 1024, 8, 8, 0.1, BF16),
     "lora_ds_db": Case(2048, 8, 1024, 8, 0.1, BF16),
@@ -108,7 +107,7 @@ TRAFFIC = {
 
 @pytest.mark.parametrize("op", TRAFFIC)
 def test_traffic_is_that_of_one_pass(op):
-    """Of sums that several blocks share; the other kernels have no parts, or few: test_every_kernel.py."""
+    """For kernels with sums that several blocks share. test_every_kernel.py tests the other kernels."""
     c, given, returned = counted(op, TRAFFIC[op])
     moved = 32 * (c.load.first + c.store.first)
     assert given + returned <= moved + 64 and moved <= 1.05 * (given + returned)
@@ -116,8 +115,11 @@ def test_traffic_is_that_of_one_pass(op):
 
 @pytest.mark.parametrize("op,M", [("lora_da", 1024), ("lora_ds_db", 1024), ("lora_shrink", 64)])
 def test_the_parts_of_a_small_layer_stay_few(op, M):
-    """132 multiprocessors have too little to do on these. A sum of `length` has sqrt(length / 2r) parts at most, which
-    are then sqrt(2r / length) of X's bytes; parts of dS, one in 512 columns, come on top."""
+    """These sizes are too small for 132 multiprocessors.
+
+    A sum over `length` elements has at most sqrt(length / 2r) parts, whose bytes are then sqrt(2r / length) of those of
+    X. lora_ds_db also has the parts of dS, one for each 512 columns.
+    """
     r, length = 8, 1024
     c, given, returned = counted(op, Case(M, 1024, 1024, r, 0.1, BF16), multiprocessors=132)
     most = (2 * r / length) ** 0.5 + (2 * r / 512 if op == "lora_ds_db" else 0)

@@ -1,4 +1,4 @@
-"""Programs with known results, in many schedules, and mistakes planted in them that the emulator must find."""
+"""Programs with known results in many schedules, and with planted bugs that the emulator must find."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_asynchronous_copies_land_at_their_wait_and_fill_up_with_zeros(kept):
     for seed in SEEDS:
         run("copy", const(x), y.fill_(torch.nan), kept, 1, 1, 0, seed=seed)
         assert torch.equal(y[:kept], x[:kept]) and not y[kept:].any()
-        run("copy", const(x), y.fill_(torch.nan), kept, 1, 0, 1, seed=seed)  # what a thread itself waited for
+        run("copy", const(x), y.fill_(torch.nan), kept, 1, 0, 1, seed=seed)  # a thread reads its own copy
         assert torch.equal(y[:kept], x[:kept]) and not y[kept:].any()
         with pytest.raises(RuntimeError, match="to which a cp.async is still under way"):
             run("copy", const(x), y, kept, 0, 1, 0, seed=seed)

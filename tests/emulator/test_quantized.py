@@ -1,4 +1,4 @@
-"""Quantised weights: values in every format, which kernel reads codes, and what decoding one row moves."""
+"""Quantised weights: values in every format, the choice of the kernel that reads codes, and the traffic of decoding."""
 
 import itertools
 
@@ -16,7 +16,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = [(F32, None), (BF16, None), (F16, F32)]
 PRODUCTS = [title for title, (op, _) in VARIANTS.items() if op in ("lora_linear", "ia3_linear")]
 OVER_A_WEIGHT = [*PRODUCTS, "lora_dx", "ia3_dx_dl", "ia3_dx_dl, feedforward"]
-# Sides: whole loads, rows that are no whole blocks, an odd number of weights, a row alone, many blocks of threads.
+# Sides (K, N): whole loads; rows of partial quantisation blocks; an odd number of weights; one weight; many blocks.
 SIDES = [(128, 37), (96, 40), (75, 37), (1, 1), (520, 70)]
 
 
@@ -53,7 +53,7 @@ def test_every_kind_of_scales_of_fp8(by, N, K):
 
 
 def test_every_byte_of_eight_bits():
-    """Of fp8 with both zeros, the numbers below the least normal one, and those that are none."""
+    """The bytes of fp8 include both zeros, the subnormal numbers and NaN."""
     every, scale = torch.arange(256, dtype=torch.uint8).view(1, 256), torch.tensor([2.0])
     for format, dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
         weight = Frozen(format, (every.view(dtype), scale), (1, 256), F32)
@@ -88,7 +88,7 @@ def test_products_agree(title, format, dtype, adapter, poisoned):
 @pytest.mark.parametrize("title", PRODUCTS)
 @pytest.mark.parametrize("format", ["nf4", "nf4, 32", "fp4", "fp4, 512"])
 def test_few_rows_are_multiplied_with_the_codes(title, format, poisoned):
-    """One launch, and hence no dense weight, where rows are whole loads; long rows besides, which all warps share."""
+    """One launch, so no dense weight is stored. Rows are whole loads; long rows are shared by all warps."""
     op, options = VARIANTS[title]
     for M, K, dtypes in itertools.product((1, 16), (96, 2080), DTYPES):
         case = Case(M, K, 24, 5, 0, *dtypes, format=format, options=options)
@@ -100,7 +100,7 @@ def test_few_rows_are_multiplied_with_the_codes(title, format, poisoned):
     "why,M,K,format",
     [("rows", 17, 96, "nf4"), ("K", 8, 72, "nf4"), ("blocks", 8, 96, "nf4, 16"), ("int8", 8, 96, "int8")],
 )
-def test_else_the_weight_is_dequantised_first(why, M, K, format):
+def test_many_rows_are_multiplied_with_the_dequantised_weight(why, M, K, format):
     case = Case(M, K, 24, 5, dtype=BF16, format=format)
     assert_agrees("lora_linear", "cuda", case)
     assert launches("lora_linear", sample("lora_linear", case)) == 2
@@ -119,7 +119,7 @@ def test_rows_of_x_that_are_not_aligned_take_the_dequantised_weight():
 @pytest.mark.parametrize("title", ["lora_linear", "ia3_linear"])
 @pytest.mark.parametrize("format,most", [("nf4", 0.56), ("fp4, 64", 0.60), ("fp4, 512", 0.56)])
 def test_decoding_one_row_moves_little_more_than_the_codes(title, format, most):
-    """At rank 8, in bytes a weight. Scales of 64 weights that are not nested are 1/16 of a byte by themselves."""
+    """At rank 8, in bytes a weight. Scales of blocks of 64 that are not nested are 1/16 byte a weight."""
     K, N = 1024, 512
     args = sample(title, Case(1, K, N, 8, dtype=BF16, format=format))
     with pf.using("cuda"), emulator.counting() as counted:
@@ -137,6 +137,6 @@ def test_dequantising_moves_codes_scales_and_the_weight_once(format):
         out = OPS["dequantize"](*args)
     c = counted()
     least = out.nbytes + sum(t.nbytes for t in (args[0], *args[1]))
-    unused = 1024  # of the values that a nested scale's byte may be
+    unused = 1024  # bytes of the 256 values of nested scales, of which some are not read
     assert least - unused <= 32 * (c.load.first + c.store.first) <= 1.01 * least
     assert c.store.sectors == c.store.needed and c.shared_load.conflicts == c.shared_store.conflicts == 0

@@ -1,4 +1,4 @@
-"""The tiny Llama and the tokenizer of the library's tests, for the examples too."""
+"""The tiny Llama and the tokenizer of tests/finetune, also for the examples."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from tests.finetune.conftest import tiny_model, tokenizer  # noqa: F401
 
 @pytest.fixture
 def without_announcements():
-    """Fails a test in which libraries tell each other's authors of names that will go, as a user would see it."""
+    """Fails a test in which a FutureWarning of a library is shown to the user."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         yield

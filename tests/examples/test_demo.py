@@ -1,4 +1,4 @@
-"""The demo from end to end on a tiny model, and how it counts what autograd saves."""
+"""The demo from end to end on a tiny model, and its count of the bytes that autograd saves."""
 
 import importlib.util
 import json
@@ -62,10 +62,10 @@ def test_saved_bytes_count_shared_memory_once_and_parameters_never(demo):
     x = torch.randn(4, 8, requires_grad=True)  # 128 bytes
     with demo.counting_saved_bytes(model) as saved:
         model(x)
-    assert saved == [128]  # x, for the weight's gradient; the weight itself is a parameter
+    assert saved == [128]  # x for the gradient of the weight; parameters are not counted
     with demo.counting_saved_bytes(model) as saved:
         model(x).sin() + x.view(8, 4).sin().view(4, 8)
-    assert saved == [256]  # x once, though two functions keep it, and the linear layer's result
+    assert saved == [256]  # x, which two functions save, counts once; and the result of the layer
     with torch.no_grad(), demo.counting_saved_bytes(model) as saved:
         model(x).sin()
     assert saved == [0]

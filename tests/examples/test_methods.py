@@ -1,4 +1,4 @@
-"""`make methods` from end to end on a tiny encoder: its table, the adapters that it writes, and how it splits."""
+"""`make methods` from end to end on a tiny encoder: its table, its adapters, and its split of the data."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ HERE = Path(__file__).parents[2] / "examples" / "methods.py"
 def methods():
     spec = importlib.util.spec_from_file_location("methods", HERE)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["methods"] = module  # dataclasses look their module up
+    sys.modules["methods"] = module  # dataclasses need their module in sys.modules
     spec.loader.exec_module(module)
     yield module
     del sys.modules["methods"]

@@ -1,4 +1,4 @@
-"""Three adapters on one base, end to end: each answers for its own line, alone and in a batch with the base."""
+"""Three adapters on one base, end to end: each answers for its product line, alone and in a mixed batch."""
 
 import importlib.util
 from pathlib import Path
@@ -28,11 +28,11 @@ def test_end_to_end(product_lines, tiny_model, tmp_path, capsys):
     together = {line.split()[0]: line for line in mixed[1:]}
     assert list(together) == [*product_lines.LINES, "__base__"]
     for name, dialogues in product_lines.LINES.items():
-        assert len(set(alone.values())) == 3  # each adapter has something of its own to say
+        assert len(set(alone.values())) == 3  # the answers of the adapters differ
         assert alone[name] in together[name]
         files = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / name)
         assert any(p.abs().max() > 0 for key, p in files.named_parameters() if "lora_B" in key)
-        assert dialogues.keys() == product_lines.LINES["router"].keys()  # the same questions, so that answers compare
+        assert dialogues.keys() == product_lines.LINES["router"].keys()  # the same questions for all product lines
 
 
 def test_training_one_adapter_leaves_the_others_and_the_base(product_lines, tiny_model):

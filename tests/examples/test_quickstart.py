@@ -1,4 +1,4 @@
-"""The script written for PEFT, run with both libraries on SmolLM2: the same lines, and files of the same content."""
+"""The script for PEFT runs with both libraries on SmolLM2, prints the same lines and writes the same files."""
 
 import json
 import os
@@ -24,7 +24,7 @@ except UserError as error:
 
 
 def run(script, folder):
-    """Its lines on stdout."""
+    """Runs the script; returns its stdout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, script, "--output", folder]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -58,5 +58,5 @@ def test_only_the_import_line_differs(tmp_path):
         assert (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
         if ".lora_B." in key:
             assert torch.count_nonzero(tensor) == torch.count_nonzero(other) == 0
-        else:  # drawn at random, from the same distribution
+        else:  # random values of the same distribution
             assert float(tensor.std()) == pytest.approx(float(other.std()), rel=0.1)

@@ -13,7 +13,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(chat_template=TEMPLATE):
-    """Bytes merged by BPE over a few lines of text, with SmolLM2's special tokens."""
+    """A byte-level BPE tokenizer, trained on a few lines of text, with the special tokens of SmolLM2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -69,7 +69,7 @@ def tiny_model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def dialogues(tmp_path_factory):
-    """20 questions with their answers, in both forms of a line."""
+    """A file of 20 questions with answers, in both forms of a record."""
     path = tmp_path_factory.mktemp("data") / "dialogues.jsonl"
     records = []
     for i in range(20):
@@ -85,7 +85,7 @@ def dialogues(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_adapter(tmp_path_factory, tiny_model):
-    """The folder of a LoRA of rank 3 on that Llama, whose B is not zero."""
+    """The folder of a LoRA adapter of rank 3 for that Llama, with lora_B that is not zero."""
     import peft
     from transformers import AutoModelForCausalLM
 

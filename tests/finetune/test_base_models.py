@@ -1,4 +1,4 @@
-"""SmolLM2 out of its package: found, unpacked once, and never half written; and folders that hold no model."""
+"""SmolLM2 from its package: it is found, unpacked once, and never partially; and folders without a model."""
 
 import importlib.metadata
 import json
@@ -68,7 +68,7 @@ def test_without_the_package_the_remedy_is_named(cache, monkeypatch):
         base_models.smollm2_path()
 
 
-def test_no_folder_no_model_no_weights(tmp_path, tiny_model):
+def test_a_folder_without_a_model_or_weights_is_an_error(tmp_path, tiny_model):
     with pytest.raises(UserError, match="no such folder"):
         base_models.load_base(str(tmp_path / "none"))
     with pytest.raises(UserError, match="no config.json"):

@@ -1,4 +1,4 @@
-"""Which errors of libraries become a user's."""
+"""The errors of libraries that become errors of the user."""
 
 import pytest
 

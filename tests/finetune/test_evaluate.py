@@ -1,4 +1,4 @@
-"""The losses of a model and of its adapters, as values."""
+"""The losses of a model and of its adapters."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The peak that a process tells is its own; freed memory goes back to the system."""
+"""The peak memory of a process does not include that of its parent; freed memory is returned to the system."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Text made safe for a terminal, and short."""
+"""Text is made safe for a terminal, and shortened."""
 
 import unicodedata
 
@@ -24,7 +24,7 @@ def test_a_value_of_any_length_is_quoted_short():
 
 
 def test_a_tokenizer_needs_no_escaping():
-    """The plain words of the tests' tokenizer come out as they went in."""
+    """Plain words are not changed by the tokenizer of the tests and text.safe."""
     tokenizer = make_tokenizer()
     words = "what is the capital of france"
     assert text.safe(tokenizer.decode(tokenizer(words)["input_ids"])) == words

@@ -1,4 +1,4 @@
-"""How many threads compute, how they wait, and what is said of a busy machine."""
+"""The number of threads, how they wait, and the warning on a busy machine."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The frozen operand: values, modules that hold one, and every function over it."""
+"""The frozen operand: its values, the modules that it is read from, and every function that accepts it."""
 
 import pytest
 import torch
@@ -28,12 +28,12 @@ def test_a_dense_weight_is_shared():
         (("dense", (W,), None, torch.bfloat16), TypeError, "weight is torch.float32, dtype=torch.bfloat16"),
     ],
 )
-def test_what_does_not_fit_is_named(arguments, error, words):
+def test_arguments_that_do_not_fit_are_named(arguments, error, words):
     with pytest.raises(error, match=words):
         pf.Frozen(*arguments)
 
 
-def test_modules_that_hold_one():
+def test_frozen_of_linear_and_conv1d():
     linear, conv = nn.Linear(8, 6), Conv1D(6, 8)
     assert pf.frozen_of(linear).tensors[0] is linear.weight
     found = pf.frozen_of(conv)
@@ -55,7 +55,7 @@ class _Doubled(nn.Linear):
         (W, "module is a Tensor"),
     ],
 )
-def test_modules_that_hold_none_are_refused(module, words):
+def test_modules_without_a_frozen_weight_are_refused(module, words):
     with pytest.raises(TypeError, match=words):
         pf.frozen_of(module)
 
@@ -72,7 +72,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("records", [True, False])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_functions_take_it_for_a_weight(name, records, compiled):
+def test_functions_accept_a_frozen_weight(name, records, compiled):
     function = FUNCTIONS[name]
     if compiled:
         torch.compiler.reset()

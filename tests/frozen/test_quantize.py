@@ -1,4 +1,4 @@
-"""pf.quantize against bitsandbytes, byte for byte; what the tensors of a format must be; modules of other libraries."""
+"""pf.quantize equals bitsandbytes byte for byte; checks of the tensors of a format; modules of other libraries."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_four_bit_bytes_are_those_of_bitsandbytes(format, block_size, nested, dt
             theirs += [state.state2.absmax, state.state2.code, state.offset]
         for ours, its in zip(frozen.tensors, theirs, strict=True):
             assert ours.dtype == its.dtype and torch.equal(ours.flatten(), its.flatten())
-        if block_size <= shape[1]:  # else bitsandbytes' CPU kernel takes the wrong scale for some rows
+        if block_size <= shape[1]:  # otherwise bitsandbytes' CPU kernel uses a wrong scale for some rows
             decoded = functional.dequantize_4bit(codes, state)
             torch.testing.assert_close(frozen.dequantize(), decoded, rtol=0 if dtype == torch.float32 else 1e-2, atol=0)
 
@@ -41,16 +41,29 @@ def test_int8_bytes_are_those_of_bitsandbytes(dtype):
     assert torch.equal(frozen.tensors[0], codes) and torch.equal(frozen.tensors[1], scale)
 
 
-def test_zeros_stay_zeros():
-    for format in ("nf4", "fp4", "int8", "fp8"):
-        frozen = pf.quantize(torch.zeros(8, 64), format)
-        assert not frozen.dequantize().any(), format
-        for shape in ((0, 64), (8, 0)):
-            assert pf.quantize(torch.zeros(shape), format).dequantize().shape == shape
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+def test_zeros_stay_zeros(format):
+    assert torch.equal(pf.quantize(torch.zeros(8, 64), format).dequantize(), torch.zeros(8, 64))
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+def test_a_product_over_no_columns_is_the_bias(format):
+    frozen, bias = pf.quantize(torch.zeros(8, 0), format), torch.randn(8)
+    x = torch.randn(3, 0, requires_grad=True)
+    y = pf.ia3_linear(x, frozen, torch.ones(8), bias)
+    assert frozen.shape == (8, 0) and torch.equal(frozen.dequantize(), torch.zeros(8, 0))
+    assert torch.equal(y, bias.expand(3, 8)) and torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros(3, 0))
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+def test_a_product_with_no_rows_is_empty(format):
+    frozen = pf.quantize(torch.zeros(0, 64), format)
+    assert frozen.shape == (0, 64) and torch.equal(frozen.dequantize(), torch.zeros(0, 64))
+    assert torch.equal(pf.ia3_linear(torch.randn(3, 64), frozen, torch.ones(0)), torch.zeros(3, 0))
 
 
 @pytest.mark.parametrize("format,error", [("nf4", 0.12), ("fp4", 0.2), ("int8", 0.012), ("fp8", 0.035)])
-def test_how_close_a_format_comes(format, error):
+def test_the_error_of_each_format_is_bounded(format, error):
     weight = torch.randn(128, 256)
     assert (pf.quantize(weight, format).dequantize() - weight).norm() / weight.norm() < error
 
@@ -80,7 +93,7 @@ W, CODES, ABSMAX = torch.randn(6, 8), *pf.quantize(torch.randn(6, 8), nested=Fal
         (lambda: stored("fp8", W.to(torch.float8_e4m3fn), torch.ones(2, 3)), ValueError, r"scale has shape \(2, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_named(call, error, words):
+def test_arguments_that_do_not_fit_are_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
@@ -115,15 +128,15 @@ def test_fp8_modules_of_transformers(block_size):
     frozen = pf.frozen_of(linear)
     decoded = frozen.dequantize()
     assert frozen.format == "fp8" and frozen.shape == (136, 200)
-    factor = 4 if shape else 0.5  # of the last block
+    factor = 4 if shape else 0.5  # the scale of the last block
     torch.testing.assert_close(decoded[130:, 130:], weight.to(torch.float8_e4m3fn).float()[130:, 130:] * factor)
     x = torch.randn(5, 200)
     torch.testing.assert_close(pf.ia3_linear(x, frozen, torch.ones(136)), x @ decoded.t(), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.int8])
-@pytest.mark.parametrize("rows", [2, 256])  # in vectors, and byte by byte
-def test_every_byte(stored, rows):
+@pytest.mark.parametrize("rows", [2, 256])  # decoded in vectors, and byte by byte
+def test_every_byte_of_eight_bits_is_decoded_right(stored, rows):
     weight = torch.arange(256, dtype=torch.uint8).view(stored).view(rows, -1)
     frozen = pf.Frozen(
         "int8" if stored == torch.int8 else "fp8", (weight, torch.full((rows,), 3.0)), None, torch.float32

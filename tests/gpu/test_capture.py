@@ -1,4 +1,4 @@
-"""CUDA graphs: a layer's forward and backward are captured, and a replay computes what eager does on the new values."""
+"""CUDA graphs of the forward and backward of a layer: a replay on new values computes what eager PyTorch does."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def on_all(*names):
 
 
 def captured(step):
-    """A graph of step() after three runs of it on another stream, as torch.cuda.graph asks; and its static results."""
+    """(graph of step(), its static results); three runs on another stream come first, as torch.cuda.graph requires."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -35,7 +35,7 @@ def captured(step):
 
 
 def lora(p, dtype=torch.bfloat16):
-    """Leaves x, A, B, and a step that returns y and their gradients; several tiles and parts on any GPU."""
+    """([x, A, B], a step that returns y and their gradients); the sizes need several tiles and parts on any GPU."""
     x, W, dY = (torch.randn(s, dtype=dtype) for s in ((700, 520), (392, 520), (700, 392)))
     A, B = torch.randn(8, 520) / 20, torch.randn(392, 8)
     leaves = [t.requires_grad_() for t in (x, A, B)]
@@ -53,8 +53,8 @@ def renew(leaves):
             leaf.copy_(torch.randn_like(leaf))
 
 
-def assert_same(kernel, replayed, eager):
-    """Bit for bit; cuBLAS may choose another algorithm inside a graph."""
+def assert_replay_agrees(kernel, replayed, eager):
+    """Compares bit for bit, or to two roundings if cuBLAS may choose another algorithm in a graph."""
     for a, b in zip(replayed, eager, strict=True):
         assert a.abs().max() > 0
         close = 0.0 if kernel in ("cuda", "triton") else 2 * torch.finfo(torch.bfloat16).eps
@@ -69,7 +69,7 @@ def test_lora_replays_on_new_values(kernel):
         for _ in range(3):
             renew(leaves)
             graph.replay()
-            assert_same(kernel, results, step())
+            assert_replay_agrees(kernel, results, step())
 
 
 @pytest.mark.parametrize("kernel", on_all(*LORA))
@@ -102,11 +102,11 @@ def test_ia3_replays_on_new_values(kernel, feedforward):
         graph, results = captured(step)
         renew(leaves)
         graph.replay()
-        assert_same(kernel, results, step())
+        assert_replay_agrees(kernel, results, step())
 
 
 def test_tuning_never_happens_inside_a_capture(monkeypatch, tmp_path):
-    """A shape that was never seen: in a graph it takes the first candidate, and the next eager call times them."""
+    """For a new shape a graph uses the first candidate, and the next eager call times the candidates."""
     from pypeft_fast.kernels import _tiles
 
     monkeypatch.setenv("PYPEFT_FAST_TUNE", "1")

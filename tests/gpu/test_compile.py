@@ -1,4 +1,4 @@
-"""torch.compile's own code around the ops: one graph, with inductor, with and without CUDA graphs."""
+"""torch.compile with inductor: one graph around the ops, with and without CUDA graphs."""
 
 import pytest
 import torch

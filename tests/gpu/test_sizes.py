@@ -1,4 +1,4 @@
-"""What the small cases of tests/ops do not reach: decoding, large tiles, sums of many blocks, offsets past 2**31."""
+"""Sizes that the small cases of tests/ops do not reach: decoding, large tiles, sums of many blocks, large offsets."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ if not ON_GPU:
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [(BF16, None), (F16, None), (BF16, F32), (F32, None)]
-# Every way to call an op that has a kernel of its own for GPUs in csrc/cuda.
+# Every variant of every op that has a kernel in csrc/cuda.
 ONE_LAUNCH = [v for v in VARIANTS.values() if any(k.name == "cuda" for k in OPS[v[0]].kernels)]
 RUNS = [pytest.param(op, o, k, id="-".join((op, *o, k))) for op, o in ONE_LAUNCH for k in available(OPS[op])]
 COMPILED = [name for name in ("cuda", "triton") if name in available(OPS["lora_linear"])]
@@ -36,7 +36,7 @@ def test_more_tiles_than_multiprocessors(op, options, kernel, M, K, N, dtype, ad
 @pytest.mark.parametrize("op,options,kernel", RUNS)
 @pytest.mark.parametrize("padding", [1, 8])
 def test_rows_that_lie_apart(op, options, kernel, padding):
-    """By one element 16-byte copies are impossible; by eight TMA takes a stride that is not the width."""
+    """A padding of one element prevents copies of 16 bytes; with eight, TMA has a stride unlike the width."""
     args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))
 
     def apart(a):

@@ -18,7 +18,7 @@ from pypeft_fast.kernels import _tiles  # noqa: E402
 NAMES = [name for name, op in OPS.items() if "triton" in {k.name for k in op.kernels}]
 LAUNCHES = [*((name, name, {}) for name in NAMES), ("lora_linear, scale", "lora_linear", {"scale": True})]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-# Several tiles each way of the largest configuration, with edges; rows of whole 16 bytes, so that TMA is used.
+# Several tiles of the largest configuration in each direction, with partial tiles; rows of whole 16 bytes, for TMA.
 CASE = Case(400, 392, 536, 24, 0.3)
 DTYPES = [(BF16, None), (F16, None), (BF16, F32), (F32, None)]
 ARCH = _tiles.architecture(torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""LoRA adapters of diffusers, which injects PEFT's layers itself: fused in place."""
+"""LoRA adapters of diffusers, which injects the layers of PEFT, are fused in place."""
 
 import peft
 import torch

@@ -1,4 +1,4 @@
-"""Lightning trains a model of ours unmodified; losses are PEFT's."""
+"""Lightning trains our models without changes, with the same losses as PEFT."""
 
 import lightning
 import peft

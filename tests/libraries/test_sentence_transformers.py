@@ -1,4 +1,4 @@
-"""sentence-transformers trains an encoder with an adapter of ours; losses are PEFT's."""
+"""sentence-transformers trains an encoder with our adapter, with the same losses as PEFT."""
 
 import peft
 import torch

@@ -1,4 +1,4 @@
-"""TRL's trainers on our models: they run unmodified, on fused layers, with PEFT's own losses."""
+"""The trainers of TRL run on our models without changes, on fused layers, with the same losses as PEFT."""
 
 import peft
 import pytest

@@ -11,7 +11,7 @@ LAST = "base_model.model.model.layers.1.mlp.down_proj.lora_B.default.weight"
 
 
 def two(kind="llama", library=pf, **options):
-    """Adapters "default" and "second", both with something to say, "default" active."""
+    """A model with the adapters "default" and "second", both with random values; "default" is active."""
     model = adapted(library, kind, **options)
     model.add_adapter("second", peft.LoraConfig(r=2, target_modules=options.get("target_modules", ["k_proj"])))
     model.set_adapter("second")
@@ -86,7 +86,7 @@ def test_a_safe_merge_that_fails_takes_no_adapter_off():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_after_the_other_is_merged_and_both_are_undone_exactly(kind, dtype):
+def test_two_adapters_merged_in_turn_are_unmerged_exactly(kind, dtype):
     model = two(kind, target_modules=TARGETS[kind][:1], dtype=dtype)
     model.base_model.set_adapter(["default", "second"])
     before, expected = {k: v.clone() for k, v in model.state_dict().items()}, logits(model)
@@ -144,9 +144,9 @@ def test_deleting_the_active_adapter_activates_one_that_is_left(targets):
     assert not any(".default." in name for name in model.state_dict())
 
 
-def test_hooks_of_a_layer_stay_with_it():
+def test_hooks_of_a_layer_are_kept():
     model, calls = build("llama"), []
-    layer = model.model.layers[1].self_attn.q_proj  # whose input has a gradient
+    layer = model.model.layers[1].self_attn.q_proj  # its input has a gradient
     layer.register_forward_pre_hook(lambda module, args, kwargs: calls.append("before"), with_kwargs=True)
     handle = layer.register_forward_hook(lambda module, args, kwargs, y: calls.append("after"), with_kwargs=True)
     layer.register_full_backward_hook(lambda module, grads_in, grads_out: calls.append("back"))
@@ -155,7 +155,7 @@ def test_hooks_of_a_layer_stay_with_it():
     assert calls == ["before", "after", "back"]
     report = pf.fuse(wrapped)
     assert not report.left and len(report.fused) == 2
-    logits(wrapped)  # the update is fused around the layer, which is called with its hooks
+    logits(wrapped)  # the update is fused around the layer, and the hooks of the layer are called
     assert calls == ["before", "after", "back", "before", "after"]
     assert report.calls()["fused around the base: the base layer has hooks or a forward of its own"] > 0
     handle.remove()
@@ -222,7 +222,7 @@ def test_the_head_of_a_task_is_trained_whole_and_not_adapted(task, head, tmp_pat
 
 
 def test_values_written_through_data_count_at_once():
-    """As an average of weights or a fused optimizer writes them, which move no version counter: in eval mode too."""
+    """Averages of weights and fused optimizers write through .data, which changes no version counter."""
     model = adapted(pf, "llama", use_dora=True)
     with torch.no_grad():
         before = logits(model)

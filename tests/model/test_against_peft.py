@@ -1,4 +1,4 @@
-"""The same adapter in PEFT and on our layers: values, gradients, files both ways, merging, on four architectures."""
+"""The same adapter in PEFT and on our layers: values, gradients, files in both directions, merging, on four models."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ VARIANTS = {
     "saved module": dict(modules_to_save=["lm_head", "classifier"]),
     **{f"init {how}": dict(init_lora_weights=how) for how in (False, "gaussian", "orthogonal", "pissa", "olora")},
 }
-# Left out, since PEFT itself fails there: it factorises a Conv1D's weight untransposed in olora.
+# Left out because PEFT fails: its olora factorises the weight of a Conv1D without a transpose.
 BROKEN_IN_PEFT = {("gpt2", "init olora")}
 CASES = [(kind, name) for kind in KINDS for name in VARIANTS if (kind, name) not in BROKEN_IN_PEFT]
 
@@ -81,7 +81,7 @@ def test_files_of_either_load_in_the_other(kind, name, tmp_path):
 
 
 def _sorted(config):
-    """PEFT writes its sets in the order in which they happen to lie."""
+    """The config with sorted lists, because PEFT writes its sets in an arbitrary order."""
     return {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
 
 
@@ -102,7 +102,7 @@ def test_merge_and_unload(kind, method):
 @pytest.mark.parametrize("method", ["plain", "dora", "bias all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_merge_is_undone_exactly(kind, method, dtype):
-    """PEFT subtracts what it has added, which in half precision leaves another weight."""
+    """PEFT subtracts the update that it has added, which changes a weight in half precision."""
     model = adapted(pf, kind, dtype=dtype, **VARIANTS[method])
     before, expected = {k: v.clone() for k, v in model.state_dict().items()}, logits(model)
     assert_fused(model)
@@ -118,9 +118,9 @@ def test_merge_is_undone_exactly(kind, method, dtype):
     model.merge_adapter()
     model.unmerge_adapter()
     unloaded, original = model.unload(), build(kind).to(dtype)
-    if method != "bias all":  # whose biases are trained in place
+    if method != "bias all":  # "bias all" trains the biases in place
         assert all(torch.equal(v, original.state_dict()[k]) for k, v in unloaded.state_dict().items())
-        with torch.no_grad():  # where a weight trains, attention runs in another kernel
+        with torch.no_grad():  # if a weight requires grad, attention uses another kernel
             assert torch.equal(logits(unloaded), logits(original))
 
 
@@ -199,7 +199,7 @@ def test_a_mixed_batch_gives_each_row_its_adapter(kind):
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize("name", ["plain", "dora"])
 def test_generate_agrees_with_peft(kind, name):
-    """Tokens are PEFT's, and logits as close to its model in float64 as the ops must be: twice PEFT's error, an ulp."""
+    """Tokens equal those of PEFT. The error of the logits to float64 is at most twice that of PEFT plus an ulp."""
     ours, theirs = pair(kind, **VARIANTS[name])
     tokens, scores = generated(theirs)
     expected = generated(copy.deepcopy(theirs).double())[1]

@@ -1,4 +1,4 @@
-"""Training with dropout against PEFT: its masks are replaced by those that our layers drew, then all must agree."""
+"""Training with dropout compared with PEFT, whose masks are replaced by the masks of our layers."""
 
 import copy
 
@@ -16,7 +16,7 @@ METHODS = {"lora": {}, "dora": dict(use_dora=True)}
 
 
 class Replayed(nn.Module):
-    """What PEFT has in the place of nn.Dropout: the masks of the Philox stream with these seeds, one a call."""
+    """Replaces nn.Dropout in PEFT by the masks of the Philox stream with these seeds, one seed a call."""
 
     def __init__(self, seeds):
         super().__init__()
@@ -34,7 +34,7 @@ def adapted_layers(model):
 
 
 def train_adapters(model):
-    """The adapters' dropout alone: the model's own would draw differently in either library."""
+    """Trains the adapter layers only, because the dropout of the model draws differently in each library."""
     model.eval()
     for layer in adapted_layers(model).values():
         layer.train()
@@ -43,7 +43,7 @@ def train_adapters(model):
 
 @pytest.fixture
 def seeds(monkeypatch):
-    """{layer: the seeds that it drew}, of the layers that `watch` is called with."""
+    """{layer: the seeds that it drew}, for the layers that `watch` is called with."""
     drawn, running = {}, []
     draw = philox.draw_seed
 
@@ -62,7 +62,7 @@ def seeds(monkeypatch):
 
 
 def results(model):
-    """The logits, and the gradient of everything that trains by PEFT's name."""
+    """(logits, {PEFT's name: gradient} of all parameters that train)."""
     output = logits(model)
     output.square().mean().backward()
     return output, {plain(n): p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -97,19 +97,21 @@ def test_logits_and_gradients_are_pefts_under_our_masks(kind, method, ours, dtyp
 
     layers = adapted_layers(theirs)
     assert set(drawn) == set(layers) and all(len(of_layer) == 1 for of_layer in drawn.values())
-    assert len({int(seed) for of_layer in drawn.values() for seed in of_layer}) == len(layers)  # a mask of its own each
+    assert len({int(seed) for of_layer in drawn.values() for seed in of_layer}) == len(
+        layers
+    )  # each layer has its own mask
     for name, layer in layers.items():
         layer.lora_dropout["default"] = Replayed(drawn[name]).train()
     expected, wanted = results(theirs)
     assert not any(layer.lora_dropout["default"].seeds for layer in layers.values())
 
     assert_near(output, expected, 400)
-    assert (output - logits(model.eval())).abs().max() > 1e-3  # it did drop something
+    assert (output - logits(model.eval())).abs().max() > 1e-3  # elements were dropped
     assert_same_gradients(gradients, wanted)
     assert all(grad.any() for grad in gradients.values())
 
 
-SEVERAL = {  # what the second adapter is, and where the layers then run
+SEVERAL = {  # {case: (options of the second adapter, where the layers run)}
     "plain": (dict(), "fused"),
     "dropout": (dict(lora_dropout=P), "several active adapters with dropout, each with a mask of its own"),
     "dora": (dict(use_dora=True), "several active adapters of which one is DoRA"),
@@ -119,7 +121,7 @@ SEVERAL = {  # what the second adapter is, and where the layers then run
 @pytest.mark.parametrize("kind", list(TARGETS))
 @pytest.mark.parametrize("second", list(SEVERAL))
 def test_several_active_adapters_train_as_in_peft(kind, second):
-    """Their updates add up. What one fused call cannot do runs in PEFT's forward, with PEFT's masks."""
+    """The updates of both adapters are added. A case that cannot be fused runs in PEFT, with the masks of PEFT."""
     (options, where), outcomes = SEVERAL[second], []
     for library in (pf, peft):
         model = adapted(library, kind)

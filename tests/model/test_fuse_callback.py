@@ -1,4 +1,4 @@
-"""FuseCallback: a Trainer that was given it trains on the ops, to the same adapter, checkpoints and files."""
+"""FuseCallback: a Trainer with this callback trains on the ops, and gets the same adapter, checkpoints and files."""
 
 import peft
 import pytest

@@ -1,6 +1,6 @@
-"""Random adapters and random sequences of what users do with them, on a fused model and on an unfused one.
+"""Random adapters and random sequences of user actions, on a fused model and on an unfused model.
 
-Both start from the same state, draw the same dropout masks, and must agree in outputs, gradients and files.
+Both models start from the same state and use the same dropout masks. Outputs, gradients and files must agree.
 """
 
 import copy
@@ -91,7 +91,7 @@ def build(configs, dtype, wide_adapters, bias, seed):
 
 
 def act(model, action, number, x):
-    """One thing that users do; returns an output if it has one. The same in both models, errors too."""
+    """Performs one user action on the model; returns the output if the action has one."""
     names = list(model.peft_config)
     name = names[number % len(names)]
     if action == "add":
@@ -127,13 +127,13 @@ def act(model, action, number, x):
 
 
 def takes_rows(model):
-    """PEFT refuses adapter_names with DoRA or while merged, and then leaves its hooks in the model."""
+    """Whether PEFT accepts adapter_names: not with DoRA or while merged, when its error leaves hooks in the model."""
     layers = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     return layers and not any(layer.merged or True in layer.use_dora.values() for layer in layers)
 
 
 def attempt(function, *args):
-    """Its result, or the error: PEFT refuses some orders of actions, and fails in others, fused or not."""
+    """The result of the function, or its error, because PEFT refuses some orders of actions and fails in others."""
     try:
         return function(*args)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -158,7 +158,7 @@ def assert_agree(ours, theirs, eps):
 
 
 def dropout_of_ours(x, p=0.5, training=True, inplace=False):
-    """Our dropout, with the seed drawn as a fused layer draws it, for PEFT's nn.Dropout to use."""
+    """Replaces F.dropout in PEFT by our dropout, with a seed drawn as in a fused layer."""
     if not training or p == 0:
         return x
     rows = x.reshape(-1, x.shape[-1])
@@ -166,7 +166,7 @@ def dropout_of_ours(x, p=0.5, training=True, inplace=False):
 
 
 def config_of(path):
-    """PEFT writes its sets in the order in which they happen to lie: a copy of a set may lie otherwise."""
+    """The config file with sorted lists, because PEFT writes its sets in an arbitrary order."""
     return {k: sorted(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()}
 
 
@@ -181,7 +181,7 @@ def files(model):
 @example(([peft.LoraConfig(r=4, target_modules=TARGETS, lora_dropout=0.25)], (torch.float32, True), True, [], 0))
 @given(stories())
 @pytest.mark.filterwarnings("ignore")
-def test_a_fused_model_lives_as_an_unfused_one(story):
+def test_a_fused_model_agrees_with_an_unfused_one_after_every_action(story):
     configs, (dtype, wide), bias, actions, seed = story
     theirs = build(copy.deepcopy(configs), dtype, wide, bias, seed)
     ours = copy.deepcopy(theirs)

@@ -1,9 +1,7 @@
-"""What happens to the classes of fused modules: derived from by FSDP2, shadowed by accelerate, pickled by name."""
+"""The classes of fused modules: FSDP2 derives from them, accelerate replaces forward, pickle stores them by name."""
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import accelerate
 import peft
@@ -15,21 +13,18 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import pypeft_fast as pf
+from tests.interpreter import python
 from tests.model import zoo
 
 ATTENTION, MLP = (f"base_model.model.model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp"))
 
 
 def ran(model):
-    """The logits, and by how many calls each op had a part in them."""
+    """(logits, {op: number of calls})."""
     with pf.recording() as seen:
         logits = zoo.logits(model)
     ops = [op for op, _ in seen]
     return logits, {op: ops.count(op) for op in sorted({*ops})}
-
-
-def assert_same(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
 def lora():
@@ -55,7 +50,7 @@ def mesh():
 
 
 @pytest.mark.parametrize("name", [ATTENTION, MLP])
-def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
+def test_unfuse_refuses_a_class_that_fsdp2_has_derived_from(mesh, name):
     model = lora()
     before = zoo.logits(model)
     pf.fuse(model)
@@ -68,11 +63,11 @@ def test_a_class_that_fsdp2_has_derived_is_not_taken_back(mesh, name):
     assert kinds(model) == was and isinstance(unit, FSDPModule)
     assert pf.fuse(model).gated == [MLP, MLP.replace("0", "1")] and kinds(model) == was
     logits, ops = ran(model)
-    assert_same(logits, before)
+    zoo.assert_same(logits, before)
     assert ops["swiglu"] == 2
 
 
-def test_an_ia3_layer_that_fsdp2_has_derived_is_not_taken_back(mesh):
+def test_unfuse_refuses_an_ia3_class_that_fsdp2_has_derived_from(mesh):
     model = ia3()
     pf.fuse(model)
     fully_shard(model.get_submodule(ATTENTION), mesh=mesh)
@@ -80,7 +75,7 @@ def test_an_ia3_layer_that_fsdp2_has_derived_is_not_taken_back(mesh):
         pf.unfuse(model)
 
 
-def test_units_of_whole_blocks_leave_the_classes_within_alone(mesh):
+def test_fsdp2_units_of_whole_blocks_can_be_unfused(mesh):
     model = lora()
     was, before = kinds(model), zoo.logits(model)
     pf.fuse(model)
@@ -88,18 +83,18 @@ def test_units_of_whole_blocks_leave_the_classes_within_alone(mesh):
         fully_shard(block, mesh=mesh)
     assert pf.unfuse(model) == 4
     assert {n: k for n, k in kinds(model).items() if not issubclass(k, FSDPModule)}.items() <= was.items()
-    assert_same(zoo.logits(model), before)
+    zoo.assert_same(zoo.logits(model), before)
 
 
-def test_a_derived_gated_module_goes_on_without_adapters(mesh):
-    """unload() puts plain layers into it; it stays FSDP's unit, and its forward is the module's own."""
+def test_a_derived_gated_module_computes_the_base_model_after_unload(mesh):
+    """unload() inserts plain layers. The module is still a unit of FSDP, and runs its original forward."""
     model = lora()
     pf.fuse(model)
     fully_shard(model.get_submodule(MLP), mesh=mesh)
     bare = model.unload()
     logits, ops = ran(bare)
     assert isinstance(bare.model.layers[0].mlp, FSDPModule) and type(bare.model.layers[1].mlp) is LlamaMLP
-    assert_same(logits, zoo.logits(zoo.build("llama")))
+    zoo.assert_same(logits, zoo.logits(zoo.build("llama")))
     assert ops == {}
 
 
@@ -113,8 +108,8 @@ def hook_and_remove(model):
 
 @pytest.mark.parametrize("make", [lora, ia3])
 @pytest.mark.parametrize("when", ["before", "while fused", "before and while fused"])
-def test_what_accelerate_leaves_behind_slows_nothing(make, when):
-    """After its hook is gone `module.forward` is still an attribute of the module, its class's own method."""
+def test_the_forward_that_accelerate_leaves_on_a_module_does_not_stop_fusing(make, when):
+    """After the hook is removed, accelerate leaves the method of the class as the attribute `module.forward`."""
     model, twin = make(), make()
     pf.fuse(twin)
     _, fast = ran(twin)
@@ -124,7 +119,7 @@ def test_what_accelerate_leaves_behind_slows_nothing(make, when):
     if "while fused" in when:
         hook_and_remove(model)
     logits, ops = ran(model)
-    assert_same(logits, expected)
+    zoo.assert_same(logits, expected)
     assert ops == fast and report.calls() == {"fused": 4}
     assert report.gated == ([] if make is ia3 else [MLP, MLP.replace("0", "1")])
     assert pf.unfuse(model) == 4
@@ -134,8 +129,8 @@ def test_what_accelerate_leaves_behind_slows_nothing(make, when):
 
 
 @pytest.mark.parametrize("make", [lora, ia3])
-def test_a_hook_that_outlives_the_fusion_does_not_hinder_another(make):
-    """What accelerate then puts back is the forward of a class that the module no longer has."""
+def test_a_model_can_be_fused_again_after_a_hook_that_was_removed_after_unfuse(make):
+    """accelerate then restores the forward of a class that is no longer the class of the module."""
     model = make()
     before, report = zoo.logits(model), pf.fuse(model, strict=True)
     _, fast = ran(model)
@@ -148,11 +143,11 @@ def test_a_hook_that_outlives_the_fusion_does_not_hinder_another(make):
     assert torch.equal(zoo.logits(model), before)
     again = pf.fuse(model, strict=True)
     logits, ops = ran(model)
-    assert_same(logits, before)
+    zoo.assert_same(logits, before)
     assert ops == fast and again.gated == report.gated
 
 
-def test_a_hook_that_is_there_is_reported_and_called():
+def test_a_gated_module_with_a_hook_is_not_fused_and_its_hook_is_called():
     model, calls = lora(), []
 
     class Counts(accelerate.hooks.ModelHook):
@@ -166,7 +161,7 @@ def test_a_hook_that_is_there_is_reported_and_called():
     assert ran(model)[1]["swiglu"] == 1 and calls == [LlamaMLP]
 
 
-# The classes of ours in a model that each makes.
+# {method: the names of our classes in its fused model}.
 METHODS = {
     "lora": "FusedLinear FusedLlamaMLP",
     "dora": "FusedLinear FusedLlamaMLP",
@@ -200,7 +195,7 @@ for path in sys.argv[1:]:
 
 
 def test_a_process_that_imports_this_package_alone_reads_fused_models(tmp_path):
-    """Before it has imported PEFT or transformers: the classes made for gated modules have no names to be found by."""
+    """The process has not imported PEFT or transformers, and the classes of gated modules are created at run time."""
     for method in METHODS:
         model = make_fused(method)
         with pf.recording() as seen:
@@ -208,14 +203,13 @@ def test_a_process_that_imports_this_package_alone_reads_fused_models(tmp_path):
         stored = (model, zoo.IDS, expected, [op for op, _ in seen])
         torch.save(stored, tmp_path / f"{method}.torch")
         (tmp_path / f"{method}.pickle").write_bytes(pickle.dumps(stored))
-    run = [sys.executable, "-W", "ignore", "-c", READ, *(str(tmp_path / method) for method in METHODS)]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    files = [tmp_path / method for method in METHODS]
+    done = python("-W", "ignore", "-c", READ, *files, timeout=600, expect_success=True)
     assert done.stdout.splitlines() == [names for names in METHODS.values() for _ in range(2)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_copies_and_pickles_are_models_of_their_own(method):
+def test_copies_and_pickles_compute_the_same_and_share_no_parameters(method):
     model = make_fused(method)
     expected, ops = ran(model)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

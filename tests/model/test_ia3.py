@@ -1,4 +1,4 @@
-"""IA3 on our layers against PEFT: parameters, values, gradients, files both ways, merging, generation, rows."""
+"""IA3 on our layers compared with PEFT: parameters, values, gradients, files, merging, generation, mixed rows."""
 
 import copy
 import json
@@ -118,7 +118,7 @@ def test_the_fused_op_runs():
 
 
 def test_a_mixed_batch_gives_each_row_its_adapter():
-    """PEFT has no adapter_names for IA3."""
+    """PEFT does not support adapter_names for IA3."""
     target, feedforward = TARGETS["llama"]
     model = scaled(pf, "llama")
     model.add_adapter("second", pf.IA3Config(target_modules=target, feedforward_modules=feedforward))

@@ -1,4 +1,4 @@
-"""pf.get_peft_model and pf.PeftModel: what they are, which ops run, names, copying, checkpointing, compiling."""
+"""pf.get_peft_model and pf.PeftModel: their classes, the ops that run, names, copying, checkpointing, compiling."""
 
 import copy
 import io
@@ -69,7 +69,7 @@ def test_the_fused_ops_run():
     assert [op for op, _ in ran] == forward * 2 + backward * 2
 
 
-def test_attributes_are_the_models_own():
+def test_attributes_are_those_of_the_base_model():
     model = adapted(pf, "llama", task_type="CAUSAL_LM")
     base = model.get_base_model()
     assert model.config is base.config and model.device == base.device and model.dtype == base.dtype
@@ -95,7 +95,7 @@ def saved_whole(model):
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("copying", [copied, pickled, saved_whole])
-def test_a_copy_is_a_fused_model_of_its_own(copying, merged):
+def test_a_copy_is_fused_and_independent(copying, merged):
     model = adapted(pf, "llama", task_type="CAUSAL_LM")
     apart = logits(model)
     if merged:
@@ -156,7 +156,7 @@ def test_torch_compile_in_one_graph(part):
 
 
 def test_torch_compile_after_a_call_that_named_rows():
-    """The first call that names rows must not end compiling for the rest of the process."""
+    """A call with adapter_names must not prevent compilation for the rest of the process."""
     model = adapted(pf, "llama")
     logits(model, adapter_names=["default", "__base__", "default"])
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Prompt and prefix tuning, which are PEFT's own code, on our PeftModel: training, files, generation, cache."""
+"""Prompt and prefix tuning, which run in PEFT, on our PeftModel: training, files, generation, cache."""
 
 import peft
 import pytest
@@ -13,7 +13,7 @@ CONFIGS = {"prompt": "PromptTuningConfig", "prefix": "PrefixTuningConfig"}
 
 
 def prompted(library, kind, name):
-    """The architecture with virtual tokens; the same in either library."""
+    """The architecture with virtual tokens; the values are the same in both libraries."""
     config = getattr(library, CONFIGS[name])(num_virtual_tokens=5, task_type=TASK[kind])
     model = build(kind)
     torch.manual_seed(3)
@@ -39,7 +39,7 @@ def test_trains_saves_and_loads_in_either_library(kind, name, tmp_path):
         loaded = reader.PeftModel.from_pretrained(build(kind), tmp_path / folder).eval()
         assert isinstance(loaded, pf.PeftModel) == (reader is pf)
         assert_same(logits(loaded), outcomes[0])
-        if kind != "bert":  # where PEFT's disable_adapter looks for a method of generating models
+        if kind != "bert":  # PEFT's disable_adapter needs a method of generating models
             with loaded.disable_adapter():
                 assert_same(logits(loaded), logits(build(kind)))
 
@@ -50,14 +50,14 @@ def test_generates_as_pefts(kind, name):
     options = dict(attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False, pad_token_id=0)
     ours, theirs = prompted(pf, kind, name), prompted(peft, kind, name)
     assert torch.equal(ours.generate(input_ids=IDS, **options), theirs.generate(input_ids=IDS, **options))
-    if (kind, name) != ("t5", "prompt"):  # where PEFT's generate goes on putting the prompt before the text
+    if (kind, name) != ("t5", "prompt"):  # there PEFT's generate uses the prompt even if disabled
         with ours.disable_adapter():
             assert torch.equal(ours.generate(input_ids=IDS, **options), build(kind).generate(IDS, **options))
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_a_cache_of_an_earlier_turn_is_refused_and_an_empty_one_is_not(name):
-    """With it PEFT cuts the text at the length of the cache, virtual tokens included: the answer is to another text."""
+    """With a filled cache PEFT cuts the text at the length of the cache plus virtual tokens, which is another text."""
     model = prompted(pf, "llama", name)
     options = dict(max_new_tokens=3, do_sample=False, pad_token_id=0)
     fresh = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)

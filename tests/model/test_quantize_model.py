@@ -1,4 +1,4 @@
-"""pf.quantize_model against transformers' own loading with BitsAndBytesConfig, and what may be done with its model."""
+"""pf.quantize_model compared with loading by BitsAndBytesConfig in transformers, and uses of the quantised model."""
 
 import peft
 import pytest
@@ -55,7 +55,7 @@ def assert_same_layers(ours, theirs):
 
 @FORMATS
 @pytest.mark.parametrize("nested", [True, False])
-def test_it_is_what_transformers_loads(folder, format, nested):
+def test_the_model_equals_what_transformers_loads(folder, format, nested):
     ours = pf.quantize_model(AutoModelForCausalLM.from_pretrained(folder), format, nested=nested)
     theirs = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config_of(format, nested))
     assert_same_layers(ours, theirs)
@@ -90,7 +90,7 @@ def test_evaluation_leaves_the_bytes_as_they_are(format):
         first = model(IDS).logits
     for name, module in quantized_layers(model).items():
         assert all(torch.equal(a, b) for a, b in zip(pf.frozen_of(module).tensors, before[name], strict=True))
-    if format != "int8":  # bitsandbytes' int8 product rounds x too
+    if format != "int8":  # the int8 product of bitsandbytes also rounds x
         dense = llama().eval()
         for name, module in quantized_layers(model).items():
             dense.get_submodule(name).weight.data = pf.frozen_of(module).dequantize()
@@ -98,7 +98,7 @@ def test_evaluation_leaves_the_bytes_as_they_are(format):
 
 
 @FORMATS
-def test_it_is_saved_and_read_by_transformers(format, tmp_path):
+def test_the_model_is_saved_and_loaded_by_transformers(format, tmp_path):
     model = pf.quantize_model(llama(), format, skip=("lm_head", "model.layers.0.mlp"), nested=False)
     assert len(quantized_layers(model)) == 11
     model.save_pretrained(tmp_path)
@@ -116,7 +116,7 @@ def test_a_tied_head_stays_dense_and_a_bias_is_shared():
     assert model.model.layers[0].self_attn.q_proj.bias is bias and not bias.requires_grad
 
 
-def test_conv1d_is_stored_the_other_way_round():
+def test_the_weight_of_conv1d_is_stored_transposed():
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=50)).train()
     weight = model.transformer.h[0].mlp.c_fc.weight.detach().t().contiguous()
@@ -148,7 +148,7 @@ def test_adapters_train_on_it_and_their_card_says_so(format, tmp_path):
         torch.testing.assert_close(again.train()(IDS).logits, model(IDS).logits, rtol=0.02, atol=0.02)
 
 
-def test_trainer_takes_it(tmp_path):
+def test_trainer_accepts_the_model(tmp_path):
     from transformers import Trainer, TrainingArguments
 
     model = pf.get_peft_model(pf.quantize_model(llama()), pf.LoraConfig(r=2, task_type="CAUSAL_LM"))
@@ -177,7 +177,7 @@ def test_trainer_takes_it(tmp_path):
         (lambda: pf.quantize_model(llama()), {}, ValueError, "model is quantised already, by bitsandbytes"),
     ],
 )
-def test_what_it_refuses_is_named_and_nothing_changes(make, options, error, words):
+def test_unsupported_models_are_errors_and_are_not_changed(make, options, error, words):
     model = make()
     kinds = [type(module) for module in model.modules()]
     with pytest.raises(error, match=words):

@@ -1,4 +1,4 @@
-"""What a report counts where the fused path is not taken, and what is pushed to a hub."""
+"""The counts of a report where the fused path is not used, and the files that are pushed to a hub."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.model.zoo import adapted, assert_same, build, logits
 
 
 def _waiting() -> set:
-    """The process's hooks on the registration of modules. `pf.nn` keeps one there once a layer of its own was made."""
+    """The global module registration hooks. `pf.nn` keeps one after its first layer was created."""
     return set(torch.nn.modules.module._global_module_registration_hooks)
 
 
@@ -25,7 +25,7 @@ def test_register_joins_the_gated_module_as_fuse_does():
     assert len(report.gated) == 2 and report.gated_calls() == {"fused": 2} and report.calls() == {"fused": 4}
     pf.unfuse(model)
     assert_same(logits(model), expected)
-    assert _waiting() == before  # nothing waits for a layer any more
+    assert _waiting() == before  # no hook is left
 
 
 def test_a_layer_that_finds_no_place_leaves_no_hook():
@@ -33,7 +33,7 @@ def test_a_layer_that_finds_no_place_leaves_no_hook():
     config = pf.register(peft.LoraConfig(target_modules=["0"]))
     for factory in set(config._custom_modules.values()):
         factory(torch.nn.Linear(4, 4), "default", config=config, r=8, lora_alpha=8)
-    torch.nn.Sequential(torch.nn.Linear(2, 2))  # the next module that is placed anywhere
+    torch.nn.Sequential(torch.nn.Linear(2, 2))  # the registration of another module
     assert _waiting() == before
 
 
@@ -71,12 +71,12 @@ def test_an_export_is_counted():
     with torch.no_grad():
         exported = torch.export.export(model, (x,), strict=False).module()
         calls = pf.fuse(model).calls()
-        assert sum(calls.values()) == 1  # whichever path the graph has
+        assert sum(calls.values()) == 1  # the graph has one path
         assert_same(exported(x), model(x))
 
 
-def test_what_is_pushed_is_the_adapter(monkeypatch):
-    """To a hub that keeps a list of what arrives."""
+def test_push_to_hub_uploads_the_adapter_alone(monkeypatch):
+    """The hub is replaced by functions that record the uploaded files."""
     from types import SimpleNamespace
 
     from transformers.utils import hub

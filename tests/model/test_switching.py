@@ -1,4 +1,4 @@
-"""Merged, disabled and switched: what each does while another is in force is what PEFT does."""
+"""Merging, disabling and switching in combination have the same effects as in PEFT."""
 
 import warnings
 
@@ -29,7 +29,7 @@ def test_set_adapter_takes_merged_adapters_out_first():
 
 
 @pytest.mark.filterwarnings("ignore:Adapter cannot be set when the model is merged")
-def test_an_adapter_set_while_disabled_is_not_hidden_by_the_merged_one():
+def test_set_adapter_while_disabled_unmerges_the_merged_adapter():
     model = two()
     first = logits(model)
     model.merge_adapter()
@@ -68,7 +68,7 @@ def test_switching_chooses_the_copy_of_a_saved_module_too(kind):
     assert names == their_names
     for a, b in zip(ours, theirs, strict=True):
         assert_same(a, b)
-    assert_same(ours[1], logits(build(kind)))  # a second adapter that has learnt nothing
+    assert_same(ours[1], logits(build(kind)))  # the second adapter is new
     assert (ours[0] - ours[1]).abs().max() > 1e-3
 
 
@@ -83,7 +83,7 @@ def test_each_of_several_ia3_adapters_has_a_file_of_its_own(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(pf, "MontecloraConfig"), reason="this PEFT has no MonteCLoRA")
-def test_what_a_method_has_in_training_only_does_not_stop_its_file(tmp_path):
+def test_tensors_that_a_method_has_only_in_training_do_not_prevent_loading(tmp_path):
     config = pf.LoraConfig(target_modules=["q_proj"], monteclora_config=pf.MontecloraConfig())
     pf.get_peft_model(build("llama"), config).save_pretrained(tmp_path)
     assert any("sampler" in key for key in load_file(tmp_path / "adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""The task types with every method: which modules are saved whole, and that labels give the model's own loss."""
+"""The task types with every method: the modules that are saved whole, and the loss for labels."""
 
 import peft
 import pytest
@@ -46,12 +46,12 @@ CLASSES = {
     "FEATURE_EXTRACTION": "PeftModelForFeatureExtraction",
     "SEQ_2_SEQ_LM": "PeftModelForSeq2SeqLM",
 }
-# Left out, since PEFT itself fails there: with virtual tokens before the text, labels are fewer than logits.
+# Left out because PEFT fails: with virtual tokens before the text there are fewer labels than logits.
 CASES = [(task, method) for task in TASKS for method in METHODS if (task, method) != ("TOKEN_CLS", "prompt")]
 
 
 @pytest.mark.parametrize("task,method", CASES)
-def test_what_trains_and_what_it_learns_from(task, method):
+def test_the_head_and_the_adapter_alone_train_and_get_gradients(task, method):
     make, labels, saved = TASKS[task]
     model = pf.get_peft_model(make(), METHODS[method](task_type=task))
     assert type(model) is getattr(pf, CLASSES[task]) and isinstance(model, getattr(peft, CLASSES[task]))

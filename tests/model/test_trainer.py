@@ -1,4 +1,4 @@
-"""transformers.Trainer with a model of ours: checkpoints, going on from them, and every column that a model takes."""
+"""transformers.Trainer with our models: checkpoints, resuming, and the columns that reach the model."""
 
 import peft
 import pytest
@@ -11,7 +11,7 @@ import pypeft_fast as pf
 from tests.finetune.conftest import make_tokenizer
 from tests.model.zoo import IDS, TARGETS, assert_fused, assert_same, build, liven, logits, tied
 
-pytestmark = pytest.mark.cpu  # use_cpu moves the model away from the tensors that a GPU's run makes
+pytestmark = pytest.mark.cpu  # use_cpu moves the model to the CPU, but a run on a GPU makes tensors there
 ROWS = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in IDS.repeat(4, 1)]
 STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "training_args.bin"}
 
@@ -63,7 +63,7 @@ def test_a_run_with_several_adapters_goes_on_from_its_checkpoint(tmp_path):
     straight.train()
     assert "second" in names(tmp_path / "checkpoint-2")
     resumed = trainer(tmp_path, second=True)
-    liven(resumed.model, 5)  # to be read from the checkpoint
+    liven(resumed.model, 5)  # the checkpoint must replace these values
     resumed.model.set_adapter("second")
     liven(resumed.model, 5, "second")
     resumed.model.set_adapter("default")
@@ -74,7 +74,7 @@ def test_a_run_with_several_adapters_goes_on_from_its_checkpoint(tmp_path):
 
 def test_the_best_checkpoint_is_loaded_at_the_end(tmp_path):
     class Diverge(TrainerCallback):
-        """Spoils the adapter after the second step, so that the first checkpoint is the better one."""
+        """Spoils the adapter at the third step, so that the first checkpoint is the better one."""
 
         def on_step_end(self, args, state, control, model=None, **kwargs):
             if state.global_step == 3:
@@ -105,7 +105,7 @@ def layout():
 
 
 TEXT = IDS[0].tolist()
-ONE_ROW = {  # column: a model, the layers to adapt, a row of its data with the column that must arrive
+ONE_ROW = {  # {column: (model, target layers, a row of data that has the column)}
     "position_ids": (
         lambda: build("llama"), TARGETS["llama"], dict(input_ids=TEXT, labels=TEXT, position_ids=[*range(3, 10)]),
     ),
@@ -132,7 +132,7 @@ TASKS = {
 @pytest.mark.parametrize("remove_unused_columns", [True, False])
 @pytest.mark.parametrize("column", list(ONE_ROW))
 def test_every_column_of_the_data_reaches_the_model(column, remove_unused_columns, with_task, tmp_path):
-    """A run of the model without adapters gets the same batch; the loss of an evaluation is there."""
+    """The model gets the same batch as without adapters, and an evaluation reports a loss."""
     make, targets, row = ONE_ROW[column]
     rows = [row | ({"noise": 1} if remove_unused_columns else {})] * 4
     config = pf.LoraConfig(target_modules=targets, task_type=TASKS.get(column) if with_task else None)
@@ -157,7 +157,7 @@ def test_every_column_of_the_data_reaches_the_model(column, remove_unused_column
 
 @pytest.mark.parametrize("kind,task", [("llama", "CAUSAL_LM"), ("llama", None), ("t5", "SEQ_2_SEQ_LM")])
 def test_label_smoothing_is_that_of_a_plain_model(kind, task, tmp_path):
-    """With the shift of labels by a token; Seq2Seq models are given the decoder's inputs by a collator then."""
+    """Causal models shift the labels by one token. For Seq2Seq models a collator gives the inputs of the decoder."""
     losses, config = [], pf.LoraConfig(target_modules=TARGETS[kind], task_type=task)  # lora_B is zero
     for model in (pf.get_peft_model(build(kind), config), build(kind)):
         collator = DataCollatorForSeq2Seq(make_tokenizer(), model=model) if kind == "t5" else None

@@ -1,4 +1,4 @@
-"""What each method trains is exactly what its paper says, by name, and a step changes nothing else."""
+"""Each method trains exactly the parameters of its paper, by name, and a step changes no others."""
 
 import re
 
@@ -10,8 +10,8 @@ import pypeft_fast as pf
 from pypeft_fast.frozen.modules import is_conv1d
 from tests.model.zoo import IDS, assert_fused, build, logits
 
-# Linear layers: the targets of LoRA, DoRA and IA3; those of them whose inputs IA3 rescales; and those whose output a
-# bottleneck follows, at the end of attention and of the feedforward part.
+# Linear layers: the targets of LoRA, DoRA and IA3; those whose inputs IA3 scales; and those that a bottleneck follows,
+# which are the last layers of attention and of the feedforward part.
 LAYERS = {
     "llama": (("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"), "mlp.down_proj", ("self_attn.o_proj",)),
     "gpt2": (("attn.c_attn", "mlp.c_proj"), "mlp.c_proj", ("attn.c_proj",)),
@@ -40,26 +40,26 @@ def config(method, kind):
 
 
 def expected(method, kind):
-    """{name: shape}, from the bare model's own names."""
+    """{name: shape} of the parameters that must train, derived from the model without adapters."""
     model = build(kind)
     targets, feedforward, ends = LAYERS[kind]
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)}
     sizes = {n: m.weight.shape if is_conv1d(m) else m.weight.shape[::-1] for n, m in linear.items()}  # inputs, outputs
     adapted = {n: sizes[n] for n in linear if n.endswith(targets)}
     start = "base_model.model."
-    if method in ("lora", "dora"):  # two factors a layer; DoRA: the lengths too
+    if method in ("lora", "dora"):  # two factors a layer; for DoRA also the magnitude
         found = {f"{start}{n}.lora_A.default.weight": (8, K) for n, (K, _) in adapted.items()}
         found |= {f"{start}{n}.lora_B.default.weight": (N, 8) for n, (_, N) in adapted.items()}
         if method == "dora":
             found |= {f"{start}{n}.lora_magnitude_vector.default.weight": (N,) for n, (_, N) in adapted.items()}
         return found
-    if method == "ia3":  # one vector a layer: of its outputs, in the feedforward part of its inputs
+    if method == "ia3":  # one vector a layer, on its outputs, or on its inputs for feedforward layers
         return {
             f"{start}{n}.ia3_l.default": (1, K) if n.endswith(feedforward) else (N, 1) for n, (K, N) in adapted.items()
         }
     if method == "bitfit":  # the biases
         biases = {n.removesuffix(".bias"): p.shape for n, p in model.named_parameters() if n.endswith(".bias")}
-        if kind == "t5":  # which has none, so every linear layer but the head gets one
+        if kind == "t5":  # t5 has no biases; every linear layer except the head gets one
             biases = {n: (N,) for n, (_, N) in sizes.items() if n != "lm_head"}
         return {f"{start}{n}.bitfit_bias.default": tuple(shape) for n, shape in biases.items()}
     if method == "bottleneck":  # two layers with biases, twice a block
@@ -79,7 +79,7 @@ def expected(method, kind):
 
 @pytest.mark.parametrize("kind", list(LAYERS))
 @pytest.mark.parametrize("method", METHODS)
-def test_by_name_and_shape_and_a_step_changes_nothing_else(method, kind):
+def test_parameters_that_train_by_name_and_shape_and_a_step_changes_no_others(method, kind):
     model = pf.get_peft_model(build(kind), config(method, kind)).train()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert {n: tuple(p.shape) for n, p in trained.items()} == expected(method, kind)
@@ -93,7 +93,7 @@ def test_by_name_and_shape_and_a_step_changes_nothing_else(method, kind):
     if method in ("lora", "dora", "ia3"):
         assert_fused(model)
         assert len(ran) >= 2 * len(pf.fuse(model).fused)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # of all: what has no gradient stays
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)  # of all parameters; those without a gradient do not change
     optimizer.step()
     changed = {n for n, t in model.state_dict(keep_vars=True).items() if not torch.equal(t, before[n])}
     assert changed and changed <= set(trained)

@@ -1,4 +1,4 @@
-"""What is named or refused where PEFT would silently train nothing, or lose what was trained."""
+"""Warnings and errors for cases in which PEFT would silently train nothing, or lose trained values."""
 
 import warnings
 
@@ -105,7 +105,7 @@ def encoder():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_shortcut_of_a_torch_encoder_does_not_pass_the_adapter_by(masked):
+def test_the_fast_path_of_a_torch_encoder_does_not_skip_the_adapter(masked):
     x, base = torch.randn(2, 6, 32), encoder()
     options = {"src_key_padding_mask": torch.arange(6).expand(2, 6) >= 4} if masked else {}
     with torch.no_grad():
@@ -166,14 +166,14 @@ def test_tied_weights_that_were_not_trained_stay_tied():
     "options",
     [dict(target_modules=["q_proj", "lm_head"]), dict(target_modules=["q_proj"], modules_to_save=["lm_head"])],
 )
-def test_resizing_does_not_take_away_what_trains(options):
+def test_resizing_keeps_trained_embeddings(options):
     model = pf.get_peft_model(llama(tie_word_embeddings=False), pf.LoraConfig(**options))
     liven(model)
     expected = logits(model)
     with pytest.raises(ValueError, match="would replace the output embeddings and remove the adapter"):
         model.resize_token_embeddings(104)
     assert torch.equal(logits(model), expected)
-    model.resize_token_embeddings(97)  # the size that it has: nothing is replaced
+    model.resize_token_embeddings(97)  # the current size, so nothing is replaced
     model.resize_token_embeddings()
     assert torch.equal(logits(model), expected)
     free = adapted(pf, "llama")
@@ -206,7 +206,10 @@ def test_a_decoder_with_virtual_tokens_does_not_classify_by_padding():
     inputs = dict(input_ids=left, attention_mask=(left > 0).long())
     assert_same(model(**inputs).logits, peft.PeftModelForSequenceClassification.forward(model, **inputs).logits)
     encoder = pf.get_peft_model(build("bert"), pf.PromptTuningConfig(num_virtual_tokens=3, task_type="SEQ_CLS"))
-    assert encoder(input_ids=right, attention_mask=(right > 0).long()).logits.isfinite().all()  # pools the first place
+    encoder.eval()  # an encoder classifies by the first place of a row, wherever the padding is
+    padded = encoder(input_ids=right, attention_mask=(right > 0).long()).logits
+    assert_same(padded, encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).logits)
+    assert not torch.allclose(padded, encoder(input_ids=ids[:, 1:], attention_mask=torch.ones_like(ids[:, 1:])).logits)
 
 
 def test_names_that_are_pefts():
@@ -227,7 +230,7 @@ def test_prefix_tuning_finds_the_last_token_itself():
 
 
 class Initialised(nn.Module):
-    """Sets weights as it is made, and calls its layers in other ways than by name."""
+    """Initialises a weight in __init__, and calls its layers through a loop and through checkpoint."""
 
     def __init__(self):
         super().__init__()
@@ -267,7 +270,7 @@ def test_a_safe_merge_does_not_say_that_all_is_merged_already():
 
 
 def test_many_modules_to_save_are_looked_up_in_one_pass():
-    """Beside a list of blocks four times as long, four times the look-ups and not sixteen."""
+    """With four times as many blocks there are about four times as many look-ups, not sixteen times."""
     counted = []
 
     class Named(str):

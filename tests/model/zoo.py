@@ -1,4 +1,4 @@
-"""Four small architectures with random weights, the same adapter put on them by PEFT and by us, and their outputs."""
+"""Four small architectures with random weights, adapters of PEFT and of this package on them, and their outputs."""
 
 import copy
 
@@ -41,12 +41,12 @@ def build(kind):
         model = tf.T5ForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)  # at zero a lost bias would not show
+            torch.nn.init.normal_(parameter, std=0.1)  # a lost bias of zeros would not be noticed
     return model.eval()
 
 
 def tied():
-    """A Llama whose head is its embedding."""
+    """A Llama with tied weights: its head is its embedding."""
     torch.manual_seed(0)
     config = tf.LlamaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
@@ -62,14 +62,14 @@ def logits(model, ids=IDS, **kwargs):
 
 
 def generated(model, **options):
-    """Greedy: the tokens, and the logits [steps, B, vocabulary] from which they were taken."""
+    """Generates greedily; returns the tokens, and their logits [steps, B, vocabulary]."""
     options = dict(attention_mask=torch.ones_like(IDS), max_new_tokens=6, do_sample=False, pad_token_id=0) | options
     output = model.generate(input_ids=IDS, output_logits=True, return_dict_in_generate=True, **options)
     return output.sequences, torch.stack(output.logits)
 
 
 def adapted(library, kind, seed=1, adapter="default", dtype=torch.float32, **options):
-    """The architecture under `library` (pypeft_fast or peft), with an adapter that has something to say."""
+    """The architecture with an adapter of `library` (pypeft_fast or peft) with random values."""
     config = dict(r=4, lora_alpha=8, target_modules=TARGETS[kind]) | options
     model = build(kind).to(dtype)
     torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def adapted(library, kind, seed=1, adapter="default", dtype=torch.float32, **opt
 
 
 def liven(model, seed=1, adapter="default"):
-    """Fills everything that would train with values drawn by name: the same in either library."""
+    """Adds random values to all parameters that train. The seed depends on the name: the same in both libraries."""
     for name, parameter in sorted(model.named_parameters(), key=lambda item: plain(item[0])):
         if parameter.requires_grad and ("lora_" not in name or f".{adapter}." in name):
             generator = torch.Generator(DEVICE).manual_seed(hash_of(plain(name)) + seed)
@@ -100,7 +100,7 @@ def pair(kind, **options):
 
 
 def assert_fused(*models):
-    """Every adapter layer of these models has run, and on the ops alone: PEFT's forward would compute the same."""
+    """Every adapter layer of these models was called and ran fused; PEFT's forward would give the same values."""
     for model in models:
         report = pf.fuse(model)
         assert report.fused and set(report.calls()) == {"fused"}, report.calls()
@@ -108,4 +108,5 @@ def assert_fused(*models):
 
 
 def assert_same(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)  # eight ulp beside: logits of 7 after two layers in float32
+    """|a - b| <= 1e-5 + 1e-6 |b|, the rounding of logits of about 7 after two layers in float32."""
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)

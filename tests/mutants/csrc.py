@@ -18,7 +18,7 @@ def _csrc(name, file, old, new, *tests, **options):
 SIMD = [
     _csrc("simd-whole-vectors-only", "cpu/isa/simd.h", "for (; k + W <= n; k += W) narrow(out + k",
           "for (; k + W < n; k += W) narrow(out + k", agrees("lora_da"), agrees("lora_shrink"),
-          equivalent="the last whole vector goes the way of the rest, which writes all W elements of it"),
+          equivalent="the code for the rest then stores the last whole vector, with all W elements"),
     _csrc("simd-mask-loses-a-ninth-column", "cpu/isa/simd.h", "columns > 8)", "columns > 9)", agrees("lora_da"),
           ISAS),
     _csrc("simd-bfloat16-ties-up", "cpu/isa/simd.h", "(0x7FFF + (bits >> 16 & 1))", "0x8000", agrees("lora_da"),
@@ -94,7 +94,7 @@ GEMM = [
           agrees("lora_linear"), needs=AVX512),
     _csrc("gemm-tiles-of-eight-rows", "cpu/product/gemm_body.h", "m + TILE_ROWS <= last", "m + TILE_ROWS < last",
           agrees("lora_linear"), agrees("lora_dx"), needs=AVX512,
-          equivalent="the last eight rows go as two tiles of four, which sum each element in the same order"),
+          equivalent="the last eight rows are then two tiles of four, which sum each element in the same order"),
     _csrc("gemm-last-block-lost", "cpu/product/gemm.cpp", "parallel_for(0, ceil_div(args.M, args.block)",
           "parallel_for(0, args.M / args.block", agrees("lora_linear"), needs=AVX512),
 ]  # fmt: skip

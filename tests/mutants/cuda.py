@@ -1,4 +1,4 @@
-"""Mutations of the CUDA kernels; the tests run them on the emulator."""
+"""Mutations of the CUDA kernels. The tests run these kernels on the emulator."""
 
 from .mutation import Mutation
 

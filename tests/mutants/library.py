@@ -1,5 +1,8 @@
-"""csrc/cpu compiled for a copy of the tree: an object file for each source, kept by the hash of all that goes into it,
-so that a mutation compiles what includes its line and nothing else."""
+"""Compiles csrc/cpu for a copy of the tree.
+
+Each source has an object file, which is cached under a hash of the source, its headers and the flags. A mutation
+therefore compiles only the sources that include its line.
+"""
 
 import hashlib
 import re
@@ -11,12 +14,12 @@ import torch
 from tests.sanitizers import build
 
 KEPT = build.BUILD / "mutants"
-QUICK = ["-O0", "-w"]  # after setup.py's own flags: what a mutation makes wrong is wrong without optimisation too
+QUICK = ["-O0", "-w"]  # after the flags of setup.py; mutations need no optimisation
 INCLUDED = re.compile(r'^#(?:include|define ISA_BODY) "(.+)"', re.M)
 
 
 def _texts(csrc, name, seen):
-    """The texts of a file in csrc and of what it includes from there, once each."""
+    """Adds to `seen` the texts of a file in csrc and of the files in csrc that it includes."""
     if name in seen or not (csrc / name).is_file():
         return
     seen[name] = (csrc / name).read_text()
@@ -29,9 +32,9 @@ def _digest(*parts):
 
 
 def put_into(tree):
-    """Compiles what this tree needs and is not kept, and gives the tree its library.
+    """Builds the library of the tree, from cached object files where possible, and copies the library into the tree.
 
-    subprocess.CalledProcessError, with the compiler's words in `stderr`, if it does not compile.
+    subprocess.CalledProcessError, with the messages of the compiler in `stderr`, if a source does not compile.
     """
     KEPT.mkdir(parents=True, exist_ok=True)
     described, csrc, objects = build.extension(), tree / "csrc", []

@@ -1,4 +1,4 @@
-"""A mutation: one line of the tree made wrong as a careless change could make it, and the tests that should see it."""
+"""A mutation: a typical mistake in one line of the tree, and the tests that should fail because of it."""
 
 import contextlib
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old`, which stands in one line of `file` and once, becomes `new`.
+    """Replaces `old`, which occurs once in `file` and within one line, by `new`.
 
-    tests: arguments of pytest, a string for each run, in the order to try; one of these runs must fail.
-    equivalent: why no test can see it, if that is so: then every run must pass.
-    needs: the instruction set without which the line does not run, "" for none.
+    tests: arguments of pytest, one string for each run, in the order of the runs. One run must fail.
+    equivalent: the reason if the mutation changes no result; every run must then pass. Otherwise "".
+    needs: the instruction set that the line needs, or "".
     """
 
     name: str
@@ -26,11 +26,11 @@ class Mutation:
 
     @property
     def folder(self):
-        """The part of the tree that it belongs to."""
+        """The top folder of the file."""
         return next(part for part in ("csrc", "kernels", "pypeft_fast") if self.file.startswith(f"{part}/"))
 
     def mutated(self, root=ROOT):
-        """The file's text with the mutation in it; ValueError, which names the mutation, if it does not apply."""
+        """The text of the file with the mutation; ValueError if `old` does not occur exactly once."""
         text = (root / self.file).read_text()
         count = text.count(self.old)
         if count != 1 or self.old == self.new:
@@ -42,7 +42,7 @@ class Mutation:
 
     @contextlib.contextmanager
     def applied(self, root):
-        """Inside of it the file under `root`, a copy of the tree, has the mutation."""
+        """Applies the mutation to the file under `root`, a copy of the tree, for the length of a block."""
         path, text = root / self.file, self.mutated(root)
         original = path.read_text()
         path.write_text(text)

@@ -1,8 +1,8 @@
-"""Whether the tests see what a careless change makes wrong: python -m tests.mutants.run [--list] [--only NAME...]
+"""Whether the tests fail for typical mistakes: python -m tests.mutants.run [--list] [--only NAME...]
 
-Each mutation is applied to a copy of the tree, never to the tree itself, and the tests that should see it are run there
-until one fails. What failed is run again without a mutation at the end, where it must pass. The exit status is not 0 if
-a mutation survives that is not said to be equivalent, one that is said to be is killed, or one cannot be tried.
+Each mutation is applied to a copy of the tree. The tests of the mutation run in this copy until one fails, which kills
+the mutation. At the end the failed tests run again without a mutation, and must pass. The exit status is 0 if all
+mutations are killed except those marked as equivalent, and if no mutation was impossible to try.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from .mutation import ROOT
 
 MUTATIONS = [*csrc.MUTATIONS, *triton.MUTATIONS, *cuda.MUTATIONS, *python.MUTATIONS]
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16")
-SECONDS = 900  # for one run of pytest: a mutation may loop for ever
+SECONDS = 900  # time limit of one run of pytest, because a mutation may loop for ever
 STARTED = re.compile(r"^(tests/.+?::.+?)(?: (FAILED|ERROR|PASSED|SKIPPED|XFAIL)\b.*| *)$", re.M)
 PARTS = ("csrc", "kernels", "pypeft_fast", "tests", "pyproject.toml", "setup.py")
 
 
 class NotTried(Exception):
-    """A mutation says nothing about the tests: it does not compile, or its tests cannot be run."""
+    """A mutation does not compile, or its tests cannot be run."""
 
 
 def copied(folder):
-    """The parts of the tree that tests read, in this folder, with a library of their own."""
+    """Copies the parts of the tree that tests read into `folder`, and builds a library there; returns `folder`."""
     for part in PARTS:
         if (ROOT / part).is_file():
             shutil.copy(ROOT / part, folder)
@@ -73,7 +73,7 @@ def _last(output):
 
 
 def killer(mutation, tree):
-    """The first test that sees the mutation, or None. NotTried if it does not compile or a run has no tests."""
+    """The first test that fails with the mutation, or None. NotTried if it does not compile or a run has no tests."""
     with mutation.applied(tree):
         try:
             library.put_into(tree)
@@ -84,7 +84,7 @@ def killer(mutation, tree):
 
 
 def verdict(mutation, killed):
-    """(what the table says, whether that is as it should be)."""
+    """(the text for the table, whether the result is the expected one)."""
     if killed is not None:
         return f"killed by {killed}", not mutation.equivalent
     return ("equivalent" if mutation.equivalent else "SURVIVED"), bool(mutation.equivalent)
@@ -130,7 +130,7 @@ def main(arguments):
                 wrong.append(mutation.name)
         library.put_into(tree)
         failing = first_failure(tree, [name for name in killers if name.startswith("tests/")]) if killers else None
-    print(f"\n{len(mutations)} mutations, {len(killers)} tests that saw one", *survivors, sep="\n")
+    print(f"\n{len(mutations)} mutations, {len(killers)} tests that killed one", *survivors, sep="\n")
     if failing is not None:
         print(f"{failing} fails without {killers.get(failing, 'a mutation')} too: it proves nothing")
     if wrong:

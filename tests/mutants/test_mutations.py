@@ -1,4 +1,4 @@
-"""The mutations still apply, one line each, and the runner tells what a tree's tests say."""
+"""Every mutation applies to one line of the tree, and the runner reports the result of the tests."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_every_mutation_applies_to_one_line_and_its_tests_are_there():
             assert (ROOT / test.split()[0].split("::")[0]).exists(), (mutation.name, test)
 
 
-def test_there_are_enough_of_them_everywhere():
+def test_every_folder_has_at_least_three_mutations():
     assert len(run.MUTATIONS) >= 45 and len({m.name for m in run.MUTATIONS}) == len(run.MUTATIONS)
     for folder in ("csrc/cpu/", "kernels/", "pypeft_fast/autograd/", "pypeft_fast/nn/", "pypeft_fast/model/layers/"):
         assert sum(m.file.startswith(folder) for m in run.MUTATIONS) >= 3, folder
@@ -23,7 +23,7 @@ def test_there_are_enough_of_them_everywhere():
 
 @pytest.fixture
 def tree(tmp_path):
-    """A tree of one line and its tests."""
+    """A tree with a file of one line, and tests of the file."""
     (tmp_path / "kernels").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "kernels/one.py").write_text("VALUE = 1\n")
@@ -48,7 +48,7 @@ def test_a_line_that_has_changed_is_an_error_that_names_the_mutation(tree, old):
         mutation(old, "x").mutated(tree)
 
 
-def test_a_tree_is_as_it_was_afterwards(tree):
+def test_the_tree_is_restored_after_a_mutation(tree):
     with pytest.raises(KeyError), mutation("1", "2").applied(tree):
         assert (tree / "kernels/one.py").read_text() == "VALUE = 2\n"
         raise KeyError
@@ -56,7 +56,7 @@ def test_a_tree_is_as_it_was_afterwards(tree):
 
 
 @pytest.mark.parametrize("new,killed", [("1 ", None), ("2", ""), ("3", " (signal 6)")])
-def test_the_first_test_that_fails_or_dies_has_seen_it(tree, monkeypatch, new, killed):
+def test_the_first_test_that_fails_or_dies_kills_the_mutation(tree, monkeypatch, new, killed):
     monkeypatch.setattr(run.library, "put_into", lambda tree: None)
     wrong = mutation("1", new, "tests/test_one.py -k other", "tests/test_one.py")
     found = run.killer(wrong, tree)
@@ -65,14 +65,14 @@ def test_the_first_test_that_fails_or_dies_has_seen_it(tree, monkeypatch, new, k
     assert run.verdict(mutation("1", new, equivalent="so it is"), found)[1] == (killed is None)
 
 
-def test_tests_that_cannot_be_run_say_nothing_about_a_mutation(tree, monkeypatch):
+def test_a_mutation_whose_tests_cannot_be_run_is_not_tried(tree, monkeypatch):
     monkeypatch.setattr(run.library, "put_into", lambda tree: None)
     for test in ("tests/test_one.py -k nothing", "tests/absent.py"):
         with pytest.raises(run.NotTried, match="pytest tests/"):
             run.killer(mutation("1", "2", test), tree)
 
 
-def test_the_library_is_compiled_again_where_what_it_includes_has_changed(tmp_path):
+def test_the_library_is_compiled_again_if_an_included_file_has_changed(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/a.cpp").write_text('#include "cpu/a.h"\n#include <cmath>\n#define ISA_BODY "cpu/body.h"\n')
     (tmp_path / "cpu/a.h").write_text('#include "cpu/a.h"\n')

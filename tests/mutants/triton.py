@@ -1,4 +1,4 @@
-"""Mutations of the Triton kernels; the tests run them in Triton's interpreter."""
+"""Mutations of the Triton kernels. The tests run these kernels in the interpreter of Triton."""
 
 from .mutation import Mutation
 
@@ -25,7 +25,7 @@ MUTATIONS = [
     _triton("shrink-one-seed-for-all", "lora_shrink.py", "tl.load(seed_ptr + g)", "tl.load(seed_ptr)",
             "tests/ops/test_lora_shrink.py"),
     _triton("shrink-every-block-stores-the-mask", "lora_shrink.py", "if rank_block == 0:", "if rank_block >= 0:",
-            agrees("lora_shrink"), equivalent="all blocks of ranks draw the same mask and store the same bytes"),
+            agrees("lora_shrink"), equivalent="all blocks of ranks compute the same mask and store the same bytes"),
     _triton("shrink-group-without-stride", "lora_shrink.py", "a_ptr + g * tl.cast(r, tl.int64) * a_r",
             "a_ptr + g * tl.cast(r, tl.int64)", "tests/ops/test_lora_shrink.py"),
     _triton("load-a-column-more", "_gemm.py", "mask=column < columns", "mask=column <= columns", MEMORY),
@@ -44,7 +44,7 @@ MUTATIONS = [
     _triton("da-sums-in-bfloat16", "lora_da.py", "dot(x.T, ds, da, PRECISION)",
             "dot(x.T, ds, da, PRECISION).to(tl.bfloat16).to(tl.float32)", agrees("lora_da")),
     _triton("db-takes-the-next-stripe", "lora_ds_db.py", "s_m, s_r, end, r)", "s_m, s_r, M, r)", agrees("lora_ds_db"),
-            equivalent="a stripe is made of whole tiles of rows, so that none reaches into the next one"),
+            equivalent="a stripe is whole tiles of rows, so no tile reaches into the next stripe"),
     _triton("ia3-dx-not-scaled", "ia3_dx_dl.py", "acc *= load_row(l_ptr, column, l_i, K)", "acc *= 1.0",
             "tests/ops/test_ia3_dx_dl.py"),
     _triton("dl-rows-past-the-end", "ia3_dx_dl.py", "tl.where(row[:, None] < M, acc * x.to(tl.float32), 0.0)",

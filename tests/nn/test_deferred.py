@@ -25,7 +25,7 @@ EVERY = pytest.mark.parametrize("name", list(LAYERS))
 
 
 def as_frameworks_do(module):
-    """FSDP and torchtitan call it on every module with parameters of its own, parents before children."""
+    """Calls reset_parameters as FSDP and torchtitan do: on every module with parameters, parents before children."""
     for part in module.modules():
         if list(part.parameters(recurse=False)):
             part.reset_parameters()
@@ -88,7 +88,7 @@ def test_values_assigned_to_a_layer_on_meta(name):
     assert torch.equal(module(x), new(x))
 
 
-def test_a_merged_adapter_is_taken_out_first():
+def test_a_merged_adapter_is_unmerged_first():
     module = pf.nn.LoRALinear(K, N)
     nn.init.normal_(module.lora_B)
     weight = module.weight

@@ -1,4 +1,4 @@
-"""from_linear: it takes a plain linear layer, and refuses one that does more than its class says."""
+"""from_linear accepts a plain linear layer, and refuses a layer with hooks, a changed forward or a computed weight."""
 
 import pytest
 from torch import nn
@@ -53,7 +53,7 @@ def test_pruned_and_normalised_layers_are_refused(cls):
 
 
 @CLASSES
-def test_nothing_but_a_linear(cls):
+def test_from_linear_refuses_other_classes(cls):
     with pytest.raises(TypeError, match="linear is a Conv1d, expected a torch.nn.Linear"):
         cls.from_linear(nn.Conv1d(1, 1, 1))
     with pytest.raises(TypeError, match="linear is a LoRALinear"):
@@ -61,5 +61,5 @@ def test_nothing_but_a_linear(cls):
 
 
 @CLASSES
-def test_the_mode_is_taken_over(cls):
+def test_the_training_mode_is_copied(cls):
     assert not cls.from_linear(nn.Linear(4, 4).eval()).training and cls.from_linear(nn.Linear(4, 4)).training

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pypeft_fast as pf
-from tests.nn.copies import COPIES
+from tests.nn.copies import COPIES, assert_saved_as_unmerged
 
 BOTH = pytest.mark.parametrize("feedforward", [False, True], ids=["outputs", "feedforward"])
 
@@ -25,7 +25,7 @@ def expected(module, x):
 
 
 def peft_layer(module):
-    """PEFT's layer over a copy of the frozen one, with the same l."""
+    """The layer of PEFT over a copy of the frozen layer, with the same l."""
     linear = nn.Linear(24, 17, module.bias is not None, dtype=module.weight.dtype)
     linear.load_state_dict({k: v for k, v in module.state_dict().items() if k != "ia3_l"})
     feedforward_modules = ["0"] if module.feedforward else []
@@ -75,11 +75,11 @@ def test_a_new_layer_computes_what_the_frozen_one_does(feedforward):
 @BOTH
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype, bias, feedforward):
+def test_merge_is_undone_exactly_and_does_not_change_shared_weights(dtype, bias, feedforward):
     linear = nn.Linear(24, 17, bias, dtype=dtype)
     module = pf.nn.IA3Linear.from_linear(linear, feedforward=feedforward, init_ia3_weights=False)
     with torch.no_grad():
-        module.ia3_l[0] = 0  # division would not undo it
+        module.ia3_l[0] = 0  # division could not undo this factor
     before, x = copy.deepcopy(linear.state_dict()), torch.randn(5, 24, dtype=dtype)
     apart = module(x)
     module.merge()
@@ -94,18 +94,7 @@ def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype, bias, feedforwar
 
 
 def test_a_merged_layer_saves_and_loads_as_an_unmerged_one():
-    module, other = layer(), layer()
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    assert set(before) == {"weight", "bias", "ia3_l"}
-    module.merge()
-    after = module.state_dict()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    other.merge()
-    other.load_state_dict(after)
-    x = torch.randn(3, 24)
-    assert not other.merged
-    module.unmerge()
-    assert torch.equal(other(x), module(x))
+    assert_saved_as_unmerged(layer(), layer(), {"weight", "bias", "ia3_l"})
 
 
 @BOTH
@@ -124,7 +113,7 @@ def test_casting_a_merged_layer_casts_what_unmerge_restores(feedforward):
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("how", list(COPIES))
-def test_copies_are_whole_and_apart(how, merged):
+def test_copies_are_complete_and_independent(how, merged):
     module, x = layer(feedforward=True).eval(), torch.randn(3, 24)
     if merged:
         module.merge()

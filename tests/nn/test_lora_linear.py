@@ -10,7 +10,7 @@ from torch import nn
 
 import pypeft_fast as pf
 from tests.device import DEVICE
-from tests.nn.copies import COPIES
+from tests.nn.copies import COPIES, assert_saved_as_unmerged
 
 
 def layer(dtype=None, bias=True, **options):
@@ -54,7 +54,7 @@ def test_dropout_in_training_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype):
+def test_merge_is_undone_exactly_and_does_not_change_shared_weights(dtype):
     linear = nn.Linear(24, 17, dtype=dtype)
     module = pf.nn.LoRALinear.from_linear(linear, r=4)
     nn.init.normal_(module.lora_B)
@@ -73,18 +73,7 @@ def test_merge_is_exact_to_undo_and_leaves_sharers_alone(dtype):
 
 
 def test_a_merged_layer_saves_and_loads_as_an_unmerged_one():
-    module, other = layer(), layer()
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    assert set(before) == {"weight", "bias", "lora_A", "lora_B"}
-    module.merge()
-    after = module.state_dict()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    other.merge()
-    other.load_state_dict(after)
-    x = torch.randn(3, 24)
-    assert not other.merged
-    module.unmerge()
-    assert torch.equal(other(x), module(x))
+    assert_saved_as_unmerged(layer(), layer(), {"weight", "bias", "lora_A", "lora_B"})
 
 
 def test_casting_a_merged_layer_casts_what_unmerge_restores():
@@ -109,7 +98,7 @@ def test_half_precision_layers_have_float32_adapters():
 
 @pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize("how", list(COPIES))
-def test_copies_are_whole_and_apart(how, merged):
+def test_copies_are_complete_and_independent(how, merged):
     module, x = layer(lora_dropout=0.25).eval(), torch.randn(3, 24)
     if merged:
         module.merge()
@@ -183,7 +172,7 @@ def test_bad_options(options, error, words):
 
 
 def dora(dtype=None, **options):
-    """With a magnitude that training has moved away from the rows' length."""
+    """A DoRA layer whose magnitude differs from the lengths of the rows, as after training."""
     module = layer(dtype, use_dora=True, **options)
     with torch.no_grad():
         module.lora_magnitude_vector *= 0.5 + torch.rand(17)
@@ -218,7 +207,7 @@ def test_dora_merges_and_unmerges(dtype):
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "state_dict", "double"])
-def test_a_dora_layer_moves_whole(how):
+def test_copies_of_a_dora_layer_are_complete(how):
     module, x = dora().eval(), torch.randn(3, 24)
     y = module(x).detach()
     if how == "state_dict":
@@ -238,7 +227,7 @@ def test_a_dora_layer_moves_whole(how):
 
 
 def test_dora_trains_through_writes_to_data():
-    """As optimizers do that keep flat copies of the parameters: no version counter moves."""
+    """Optimizers with flat copies of the parameters write through .data, which changes no version counter."""
     module, x = dora(lora_dropout=0.1), torch.randn(64, 24)
     for _ in range(3):
         module(x).square().mean().backward()
@@ -262,7 +251,7 @@ def _data(module, parameters):
 
 
 def _freed_and_filled_again(module, parameters):
-    """As FSDP2 does with what it gathers."""
+    """As FSDP2 frees and fills gathered parameters."""
     for p in (module.weight, *parameters):
         values, storage = p.detach() * 1.5, p.untyped_storage()
         size = storage.size()
@@ -273,7 +262,7 @@ def _freed_and_filled_again(module, parameters):
 
 
 def _swapped(module, parameters):
-    """As an average of the weights takes their place for an evaluation."""
+    """As an average of the weights replaces the weights for an evaluation."""
     for p in (module.weight, *parameters):
         average = p.detach() * 0.5
         p.data, average.data = average.data, p.data
@@ -282,7 +271,7 @@ def _swapped(module, parameters):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("change", [_fused_step, _data, _freed_and_filled_again, _swapped])
-def test_dora_measures_what_no_version_counter_shows(change, grad, train):
+def test_dora_uses_weights_that_change_without_a_version_counter(change, grad, train):
     module, x = dora().train(train), torch.randn(5, 24)
     parameters = [p for p in module.parameters() if p.requires_grad]
     module(x).square().sum().backward()

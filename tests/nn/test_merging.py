@@ -1,4 +1,4 @@
-"""merge: all of it or nothing, once, whatever computes the weight."""
+"""merge: completely or not at all, once, and refused if the weight is computed."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def own(module, how):
         torch.nn.utils.remove_weight_norm(module)
     else:
         nn.utils.parametrize.remove_parametrizations(module, "weight")
-    if not isinstance(module.weight, nn.Parameter):  # what these leave of a frozen one
+    if not isinstance(module.weight, nn.Parameter):  # these tools leave a plain tensor for a frozen weight
         value = module.weight
         del module.weight
         module.weight = nn.Parameter(value, requires_grad=False)
@@ -66,7 +66,7 @@ def test_a_computed_weight_is_refused_and_the_adapter_stays(name, how):
 
 
 @EVERY
-def test_unmerging_what_was_parametrized_meanwhile_is_refused(name):
+def test_unmerging_a_layer_that_was_parametrized_since_is_refused(name):
     module = LAYERS[name]()
     weight = module.weight
     module.merge()
@@ -79,7 +79,7 @@ def test_unmerging_what_was_parametrized_meanwhile_is_refused(name):
 
 
 @EVERY
-def test_a_merge_that_fails_on_the_way_leaves_the_layer(name, monkeypatch):
+def test_a_merge_that_fails_does_not_change_the_layer(name, monkeypatch):
     module, x = LAYERS[name](), torch.randn(5, K)
     before = module(x)
 

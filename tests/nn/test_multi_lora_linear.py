@@ -1,4 +1,4 @@
-"""MultiLoRALinear: a bank of named adapters, filled and emptied while it runs."""
+"""MultiLoRALinear: a bank of named adapters, which are added and removed while the layer is in use."""
 
 import copy
 
@@ -63,16 +63,16 @@ def test_adding_replacing_and_removing_allocate_no_parameter():
     assert [p.data_ptr() for p in module.parameters()] == before
 
 
-def test_rows_of_a_removed_adapter_finish_with_it_until_its_slot_is_taken():
+def test_a_removed_adapter_stays_usable_by_index_until_its_slot_is_reused():
     module, x = bank(max_adapters=4), torch.randn(2, K)
     index = module.index(["desk", "billing"])
     before = module(x, index)
     module.remove("desk")
-    module.add("sales", *matrices(2, 3))  # another slot has been free for longer
+    module.add("sales", *matrices(2, 3))  # takes a slot that has been free for longer
     assert torch.equal(module(x, index), before)
 
 
-def test_a_rank_below_the_most_costs_its_own_products_only():
+def test_a_smaller_rank_has_fewer_operations():
     def flops(r):
         module = pf.nn.MultiLoRALinear(K, N, max_adapters=1, max_rank=16)
         module.add("desk", *matrices(r))
@@ -148,10 +148,15 @@ def test_from_linear_shares_and_freezes():
     torch.testing.assert_close(module(x, [None, None]), linear(x))
 
 
-def test_half_precision_holds_float32_adapters():
-    module = bank(dtype=torch.bfloat16)
+def test_a_half_precision_layer_with_float32_adapters_agrees_with_float32():
+    module, x = bank(dtype=torch.bfloat16), torch.randn(2, K).bfloat16()
     assert module.lora_A[0].dtype == torch.float32 and module.weight.dtype == torch.bfloat16
-    assert module(torch.randn(2, K).bfloat16(), ["desk", None]).dtype == torch.bfloat16
+    y = module(x, ["desk", None])
+    assert y.dtype == torch.bfloat16
+    with torch.no_grad():
+        expected = alone(module.float(), x.float(), "desk", *matrices(4, 1), 2.0)[0], module(x.float(), [None, None])[1]
+    for row, want in zip(y, expected, strict=True):
+        torch.testing.assert_close(row.float(), want, rtol=0, atol=0.01 * want.abs().max().item())
 
 
 @pytest.mark.parametrize(

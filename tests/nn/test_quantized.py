@@ -1,4 +1,4 @@
-"""Adapters over a quantised layer: the same as over its decoded weight, in every method, and what merging leaves."""
+"""Adapters over a quantised layer compute the same as over the decoded weight, in every method; merging."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_over_the_decoded_weight(format, name, p)
 
 
 @pytest.mark.parametrize("name", list(_functions(0)))
-def test_without_gradients_too(name):
+def test_values_without_gradients_are_those_over_the_decoded_weight(name):
     function, shapes = _functions(0.0)[name]
     frozen = pf.quantize(torch.randn(N, K))
     arguments = [torch.randn(shape) for shape in shapes]
@@ -84,7 +84,7 @@ def test_compiled_with_dropout_and_checkpointed():
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
-def test_what_does_not_fit_is_named(change, words, grad):
+def test_unsupported_arguments_are_named(change, words, grad):
     arguments = dict(x=torch.randn(5, K), weight=pf.quantize(torch.randn(N, K)), lora_A=torch.randn(4, K))
     arguments = arguments | dict(lora_B=torch.randn(N, 4)) | change
     arguments["lora_A"].requires_grad_(grad)
@@ -125,7 +125,7 @@ def test_layers_over_bitsandbytes():
         assert torch.equal(linear.weight, before)
 
 
-def test_merging_says_what_the_rounding_leaves():
+def test_merging_reports_the_rounding_error():
     layer = pf.nn.LoRALinear.from_linear(_linear_4bit(torch.randn(N, K)), r=4)
     x, codes = torch.randn(7, K), layer.base_layer.weight.clone()
     unmerged = layer(x)

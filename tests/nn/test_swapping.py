@@ -1,10 +1,10 @@
-"""Tools that replace every nn.Linear by a layer of their own, written here as they are: either the adapter survives, or
-they get an error and the model keeps it."""
+"""Tools that replace every nn.Linear by another layer: the adapter is kept, or the replacement raises an error.
+
+The functions here copy what the tools do.
+"""
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,19 +12,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import pypeft_fast as pf
+from tests.interpreter import python
 
 K = 8
 
 
 class Low(nn.Linear):
-    """A layer of such a tool."""
+    """The layer that such a tool creates."""
 
     def forward(self, x):
         return F.linear(x, self.weight.to(torch.bfloat16).float(), self.bias)
 
 
 def sharing(old):
-    """As torchao's Float8Linear.from_float and FakeQuantizedLinear.from_linear."""
+    """The new layer shares the parameters, as torchao's Float8Linear and FakeQuantizedLinear do."""
     with torch.device("meta"):
         new = Low(old.in_features, old.out_features, bias=False)
     new.weight, new.bias = old.weight, old.bias
@@ -38,7 +39,7 @@ def viewing(old):
 
 
 def copying(old):
-    """As accelerate's converter for Transformer Engine."""
+    """The new layer copies the weight, as in accelerate's converter for Transformer Engine."""
     new = Low(old.in_features, old.out_features, bias=old.bias is not None)
     with torch.no_grad():
         new.weight.copy_(old.weight)
@@ -50,12 +51,12 @@ def copying_to_half(old):
 
 
 def within(old):
-    """A module that has it deeper inside."""
+    """A module with the new layer inside."""
     return nn.Sequential(nn.Identity(), copying(old))
 
 
 def swap(module, make, assign=setattr, take=lambda m: True):
-    """torchao's swap_linear_layers."""
+    """Replaces layers as torchao's swap_linear_layers does."""
     for name, child in list(module.named_children()):
         swap(child, make, assign, take)
         if isinstance(child, nn.Linear) and take(child):
@@ -142,7 +143,7 @@ def plain(old):
 
 
 def knowing(old):
-    """A tool that takes the adapter over."""
+    """A tool that moves the adapter to the new layer."""
     new = sharing(old)
     for i, parameter in enumerate(p for p in old.parameters() if p.requires_grad):
         new.register_parameter(f"adapter_{i}", parameter)
@@ -155,7 +156,7 @@ def knowing(old):
     [Holds, nn.Sequential, copy.deepcopy, torch.compile, rebuilt, knowing, lambda old: nn.Linear(K, K)]
     + [lambda old: nn.Identity(), lambda old: old, lambda old: None],
 )
-def test_what_keeps_an_adapter_or_another_weight_may_take_the_place(name, make):
+def test_a_module_with_the_adapter_or_with_another_weight_may_replace_a_layer(name, make):
     net = model(name)
     net[1] = new = make(net[1])
     assert net[1] is new
@@ -170,8 +171,8 @@ def test_an_adapter_is_dropped_on_purpose(name):
     assert parent.inner.weight is weight
 
 
-def test_bitfit_loses_nothing():
-    """Its bias is what trains, and a swap takes it along."""
+def test_a_swap_of_a_bitfit_layer_is_allowed():
+    """Only the bias trains, and the new layer keeps the bias."""
     net = swap(nn.Sequential(pf.nn.BitFitLinear(K, K)), sharing)
     assert type(net[0]) is Low and net[0].bias.requires_grad
 
@@ -204,5 +205,5 @@ def test_a_layer_from_a_file_is_watched_in_a_new_process(tmp_path):
         "try: net[0] = new\n"
         "except RuntimeError as error: print(error)"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "net")], capture_output=True, text=True)
+    result = python("-c", code, tmp_path / "net")
     assert "drops its adapter" in result.stdout, result.stderr

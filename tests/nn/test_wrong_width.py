@@ -1,4 +1,4 @@
-"""An input of another width than the layer's is named as such, whatever the layer trains."""
+"""The error for an input of the wrong width names the input, for every layer."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_input_is_blamed(name, grad):
+def test_the_error_for_a_wrong_width_names_x(name, grad):
     layer = LAYERS[name](nn.Linear(10, 6, device=DEVICE))
     for shape in ((4, 7), (2, 3, 11), (7,)):
         with torch.set_grad_enabled(grad), pytest.raises(ValueError) as caught:

@@ -1,4 +1,4 @@
-"""Bad arguments: each op's test lists them, and every kernel must refuse them with the same words, eager and traced."""
+"""Bad arguments, listed in the test of each op. Every kernel must refuse them with the same message, also in traces."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ CASE = Case(6, 20, 10, 3, 0.3)
 
 
 def assert_rejects(op_name, index, value, error, words):
-    """The sample arguments with args[index] replaced are an error whose message has these words."""
+    """Calls the op with sample arguments, args[index] replaced; expects `error` with these words in its message."""
     args = list(sample(op_name, CASE))
     args[index] = value(args[index]) if callable(value) else value
     for kernel in available(OPS[op_name]):
-        for grad in (True, False):  # without, an op of one call asks its C++ kernel first
+        for grad in (True, False):  # without gradients a composite op calls its C++ kernel first
             with using(kernel), torch.set_grad_enabled(grad), pytest.raises(error, match=words):
                 OPS[op_name](*args)
-    with torch._subclasses.FakeTensorMode() as mode:  # where torch.compile traces, and no kernel runs
+    with torch._subclasses.FakeTensorMode() as mode:  # torch.compile traces with fake tensors, and no kernel runs
         fakes = [_fake(mode, a) for a in args]
         with pytest.raises(error, match=words):
             OPS[op_name](*fakes)

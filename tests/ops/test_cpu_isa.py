@@ -1,6 +1,7 @@
-"""The C++ kernels on every instruction set that this CPU has: one process each, since the choice is made once.
+"""The C++ kernels on every instruction set of this CPU, one process each, because a process selects one set.
 
-Truth is a float64 formula and a Philox in Python integers, both written here, independent of the package's own.
+The expected values are a float64 formula and a Philox in Python integers, both written here and independent of the
+package.
 """
 
 import functools
@@ -39,7 +40,7 @@ torch.save((_native.cpu_isa(), results), sys.argv[2])
 
 
 def child(calls, folder, isa):
-    """Runs the calls [(op, arguments)] in a process of their own; the instruction set it used, and the results."""
+    """Runs the calls [(op, arguments)] in a new process; returns its instruction set and results, or its stderr."""
     given, out = folder / "calls.pt", folder / "results.pt"
     torch.save(calls, given)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYPEFT_FAST_CPU": isa}
@@ -82,7 +83,7 @@ class Case:
         return mask
 
     def keep(self):
-        """float64 [M, K]: the scale where x is kept, else 0."""
+        """float64 [M, K]: the dropout scale where x is kept, otherwise 0."""
         if self.p == 0:
             return torch.ones(self.M, self.K, dtype=torch.float64)
         bits = [[byte >> j & 1 for byte in row for j in range(8)][: self.K] for row in self.mask().tolist()]
@@ -94,7 +95,7 @@ class Case:
         return torch.randn(columns, 2 * rows + 1).to(dtype)[:, 1::2].t()
 
     def calls(self):
-        """Every op's arguments. x is NaN where dropout drops it: a dropped element is 0, whatever it was."""
+        """The arguments of every op. x is NaN where it is dropped, because a dropped element must become 0."""
         torch.manual_seed(1)
         S = torch.promote_types(self.T, self.P)
         x, dY = self.random(self.M, self.K, self.T), self.random(self.M, self.N, self.T)
@@ -175,8 +176,8 @@ CASES = [
     Case(21, 50, 37, 9, 0.3, strided=True),
     Case(12, 31, 45, 5, 0.4, BF16, F32, strided=True),
     Case(0, 8, 9, 2, 0.5),
-    # From 32 rows on, 192 in bfloat16, AVX-512 has a matrix product of its own: all widths of a panel, odd pairs, long
-    # sums, any strides.
+    # With at least 32 rows, or 192 in bfloat16, AVX-512 uses the package's matrix product. The sizes have all widths of
+    # a panel, odd pairs, long sums and any strides.
     Case(70, 130, 67, 17, 0.05),
     Case(205, 131, 83, 5, 0.3, BF16, BF16),
     Case(33, 1300, 1, 1, 0.3),
@@ -184,7 +185,7 @@ CASES = [
     Case(43, 97, 145, 3, 0.3, strided=True),
     Case(193, 97, 145, 3, 0.3, BF16, BF16, strided=True),
 ]
-# Every float16, and float32 around every ground for rounding: ties, subnormals, overflow, not a number.
+# Every float16, and float32 values at every rounding case: ties, subnormals, overflow and NaN.
 HALVES = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(1, -1)
 WORDS = torch.tensor([[0, 0x7FFF, 0x8000, 0x8001, 0x18000, 0x1000, 0x3000, 0xFFFF, 0x2001, -0x8000, 0x4321]])
 EXPONENTS = torch.arange(0, 256, dtype=torch.int32).view(-1, 1) << 23
@@ -206,16 +207,16 @@ def results(request, tmp_path_factory):
 
 
 def agrees(op, args, outputs, keep):
-    """Whether each output is within two roundings to its dtype and a few of every product's in float32."""
+    """Whether each output is within two roundings to its dtype and a few float32 roundings of the products."""
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     magnitude = truth(op, [a.abs() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args], keep)
     for output, expected, most in zip(outputs, truth(op, args, keep), magnitude, strict=False):
         assert output.shape == expected.shape and output.is_contiguous()
         bound = 2 * torch.finfo(output.dtype).eps * expected.abs() + 1e-6 * most
-        # The frozen part is rounded to the activations' dtype before the low-rank part is added or a factor multiplies.
+        # The frozen part is rounded to the dtype of x before the low-rank part is added or a factor is applied.
         if op in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"):
             bound = bound + torch.finfo(args[0].dtype).eps * most
-        if op in ("swiglu", "swiglu_backward"):  # no sum lifts its results above the smallest numbers of the dtype
+        if op in ("swiglu", "swiglu_backward"):  # results may be subnormal
             bound = bound + torch.finfo(output.dtype).smallest_normal
         if not bool(((output.double() - expected).abs() <= bound).all()):
             return False

@@ -1,4 +1,4 @@
-"""Derivatives of the ops themselves, where no autograd.Function stands over them: right, or an error; never zeros."""
+"""Derivatives of the ops themselves, without an autograd.Function: right values or an error, never silent zeros."""
 
 import io
 
@@ -13,7 +13,7 @@ from tests.device import DEVICE
 
 F64 = torch.float64
 WITH_FORMULA = ("lora_forward", "lora_shrink", "lora_linear", "multi_lora_forward", "ia3_linear", "swiglu")
-OF_FLOATS = sorted(set(OPS) - {"dequantize"})  # which takes codes, and scales that nobody trains
+OF_FLOATS = sorted(set(OPS) - {"dequantize"})  # dequantize has no inputs that are trained
 WITHOUT = sorted(set(OF_FLOATS) - set(WITH_FORMULA))
 OPTIONS = {
     "lora_linear": [{}, {"scale": True}, {"scale": True, "need_z": False}],
@@ -36,7 +36,7 @@ def first(outputs):
 
 
 def floats(outputs):
-    """The outputs that have a gradient and any element."""
+    """The outputs that are floating-point and not empty."""
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return tuple(t for t in outputs if t.is_floating_point() and t.numel())
 
@@ -61,7 +61,7 @@ def test_the_formula_is_the_derivative(op, case):
 
 
 @pytest.mark.parametrize("op,case", CASES, ids=str)
-def test_each_gradient_alone_is_what_it_is_among_all(op, case):
+def test_each_gradient_alone_equals_that_of_a_call_for_all(op, case):
     given = sample(op, case)
     everything = training(given)
     y = first(overload(op)(*everything))
@@ -130,7 +130,7 @@ def test_forward_mode_is_an_error(op):
         with mode, forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
             of_one(forward_ad.make_dual(args[i], torch.ones_like(args[i])))
     with forward_ad.dual_level():
-        of_one(args[i])  # a level alone is no tangent
+        of_one(args[i])  # a dual level without a tangent is no error
 
 
 @pytest.mark.parametrize("op", WITH_FORMULA)
@@ -146,7 +146,7 @@ X, W, A, B = (torch.randn(*shape, device=DEVICE) for shape in ((3, 8), (6, 8), (
 
 
 def test_compiled_torch_func_grad_is_right():
-    """backend: not inductor, whose cache on disk would answer for an older formula."""
+    """The backend is not inductor, because its cache on disk could hold an older formula."""
     compiled = torch.compile(torch.func.grad(lambda A: pf.lora_linear(X, W, A, B).square().sum()), backend="aot_eager")
     expected = torch.func.grad(lambda A: (X @ W.t() + X @ A.t() @ B.t()).square().sum())(A)
     torch.testing.assert_close(compiled(A), expected)

@@ -7,7 +7,7 @@ from pypeft_fast.ops.dora_norm import dora_norm
 from pypeft_fast.testing import Case, available, sample
 from tests.ops.rejections import assert_rejects
 
-FORMED = [kernel for kernel in available(OPS["dora_norm"]) if kernel != "blas"]  # that one sums squares instead
+FORMED = [kernel for kernel in available(OPS["dora_norm"]) if kernel != "blas"]  # blas sums squares instead
 DTYPES = [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.float32)]
 
 
@@ -46,7 +46,7 @@ def test_an_update_that_cancels_the_weight_leaves_an_exact_length(kernel, dtype,
     "dtype,adapter", [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.float32)]
 )
 def test_more_rows_than_a_block_holds(kernel, dtype, adapter):
-    """8209 columns leave 32 rows to a block."""
+    """With 8209 columns a block has 32 rows."""
     args = sample("dora_norm", Case(N=70, K=8209, r=3, dtype=dtype, adapter=adapter))
     truth = OPS["dora_norm"].function("reference")(*(a.double() if isinstance(a, torch.Tensor) else a for a in args))
     with pf.using(kernel):

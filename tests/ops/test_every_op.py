@@ -1,4 +1,4 @@
-"""Every op on every kernel that this machine has: values, shapes and layouts, registration, and tests that can fail."""
+"""Every op on every available kernel: values, shapes and layouts, registration, and planted faults that must fail."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def test_agrees_with_float64(op, kernel, case, poisoned):
 
 
 def _format_calls():
-    """Every case where the weight is decoded by the kernel itself; one a format where another op has done it."""
+    """All cases for kernels that decode the weight themselves; one case for each format for other kernels."""
     for op, kernel in KERNELS:
         if op == "dequantize" or isinstance(OPS[op], FrozenOp):
             decodes = op == "dequantize" or kernel in NATIVE
@@ -48,7 +48,7 @@ def _format_calls():
 def test_agrees_over_every_format(op, kernel, case, poisoned):
     try:
         assert_agrees(op, kernel, case)
-    except RuntimeError as error:  # a format that C++ does not read
+    except RuntimeError as error:  # C++ does not read this format
         native = FORMATS[case.format.partition(",")[0]].native
         assert not native and kernel == "cpu" and "cannot read weights of format" in str(error)
 
@@ -70,11 +70,11 @@ def test_a_tensor_on_another_device_is_an_error_that_names_both(op, kernel):
             apart = (*args[:i], moved.to("meta"), *args[i + 1 :])
             with pf.using(kernel), pytest.raises(ValueError, match=words):
                 OPS[op](*apart)
-            with pytest.raises(ValueError, match=words):  # the same without PyTorch's dispatch on the other device
+            with pytest.raises(ValueError, match=words):  # the same when PyTorch does not dispatch to the other device
                 OPS[op].check_arguments(*apart)
 
 
-@pytest.mark.parametrize("op", [name for name in OPS if name != "dequantize"])  # which has no activations
+@pytest.mark.parametrize("op", [name for name in OPS if name != "dequantize"])  # dequantize has no activations
 def test_float64_is_exact_on_the_reference_and_refused_by_compiled_kernels(op):
     args = sample(op, Case(dtype=torch.float64, p=0.25))
     ran = OPS[op].choose(*args).name
@@ -101,14 +101,14 @@ def test_is_deterministic_at_any_number_of_threads(op, kernel, set_threads):
     torch.testing.assert_close(results[0], results[1])
 
 
-# (op, the argument whose rows are the result's)
+# (op, the argument of which each row determines one row of the result)
 ROWWISE = [("lora_linear", 0), ("lora_linear", 3), ("lora_dx", 0), ("lora_dx", 2), ("ia3_linear", 0), ("ia3_dx_dl", 0)]
 
 
 @pytest.mark.parametrize("op,index,kernel", [(o, i, k) for o, i in ROWWISE for k in available(OPS[o])])
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 def test_nan_stays_in_its_row_where_the_inner_axis_is_odd(op, index, kernel, dtype):
-    """bfloat16 is multiplied in pairs: behind a row of odd length lies the next row's first element."""
+    """bfloat16 is multiplied in pairs, and the element after a row of odd length is the first one of the next row."""
     args = sample(op, Case(256, 33, 49, 3, 0.3 if op == "lora_dx" else 0.0, dtype))
     args[index][5, 0] = float("nan")
     with pf.using(kernel):
@@ -117,9 +117,9 @@ def test_nan_stays_in_its_row_where_the_inner_axis_is_odd(op, index, kernel, dty
     assert y.isnan().any(1).nonzero().flatten().tolist() == [5]
 
 
-# A test that cannot fail proves nothing: each kernel is spoiled in every way that a careless bound would let pass.
+# assert_agrees must fail for every kernel that is spoiled in one of these ways, which a loose bound would not notice.
 @pytest.mark.parametrize("title,kernel,how", [(t, k, how) for t, k in VARIANT_KERNELS for how in SPOILED[t]])
-def test_a_spoiled_kernel_fails(title, kernel, how):
+def test_a_spoiled_kernel_is_out_of_the_bound(title, kernel, how):
     op, options = VARIANTS[title]
     assert_spoiling_fails(op, kernel, SPOILED[title][how], dataclasses.replace(TYPICAL, options=options))
 

@@ -1,7 +1,4 @@
-"""torch.utils.flop_counter counts the ops: what it counts of the same layer in plain PyTorch."""
-
-import subprocess
-import sys
+"""torch.utils.flop_counter counts the same number for our ops as for the same layer in plain PyTorch."""
 
 import pytest
 import torch
@@ -12,6 +9,7 @@ import pypeft_fast as pf
 from pypeft_fast._flops import FORMULAS
 from pypeft_fast._op import OPS
 from tests.device import DEVICE
+from tests.interpreter import python
 
 M, N, K, r = 6, 10, 24, 3
 
@@ -44,7 +42,7 @@ def counted(function, tensors, trains):
 @pytest.mark.parametrize("trains", ["nothing", "adapter", "adapter and x"])
 @pytest.mark.parametrize("kernel", ["automatic", "blas"])
 @pytest.mark.parametrize("call", CALLS)
-def test_counts_what_plain_pytorch_counts(call, kernel, trains):
+def test_the_count_equals_that_of_plain_pytorch(call, kernel, trains):
     ours, eager, shapes = CALLS[call]
     tensors = [torch.randn(*shape, device=DEVICE) for shape in shapes]
     wanted = {"nothing": (), "adapter": range(2, len(shapes)), "adapter and x": (0, *range(2, len(shapes)))}[trains]
@@ -67,7 +65,7 @@ with FlopCounterMode(display=False) as counter:
     pf.lora_linear(torch.randn(3, 8), torch.randn(6, 8), torch.randn(2, 8), torch.randn(6, 2))
 print(counter.get_total_flops())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = python("-c", script, expect_success=True)
     assert int(done.stdout) == 2 * 3 * (8 * 6 + 8 * 2 + 2 * 6)
 
 

@@ -1,4 +1,4 @@
-"""High ranks on a CPU: the vendor multiplies the adapter's matrices, whole, in blocks, and behind a mask."""
+"""High ranks on a CPU: the vendor's library multiplies the adapter's matrices, at once, in blocks and with a mask."""
 
 from itertools import product
 
@@ -22,7 +22,7 @@ CASES = [
     *(Case(40, 70, 45, 260, 0.3, *dtypes, layout="strided") for dtypes in DTYPES),
     Case(0, 70, 45, 260, 0.3),
 ]
-# Where the block of rows or columns that is copied at a time is not the whole matrix.
+# Cases in which the matrix is copied in several blocks of rows or columns.
 IN_BLOCKS = [
     ("lora_shrink", Case(40, 8209, 9, 260)),
     ("lora_linear", Case(40, 9, 8209, 260)),
@@ -42,7 +42,7 @@ def test_agrees_with_float64(op, case, poisoned):
 @pytest.mark.parametrize("op,case", IN_BLOCKS, ids=str)
 @pytest.mark.parametrize("dtypes", [(F32, None), (BF16, None), (BF16, F32)], ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_in_blocks(op, case, dtypes, p, poisoned):
+def test_sums_in_several_blocks_agree_with_float64(op, case, dtypes, p, poisoned):
     assert_agrees(op, "cpu", Case(case.M, case.K, case.N, case.r, p, *dtypes))
 
 
@@ -54,8 +54,8 @@ def test_a_scaled_product(M, N, dtype, adapter, poisoned):
 
 
 @pytest.mark.parametrize("dtype,adapter", DTYPES)
-def test_stacked_projections_are_each_alone(dtype, adapter):
-    """Each has its rows of A, its columns of s, its seed and its mask."""
+def test_stacked_projections_equal_single_projections(dtype, adapter):
+    """Each projection has rows of A, columns of s, a seed and a mask."""
     x, A, *_ = sample("lora_shrink", Case(40, 70, 9, 256, 0.3, dtype, adapter))
     seeds = torch.tensor([3, 4])
     with pf.using("cpu"):
@@ -69,7 +69,7 @@ def test_stacked_projections_are_each_alone(dtype, adapter):
 @pytest.mark.parametrize("op,scaling", [("lora_linear", 5), ("lora_ds_db", 3)])
 @pytest.mark.parametrize("dtype,adapter", [(F32, None), (BF16, None), (BF16, F32)])
 def test_a_scaling_of_zero_makes_nan_of_infinity(op, scaling, dtype, adapter):
-    """Libraries leave out a product whose factor is 0."""
+    """BLAS libraries skip a product whose factor is 0, which would lose the NaN."""
     args = list(sample(op, Case(5, 70, 45, 260, 0.0, dtype, adapter)))
     args[scaling] = 0.0
     args[scaling - 1 if op == "lora_linear" else 1][2, 1] = float("inf")
@@ -79,7 +79,7 @@ def test_a_scaling_of_zero_makes_nan_of_infinity(op, scaling, dtype, adapter):
 
 
 @pytest.mark.parametrize("dtype,adapter", [(F32, None), (BF16, None), (BF16, F32)])
-def test_what_is_dropped_does_not_count(dtype, adapter):
+def test_dropped_elements_do_not_enter_the_result(dtype, adapter):
     x, A, p, seed = sample("lora_shrink", Case(40, 70, 9, 260, 0.3, dtype, adapter))
     with pf.using("cpu"):
         s, mask = OPS["lora_shrink"](x, A, p, seed)

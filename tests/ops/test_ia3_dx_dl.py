@@ -55,7 +55,7 @@ def test_feedforward_agrees_with_float64(kernel, case, poisoned):
 
 @pytest.mark.parametrize("feedforward,need", list(product([False, True], NEED)), ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_is_not_needed_is_empty(kernel, feedforward, need, poisoned):
+def test_results_that_are_not_needed_are_empty(kernel, feedforward, need, poisoned):
     case = Case(70, 38, 33, dtype=torch.bfloat16, adapter=torch.float32)
     assert_agrees("ia3_dx_dl", kernel, dataclasses.replace(case, options={"feedforward": feedforward, "need": need}))
 
@@ -71,7 +71,7 @@ def test_without_dl_nothing_saved_is_needed(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_an_expanded_gradient(kernel):
-    """The gradient of a sum: one element, strides 0."""
+    """The gradient of a sum is one element with strides of 0."""
     dY, weight, z, x = torch.ones(()).expand(9, 4), torch.randn(4, 7), torch.randn(9, 4), torch.randn(9, 7)
     l_N, l_K = torch.randn(4), torch.randn(7)
     with using(kernel):
@@ -85,7 +85,7 @@ def test_an_expanded_gradient(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_infinity_in_the_last_row_stays_infinity(kernel):
-    """A tile's rows past the end repeat the last one; times 0 it would be NaN."""
+    """The rows of a tile past the end repeat the last row; infinity times 0 would be NaN."""
     dY, weight, x = torch.ones(5, 4), torch.ones(4, 7), torch.ones(5, 7)
     dY[4] = float("inf")
     with using(kernel):

@@ -36,12 +36,12 @@ def test_rejects(index, value, error, words):
 
 @pytest.mark.parametrize("kernel", available(OPS["lora_backward"]))
 @pytest.mark.parametrize("needs", [n for n in product((True, False), repeat=3) if any(n)], ids=str)
-def test_only_what_is_needed(kernel, needs, poisoned):
+def test_only_needed_gradients_are_computed(kernel, needs, poisoned):
     for p in (0.0, 0.3):
         assert_agrees("lora_backward", kernel, Case(9, 20, 12, 3, p, options={"needs": needs}))
 
 
-def test_what_is_not_needed_need_not_be_given():
+def test_arguments_of_gradients_that_are_not_needed_may_be_missing():
     dY, x, weight, A, B, s, mask, *rest = sample("lora_backward", Case(5, 16, 6, 2, 0.0))
     everything = lora_backward(dY, x, weight, A, B, s, mask, *rest)
     scaling, p, *_, dtype = rest

@@ -23,13 +23,13 @@ def test_rejects(index, value, error, words):
 
 @pytest.mark.parametrize("need", [(True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize("kernel", available(OPS["lora_ds_db"]))
-def test_what_is_not_needed_is_empty(kernel, need, poisoned):
+def test_results_that_are_not_needed_are_empty(kernel, need, poisoned):
     assert_agrees("lora_ds_db", kernel, Case(70, 8, 33, 5, options={"need": need}))
 
 
 @pytest.mark.parametrize("kernel", available(OPS["lora_ds_db"]))
 def test_an_expanded_gradient(kernel):
-    """The gradient of a sum: one element, strides 0."""
+    """The gradient of a sum is one element with strides of 0."""
     dY, B, s = torch.ones(()).expand(9, 4), torch.randn(4, 2), torch.randn(9, 2)
     with using(kernel):
         dS, dB = lora_ds_db(dY, B, s, 3.0, True, True)

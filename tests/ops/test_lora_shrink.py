@@ -32,7 +32,8 @@ def test_rejects(index, value, error, words):
 def test_mask_and_sum_of_a_known_seed():
     x, A, seed = torch.ones(2, 12), torch.ones(1, 12), torch.tensor([0])
     s, mask = lora_shrink(x, A, 0.5, seed)
-    # Counter 0, key 0: the known answer 5f6fb709 0d893f64 4f121f81 4f730a48, low half first; kept are lanes >= 0x8000.
+    # The known answer for counter 0 and key 0 is 5f6fb709 0d893f64 4f121f81 4f730a48. Lanes are halves, low half first;
+    # lanes >= 0x8000 are kept.
     lanes = [0xB709, 0x5F6F, 0x3F64, 0x0D89, 0x1F81, 0x4F12, 0x0A48, 0x4F73]
     assert mask[0, 0] == sum(1 << j for j, lane in enumerate(lanes) if lane >= 0x8000)
     assert torch.equal(s[:, 0], 2.0 * philox.unpack(mask, 12).sum(1))

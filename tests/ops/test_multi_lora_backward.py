@@ -1,4 +1,4 @@
-"""Gradients of rows of several adapters: beside each adapter's solo run, and whatever else is in the batch."""
+"""Gradients for rows of several adapters: equal to those of each adapter alone, whatever else is in the batch."""
 
 from itertools import product
 
@@ -24,7 +24,7 @@ def test_agrees_for_any_number_of_adapters(kernel, case, poisoned):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("needs", [n for n in product((True, False), repeat=3) if any(n)], ids=str)
-def test_only_what_is_needed(kernel, needs, poisoned):
+def test_only_needed_gradients_are_computed(kernel, needs, poisoned):
     for p in (0.0, 0.3):
         assert_agrees("multi_lora_backward", kernel, Case(9, 20, 12, 3, p, options={"needs": needs}))
 
@@ -54,8 +54,8 @@ def test_rejects(index, value, error, words):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
-def test_each_adapter_is_what_it_is_alone(kernel, n):
-    """lora_backward of its rows alone; zeros for the last adapter, which has none."""
+def test_each_adapter_equals_its_run_alone(kernel, n):
+    """Compares with lora_backward of the rows of each adapter alone; the last adapter has no rows and gets zeros."""
     args = sample("multi_lora_backward", Case(3 * n + 5, 50, 70, 16, 0.4, options={"adapters": n}))
     dY, x, W, A, B, index, s, mask, scalings, ps, *needs = args
     with pf.using(kernel):

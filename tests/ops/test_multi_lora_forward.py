@@ -1,4 +1,4 @@
-"""Rows of several adapters: beside each adapter's solo run, whatever the number, ranks and order of the others."""
+"""Rows of several adapters: equal to each adapter alone, whatever the number, the ranks and the order of the others."""
 
 import pytest
 import torch
@@ -74,8 +74,8 @@ def test_an_index_out_of_range_is_named(kernel, bad, grad):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("n", [1, 2, 8, 64])
-def test_each_adapter_is_what_it_is_alone(kernel, n):
-    """The same seed, the same row numbers: values, s and masks of its own rows, and nothing of it elsewhere."""
+def test_each_adapter_equals_its_run_alone(kernel, n):
+    """With the same seed and row numbers y, s and mask of the rows are equal, and s and mask are 0 elsewhere."""
     args = sample("multi_lora_forward", Case(3 * n + 5, 50, 70, 16, 0.4, options={"adapters": n}))
     x, W, b, A, B, index, scalings, ps, seeds = args
     with pf.using(kernel):
@@ -95,7 +95,7 @@ def test_each_adapter_is_what_it_is_alone(kernel, n):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_what_another_row_or_adapter_holds_does_not_leak(kernel, bad):
+def test_infinity_and_nan_do_not_leak_into_other_rows(kernel, bad):
     args = list(sample("multi_lora_forward", Case(40, 33, 49, 3, 0.3)))
     x, _, _, A, B, index, *_ = args
     with pf.using(kernel):
@@ -105,7 +105,7 @@ def test_what_another_row_or_adapter_holds_does_not_leak(kernel, bad):
         y = multi_lora_forward(*args)[0]
         assert not y[index == 1].isfinite().any() and torch.equal(y[index != 1], clean[index != 1])
         args[0] = x.clone()
-        args[0][0] = bad  # a row of the base alone
+        args[0][0] = bad  # a row without an adapter
         args[3], args[4] = A, B
         assert index[0] == -1 and torch.equal(multi_lora_forward(*args)[0][1:], clean[1:])
 
@@ -113,7 +113,7 @@ def test_what_another_row_or_adapter_holds_does_not_leak(kernel, bad):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("count", [1, 30])
 def test_infinity_in_a_row_of_lora_B_stays_in_its_column(kernel, count):
-    """A rank that fills no vector: behind a row of B lies the next one."""
+    """The rank is less than a vector, so a whole vector would read the next row of B."""
     x, W, b, A, B, _, *rest = sample("multi_lora_forward", Case(count, 33, 49, 3, 0.0, options={"adapters": 2}))
     B[0][7] = float("inf")
     with pf.using(kernel):
@@ -124,7 +124,7 @@ def test_infinity_in_a_row_of_lora_B_stays_in_its_column(kernel, count):
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_neither_the_other_rows_nor_the_threads_change_a_bit(dtype, set_threads):
-    """On the same number of rows, for which the frozen product runs the same way."""
+    """The number of rows is the same, so the frozen product uses the same kernel."""
     args = list(sample("multi_lora_forward", Case(97, 130, 300, 16, 0.3, dtype)))
     y, s, mask = multi_lora_forward(*args)
     own = args[5] == 2

@@ -1,4 +1,4 @@
-"""The dropout stream against Random123's published known answers and the definition of the packed mask."""
+"""The dropout stream compared with the published known answers of Random123 and the definition of the packed mask."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_known_answers(line):
 @pytest.mark.parametrize("M,K", [(1, 1), (3, 8), (5, 13), (4, 64)])
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9999])
 def test_mask_is_the_stream_packed(M, K, p):
-    seed = -0x0123456789ABCDEF  # as a key: two's complement
+    seed = -0x0123456789ABCDEF  # the key is its two's complement
     key = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
     mask = philox.packed_mask(M, K, p, torch.tensor([seed]))
     assert mask.shape == (M, (K + 7) // 8)

@@ -1,4 +1,4 @@
-"""The kernels' Philox where the counter passes 32 bits, which no mask in a test's memory does, and at the threshold."""
+"""The Philox of the kernels for counters past 32 bits, which no mask in a test reaches, and at the threshold."""
 
 import ctypes
 import shutil
@@ -15,7 +15,7 @@ from tests.sanitizers import build
 SEED = -0x0123456789ABCDEF
 KEY = (SEED & 0xFFFFFFFF, SEED >> 32 & 0xFFFFFFFF)
 FIRSTS = [0, 2**32 - 9, 2**32, 5 * 2**32 - 30, 2**45 + 12345]
-COUNT = 61  # no multiple of what a vector makes at once
+COUNT = 61  # not a multiple of the bytes that a vector computes
 
 
 def words(index):
@@ -23,7 +23,7 @@ def words(index):
 
 
 def threshold(first):
-    """That of which the stream's part 3 from there on is just not dropped."""
+    """The largest threshold that keeps lane 3 of counter `first`."""
     return words(first)[1] >> 16
 
 
@@ -47,7 +47,7 @@ def library(tmp_path_factory):
 @pytest.mark.cpu
 @pytest.mark.parametrize("first", FIRSTS)
 @pytest.mark.parametrize("isa", AVAILABLE)
-def test_of_the_cpu_kernels(library, isa, first):
+def test_the_stream_of_the_cpu_kernels(library, isa, first):
     found = (ctypes.c_uint8 * COUNT)()
     stream = getattr(library, f"stream_{isa}")
     stream.argtypes = [ctypes.c_int64, ctypes.c_uint16, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p]
@@ -71,7 +71,7 @@ if _triton.why_no_triton() is None:
 
 @pytest.mark.skipif(_triton.why_no_triton() is not None, reason=str(_triton.why_no_triton()))
 @pytest.mark.parametrize("first", FIRSTS)
-def test_of_the_triton_kernels(first):
+def test_the_stream_of_the_triton_kernels(first):
     found = torch.empty(64, dtype=torch.int32)
     _bytes[(1,)](torch.tensor([first]), torch.tensor([SEED]), found, threshold(first))
     assert found.tolist() == expected(first, 64)

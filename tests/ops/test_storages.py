@@ -1,4 +1,4 @@
-"""Freed and short storages: an error that names the op and the tensor, where a kernel would read past the memory."""
+"""Freed and short storages are an error that names the op and the tensor; a kernel would read past the memory."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from pypeft_fast.testing import Case, available, sample
 from tests.device import DEVICE
 
 CASE = Case(6, 24, 10, 3, 0.3, options={"scale": True})
-COMPILED = ("cpu", "cuda", "triton")  # what does not leave the reading to PyTorch
+COMPILED = ("cpu", "cuda", "triton")  # kernels that read memory without PyTorch
 KERNELS = [(name, kernel) for name, op in OPS.items() for kernel in available(op) if kernel in COMPILED]
 
 
 def _copies(args):
-    """The arguments, each tensor alone in a storage of its own, some elements behind that storage's beginning."""
+    """The arguments with each tensor in its own storage, three elements after the beginning of the storage."""
     return [
         torch.empty(a.numel() + 3, dtype=a.dtype, device=a.device)[3:].copy_(a.reshape(-1)).view(a.shape)
         if isinstance(a, torch.Tensor)
@@ -40,7 +40,7 @@ def test_a_storage_that_is_too_small_is_an_error_that_names_the_tensor(op, kerne
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
-def test_a_storage_that_just_holds_its_tensor_will_do(op, kernel):
+def test_a_storage_that_just_holds_its_tensor_is_accepted(op, kernel):
     args = sample(op, CASE)
     with pf.using(kernel):
         torch.testing.assert_close(OPS[op](*_copies(args)), OPS[op](*args))
@@ -54,7 +54,7 @@ def test_memory_that_strides_leave_out_is_not_asked_for():
         torch.testing.assert_close(s, x @ A.t())
 
 
-def test_a_layer_whose_weight_was_freed_says_so():
+def test_a_layer_whose_weight_was_freed_raises():
     x, weight, A, B = (torch.randn(*shape, device=DEVICE) for shape in ((3, 8), (6, 8), (2, 8), (6, 2)))
     weight.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="storage of weight holds 0 bytes|not allocated"):

@@ -1,4 +1,4 @@
-"""What lies between and behind the rows of an operand is in no result of a kernel, not even times 0."""
+"""Memory between and after the rows of an operand must not enter a result, not even multiplied by 0."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pypeft_fast.testing import Case, available, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 KERNELS = [(name, k) for name, op in OPS.items() for k in available(op) if k not in ("reference", "blas")]
-# Odd sizes everywhere: of few rows, of those that the vendor multiplies, and of those that the package does.
+# Odd sizes, with numbers of rows for each of the package's few-rows product, the vendor's and the package's product.
 FEW = [Case(3, 33, 49, 3, 0.0, BF16), Case(21, 33, 49, 3, 0.3, F16, F32)]
 MANY = [Case(40, 33, 49, 3, 0.3, F32), Case(200, 33, 49, 3, 0.3, BF16), Case(200, 33, 49, 3, 0.0, BF16, F32)]
 CALLS = [
@@ -18,13 +18,13 @@ CALLS = [
 
 
 def _behind(tensor):
-    """Its elements at the beginning of a storage, and as many bad ones behind them."""
+    """A copy of the tensor at the beginning of a storage, with as many bad elements after it."""
     wide = tensor.new_full((2 * max(1, tensor.shape[0]), *tensor.shape[1:]), _bad(tensor))
     return wide[: tensor.shape[0]].copy_(tensor)
 
 
 def _between(tensor):
-    """Its rows with bad elements before and behind each; of a vector, behind it."""
+    """A copy of the tensor with bad elements before and after each row; after the elements of a vector."""
     if tensor.dim() < 2:
         return _behind(tensor)
     wide = tensor.new_full((tensor.shape[0] + 1, tensor.shape[1] + 5), _bad(tensor))
@@ -32,7 +32,7 @@ def _between(tensor):
 
 
 def _across(tensor):
-    """The same of its columns."""
+    """A copy of the tensor with bad elements before and after each column."""
     return _between(tensor.t()).t() if tensor.dim() == 2 else tensor
 
 
@@ -41,7 +41,7 @@ def _bad(tensor):
 
 
 @pytest.mark.parametrize("op,kernel,case", CALLS, ids=str)
-def test_what_lies_around_an_operand_is_in_no_result(op, kernel, case):
+def test_memory_around_an_operand_does_not_enter_a_result(op, kernel, case):
     args, eps = sample(op, case), torch.finfo(case.dtype).eps
     with pf.using(kernel):
         expected = OPS[op](*args)
@@ -52,8 +52,8 @@ def test_what_lies_around_an_operand_is_in_no_result(op, kernel, case):
 
 @pytest.mark.parametrize("kernel", [kernel for op, kernel in KERNELS if op == "dequantize"])
 @pytest.mark.parametrize("format", ["nf4", "nf4, 32", "int8", "fp8"])
-def test_what_lies_behind_a_quantised_weight_is_in_no_result(kernel, format):
-    """Its tensors have no gaps: one that has is refused."""
+def test_memory_after_a_quantised_weight_does_not_enter_a_result(kernel, format):
+    """The tensors of a quantised weight must be contiguous; others are refused."""
     codes, scales, *rest = sample("dequantize", Case(3, 33, 49, 3, format=format))
     with pf.using(kernel):
         expected = OPS["dequantize"](codes, scales, *rest)

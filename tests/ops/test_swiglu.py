@@ -9,7 +9,7 @@ from pypeft_fast.testing import available
 from tests.ops.rejections import assert_rejects
 
 KERNELS = available(OPS["swiglu"])
-# Where exp overflows, and past where float32 ends.
+# Values at which exp overflows, and near the largest float32.
 EDGES = torch.tensor([0.0, -0.0, 20.0, -20.0, 87.5, -87.5, 88.5, -88.5, 103.0, -103.0, 1e30, -1e30, 3e38, -3e38])
 
 
@@ -56,16 +56,17 @@ def test_far_from_zero_it_is_the_identity_or_zero(kernel, repeats):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy, in Triton's interpreter
-def test_what_is_not_a_number_stays_so(kernel, dtype):
+def test_nan_stays_nan(kernel, dtype):
     gate = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0, 1.0] * 5, dtype=dtype)
     up = torch.tensor([1.0, 1.0, 1.0, torch.nan, torch.inf] * 5, dtype=dtype)
     with pf.using(kernel):
         torch.testing.assert_close(swiglu(gate, up), F.silu(gate) * up, equal_nan=True)
 
 
-@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "triton"])  # whose interpreter truncates to bfloat16
+# The interpreter of Triton truncates to bfloat16.
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "triton"])
 def test_every_bfloat16(kernel):
-    """Rounded once: within half a unit in the last place of float64."""
+    """The result is rounded once: within half a unit in the last place of the float64 value."""
     gate = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     gate = gate[gate.isfinite()].view(1, -1)
     truth = F.silu(gate.double())

@@ -60,7 +60,7 @@ def test_the_gradients_are_those_of_autograd(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_an_expanded_gradient(kernel):
-    """The gradient of a sum: one element, strides 0."""
+    """The gradient of a sum is one element with strides of 0."""
     gate, up = torch.randn(9, 20), torch.randn(20, 9).t()
     with pf.using(kernel):
         got = swiglu_backward(torch.ones(()).expand(9, 20), gate, up, True)

@@ -1,4 +1,4 @@
-"""The tickets of Triton's sums: whose memory they are."""
+"""The tickets of the sums in Triton kernels: which memory they have, and that a launch sets them back to 0."""
 
 import importlib
 import threading
@@ -21,7 +21,7 @@ from pypeft_fast.kernels import _reduce  # noqa: E402
 
 @pytest.fixture
 def made(monkeypatch):
-    """The threads that allocated, on a GPU that is not there."""
+    """(stream, ids of the threads that have allocated), on an emulated GPU."""
     threads, zeros = [], torch.zeros
     monkeypatch.setattr(_reduce, "_tickets", {})
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
@@ -38,7 +38,7 @@ def made(monkeypatch):
     return stream, threads
 
 
-def test_what_stays_is_allocated_by_no_thread_that_may_warm_up_a_graph(made):
+def test_kept_tickets_are_allocated_in_a_thread_of_their_own(made):
     stream, threads = made
     gpu = torch.device("cuda:0")
     few, many = _reduce.tickets(10, gpu), _reduce.tickets(5000, gpu)
@@ -47,7 +47,7 @@ def test_what_stays_is_allocated_by_no_thread_that_may_warm_up_a_graph(made):
     assert _reduce.tickets(20, gpu) is few and _reduce.tickets(4097, gpu) is many and len(threads) == 2
 
 
-def test_a_captured_graph_has_its_own(made):
+def test_a_captured_graph_gets_tickets_of_its_own(made):
     stream, threads = made
     stream.capturing = True
     first, second = (_reduce.tickets(10, torch.device("cuda:0")) for _ in range(2))
@@ -55,12 +55,12 @@ def test_a_captured_graph_has_its_own(made):
 
 
 LONG, WIDE = Case(150, 130, 140, 4, 0.3), Case(20, 300, 17, 4, 0.3)
-SUMS = {"lora_shrink": WIDE, "lora_ds_db": LONG, "lora_da": LONG, "ia3_dx_dl": LONG}  # each in several parts
+SUMS = {"lora_shrink": WIDE, "lora_ds_db": LONG, "lora_da": LONG, "ia3_dx_dl": LONG}  # each sum has several parts
 
 
 @pytest.mark.parametrize("name", list(SUMS))
-def test_a_launch_leaves_its_tickets_as_it_was(name, monkeypatch):
-    """On a GPU the next launch takes the same ones; on a CPU each has its own."""
+def test_a_launch_sets_its_tickets_back_to_zero(name, monkeypatch):
+    """On a GPU the next launch uses the same tickets. On a CPU each launch has its own."""
     kept = torch.zeros(1000, dtype=torch.int32)
     kernel = importlib.import_module(f"pypeft_fast.kernels.{name}")
     monkeypatch.setattr(kernel, "tickets", lambda count, device: kept)

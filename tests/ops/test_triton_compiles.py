@@ -1,4 +1,4 @@
-"""Triton kernels compile for GPUs that this machine does not have: compiled and checked, not run."""
+"""The Triton kernels compile for GPUs that this machine does not have. The results are inspected, not run."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.cpu
 ROOT = Path(__file__).resolve().parents[2]
-# In a process of its own: under TRITON_INTERPRET a kernel is not the object that the compiler takes.
+# Runs in a new process, because with TRITON_INTERPRET a kernel is not an object that the compiler accepts.
 START = """
 import json, sys
 from bench.static.plan import *
@@ -47,7 +47,7 @@ def report(code, *arguments):
 
 @pytest.fixture(scope="module")
 def sample():
-    """Rows of a few launches, and the PTX of lora_ds_db."""
+    """The rows of the report for a few launches, and the PTX of lora_ds_db."""
     return report(SAMPLE)
 
 
@@ -67,7 +67,7 @@ def test_warps_are_specialized_where_the_target_has_it(sample):
 
 
 def test_partials_are_written_before_the_ticket_and_read_after_it(sample):
-    """_reduce.last_of: a barrier, an atomic that releases and acquires, another barrier, and loads past the L1."""
+    """_reduce.last_of: a barrier, an atomic with release and acquire, another barrier, and loads that bypass L1."""
     events = re.findall(r"bar\.sync|atom\.[\w.]+|ld\.global\.cg|st\.global", sample[1])
     tickets = [i for i, event in enumerate(events) if event.startswith("atom")]
     assert len(tickets) == 2 and all(events[i] == "atom.global.gpu.acq_rel.add.u32" for i in tickets)  # of dS and dB

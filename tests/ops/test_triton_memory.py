@@ -1,4 +1,4 @@
-"""What Triton kernels touch: elements of their arguments and nothing else, past 2**31 too, on every path."""
+"""Triton kernels access only elements of their arguments, on every path, also at offsets past 2**31."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def _strays(x_ptr, y_ptr, N, LOAD: tl.constexpr):
 
 
 @pytest.mark.parametrize("load", [True, False])
-def test_a_kernel_that_strays_is_seen(load):
+def test_an_access_outside_every_argument_is_reported(load):
     arena = torch.zeros(64)
     with triton_accesses.traced() as launches:
         _strays[(1,)](arena[:13], arena[32:45], 13, LOAD=load)
@@ -84,7 +84,7 @@ def test_a_pass_counts_once_for_all_programs_and_a_second_one_again(again):
     assert launch.once["y_ptr"] == 0 and launch.stored["y_ptr"] == 3 * 64
 
 
-# Of each op whose operands may have gaps: the one with rows more than 2**30 elements apart, three of them.
+# {op: the number of the argument that gets three rows, 2**30 elements apart}, for ops whose operands may have strides.
 FAR = {"lora_shrink": 0, "lora_linear": 0, "lora_ds_db": 0, "lora_dx": 0, "lora_da": 1, "ia3_linear": 0, "ia3_dx_dl": 0,
        "swiglu": 1, "swiglu_backward": 2}  # fmt: skip
 
@@ -93,12 +93,12 @@ FAR = {"lora_shrink": 0, "lora_linear": 0, "lora_ds_db": 0, "lora_dx": 0, "lora_
 def test_offsets_past_31_bits(name, tmp_path, monkeypatch):
     args = list(sample(name, Case(3, 40, 24, 4, 0.3)))
     near = args[FAR[name]]
-    rows = 2**30 + 8  # row 2 begins past 2**31; a sparse file gives the address space, not the memory
+    rows = 2**30 + 8  # row 2 begins past 2**31; a sparse file has addresses, no memory
     size = (2 * rows + near.shape[1]) * 4
     storage = torch.UntypedStorage.from_file(str(tmp_path / "sparse"), shared=True, nbytes=size)
     far = torch.empty(0).set_(storage, 0, near.shape, (rows, 1))
     far.copy_(near)
-    # The interpreter copies whole storages back to their device, which on a CPU is where they are.
+    # The interpreter copies whole storages back to their device. On a CPU this copy is not needed.
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
     with pf.using("triton"):
         expected = OPS[name](*args)
@@ -126,7 +126,7 @@ def test_tensor_descriptors(name, options, transposed, monkeypatch):
     with pf.using("reference"):
         torch.testing.assert_close(outputs, OPS[name](*args), rtol=1e-4, atol=1e-4)
     assert len(described) == 3 + (options != {} or name == "ia3_linear")  # x, weight, the output, z
-    args[0] = torch.nn.functional.pad(args[0], (1, 0))[:, 1:]  # rows that TMA cannot describe: pointers, same result
+    args[0] = torch.nn.functional.pad(args[0], (1, 0))[:, 1:]  # TMA cannot describe these rows
     described.clear()
     with pf.using("triton"):
         torch.testing.assert_close(OPS[name](*args), outputs, rtol=1e-5, atol=1e-5)

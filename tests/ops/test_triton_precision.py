@@ -1,4 +1,4 @@
-"""Which products of float32 the Triton kernels ask each architecture for: what no interpreter run would tell."""
+"""The precision of float32 products for each architecture, which runs in the interpreter do not show."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def matmul():
-    """torch's settings of CUDA matrix products, given back."""
+    """PyTorch's settings of CUDA matrix products, restored after the test."""
     before = torch.backends.cuda.matmul.fp32_precision
     yield torch.backends.cuda.matmul
     torch.backends.cuda.matmul.fp32_precision = before
@@ -21,7 +21,7 @@ def matmul():
 
 @pytest.mark.parametrize("setting", ["ieee", "tf32"])
 @pytest.mark.parametrize("arch", [80, 90, 120, "gfx942", "gfx90a", "gfx1100", "interpreter"])
-def test_tf32_is_asked_for_where_it_is_wanted_and_exists(arch, setting, matmul, monkeypatch):
+def test_tf32_is_used_if_allowed_and_supported(arch, setting, matmul, monkeypatch):
     monkeypatch.setattr(_tiles, "architecture", lambda device: arch)
     matmul.fp32_precision = setting
     exists = arch in (80, 90, 120, "gfx942")
@@ -29,7 +29,7 @@ def test_tf32_is_asked_for_where_it_is_wanted_and_exists(arch, setting, matmul, 
 
 
 @pytest.mark.parametrize("rounded_to,expected", [(F32, "tf32x3"), (BF16, "tf32")])
-def test_two_dtypes_meet_on_tensor_cores_as_exactly_as_the_result_needs(rounded_to, expected, matmul, monkeypatch):
+def test_products_of_two_dtypes_are_as_exact_as_the_result_needs(rounded_to, expected, matmul, monkeypatch):
     matmul.fp32_precision = "ieee"
     for arch, asked in ((90, expected), ("gfx90a", "ieee"), ("gfx942", "ieee")):
         monkeypatch.setattr(_tiles, "architecture", lambda device, arch=arch: arch)

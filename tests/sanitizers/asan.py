@@ -1,7 +1,7 @@
 """The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer: python -m tests.sanitizers.asan
 
-First three planted faults, each of which must be reported; then the kernels' tests, on every instruction set that this
-CPU has. Arguments are passed on to pytest.
+First the sanitizers must report each of three planted faults. Then the tests of the kernels run on every instruction
+set of this CPU. Arguments are passed to pytest.
 """
 
 import os
@@ -11,7 +11,7 @@ from tests.sanitizers import build
 
 FLAGS = [*build.DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 TESTS = ["tests/ops", "tests/autograd", "tests/nn"]
-# The instruction sets are a matter of the environment; test_cpu_isa.py goes through all of them by itself.
+# PYPEFT_FAST_CPU selects the instruction set. test_cpu_isa.py runs on all instruction sets, and is run separately.
 CHOICE = "(cpu or autograd or nn) and not test_cpu_isa and not triton_compiles"
 
 PLANTS = {
@@ -38,7 +38,7 @@ PLANTS = {
     ): "philox_body.h.*runtime error: shift exponent 32 is too large",
 }
 
-# 17 is no multiple of any vector's width.
+# 17 is not a multiple of the width of any vector.
 PROBE = """
 import torch, pypeft_fast as pf
 from pypeft_fast._op import OPS
@@ -51,9 +51,9 @@ with pf.using("cpu"):
 def environment(isa):
     return {
         "PYPEFT_FAST_CPU": isa,
-        # libstdc++ too, so that the runtime finds the __cxa_throw that it wraps.
+        # libstdc++ is preloaded too, because the sanitizer wraps its __cxa_throw.
         "LD_PRELOAD": build.runtime("libasan.so", "libstdc++.so"),
-        # Looking for stack use after return, gcc 12 keeps local vectors of 64 bytes at multiples of 32, and faults.
+        # With detect_stack_use_after_return gcc 12 aligns local vectors of 64 bytes to 32 bytes, and the code crashes.
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
@@ -67,7 +67,7 @@ def main(arguments):
     for plant, report in PLANTS.items():
         planted = build.tree("asan", FLAGS, made, plant)
         build.expect_report(build.execute(planted, ["-c", PROBE], environment(isas[0])), plant, report)
-    # --capture=sys leaves the descriptor of stderr alone: a report must outlive the process that it ends.
+    # --capture=sys does not replace the file descriptor of stderr, so that a report is seen when the process ends.
     pytest = ["-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "-m", "not slow"]
     for isa in isas:
         print(f"The tests on {isa}", flush=True)

@@ -1,8 +1,8 @@
-"""csrc/ built with a sanitizer, beside the usual library and never in its place.
+"""Builds csrc/ with a sanitizer, in a folder of its own.
 
-A tree build/<name>/ gets a copy of the package and of the tests, and the library that was compiled for it: what runs in
-that folder runs on that library, child processes too. A fault that is planted there must be found before the absence of
-reports means anything.
+The folder build/<name>/ has a copy of the package and of the tests, and the library with the sanitizer. Processes that
+run in the folder, and their child processes, use this library. The sanitizer must first report a planted fault, which
+shows that the sanitizer works.
 """
 
 import os
@@ -19,13 +19,13 @@ import setuptools
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, BUILD = ROOT / "csrc", ROOT / "build"
 COMPILER = os.environ.get("CXX", "g++")
-# After setup.py's own flags, so these win: line numbers in reports, and code that is quick to compile.
+# These flags come after those of setup.py and override them: line numbers in reports, and fast compilation.
 DEBUG = ["-O1", "-g1", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
 
 
 @dataclass(frozen=True)
 class Plant:
-    """A fault: `old` in csrc/<file> becomes `new`, and csrc/<source> is compiled against it."""
+    """A planted fault: `new` replaces `old` in csrc/<file>, and csrc/<source> is compiled with the changed file."""
 
     name: str
     file: str
@@ -34,7 +34,7 @@ class Plant:
     new: str
 
     def write(self, folder):
-        """The faulty file, under its own name in a folder that is searched first."""
+        """Writes the changed file under the same name into `folder`, which is searched for headers first."""
         text = (CSRC / self.file).read_text()
         if text.count(self.old) != 1:
             raise SystemExit(f"csrc/{self.file}: the planted fault {self.name!r} expects {self.old!r} in it once")
@@ -44,7 +44,7 @@ class Plant:
 
 
 def extension():
-    """setup.py's own description of the library: sources, folders, flags."""
+    """The extension as setup.py describes it: sources, folders, flags."""
     os.environ["PYPEFT_FAST_BUILD"] = "cpu"
     here = os.getcwd()
     os.chdir(ROOT)
@@ -54,7 +54,7 @@ def extension():
 
 
 def compile_command(described, source, out, first=()):
-    """What setup.py's build runs for one file; the folders in `first` are searched before all others."""
+    """The command with which setup.py compiles a file; the folders `first` are searched before all others."""
     folders = [*first, *described.include_dirs, sysconfig.get_path("include")]
     includes = [f"-I{folder}" for folder in folders]
     macros = ["-DPy_LIMITED_API=0x030a0000", "-DTORCH_EXTENSION_NAME=_C"]
@@ -67,7 +67,7 @@ def run(command):
 
 
 def objects(name, flags, extra=()):
-    """The object file of each source, compiled again where a header or the source is younger."""
+    """{source: object file}. A source is compiled if the source or a header is newer than its object file."""
     described, folder = extension(), BUILD / name / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     headers = max(path.stat().st_mtime for path in [*CSRC.rglob("*.h"), Path(__file__), ROOT / "setup.py"])
@@ -81,7 +81,7 @@ def objects(name, flags, extra=()):
 
 
 def tree(name, flags, made, plant=None):
-    """The folder whose package is linked from these objects, with a fault in it if one is given."""
+    """Makes the folder of a package that is linked from these objects, with the planted fault if one is given."""
     described, folder = extension(), BUILD / (f"{name}-{plant.name}" if plant else name)
     for part in ("kernels", "pypeft_fast", "tests"):
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -105,7 +105,7 @@ def tree(name, flags, made, plant=None):
 
 
 def runtime(*names):
-    """The compiler's sanitizer libraries, for LD_PRELOAD: the interpreter was linked without them."""
+    """The paths of libraries of the compiler, for LD_PRELOAD, because Python is not linked with a sanitizer."""
     paths = []
     for name in names:
         found = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
@@ -124,7 +124,7 @@ class Result:
 
 
 def execute(folder, arguments, environment, *, capture=True):
-    """Runs Python in a tree, with the sanitizers' reports in files of their own where the sanitizer can do that."""
+    """Runs Python in the folder of a tree. The sanitizers write their reports to files, if they support that."""
     reports = folder / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
@@ -158,7 +158,7 @@ def expect_report(result, plant, pattern):
 
 
 def instruction_sets(folder, environment):
-    """Those of this CPU, best first, and on the library of this very tree."""
+    """The instruction sets of this CPU, best first; checks that Python uses the library of the tree for each."""
     probe = "import pypeft_fast._native as n; print(n.LIBRARY_PATH, n.cpu_isa())"
     found = []
     for isa in ("avx512bf16", "avx512", "avx2", "baseline"):

@@ -1,6 +1,7 @@
-// torch_parallel_for of std::threads, for ThreadSanitizer: it sees these start and join, which it does not of the
-// threads in PyTorch's OpenMP library, compiled without it. At most PyTorch's number of threads; the grain, which only
-// ever makes chunks larger, is ignored, and a call from inside a chunk runs where it is.
+// torch_parallel_for with std::thread, for ThreadSanitizer. The sanitizer sees the start and the join of these threads,
+// but not of the threads in PyTorch's OpenMP library, which is compiled without the sanitizer. The number of threads is
+// at most that of PyTorch. The grain, which would only make chunks larger, is ignored. A call within a chunk runs in
+// the same thread.
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 static std::atomic<int64_t> chunks_started{0};
 static thread_local bool inside = false;
 
-// How many chunks have run on a thread of their own.
+// The number of chunks that have run in their own thread.
 extern "C" __attribute__((visibility("default"))) int64_t pypeft_sanitizer_chunks() { return chunks_started; }
 
 extern "C" AOTITorchError pypeft_sanitizer_parallel_for(int64_t begin, int64_t end, int64_t, ParallelFunc body,

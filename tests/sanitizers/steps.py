@@ -1,7 +1,7 @@
 """Forward and backward through the C++ kernels on several threads: python -m tests.sanitizers.steps CALLERS THREADS
 
-CALLERS Python threads step at once, each with the library's loops on THREADS threads, and all share the frozen weights.
-Every result must be the one that a single thread computes, but for the vendor's products, which may round otherwise.
+CALLERS Python threads run training steps concurrently, with the parallel loops of the library on THREADS threads. All
+share the frozen weights. Every result must equal that of one thread, to within the rounding of the vendor's products.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import pypeft_fast as pf
 from pypeft_fast import _native
 
 F32, BF16 = torch.float32, torch.bfloat16
-# From the package's own products of many rows to the vendor's, and to its own of few, on several threads.
+# These sizes select the package's product of many rows, the vendor's product, and the package's product of few rows.
 CASES = [
     (3, 4100, 600, 16, F32),
     (2, 4100, 600, 16, BF16),

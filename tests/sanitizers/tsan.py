@@ -1,8 +1,8 @@
 """The C++ kernels under ThreadSanitizer: python -m tests.sanitizers.tsan
 
-First two planted races, which must be reported; then forward and backward on several threads (steps.py), on every
-instruction set that this CPU has. The library is the usual one but for its parallel loops, which run on the threads of
-parallel_for.cpp: the sanitizer must see how threads start and end, and PyTorch's own are hidden from it.
+First the sanitizer must report two planted races. Then forward and backward run on several threads (steps.py), on every
+instruction set of this CPU. The parallel loops of the library run on the threads of parallel_for.cpp, because the
+sanitizer must see the start and the end of threads, and cannot see those of PyTorch's threads.
 """
 
 import os
@@ -11,9 +11,9 @@ from tests.sanitizers import build
 
 FLAGS = [*build.DEBUG, "-fsanitize=thread", "-Dtorch_parallel_for=pypeft_sanitizer_parallel_for"]
 STAND_IN = "tests/sanitizers/parallel_for.cpp"
-SCENES = [(1, 4), (4, 1), (3, 4)]  # Python threads, and threads of each one's loops
+SCENES = [(1, 4), (4, 1), (3, 4)]  # (number of Python threads, number of threads of each parallel loop)
 
-# One scratch for all threads: a race between the threads of one loop, and between callers on one thread each.
+# All threads share one temporary buffer: a race between the threads of one loop, and between callers.
 SHARED_SCRATCH = build.Plant(
     "shared-scratch",
     "cpu/lora_da.cpp",
@@ -21,7 +21,8 @@ SHARED_SCRATCH = build.Plant(
     "const Floats sums(",
     "static const Floats sums(",
 )
-# Written by every caller without a lock (volatile, or the compiler drops the store): a race between callers only.
+# Every caller writes a variable without a lock: a race between callers only. Without volatile the compiler would remove
+# the store.
 UNLOCKED_CHOICE = build.Plant(
     "unlocked-choice",
     "cpu/isa/select.cpp",
@@ -36,13 +37,13 @@ PLANTS = [
 
 
 def environment(isa):
-    # Accesses of libraries that were compiled without the sanitizer are not judged; their locks and threads count.
+    # Accesses in libraries without the sanitizer are not checked, but their locks and threads are taken into account.
     options = "halt_on_error=1:exitcode=66:ignore_noninstrumented_modules=1"
     return {"PYPEFT_FAST_CPU": isa, "LD_PRELOAD": build.runtime("libtsan.so"), "TSAN_OPTIONS": options}
 
 
 def steps(folder, isa, scene):
-    """A run; another one, up to five, where the runtime itself cannot place its shadow memory, which luck decides."""
+    """Runs steps.py; up to five times, because ThreadSanitizer sometimes fails to allocate its shadow memory."""
     for _ in range(5):
         done = build.execute(folder, ["-m", "tests.sanitizers.steps", *map(str, scene)], environment(isa))
         if "ThreadSanitizer failed to allocate" not in done.reports + done.output:

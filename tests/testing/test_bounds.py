@@ -1,4 +1,4 @@
-"""assert_agrees as somebody uses it who writes a kernel elsewhere: a function in place of a kernel's name."""
+"""assert_agrees for a kernel outside of this package: a function replaces the name of the kernel."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def changing(dS, x, mask, p, dtype):
         (lambda *args: (lora_da(*args), None), "2 outputs, expected 1"),
     ],
 )
-def test_what_else_is_wrong_with_the_outputs_is_said(kernel, words):
+def test_other_mistakes_in_the_outputs_are_named(kernel, words):
     with pytest.raises(AssertionError, match=words) as raised:
         assert_agrees("lora_da", kernel, TYPICAL)
     assert not isinstance(raised.value, OutOfBound)
@@ -60,7 +60,7 @@ def test_a_named_kernel_must_be_the_one_that_runs():
         assert_agrees("lora_da", "cuda", TYPICAL)
 
 
-def test_a_mutant_that_keeps_the_bound_is_told():
+def test_a_mutant_within_the_bound_is_an_error():
     with pytest.raises(AssertionError, match="lora_da: the spoiled kernel reference keeps the bound") as raised:
         assert_spoiling_fails("lora_da", "reference", lambda kernel, *args: kernel(*args), TYPICAL)
     assert not isinstance(raised.value, OutOfBound)

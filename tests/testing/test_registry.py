@@ -1,13 +1,11 @@
-"""The registry: what it holds of every op, which variants, and that it needs neither pytest nor PEFT."""
-
-import subprocess
-import sys
+"""The registry: its entries and variants of every op, and that it needs neither pytest nor PEFT."""
 
 import pytest
 import torch
 
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import CASES, EAGER, ENTRIES, SPOILED, TYPICAL, VARIANTS, Case, sample
+from tests.interpreter import python
 
 
 def test_every_op_has_an_entry_under_its_name():
@@ -52,11 +50,11 @@ def test_cases_have_names_of_their_own():
 
 
 def test_the_registry_needs_no_pytest_and_no_peft():
-    """Whoever uses it has PyTorch and this package. All ops are there, without another import."""
+    """It needs only PyTorch and this package, and one import registers all ops."""
     code = (
         "import sys; import pypeft_fast.testing as t\n"
         "print(sorted({'pytest', 'peft', 'transformers', 'triton', 'tests', 'bench'} & set(sys.modules)))\n"
         "t.assert_agrees('swiglu', lambda gate, up: t.EAGER['swiglu'](gate, up), t.TYPICAL)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = python("-c", code)
     assert done.returncode == 0 and done.stdout == "[]\n", done.stderr

@@ -1,23 +1,23 @@
-"""The versions that `make test-versions` tries, and the tests that it runs under each."""
+"""The versions that `make test-versions` tests, and the tests that it runs with each version."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# What every environment needs to build csrc/ and to run the tests. pip takes the newest that fit PyTorch: 2.11 asks for
-# setuptools < 82.
+# The packages that every environment needs to build csrc/ and to run the tests. pip installs the newest versions that
+# PyTorch accepts; PyTorch 2.11 needs setuptools < 82.
 TOOLS = ("setuptools>=77", "wheel", "ninja", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6")
-# What stands on the versions: registration, tracing, Triton's interpreter, the C++ library, PEFT's layers,
-# and the rehearsal of a GPU's hour.
+# Tests of the code that depends on versions: registration, tracing, the interpreter of Triton, the C++ library, the
+# layers of PEFT, and the rehearsal of bench.gpu_hour.
 TESTS = (
     "tests/test_op.py", "tests/frozen", "tests/autograd", "tests/nn", "tests/ops/test_every_op.py",
     "tests/ops/test_triton_precision.py", "tests/model/test_fuse.py", "tests/model/test_ia3.py",
     "tests/model/test_switching.py", "tests/bench/test_gpu_hour.py",
 )  # fmt: skip
-TRITONS = ("3.6.0", "3.7.1", "3.9.0")  # whose compilers the static report of TARGET is held to
+TRITONS = ("3.6.0", "3.7.1", "3.9.0")  # the static report of TARGET must pass with each
 TARGET = "sm_90"
-# The interpreter of Triton 3.6 makes ints of arrays of one element, which NumPy 2.4 no longer does.
+# The interpreter of Triton 3.6 converts arrays of one element to int, which NumPy 2.4 does not allow.
 NUMPY = "numpy<2.4"
 
 
@@ -34,7 +34,7 @@ def oldest(name, text=None):
 class Environment:
     name: str
     packages: tuple[str, ...]
-    without: str = ""  # tests of what these versions lack, as pytest's -k names them
+    without: str = ""  # an expression for pytest's -k: tests of features that these versions lack
 
     @property
     def requirements(self):

@@ -1,8 +1,8 @@
 """python -m tests.versions.run: the oldest and newest versions that pyproject.toml accepts, each in its environment.
 
-An environment has a copy of the tree, in which csrc/cpu is built against its PyTorch; the tests of `environments.TESTS`
-run there. Then the static report of sm_90 is made by each of Triton's compilers. PyPI's PyTorch is the one for CUDA,
-5 GB an environment, and is imported without a GPU; --index takes smaller ones, where they can be had.
+An environment has a copy of the tree, in which csrc/cpu is built with the PyTorch of the environment, and in which the
+tests `environments.TESTS` run. Then each version of Triton makes the static report of sm_90. PyTorch from PyPI is for
+CUDA: 5 GB for each environment, and usable without a GPU. --index gives an index with smaller builds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE
 
 
 def logged(log, command, cwd=ROOT, **given):
-    """Whether a command ends well; what it prints is in the log."""
+    """Runs a command with its output in the file `log`; returns whether it succeeded."""
     with log.open("w") as file:
         done = subprocess.run(
             list(map(str, command)), cwd=cwd, env=os.environ | given, stdout=file, stderr=subprocess.STDOUT, check=False
@@ -34,7 +34,7 @@ def last_line(log):
 
 
 def installed(environment, folder, index):
-    """The environment's python, made once for these requirements; None if they cannot be installed."""
+    """The python of the environment, which is created once for these requirements; None if they cannot be installed."""
     venv, stamp, wanted = folder / "venv", folder / "installed.txt", "\n".join(environment.requirements)
     if not stamp.is_file() or stamp.read_text() != wanted:
         if not logged(folder / "venv.log", [sys.executable, "-m", "venv", "--clear", venv]):
@@ -48,7 +48,7 @@ def installed(environment, folder, index):
 
 
 def copied(tree):
-    """The parts of the tree that are built and tested, without libraries of another PyTorch."""
+    """Copies the parts of the tree that are built and tested to `tree`, without compiled libraries."""
     shutil.rmtree(tree, ignore_errors=True)
     tree.mkdir(parents=True)
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
@@ -60,7 +60,7 @@ def copied(tree):
 
 
 def tried(environment, folder, index):
-    """[(what, whether it went well, in words)] of one environment."""
+    """[(step, whether it succeeded, message)] of one environment."""
     folder.mkdir(parents=True, exist_ok=True)
     python, tree = installed(environment, folder, index), folder / "tree"
     if python is None:
@@ -77,7 +77,7 @@ def tried(environment, folder, index):
 
 
 def reported(version, folder):
-    """The static report of TARGET by one version of Triton."""
+    """Makes the static report of TARGET with one version of Triton; returns (step, whether it succeeded, message)."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "site"
     pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--target", target]

@@ -1,10 +1,8 @@
-"""What make test-versions tries is what pyproject.toml accepts."""
-
-import subprocess
-import sys
+"""`make test-versions` tests the versions that pyproject.toml accepts."""
 
 import pytest
 
+from tests.interpreter import python
 from tests.versions import environments
 
 
@@ -20,7 +18,6 @@ def test_every_test_that_is_named_is_there():
 
 
 def test_list():
-    run = [sys.executable, "-m", "tests.versions.run", "--list"]
-    out = subprocess.run(run, cwd=environments.ROOT, capture_output=True, text=True, check=True).stdout
+    out = python("-m", "tests.versions.run", "--list", expect_success=True).stdout
     assert out.splitlines()[0] == "oldest torch==2.10 peft==0.18 transformers==5.0 numpy<2.4"
     assert out.splitlines()[-1] == "triton-3.6.0 triton-3.7.1 triton-3.9.0 sm_90"

@@ -1,6 +1,6 @@
-// What a quantised weight's codes stand for, for every instruction set. No include guard: see for_each.h.
+// Decodes the codes of a quantised weight, for every instruction set. No include guard: see for_each.h.
 
-// The scale of the weight (n, k), and of the weights of row n from k up to scale_end(c, n, k).
+// The scale of the weight (n, k). The weights of row n from k to scale_end(c, n, k) - 1 have the same scale.
 inline float scale_at(const Codes& c, int64_t n, int64_t k) {
   if (c.format == Format::table4) {
     const int64_t block = (n * c.K + k) >> c.shift;
@@ -17,7 +17,7 @@ inline int64_t scale_end(const Codes& c, int64_t n, int64_t k) {
   return at_most((k / c.scale_columns + 1) * c.scale_columns, c.K);
 }
 
-// What a byte of float8 e4m3fn stands for: a float16 whose exponent is 8 too small; no infinity, and two NaNs.
+// The value of a byte in float8 e4m3fn. The format has no infinity and two NaNs.
 inline float value_of_fp8(uint8_t byte) {
   const uint32_t magnitude = byte & 0x7F, sign = (uint32_t)(byte & 0x80) << 24;
   uint32_t bits = sign | 0x7FC00000;
@@ -33,7 +33,7 @@ inline float value_of_fp8(uint8_t byte) {
   return value;
 }
 
-// to[i] = the value of the weight (n, k + i), i < count, without its scale.
+// to[i] = the value of the code of weight (n, k + i) for i < count, without the scale.
 inline void values(const Codes& c, int64_t n, int64_t k, int64_t count, float* to) {
   const int64_t at = n * c.K + k;
   if (c.format == Format::table4) {
@@ -48,7 +48,7 @@ inline void values(const Codes& c, int64_t n, int64_t k, int64_t count, float* t
   }
 }
 
-// to[i] = the weight (n, k + i), i < count.
+// to[i] = weight (n, k + i) for i < count.
 inline void decode_run(const Codes& c, int64_t n, int64_t k, int64_t count, float* to) {
   values(c, n, k, count, to);
   for (int64_t end = k + count; k < end;) {
@@ -65,14 +65,15 @@ PYPEFT_INLINE F look_up(F table, U codes) {
 PYPEFT_INLINE U bytes_as_units(const uint8_t* p) {
   return (U)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)p));
 }
-// Sixteen weights of one row that begin at an even place and share a scale.
+// Sixteen weights of one row that have one scale; `at`, the number of the first weight, is even.
 PYPEFT_INLINE F sixteen_of_table4(const Codes& c, int64_t at, F table, float scale) {
   const __m128i bytes = _mm_loadl_epi64((const __m128i*)(c.data + at / 2));
   const U doubled = (U)_mm512_maskz_cvtepu8_epi32(0xFFFF, _mm_unpacklo_epi8(bytes, bytes));
   const U shifts = {4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0};
   return look_up(table, doubled >> shifts & 15) * scale;
 }
-// Sixteen of int8 and of fp8; value_of_fp8 says how its bits are read.
+// The values of sixteen bytes of int8, and of fp8, without the scale. The bytes of fp8 are read as float16 with an
+// exponent that is 8 too small.
 PYPEFT_INLINE F sixteen_of_int8(const uint8_t* p) {
   const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)p));
   return (F)_mm512_maskz_cvtepi32_ps(0xFFFF, wide);
@@ -85,7 +86,7 @@ PYPEFT_INLINE F sixteen_of_fp8(const uint8_t* p) {
 }
 #endif
 
-// The weights (n, k) to (n, k + count - 1), count <= W; the other lanes are 0.
+// Weights (n, k) to (n, k + count - 1) for count <= W; the other lanes are 0.
 PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
 #if defined(ISA_AVX512)
   const int64_t at = n * c.K + k;
@@ -102,7 +103,7 @@ PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
   return load(all);
 }
 
-// to[k] = the weight (n, first + k), k < columns.
+// to[k] = weight (n, first + k) for k < columns.
 template <class T>
 inline void decode_row(const Codes& c, int64_t n, int64_t first, int64_t columns, T* to) {
   int64_t k = 0;

@@ -1,4 +1,4 @@
-// Decoding of rows, for every instruction set (for_each.h).
+// Decodes rows, for every instruction set (for_each.h).
 #include "cpu/frozen/codes.h"
 
 template <class T>

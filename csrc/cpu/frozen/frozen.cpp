@@ -4,8 +4,9 @@
 
 namespace pypeft {
 namespace {
-// The quantiles of a normal distribution (Dettmers et al., arXiv:2305.14314, appendix E), and a float of one sign bit,
-// two bits of exponent and one of mantissa, divided by its largest value: as bitsandbytes has them.
+// NF4: quantiles of a normal distribution (Dettmers et al., arXiv:2305.14314, appendix E). FP4: a float with one sign
+// bit, two exponent bits and one mantissa bit, divided by the largest such float. Both tables equal those of
+// bitsandbytes.
 constexpr float NF4[16] = {
     -1.0f,
     -0.6961928009986877f,
@@ -34,7 +35,7 @@ const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_
 
 bool is_floats(const Tensor& t) { return t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous(); }
 
-// Of how many weights, a power of two, each of `blocks` scales is.
+// log2 of the block size, for `weights` weights with `blocks` scales; the block size is a power of two.
 int shift_of(int64_t weights, int64_t blocks) {
   int shift = 4;
   while (shift < 40 && ceil_div(weights, int64_t{1} << shift) > blocks) ++shift;
@@ -112,7 +113,7 @@ Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::str
   if (!table4 && weight.dim() == 2) {
     w.N = weight.size(0), w.K = weight.size(1);
   } else {
-    const int64_t weights = 2 * weight.numel();  // or one more than there are
+    const int64_t weights = 2 * weight.numel();  // one too many if the number of weights is odd
     if (N < 0) w.N = weights / std::max<int64_t>(1, K);
     if (K < 0) w.K = weights / std::max<int64_t>(1, N);
   }

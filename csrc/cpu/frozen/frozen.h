@@ -1,4 +1,4 @@
-// A frozen weight [N, K] as it is stored; pypeft_fast/frozen/formats.py says what the tensors of each format are.
+// The stored form of a frozen weight [N, K]; pypeft_fast/frozen/formats.py defines the tensors of each format.
 #pragma once
 #include <optional>
 #include <string>
@@ -10,17 +10,18 @@
 
 namespace pypeft {
 
-enum class Format { dense, table4, int8, fp8 };  // table4: nf4 and fp4, which differ in their table
+enum class Format { dense, table4, int8, fp8 };  // table4: nf4 and fp4, which have different tables
 
-// What a quantised weight is decoded from. A weight is value(code) * scale, in float.
+// The codes and scales of a quantised weight. Each weight is value(code) * scale, computed in float.
 struct Codes {
   Format format;
-  const uint8_t* data;  // table4: two codes a byte, the first one in its high half, without a gap between rows
+  const uint8_t* data;  // table4: two codes a byte, the first code in the high half; rows are packed
   int64_t N, K;
   const float* table;  // table4: [16]
-  // Of table4 a scale belongs to 1 << shift weights as they lie, whatever rows they are of. With `nested` that scale is
-  // map[nested[block]] * scale[block >> nested_shift] + offset. Of int8 scale is [N] and 127 times it; of fp8 it has
-  // one element for scale_rows x scale_columns weights, scales_across of them side by side.
+  // table4: each block of 1 << shift consecutive weights has one scale; a block may span rows. If `nested` is set, the
+  // scale of a block is map[nested[block]] * scale[block >> nested_shift] + offset. int8: scale [N] holds 127 times the
+  // scale of each row. fp8: scale has one element for each block of scale_rows x scale_columns weights, and
+  // scales_across elements in a row.
   const float* scale;
   int shift, nested_shift;
   const uint8_t* nested;
@@ -46,17 +47,17 @@ struct Right {
 
   int64_t rows() const { return transposed ? w.K : w.N; }
   int64_t columns() const { return transposed ? w.N : w.K; }
-  // Of a dense weight.
+  // Only for a dense weight.
   Tensor matrix() const { return transposed ? pypeft::transposed(w.weight) : w.weight; }
 };
 
-// The weight of these tensors, dense without a format; N and K count for table4, whose codes do not tell them; one may
-// be -1 there. std::runtime_error if the tensors do not fit or a storage is too small; the op's check then raises the
-// full error.
+// The weight that these tensors store; without a format the weight is dense. N and K are needed for table4, whose codes
+// do not give the shape; one of N and K may be -1. Throws std::runtime_error if the tensors do not fit or a storage is
+// too small; the Python check of the op then raises the full error.
 Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::string>& format,
               const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K);
 
-// Rows [n, n + rows) and columns [k, k + columns) of a quantised weight, decoded, in rows `ld` apart of `to`.
+// Decodes rows [n, n + rows) and columns [k, k + columns) of a quantised weight into `to`, whose rows are ld apart.
 void decode(const Codes& codes, int64_t n, int64_t rows, int64_t k, int64_t columns, void* to, int64_t ld, Dtype dtype);
 
 }  // namespace pypeft

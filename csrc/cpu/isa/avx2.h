@@ -1,7 +1,7 @@
-// What AVX2, FMA and F16C have of their own; simd.h builds the rest. No include guard: see for_each.h.
+// The vectors and instructions of AVX2, FMA and F16C. simd.h holds the rest. No include guard: see for_each.h.
 constexpr int W = 8;       // floats in a vector
 constexpr int ROWS_1 = 8;  // rows of a register tile that is one vector wide,
-constexpr int ROWS_2 = 4;  // and of one that is two vectors wide: as many as the 16 registers hold
+constexpr int ROWS_2 = 4;  // and of one that is two vectors wide: as many rows as the 16 registers hold
 
 typedef float F __attribute__((vector_size(32)));
 typedef uint32_t U __attribute__((vector_size(32)));
@@ -14,17 +14,17 @@ PYPEFT_INLINE void narrow_f16(uint16_t* p, F v) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// v where the lane's bit is set, else 0.
+// v in the lanes whose bit is set, 0 in the others.
 PYPEFT_INLINE F keep(F v, uint32_t bits) {
   const U lane = {1, 2, 4, 8, 16, 32, 64, 128};
   return (F)((U)v & (U)((lane & bits) == lane));
 }
 
-// The product of the low 32 bits of each lane, all 64 bits of it.
+// The 64-bit products of the low 32 bits of each lane.
 PYPEFT_INLINE D mul32(D a, D b) { return (D)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 
-// Of each lane's four 32-bit words (in the low halves of w0..w3) the eight 16-bit parts; bit j of the lane's byte in
-// `out` is whether part j >= threshold.
+// Each lane holds four 32-bit words, in the low halves of w0..w3, which are eight 16-bit parts. Sets bit j of the byte
+// of the lane in `out` to 1 if part j >= threshold, otherwise to 0.
 PYPEFT_INLINE void store_keep_bytes(uint8_t* out, D w0, D w1, D w2, D w3, uint16_t threshold) {
   const __m256i limit = _mm256_set1_epi16((short)threshold);
   const __m256i low = _mm256_blend_epi32((__m256i)w0, (__m256i)(w1 << 32), 0xAA);   // parts 0..3

@@ -1,7 +1,7 @@
-// What AVX-512 (F, BW, DQ, VL) has of its own; simd.h builds the rest. No include guard: see for_each.h.
+// The vectors and instructions of AVX-512 (F, BW, DQ, VL). simd.h holds the rest. No include guard: see for_each.h.
 constexpr int W = 16;       // floats in a vector
 constexpr int ROWS_1 = 16;  // rows of a register tile that is one vector wide,
-constexpr int ROWS_2 = 8;   // and of one that is two vectors wide: as many as the 32 registers hold
+constexpr int ROWS_2 = 8;   // and of one that is two vectors wide: as many rows as the 32 registers hold
 
 typedef float F __attribute__((vector_size(64)));
 typedef uint32_t U __attribute__((vector_size(64)));
@@ -9,7 +9,8 @@ typedef uint64_t D __attribute__((vector_size(64)));  // 64-bit lanes
 
 PYPEFT_INLINE F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 
-// Here and below the forms with a mask of all lanes: GCC 12 warns that the others read an undefined vector.
+// This file uses intrinsics with a mask of all lanes, because GCC 12 warns that those without a mask read an undefined
+// vector.
 PYPEFT_INLINE F widen_f16(const uint16_t* p) {
   return (F)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256((const __m256i*)p));
 }
@@ -21,14 +22,14 @@ PYPEFT_INLINE void narrow_f16(uint16_t* p, F v) {
 // The first n < W floats; the other lanes are 0.
 PYPEFT_INLINE F widen(const float* p, int64_t n) { return (F)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
 
-// v where the lane's bit is set, else 0.
+// v in the lanes whose bit is set, 0 in the others.
 PYPEFT_INLINE F keep(F v, uint32_t bits) { return (F)_mm512_maskz_mov_ps((__mmask16)bits, (__m512)v); }
 
-// The product of the low 32 bits of each lane, all 64 bits of it.
+// The 64-bit products of the low 32 bits of each lane.
 PYPEFT_INLINE D mul32(D a, D b) { return (D)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b); }
 
-// Of each lane's four 32-bit words (in the low halves of w0..w3) the eight 16-bit parts; bit j of the lane's byte in
-// `out` is whether part j >= threshold.
+// Each lane holds four 32-bit words, in the low halves of w0..w3, which are eight 16-bit parts. Sets bit j of the byte
+// of the lane in `out` to 1 if part j >= threshold, otherwise to 0.
 PYPEFT_INLINE void store_keep_bytes(uint8_t* out, D w0, D w1, D w2, D w3, uint16_t threshold) {
   const __m512i limit = _mm512_set1_epi16((short)threshold);
   const __m512i low = _mm512_mask_blend_epi32(0xAAAA, (__m512i)w0, (__m512i)(w1 << 32));   // parts 0..3

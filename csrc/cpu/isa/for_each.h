@@ -1,10 +1,11 @@
-// Compiles the file that ISA_BODY names once for every instruction set, in the namespaces pypeft::avx512bf16,
-// pypeft::avx512, pypeft::avx2 and pypeft::baseline, each with the vocabulary of simd.h. Included once by a .cpp file,
-// last. With ISA_AVX512_ONLY defined, only the first two are made.
+// Compiles the file ISA_BODY once for every instruction set, in the namespaces pypeft::avx512bf16, pypeft::avx512,
+// pypeft::avx2 and pypeft::baseline, each with the functions of simd.h. A .cpp file includes this file once, as its
+// last include. If ISA_AVX512_ONLY is defined, only the first two namespaces are compiled.
 //
-// Inner namespaces are unnamed: a template instance with external linkage could be merged by the linker across files
-// compiled for other instruction sets. For the same reason a body uses nothing of the standard library but memcpy.
-// Neither this file nor what it includes has an include guard but through here.
+// The code of each instruction set is in an unnamed namespace, because the linker could merge template instances with
+// external linkage across files compiled for different instruction sets. For the same reason a body uses no function of
+// the standard library but memcpy. This file and the files of each instruction set have no include guards, because they
+// are included several times.
 #include <cstring>
 
 #include "cpu/isa/select.h"

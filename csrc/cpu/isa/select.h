@@ -1,4 +1,4 @@
-// Which instruction set the kernels run with: every kernel is compiled for each, and one is chosen once per process.
+// The choice of an instruction set, once per process. Every kernel is compiled for each instruction set.
 #pragma once
 
 namespace pypeft {
@@ -7,15 +7,15 @@ enum class Isa { avx512bf16, avx512, avx2, baseline };  // best first
 
 const char* isa_name(Isa isa);
 
-// The best that this CPU has, or the one that the environment variable PYPEFT_FAST_CPU names. Throws std::runtime_error
-// if it names none of them, or one that this CPU lacks.
+// The instruction set that the environment variable PYPEFT_FAST_CPU names, or if the variable is not set the best one
+// of this CPU. Throws std::runtime_error if the variable names an unknown instruction set, or one that this CPU lacks.
 Isa selected_isa();
 
 }  // namespace pypeft
 
-// The address of function `name` of the selected instruction set; for_each.h made one in each of these namespaces.
+// PYPEFT_SELECT(name): the address of function `name` in the namespace of the selected instruction set (for_each.h).
 #if defined(__x86_64__)
-// The same of a file with ISA_AVX512_ONLY, on a CPU that has it.
+// As PYPEFT_SELECT, for a file compiled with ISA_AVX512_ONLY, on a CPU with AVX-512.
 #define PYPEFT_SELECT_AVX512(name) \
   (::pypeft::selected_isa() == ::pypeft::Isa::avx512bf16 ? &::pypeft::avx512bf16::name : &::pypeft::avx512::name)
 #define PYPEFT_SELECT(name)                                                            \

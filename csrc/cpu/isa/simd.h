@@ -1,7 +1,9 @@
-// The vocabulary of the kernels, on the vectors F, U, D of one instruction set. No include guard: see for_each.h.
+// The functions that the kernels share, on the vectors F, U and D of one instruction set. No include guard: see
+// for_each.h.
 //
-// All arithmetic is on float. A kernel stages a tile of its input as float (dropped by the mask on the way), multiplies
-// it with matrices packed as float, and narrows the sums to the output's dtype.
+// All arithmetic is in float. A kernel stages a tile of its input: it copies the tile as float, and sets dropped
+// elements to 0. The kernel then multiplies the tile with matrices packed as float, and narrows the sums to the dtype
+// of the output.
 typedef uint16_t H __attribute__((vector_size(2 * W)));
 
 PYPEFT_INLINE F load(const float* p) {
@@ -11,7 +13,7 @@ PYPEFT_INLINE F load(const float* p) {
 }
 PYPEFT_INLINE void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// By way of its bits: `F{} + value` would add 0 to the float first, as -0 + 0 is not -0.
+// The bits of *p in every lane. `F{} + value` would be wrong for -0, because -0 + 0 is not -0.
 PYPEFT_INLINE F broadcast(const float* p) {
   uint32_t bits;
   __builtin_memcpy(&bits, p, sizeof bits);
@@ -26,7 +28,7 @@ PYPEFT_INLINE F widen(const BF16* p) {
 }
 PYPEFT_INLINE F widen(const F16* p) { return widen_f16(&p->bits); }
 
-// Round to nearest, ties to even, as PyTorch does.
+// Rounds to the nearest value, ties to even, as PyTorch does.
 PYPEFT_INLINE void narrow(float* p, F v) { store(p, v); }
 PYPEFT_INLINE void narrow(BF16* p, F v) {
   const U bits = (U)v, rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16;
@@ -35,7 +37,7 @@ PYPEFT_INLINE void narrow(BF16* p, F v) {
 }
 PYPEFT_INLINE void narrow(F16* p, F v) { narrow_f16(&p->bits, v); }
 
-// The first n < W elements only; the others read as 0 and are not written.
+// The first n < W elements only: widen sets the other lanes to 0, and narrow does not store them.
 template <class T>
 PYPEFT_INLINE F widen(const T* p, int64_t n) {
   T all[W] = {};
@@ -49,7 +51,7 @@ PYPEFT_INLINE void narrow(T* p, F v, int64_t n) {
   __builtin_memcpy(p, all, n * sizeof(T));
 }
 
-// The sum of the lanes, in halves.
+// The sum of the lanes, by pairwise addition.
 PYPEFT_INLINE float sum_lanes(F v) {
   float lanes[W];
   store(lanes, v);
@@ -59,15 +61,15 @@ PYPEFT_INLINE float sum_lanes(F v) {
   return lanes[0];
 }
 
-// Bits of the packed mask for columns k, k + 1, .. of a row, lowest first; k is a multiple of W, columns <= W.
+// The bits of the packed mask of a row for columns k, k + 1, ..., lowest first. k is a multiple of W, and columns <= W.
 PYPEFT_INLINE uint32_t mask_bits(const uint8_t* row, int64_t k, int64_t columns) {
   uint32_t bits = row[k / 8];
   if (W > 8 && columns > 8) bits |= (uint32_t)row[k / 8 + 1] << 8;
   return bits >> k % 8;
 }
 
-// tile[i][k] = x[i][k] as float where mask keeps it, else 0, for a corner of x [rows, columns]; mask may be null.
-// Columns up to the next multiple of W become 0.
+// tile[i][k] = x[i][k] as float if the mask keeps the element, otherwise 0, for i < rows and k < columns; mask may be
+// null. The columns up to the next multiple of W are set to 0.
 template <class T>
 inline void stage(float* tile, int64_t ld, const T* x, int64_t ldx, const uint8_t* mask, int64_t ldm, int64_t rows,
                   int64_t columns) {
@@ -84,7 +86,7 @@ inline void stage(float* tile, int64_t ld, const T* x, int64_t ldx, const uint8_
   }
 }
 
-// out[k] = factor * sums[k] for k < n, in out's dtype; sums is readable up to the next multiple of W.
+// out[k] = factor * sums[k] for k < n, in the dtype of out. sums can be read up to the next multiple of W.
 template <class T>
 inline void narrow_row(T* out, const float* sums, float factor, int64_t n) {
   int64_t k = 0;
@@ -92,14 +94,14 @@ inline void narrow_row(T* out, const float* sums, float factor, int64_t n) {
   if (k < n) narrow(out + k, load(sums + k) * factor, n - k);
 }
 
-// A matrix of floats: element (i, k) is data[i * row + k * column].
+// A matrix of floats of any strides: element (i, k) is data[i * row + k * column].
 struct Left {
   const float* data;
   int64_t row, column;
 };
 
-// c[i][j] (+)= sum over k < n of left(i, k) * right[k][j], for I rows and J vectors. STEPS products at a time are
-// summed in registers: shorter sums of sums lose less to rounding than one long sum.
+// c[i][j] = sum over k < n of left(i, k) * right[k][j], for I rows and J vectors; the sum is added to c if `add` is
+// set. Partial sums of STEPS products are added, which has a smaller rounding error than one long sum.
 template <int I, int J>
 inline void multiply_tile(Left left, const float* right, int64_t ldr, int64_t n, float* c, int64_t ldc, bool add) {
   constexpr int64_t STEPS = 64;
@@ -147,9 +149,9 @@ inline void multiply_rows(Left left, const float* right, int64_t ldr, int64_t ro
   }
 }
 
-// c [rows, columns] = left [rows, n] right [n, columns], or added to c. right and c are rows of floats whose
-// columns up to the next multiple of W may be read and written. Every element is summed over k in order, so that it is
-// the same however rows and columns are grouped.
+// c [rows, columns] = left [rows, n] right [n, columns]; the product is added to c if `add` is set. The columns of
+// right and c up to the next multiple of W can be read and written. Every element is summed over k in order, so that
+// the result does not depend on the grouping of rows and columns.
 inline void multiply(Left left, const float* right, int64_t ldr, int64_t rows, int64_t columns, int64_t n, float* c,
                      int64_t ldc, bool add) {
   int64_t j = 0;

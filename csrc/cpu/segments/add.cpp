@@ -3,9 +3,9 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t ADD_STRIP = 256;   // columns of y of a task: 16 rows of `right` as wide as this stay in the L1 cache
-constexpr int64_t ADD_TILE_ROWS = 8;  // rows whose low-rank part is made at once
-constexpr int64_t FEW_UP_ROWS = 4;    // of an adapter: for so many a matrix [N, r] is not worth turning round
+constexpr int64_t ADD_STRIP = 256;    // columns of y of a task; 16 rows of `right` of this width fit into the L1 cache
+constexpr int64_t ADD_TILE_ROWS = 8;  // rows whose low-rank part is computed at once
+constexpr int64_t FEW_UP_ROWS = 4;    // for at most this many rows of an adapter, a matrix [N, r] is not transposed
 
 struct SegmentAddArgs {
   void* y;  // [M, N]
@@ -13,12 +13,12 @@ struct SegmentAddArgs {
   const float* left;  // [M, R], rows ldl apart
   int64_t ldl;
   const int64_t* order;
-  const RowBlock* blocks;  // one an adapter
+  const RowBlock* blocks;  // one for each adapter with rows
   const Adapter* adapters;
   bool transposed;
   const uint8_t* mask;  // rows mask_row apart
   int64_t mask_row;
-  int64_t most_r, across;  // the widest rank; strips of columns
+  int64_t most_r, across;  // the largest rank; the number of strips
   Dtype dtype, adapter_dtype;
 };
 }  // namespace

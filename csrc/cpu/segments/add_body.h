@@ -4,7 +4,7 @@
 
 constexpr int64_t STRIP_LD = ADD_STRIP + PAD;
 
-// to[j][n] = rows n of from [columns, r], ld apart.
+// to[j][n] = from[n][j] for from [columns, r], whose rows are ld apart; columns up to a multiple of W are set to 0.
 template <class P>
 inline void stage_transposed(float* to, const P* from, int64_t ld, int64_t r, int64_t columns) {
   for (int64_t j = 0; j < r; j += W) {
@@ -20,7 +20,7 @@ inline void stage_transposed(float* to, const P* from, int64_t ld, int64_t r, in
   }
 }
 
-// Rows of `left`, times the factor, in rows ld apart that are filled up with zeros.
+// Copies rows of `left`, times the factor of the adapter, to rows that are ld apart and padded with zeros.
 inline void gather_left(const SegmentAddArgs& a, const Adapter& adapter, const int64_t* rows, int64_t count, float* to,
                         int64_t ld) {
   for (int64_t i = 0; i < count; ++i) {
@@ -64,8 +64,8 @@ inline void segment_add_of(const SegmentAddArgs& a, float* right, float* few, in
   }
 }
 
-// A task is a strip of the columns of y and the rows of one adapter; right and few are room for [R, STRIP_LD] and
-// ADD_TILE_ROWS rows of `left`.
+// Runs tasks [begin, end). A task is a strip of columns of y, for the rows of one adapter. right is memory for
+// [R, STRIP_LD], and few is memory for ADD_TILE_ROWS rows of `left`.
 inline void segment_add(const SegmentAddArgs& a, float* right, float* few, int64_t begin, int64_t end) {
   const bool wide = a.adapter_dtype == Dtype::f32;
   if (a.dtype == Dtype::f32) return segment_add_of<float, float>(a, right, few, begin, end);

@@ -1,9 +1,10 @@
-// Dot products of staged rows with rows of a matrix, which need no copy of the matrix in another order.
+// Dot products of staged rows with the rows of a matrix, which is not transposed first.
 
-// out[i][j] = x[i] . w[j]: rows of floats filled up with zeros to a multiple of W, and rows of n elements.
+// out[i][j] = x[i] . w[j]. The rows of x are floats, padded with zeros to a multiple of W; the rows of w have n
+// elements.
 template <class P, int I, int J>
 PYPEFT_INLINE void dots(const float* x, int64_t ldx, const P* w, int64_t ldw, int64_t n, float (&out)[I][J]) {
-  constexpr int64_t STEPS = 64 * W;  // shorter sums of sums lose less to rounding than one long sum
+  constexpr int64_t STEPS = 64 * W;  // sums of partial sums have smaller rounding errors than one long sum
   F sum[I][J] = {};
   for (int64_t k = 0; k < n;) {
     F part[I][J] = {};

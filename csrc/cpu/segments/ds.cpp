@@ -3,7 +3,7 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t DS_COLUMNS = 128;  // of dY that are staged, and of rows of B beside them
+constexpr int64_t DS_COLUMNS = 128;  // columns of dY, and rows of B, that are staged at once
 
 struct SegmentDsArgs {
   const void* dY;  // [M, N], rows ldy apart

@@ -1,5 +1,5 @@
 // segmented_ds() for every instruction set (for_each.h).
-constexpr int64_t DS_LD = DS_COLUMNS + PAD;  // not a power of two: rows would fall into the same cache sets
+constexpr int64_t DS_LD = DS_COLUMNS + PAD;  // not a power of two, so that rows fall into different cache sets
 
 template <class T, class P>
 inline void segment_ds_of(const SegmentDsArgs& a, float* B, float* sums, int64_t begin, int64_t end) {
@@ -9,7 +9,7 @@ inline void segment_ds_of(const SegmentDsArgs& a, float* B, float* sums, int64_t
     const Adapter& adapter = a.adapters[block.adapter];
     const int64_t *rows = a.order + block.first, ld = padded(adapter.r);
     int64_t n = 0;
-    do {  // once even if N is 0: dS is then 0
+    do {  // runs once if N is 0, and sets dS to 0
       const int64_t columns = at_most(DS_COLUMNS, a.N - n);
       stage(B, ld, (const P*)adapter.matrix + n * adapter.ld, adapter.ld, nullptr, 0, columns, adapter.r);
       for (int64_t i = 0; i < block.count; ++i) {
@@ -23,7 +23,8 @@ inline void segment_ds_of(const SegmentDsArgs& a, float* B, float* sums, int64_t
   }
 }
 
-// Blocks [begin, end); B and sums are room for [DS_COLUMNS, ld] and [MOST_BLOCK_ROWS, ld] of the widest rank.
+// Computes blocks [begin, end). B and sums are memory for [DS_COLUMNS, ld] and [MOST_BLOCK_ROWS, ld], for the largest
+// rank.
 inline void segment_ds(const SegmentDsArgs& a, float* B, float* sums, int64_t begin, int64_t end) {
   const bool wide = a.adapter_dtype == Dtype::f32;
   if (a.dY_dtype == Dtype::f32) return segment_ds_of<float, float>(a, B, sums, begin, end);

@@ -3,7 +3,7 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t GRADIENT_COLUMNS = 128;  // of a task
+constexpr int64_t GRADIENT_COLUMNS = 128;  // columns of a task
 
 struct SegmentGradientArgs {
   const float* left;  // [M, R]
@@ -11,13 +11,13 @@ struct SegmentGradientArgs {
   const void* right;  // [M, N], rows ldr apart
   int64_t ldr, N;
   const int64_t* order;
-  const RowBlock* blocks;  // one an adapter
+  const RowBlock* blocks;  // one for each adapter
   const Adapter* adapters;
   const uint8_t* mask;  // rows mask_row apart
   int64_t mask_row;
   void* const* out;
   bool transposed;
-  int64_t across;  // strips of columns
+  int64_t across;  // the number of strips of columns
   Dtype dtype, out_dtype;
 };
 }  // namespace

@@ -1,7 +1,7 @@
 // segmented_gradient() for every instruction set (for_each.h).
 #include "cpu/transpose_out_body.h"
 
-// Of one adapter, columns [n, n + GRADIENT_COLUMNS) of the gradient.
+// Computes columns [n, n + GRADIENT_COLUMNS) of the gradient of one adapter.
 template <class T, class P>
 inline void gradient_strip(const SegmentGradientArgs& a, const RowBlock& block, int64_t n, float* few, int64_t ld,
                            float* sums) {
@@ -32,8 +32,8 @@ inline void segment_gradient_of(const SegmentGradientArgs& a, float* few, int64_
   }
 }
 
-// A task is a strip of one adapter's gradient; few is room for MOST_BLOCK_ROWS rows of `left`, ld apart, and sums for
-// [R, GRADIENT_COLUMNS].
+// Runs tasks [begin, end). A task is a strip of the gradient of one adapter. few is memory for MOST_BLOCK_ROWS rows of
+// `left`, which are ld apart; sums is memory for [R, GRADIENT_COLUMNS].
 inline void segment_gradient(const SegmentGradientArgs& a, float* few, int64_t ld, float* sums, int64_t begin,
                              int64_t end) {
   if (a.dtype == Dtype::f32) return segment_gradient_of<float, float>(a, few, ld, sums, begin, end);

@@ -23,7 +23,7 @@ Segments segments(const Tensor& index, int64_t M, int64_t n) {
   fits(index.is_cpu() && index.scalar_type() == ScalarType::Long && index.dim() == 1 && index.size(0) == M);
   const int64_t* of = static_cast<const int64_t*>(index.const_data_ptr());
   const int64_t step = index.stride(0);
-  std::vector<int64_t> counts(n + 1), next(n + 1);  // first those of no adapter
+  std::vector<int64_t> counts(n + 1), next(n + 1);  // index 0 is for rows without an adapter
   for (int64_t m = 0; m < M; ++m) {
     fits(of[m * step] >= -1 && of[m * step] < n);
     ++counts[of[m * step] + 1];

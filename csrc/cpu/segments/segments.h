@@ -1,4 +1,5 @@
-// Rows of one batch that belong to different adapters: found by index, never gathered.
+// The rows of one batch that belong to different adapters. The rows are addressed by index and not gathered into new
+// tensors.
 #pragma once
 #include <vector>
 
@@ -7,36 +8,36 @@
 
 namespace pypeft {
 
-constexpr int64_t MOST_BLOCK_ROWS = 64;  // of one adapter, that share what is staged of it
+constexpr int64_t MOST_BLOCK_ROWS = 64;  // rows of one adapter that share the staged part of its matrix
 
-// Rows order[first .. first + count) of the batch, all of one adapter; -1: of none.
+// Rows order[first], ..., order[first + count - 1] of the batch; all belong to `adapter`, or to no adapter if it is -1.
 struct RowBlock {
   int64_t adapter, first, count;
 };
 
-// The rows of a batch by adapter, in each in the order of the batch.
+// The rows of a batch, grouped by adapter. The rows of an adapter are in the order of the batch.
 struct Segments {
-  std::vector<int64_t> order;     // [M]
-  std::vector<RowBlock> adapters;  // one for each of the n adapters, those without rows too
-  RowBlock none;                  // the rows of the base alone
+  std::vector<int64_t> order;      // [M]
+  std::vector<RowBlock> adapters;  // one for each of the n adapters, with or without rows
+  RowBlock none;                   // the rows without an adapter
 
-  // The adapters' rows in blocks of at most `most`.
+  // The rows with an adapter, in blocks of at most `most` rows of one adapter.
   std::vector<RowBlock> blocks(int64_t most) const;
 };
 
-// The widest rank of n adapters, A [r_a, K] and B [N, r_a] as the ops take them beside x; std::runtime_error if a
-// matrix, a p or their number does not fit, or a storage is too small.
+// The largest rank of n adapters A [r_a, K] and B [N, r_a] for activations x. Throws std::runtime_error if a matrix, a
+// rate p or the number of any of them does not fit, or a storage is too small.
 int64_t fit_adapters(const char* op, const Tensor& x, const std::vector<Tensor>& A, const std::vector<Tensor>& B,
                      const std::vector<double>& scalings, const std::vector<double>& ps, int64_t N, int64_t K);
 
-// index int64 [M], each -1 .. n - 1; std::runtime_error if it is not.
+// Groups the rows by index int64 [M]. Throws std::runtime_error if an element is not in -1 .. n - 1.
 Segments segments(const Tensor& index, int64_t M, int64_t n);
 
-// What the kernels know of one adapter. `matrix` is its A or B, of dense rows.
+// The arguments of a kernel for one adapter. `matrix` is A or B of the adapter, with contiguous rows.
 struct Adapter {
   const void* matrix;
   int64_t ld, r;
-  float factor;  // of what the kernel sums
+  float factor;  // multiplies the sums of the kernel
   bool drops;
   uint16_t threshold;
   int64_t seed;

@@ -4,7 +4,7 @@
 namespace pypeft {
 namespace {
 constexpr int64_t SHRINK_BLOCK = 16;  // rows of a task
-constexpr int SHRINK_AT_ONCE = 4;     // of which so many are staged, and multiplied with as many rows of A
+constexpr int SHRINK_AT_ONCE = 4;     // rows that are staged at once, and rows of A that are multiplied at once
 
 struct SegmentShrinkArgs {
   const void* x;  // [M, K], rows ldx apart

@@ -2,7 +2,7 @@
 #include "cpu/philox_body.h"
 #include "cpu/segments/dots_body.h"
 
-// s of I rows that are staged.
+// Computes s for I staged rows.
 template <class P, int I>
 inline void shrink_staged(const SegmentShrinkArgs& a, const Adapter& adapter, const float* staged, int64_t ld,
                           const int64_t* rows) {
@@ -24,7 +24,7 @@ inline void shrink_staged(const SegmentShrinkArgs& a, const Adapter& adapter, co
   for (int i = 0; i < I; ++i) __builtin_memset((P*)a.s + rows[i] * a.R + adapter.r, 0, (a.R - adapter.r) * sizeof(P));
 }
 
-// The mask of a row, and the row as floats with the dropped elements 0.
+// Computes the mask of row m, and copies the row as float with the dropped elements set to 0.
 template <class T>
 inline void stage_row(const SegmentShrinkArgs& a, bool drops, const Philox& stream, int64_t m, float* staged) {
   uint8_t* mask = a.mask ? a.mask + m * a.mask_row : nullptr;
@@ -62,7 +62,7 @@ inline void segment_shrink_of(const SegmentShrinkArgs& a, float* staged, int64_t
   }
 }
 
-// Blocks [begin, end); staged is room for SHRINK_AT_ONCE rows, ld apart.
+// Computes blocks [begin, end); staged is memory for SHRINK_AT_ONCE rows, which are ld apart.
 inline void segment_shrink(const SegmentShrinkArgs& a, float* staged, int64_t ld, int64_t begin, int64_t end) {
   if (a.x_dtype == Dtype::f32) return segment_shrink_of<float, float>(a, staged, ld, begin, end);
   if (a.x_dtype == Dtype::bf16) {

@@ -1,6 +1,7 @@
-// One row times the transpose of a matrix [columns, r] that is read as it lies: W sums across lanes are made at once.
+// The product of one row with the transpose of a matrix [columns, r], which is not transposed in memory. The sums
+// across lanes of W columns are computed at once.
 
-// Lane l of the result is lane l ^ H of v.
+// Returns v with lanes exchanged: lane l of the result is lane l ^ H of v.
 template <int H>
 PYPEFT_INLINE F swap_lanes(F v) {
 #if defined(__clang__)
@@ -14,7 +15,7 @@ PYPEFT_INLINE F swap_lanes(F v) {
 #endif
 }
 
-// Lane l is a[l] + a[l ^ H], or where l has bit H b[l] + b[l ^ H].
+// Lane l of the result is b[l] + b[l ^ H] if bit H of l is set, otherwise a[l] + a[l ^ H].
 template <int H>
 PYPEFT_INLINE F fold_pair(F a, F b) {
   U has;
@@ -23,7 +24,7 @@ PYPEFT_INLINE F fold_pair(F a, F b) {
   return stay + swap_lanes<H>(move);
 }
 
-// Lane l of v[0] becomes the sum of the lanes of v[l].
+// Sets lane l of v[0] to the sum of all lanes of v[l].
 template <int H = W / 2>
 PYPEFT_INLINE void fold(F* v) {
 #pragma GCC unroll 16
@@ -31,8 +32,8 @@ PYPEFT_INLINE void fold(F* v) {
   if constexpr (H > 1) fold<H / 2>(v);
 }
 
-// out[n] = s . B[n] for n < columns, and up to the next multiple of W: s of r floats, filled up with zeros; rows of B
-// are ld apart, and `readable` elements from its first can be read.
+// out[n] = s . B[n] for n < columns; out is written up to the next multiple of W. s has r floats and is padded with
+// zeros. The rows of B are ld apart, and the first `readable` elements of B can be read.
 template <class P>
 inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t readable, int64_t columns, float* out) {
   for (int64_t n = 0; n < columns; n += W) {

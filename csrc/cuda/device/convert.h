@@ -1,10 +1,10 @@
-// Conversions between float and the 16-bit types, one value at a time, two to a register or 16 bytes at a time.
+// Conversions between float and the 16-bit types: of one value, of two values in one register, and of 16 bytes.
 #pragma once
 #include "cuda/device/ptx.h"
 
 namespace pypeft {
 
-// Two floats as one register of a fragment, `low` in its low half, rounded to the nearest.
+// Two floats, rounded to the nearest, in one register of a fragment; `low` is the low half of the register.
 template <class T>
 PYPEFT_DEVICE uint32_t pack2(float low, float high);
 

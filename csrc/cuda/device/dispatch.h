@@ -1,11 +1,11 @@
-// From an operand's type and layout at run time to the kernel's template arguments.
+// Chooses the template arguments of a kernel from the type and the layout of an operand.
 #pragma once
 #include "cuda/device/tile.cuh"
 
 namespace pypeft {
 
-// Calls run<T, kFill, kTf32>(): T is what the products are computed in, float if the operand is float or `wide`, else
-// its own type; kFill how its tiles are filled. tf32 only replaces float.
+// Calls run<T, kFill, kTf32>(). T is the type of the products: float if m is float or `wide` is set, otherwise the type
+// of m. kFill says how the tiles of m are filled. kTf32 is true only if T is float and `tf32` is set.
 template <class F>
 void dispatch(const Matrix& m, bool wide, bool tf32, F&& run) {
   if (m.dtype == Dtype::f32 || wide) {

@@ -5,7 +5,7 @@
 
 namespace pypeft {
 
-// The packed byte of number `index`: bit j is 1 where lane j of Philox4x32-7 at that counter reaches the threshold.
+// Byte `index` of the packed mask: bit j is 1 if lane j of Philox4x32-7 at counter `index` is at least the threshold.
 PYPEFT_DEVICE uint32_t philox_byte(uint64_t index, uint64_t seed, uint32_t threshold) {
   uint32_t c0 = uint32_t(index), c1 = uint32_t(index >> 32), c2 = 0, c3 = 0;
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
@@ -25,7 +25,7 @@ PYPEFT_DEVICE uint32_t philox_byte(uint64_t index, uint64_t seed, uint32_t thres
   return byte;
 }
 
-// Keeps element j of the 8 elements of a tile at [row][8 * group] where bit j of `byte` is 1; the others become 0.
+// Of the 8 elements of a tile that begin at [row][8 * group], sets element j to 0 if bit j of `byte` is 0.
 template <class Tile>
 PYPEFT_DEVICE void keep_group(char* tile, int row, int group, uint32_t byte) {
   constexpr int kChunks = 8 / Tile::kPerChunk;  // 1 of 16-bit values, 2 of floats
@@ -47,7 +47,7 @@ PYPEFT_DEVICE void keep_group(char* tile, int row, int group, uint32_t byte) {
   }
 }
 
-// Whether the thread that filled 8 elements of a tile is the one that masks them: then no barrier lies between.
+// Whether the same thread fills and masks each group of 8 elements of a tile. If so, no barrier is needed in between.
 template <Fill kFill, class Tile>
 inline constexpr bool kMasksItsOwn = kFill == Fill::widened || (kFill == Fill::async && Tile::kPerChunk == 8);
 

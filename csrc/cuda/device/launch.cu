@@ -1,4 +1,4 @@
-// The device of an op's tensors, and CUDA's errors in words.
+// The properties of a device, and the messages of CUDA errors.
 #include "cuda/device/launch.h"
 
 #include <array>
@@ -7,7 +7,7 @@
 
 namespace pypeft {
 namespace {
-// Every target that nvcc compiles for, oldest first: 800, 900, ... for sm_80, sm_90.
+// The targets that nvcc compiles for, oldest first: 800 for sm_80, 900 for sm_90, ...
 constexpr int TARGETS[] = {__CUDA_ARCH_LIST__};
 
 int attribute(cudaDeviceAttr which, int device) {
@@ -29,7 +29,7 @@ DeviceInfo ask(int device) {
   return info;
 }
 
-// Asked once a device: a launch should not pay for it.
+// The properties are read once for each device, because reading them takes longer than a launch.
 const DeviceInfo& info_of(int device) {
   static std::mutex mutex;
   static std::array<DeviceInfo, 64> known{};
@@ -73,5 +73,5 @@ OnDevice::OnDevice(const Tensor& t)
 
 }  // namespace pypeft
 
-// For pypeft_fast/_native.py: 80 if the oldest GPU that the kernels were compiled for is an sm_80.
+// Called by pypeft_fast/_native.py: the oldest target that the kernels were compiled for, 80 for sm_80.
 extern "C" __attribute__((visibility("default"))) int pypeft_fast_oldest_target() { return pypeft::TARGETS[0] / 10; }

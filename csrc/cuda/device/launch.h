@@ -1,4 +1,4 @@
-// What a kernel file's host half needs: the device and stream to run on, pointers of tensors, the launch itself.
+// The host code that every kernel file shares: the device and its stream, the pointers of tensors, and the launch.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -16,23 +16,23 @@
 #ifdef CUDA_EMULATOR
 #define PYPEFT_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m)
 #else
-// The foot of every kernel file: PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("<op>_cuda", TORCH_BOX(&pypeft::<op>)); }
+// Every kernel file ends with PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("<op>_cuda", TORCH_BOX(&pypeft::<op>)); }
 #define PYPEFT_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CUDA, m)
 #endif
 
 namespace pypeft {
 
-// std::runtime_error that says what was tried, and what CUDA says of it.
+// Throws std::runtime_error if `status` is an error; the message holds `what` and CUDA's own message.
 void check(cudaError_t status, const char* what);
 
 struct DeviceInfo {
   int capability;  // 80 for sm_80
   int multiprocessors;
-  int shared_per_block;  // bytes that one block may ask for
+  int shared_per_block;  // bytes of shared memory that one block may use
 };
 
-// Makes the device of t current, and holds its stream; the first line of every op. std::runtime_error if the device is
-// older than everything that this library was compiled for.
+// Makes the device of t current, and holds the current stream of that device. Every op begins with an OnDevice. Throws
+// std::runtime_error if the device is older than the oldest target that this library was compiled for.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& t);
@@ -53,7 +53,7 @@ class OnDevice {
   cudaStream_t stream_;
 };
 
-// The first element, for a kernel that reads. The emulator learns here which addresses are the tensor's.
+// The address of the first element of t, for a kernel that reads t. The emulator records the addresses of t.
 template <class T = void>
 const T* read(const Tensor& t) {
 #ifdef CUDA_EMULATOR
@@ -62,7 +62,7 @@ const T* read(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-// The same, for a kernel that writes.
+// The address of the first element of t, for a kernel that writes t.
 template <class T = void>
 T* write(const Tensor& t) {
 #ifdef CUDA_EMULATOR
@@ -71,8 +71,8 @@ T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// Runs kernel(arguments...) on a grid of blocks of `threads`, each with `shared` bytes of shared memory. An empty grid
-// is no launch.
+// Launches kernel(arguments...) on `grid` blocks of `threads` threads. Each block has `shared` bytes of shared memory.
+// An empty grid launches nothing.
 template <class... P>
 void launch(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, size_t shared,
             const std::type_identity_t<P>&... arguments) {

@@ -1,4 +1,4 @@
-// A matrix as the kernels see it, and the choice of what can read it.
+// The argument type that describes a matrix to a kernel.
 #pragma once
 #include <cstdint>
 
@@ -6,16 +6,16 @@
 
 namespace pypeft {
 
-// [rows, cols], any strides, in elements. Strides may be 0: autograd hands out expanded gradients.
+// A matrix [rows, cols] of any strides, in elements. A stride may be 0: autograd creates expanded gradients.
 struct Matrix {
   const void* data;
   int64_t row, col;
   int rows, cols;
   Dtype dtype;
-  bool vectors;  // rows are dense and every row starts at a multiple of 16 bytes
+  bool vectors;  // each row is contiguous and begins at an address that is a multiple of 16 bytes
 };
 
-// Sizes are ints in the kernels; offsets are 64 bits wide.
+// The kernels hold sizes as int and offsets as int64_t.
 inline int size_of(int64_t size) {
   STD_TORCH_CHECK(size <= INT32_MAX, "pypeft_fast: the CUDA kernels take sizes up to 2147483647, got ", size);
   return static_cast<int>(size);
@@ -32,7 +32,7 @@ inline Matrix view(const Tensor& t) {
   return m;
 }
 
-// A vector, as the only row of a matrix.
+// The vector v as a matrix of one row.
 inline Matrix as_row(const Tensor& v) {
   Matrix m{read(v), 0, v.stride(0), 1, size_of(v.size(0)), dtype_of(v), false};
   m.vectors = has_vectors(m.data, m.row, m.col, m.rows, m.cols, m.dtype);

@@ -1,8 +1,8 @@
-// Every access of a kernel to memory that others see goes through these functions. On the device they are one
-// instruction; tests/emulator checks bounds and races in their place and counts bytes, sectors and bank conflicts.
+// Every access of a kernel to global or shared memory goes through these functions. On the device each function is one
+// instruction. In tests/emulator each function checks bounds and races, and counts bytes, sectors and bank conflicts.
 //
-// V is the type of one access: 1, 2, 4, 8 or 16 bytes (uint4, float4, uint2, float, __half, uint8_t, ...), the address
-// a multiple of its size.
+// V is the type of one access: 1, 2, 4, 8 or 16 bytes (uint4, float4, uint2, float, __half, uint8_t, ...). The address
+// is a multiple of the size of V.
 #pragma once
 #include "cuda/device/ptx.h"
 
@@ -16,7 +16,8 @@ PYPEFT_DEVICE V load_global(const T* from) {
   return *reinterpret_cast<const V*>(from);
 }
 
-// For what one thread reads once and nobody again (a weight in decoding): past L1, first out of L2. Read-only memory.
+// Loads read-only data that is read once, such as the weight in decoding. The load bypasses L1 and prefetches 128 bytes
+// into L2.
 PYPEFT_DEVICE uint4 load_global_streaming(const void* from) {
 #ifdef __CUDA_ARCH__
   uint4 v;
@@ -53,8 +54,8 @@ PYPEFT_DEVICE void store_shared(T* to, V value) {
   *reinterpret_cast<V*>(to) = value;
 }
 
-// The block's shared memory, as many bytes as its launch asked for, on a boundary of 128. The only shared memory that
-// kernels use: what is declared __shared__ the emulator cannot see.
+// The block's dynamic shared memory, of the size that was given to the launch, aligned to 128 bytes. Kernels use no
+// other shared memory, because the emulator cannot see variables that are declared __shared__.
 PYPEFT_DEVICE char* shared_memory() {
 #ifdef __CUDA_ARCH__
   extern __shared__ __align__(128) char pypeft_shared_memory[];

@@ -1,19 +1,21 @@
-// The PTX instructions that the kernels use, each behind a function: the device's body, and beside it the body that
-// tests/emulator runs on the host. Everything here needs sm_80 and nothing newer.
+// The PTX instructions that the kernels use, one function each. Each function has a body for the device, and a body for
+// the host that tests/emulator runs. All of these instructions exist on sm_80 and later.
 //
-// Fragments. An instruction of a warp spreads a matrix over its lanes. With g = lane / 4 (the group) and t = lane % 4
-// (the thread in its group), a 16-bit register holds two neighbouring columns, the first in its low half:
+// Fragments. An instruction of a warp distributes a matrix over the lanes of the warp. Let g = lane / 4 be the group of
+// a lane, and t = lane % 4 its number in the group. A register holds two 16-bit values of neighbouring columns, the
+// first in the low half:
 //
 //   A [16 x 16], row-major               B [16 x 8], "col": k runs        C and D [16 x 8], float
 //        k 2t,2t+1   k 2t+8,2t+9              n = g                            n 2t   n 2t+1
 //   row g     a[0]        a[2]           k 2t,  2t+1   b[0]               row g     c[0]   c[1]
 //   row g+8   a[1]        a[3]           k 2t+8,2t+9   b[1]               row g+8   c[2]   c[3]
 //
-// In memory, A's rows and B's columns (that is: W [N, K] and its rows) are what ldmatrix reads as they lie. Four 8x8
-// matrices, each row 8 values of 16 bits, its address given by one lane:
+// ldmatrix loads A fragments from the rows of A, and B fragments from the columns of B, which are the rows of W [N, K].
+// It loads four 8x8 matrices of 16-bit values. Each lane gives the address of one row of 8 values:
 //
-//   lanes 0-7 the rows of matrix 0, 8-15 of matrix 1, 16-23 of 2, 24-31 of 3; lane l receives in d[i], of matrix i, row
-//   l / 4, columns 2 * (l % 4) and the next. Transposed: column l / 4, rows 2 * (l % 4) and the next.
+//   Lanes 0-7 give the rows of matrix 0, lanes 8-15 of matrix 1, lanes 16-23 of matrix 2, lanes 24-31 of matrix 3.
+//   Lane l receives in d[i] the values of matrix i at row l / 4, columns 2 * (l % 4) and 2 * (l % 4) + 1. With .trans
+//   lane l receives column l / 4, rows 2 * (l % 4) and 2 * (l % 4) + 1.
 //
 //   A fragment, from rows in shared memory:   row = lane % 16,              column = lane / 16 * 8         -> a[0..3]
 //   two B fragments (n 0-7, n 8-15) from W:   row = lane % 8 + lane/16 * 8, column = lane / 8 % 2 * 8      -> b0, b1
@@ -30,9 +32,10 @@
 namespace pypeft {
 
 // ---------------------------------------------------------------------------------------------- asynchronous copies
-// 16 bytes, or `kept` of them followed by zeros, from global to shared memory, past L1. Both addresses are multiples of
-// 16. Whoever issued it may read the bytes after cp_async_wait, the other threads of the block after a barrier besides.
-// With kept = 0 nothing is read, but the address should still be one that exists.
+// Copies the first `kept` of 16 bytes from global to shared memory, bypassing L1, and fills the rest with zeros. Both
+// addresses are multiples of 16. The thread that issued the copy may read the bytes after cp_async_wait; the other
+// threads of the block may read them after cp_async_wait and a barrier. With kept = 0 nothing is read, but the address
+// must still be valid.
 PYPEFT_DEVICE void cp_async_16(void* shared, const void* global, int kept = 16) {
 #ifdef __CUDA_ARCH__
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -42,7 +45,7 @@ PYPEFT_DEVICE void cp_async_16(void* shared, const void* global, int kept = 16) 
 #endif
 }
 
-// Ends a group: the copies that this thread issued since the last one.
+// Commits the copies that this thread issued since its last commit, as one group.
 PYPEFT_DEVICE void cp_async_commit() {
 #ifdef __CUDA_ARCH__
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -51,7 +54,7 @@ PYPEFT_DEVICE void cp_async_commit() {
 #endif
 }
 
-// Waits until at most kPending of this thread's newest groups are under way.
+// Waits until at most the kPending newest groups of this thread are still pending.
 template <int kPending>
 PYPEFT_DEVICE void cp_async_wait() {
 #ifdef __CUDA_ARCH__
@@ -62,8 +65,8 @@ PYPEFT_DEVICE void cp_async_wait() {
 }
 
 // ----------------------------------------------------------------------------------------------- between blocks
-// Draws a number: *ticket as it was; it becomes one more, or 0 after `last`. Whoever draws later sees what this thread
-// stored before, and what the threads stored that it met at a barrier before.
+// Returns *ticket and increments it atomically; the value after `last` is 0. A thread that takes a later ticket sees
+// all stores of this thread before the call, and all stores of the block before the last barrier.
 PYPEFT_DEVICE unsigned take_ticket(unsigned* ticket, unsigned last) {
 #ifdef __CUDA_ARCH__
   unsigned drawn;
@@ -77,7 +80,7 @@ PYPEFT_DEVICE unsigned take_ticket(unsigned* ticket, unsigned last) {
 }
 
 // ------------------------------------------------------------------------------------------- shared memory, by matrix
-// `row` is the address, a multiple of 16, of this lane's row; drawn above.
+// `row` is the address of the row that this lane gives, a multiple of 16; the layout is at the top of this file.
 PYPEFT_DEVICE void ldmatrix_x4(uint32_t (&d)[4], const void* row) {
 #ifdef __CUDA_ARCH__
   const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -102,7 +105,7 @@ PYPEFT_DEVICE void ldmatrix_x4_trans(uint32_t (&d)[4], const void* row) {
 #endif
 }
 
-// Two matrices: lanes 0-15 give the addresses, those of the others are not used.
+// Loads two matrices. Lanes 0-15 give the addresses; the addresses of the other lanes are not used.
 PYPEFT_DEVICE void ldmatrix_x2(uint32_t (&d)[2], const void* row) {
 #ifdef __CUDA_ARCH__
   const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -128,7 +131,7 @@ PYPEFT_DEVICE void ldmatrix_x2_trans(uint32_t (&d)[2], const void* row) {
 }
 
 // ------------------------------------------------------------------------------------------------------ tensor cores
-// c += A B, [16 x 16] [16 x 8], 16-bit operands and float sums; T chooses the type of both.
+// c += A B for A [16 x 16] and B [16 x 8] of the 16-bit type T; c is float.
 template <class T>
 PYPEFT_DEVICE void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
@@ -158,14 +161,15 @@ PYPEFT_DEVICE void mma_16816<__half>(float (&c)[4], const uint32_t (&a)[4], cons
 #endif
 }
 
-// c += A B, [16 x 8] [8 x 8] in tf32: floats whose low 13 bits count for nothing (to_tf32 rounds). C as above, and
+// c += A B for A [16 x 8] and B [8 x 8] in tf32. The instruction ignores the low 13 bits of each float; to_tf32 rounds
+// a float to tf32. C has the layout above. A and B have these layouts:
 //
 //   A, row-major          k t    k t+4          B, "col"     n = g
 //               row g     a[0]   a[2]           k t          b[0]
 //               row g+8   a[1]   a[3]           k t+4        b[1]
 //
-// A float in shared memory is two 16-bit values, so that ldmatrix reads these fragments too: of an 8 x 4 matrix of
-// floats lane l receives row l / 4, column l % 4. Transposed it does not: use loads.
+// ldmatrix also loads these fragments, because a float is two 16-bit values: of an 8 x 4 matrix of floats lane l
+// receives row l / 4, column l % 4. ldmatrix.trans cannot load them; use ordinary loads.
 PYPEFT_DEVICE void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef __CUDA_ARCH__
   asm volatile(
@@ -178,7 +182,7 @@ PYPEFT_DEVICE void mma_1688_tf32(float (&c)[4], const uint32_t (&a)[4], const ui
 #endif
 }
 
-// The nearest tf32, ties away from zero, as the bits of a float.
+// The tf32 value nearest to `value`, ties away from zero, as the bits of a float.
 PYPEFT_DEVICE uint32_t to_tf32(float value) {
 #ifdef __CUDA_ARCH__
   uint32_t bits;

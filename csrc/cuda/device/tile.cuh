@@ -1,8 +1,8 @@
-// A tile of a matrix in shared memory, and the three ways to fill one.
+// A tile of a matrix in shared memory, and the three ways to fill a tile.
 //
-// A tile's rows are cut into chunks of 16 bytes, and the chunks of a row are permuted by the row's number (XOR), so
-// that what a warp reads at once lies in 32 different banks, without padding: ldmatrix reads the same chunk of 8 rows;
-// a transposed fragment of floats reads two chunks of 4 rows.
+// Each row of a tile is divided into chunks of 16 bytes. The chunks of a row are permuted: the chunk number is XORed
+// with a number that depends on the row. One load of a warp therefore touches 32 different banks, without padding.
+// ldmatrix reads the same chunk of 8 rows; the load of a transposed float fragment reads two chunks of 4 rows.
 #pragma once
 #include "cuda/device/convert.h"
 #include "cuda/device/matrix.h"
@@ -19,8 +19,8 @@ struct Tile {
   static constexpr int kBytes = kRows * kCols * sizeof(T);
   static_assert(kCols % kPerChunk == 0 && (kChunks & (kChunks - 1)) == 0 && kChunks >= 2);
 
-  // Where chunk 0 of a row lies. Rows of 128 bytes and more: 8 rows in 8 places, 4 rows in 4 pairs of places. Shorter
-  // rows share a line of 128 bytes, and need fewer.
+  // The position of chunk 0 of a row. For rows of at least 128 bytes, 8 consecutive rows have 8 different positions,
+  // and 4 consecutive rows have 4 different pairs of positions. Shorter rows share 128 bytes and need fewer positions.
   PYPEFT_DEVICE static int swizzle(int row) {
     if constexpr (kChunks >= 8) return (row & 3) << 1 | (row >> 2 & 1);
     if constexpr (kChunks == 4) return (row >> 1 & 1) << 1 | (row >> 2 & 1);
@@ -48,8 +48,8 @@ PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value)
   if (dtype == Dtype::bf16) store_global(static_cast<__nv_bfloat16*>(out) + i, from_float<__nv_bfloat16>(value));
 }
 
-// out[i + j] = v[j] for j < kCount (2 or 4) and j < count: in one store if all are there and i is a multiple of kCount.
-// out is the first element of a tensor of ours, on a boundary of 16 bytes.
+// out[i + j] = v[j] for j < min(kCount, count); kCount is 2 or 4. If count >= kCount and i is a multiple of kCount,
+// this is one store. out is the first element of a tensor that the op has allocated, aligned to 16 bytes.
 template <int kCount>
 PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, int count) {
   if (count < kCount || i % kCount != 0) {
@@ -73,9 +73,9 @@ PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, 
   }
 }
 
-// f(row, chunk) for this thread's chunks of a tile: of number thread, thread + kThreads, ..., which lie below each
-// other. The compiler knows the number of turns; of a loop that begins at threadIdx.x it does not, and it would peel
-// that loop.
+// Calls f(row, chunk) for the chunks of this thread: numbers thread, thread + kThreads, ..., all in one column of
+// chunks. The compiler knows the number of iterations. It would not know the number for a loop that begins at
+// threadIdx.x, and would peel such a loop.
 template <class Tile, int kThreads, class F>
 PYPEFT_DEVICE void each_chunk(F&& f) {
   static_assert(kThreads % Tile::kChunks == 0);
@@ -88,8 +88,8 @@ PYPEFT_DEVICE void each_chunk(F&& f) {
   }
 }
 
-// tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
-// m.vectors. A thread copies the chunks that each_chunk gives it.
+// tile[i][j] = m[row0 + i][col0 + j], 0 outside of m, by asynchronous copies of 16 bytes. m has the type of the tile,
+// and m.vectors is true. A thread copies the chunks that each_chunk gives to the thread.
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
   using T = typename Tile::Element;
@@ -101,12 +101,13 @@ PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
   });
 }
 
-// Eight floats of a row are two chunks. Of eight neighbouring threads with eight such groups, all at their even chunks,
-// two and two would meet in the same banks: four begin with the odd one.
+// Eight floats of a row are two chunks, an even one and an odd one. If eight neighbouring threads all began with the
+// even chunks of eight such groups, pairs of threads would have bank conflicts. Four of the eight begin with the odd
+// chunk.
 PYPEFT_DEVICE bool odd_first(int group) { return group >> 2 & 1; }
 
-// The same for a tile of floats and an m of 16-bit values with m.vectors: 16 bytes are read, 32 are written. A thread
-// takes the groups of 8 elements of number thread, thread + kThreads, ...
+// As fill_async, for a tile of floats and an m of 16-bit values with m.vectors: each step reads 16 bytes and writes 32.
+// A thread fills the groups of 8 elements with the numbers thread, thread + kThreads, ...
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0) {
   constexpr int kGroups = Tile::kCols / 8;
@@ -134,7 +135,8 @@ PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0)
   }
 }
 
-// The same for any strides and types, an element at a time; neighbouring threads take neighbours in memory.
+// As fill_async, for any strides and types, element by element. Neighbouring threads read neighbouring elements in
+// memory.
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_any(char* tile, const Matrix& m, int row0, int col0) {
   using T = typename Tile::Element;
@@ -155,7 +157,7 @@ inline constexpr Dtype kDtype<__nv_bfloat16> = Dtype::bf16;
 template <>
 inline constexpr Dtype kDtype<__half> = Dtype::f16;
 
-// For the small operands, the adapter's: whichever of the two fits.
+// Fills a tile of a small operand, a matrix of the adapter: by fill_async where m allows it, otherwise by fill_any.
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_small(char* tile, const Matrix& m, int row0, int col0) {
   if (m.vectors && m.dtype == kDtype<typename Tile::Element>) {
@@ -165,7 +167,7 @@ PYPEFT_DEVICE void fill_small(char* tile, const Matrix& m, int row0, int col0) {
   }
 }
 
-// For the large operands the way is part of the kernel's type, so that the fast one carries no code of the others.
+// How a tile of a large operand is filled. This is a template argument, so that each kernel holds the code of one way.
 enum class Fill { async, widened, any };
 
 template <Fill kFill, class Tile, int kThreads>

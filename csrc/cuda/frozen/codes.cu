@@ -1,4 +1,4 @@
-// The tensors of a quantised weight as pointers and sizes.
+// Reads pointers and sizes from the tensors of a quantised weight.
 #include "cuda/frozen/codes.h"
 
 namespace pypeft {
@@ -12,7 +12,7 @@ Format format_of(const std::string& name) {
   return name == "int8" ? Format::int8 : Format::fp8;
 }
 
-// Of how many weights, a power of two, each of `blocks` scales is.
+// log2 of the block size, for `weights` weights with `blocks` scales; the block size is a power of two.
 int shift_of(int64_t weights, int64_t blocks) {
   int shift = 4;
   while (shift < 40 && ceil_div(weights, int64_t{1} << shift) > blocks) ++shift;
@@ -47,7 +47,7 @@ Codes codes_of(const char* op, const Tensor& weight, const std::string& format, 
   Codes c{};
   c.format = format_of(format);
   if (is_four_bit(c.format)) {
-    const int64_t weights = 2 * weight.numel();  // or one more than there are
+    const int64_t weights = 2 * weight.numel();  // one too many if the number of weights is odd
     if (N < 0) N = weights / std::max<int64_t>(1, K);
     if (K < 0) K = weights / std::max<int64_t>(1, N);
   } else {

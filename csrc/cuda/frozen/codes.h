@@ -1,4 +1,4 @@
-// A quantised weight [N, K] as it is stored; pypeft_fast/frozen/formats.py says what the tensors of each format are.
+// The stored form of a quantised weight [N, K]; pypeft_fast/frozen/formats.py defines the tensors of each format.
 #pragma once
 #include <optional>
 #include <string>
@@ -12,15 +12,16 @@ enum class Format : int { nf4, fp4, int8, fp8 };
 
 constexpr bool is_four_bit(Format format) { return format == Format::nf4 || format == Format::fp4; }
 
-// A weight is value(code) * scale, in float.
+// Each weight is value(code) * scale, computed in float.
 struct Codes {
-  const uint8_t* data;  // four bits: two codes a byte, the first in its high half, without a gap between rows; or null
-  bool vectors;         // data is a multiple of 16
+  const uint8_t* data;  // null if there are no codes; two 4-bit codes a byte, the first in the high half, rows packed
+  bool vectors;         // the address data is a multiple of 16
   Format format;
   int64_t N, K, weights, bytes;
-  // Of four bits a scale belongs to 1 << shift weights as they lie, whatever rows they are of. With `nested` that scale
-  // is map[nested[block]] * scale[block >> kNestedShift] + *offset. Of int8 scale is [N] and 127 times it; of fp8 it
-  // has one element for scale_rows x scale_columns weights, scales_across of them side by side.
+  // 4-bit formats: each block of 1 << shift consecutive weights has one scale; a block may span rows. If `nested` is
+  // set, the scale of a block is map[nested[block]] * scale[block >> kNestedShift] + *offset. int8: scale [N] holds 127
+  // times the scale of each row. fp8: scale has one element for each block of scale_rows x scale_columns weights, and
+  // scales_across elements in a row.
   const float* scale;
   int shift;
   const uint8_t* nested;  // or null
@@ -31,12 +32,12 @@ struct Codes {
 
 constexpr int kNestedShift = 8;
 
-// N or K may be -1: the tensors tell the other side. std::runtime_error if a storage is too small; the ops' checks have
-// seen all else.
+// N or K may be -1; the tensors then give that size. Throws std::runtime_error if a storage is too small. The ops have
+// checked everything else before.
 Codes codes_of(const char* op, const Tensor& weight, const std::string& format, const std::vector<Tensor>& scales,
                int64_t N, int64_t K);
 
-// [N, K] in `dtype`, one launch. like: a tensor of the device.
+// The weight [N, K] in `dtype`, contiguous, by one launch. `like` is a tensor on the same device.
 Tensor dequantized(const OnDevice& on, const Codes& codes, const Tensor& like, ScalarType dtype);
 
 }  // namespace pypeft

@@ -1,4 +1,4 @@
-// What a code stands for, and a block's scale.
+// The value of a code, and the scale of a block.
 #pragma once
 #include "cuda/device/convert.h"
 #include "cuda/device/memory.h"
@@ -6,8 +6,9 @@
 
 namespace pypeft {
 
-// The quantiles of a normal distribution (Dettmers et al., arXiv:2305.14314, appendix E), and a float of one sign bit,
-// two bits of exponent and one of mantissa, divided by its largest value: as bitsandbytes has them.
+// nf4: quantiles of a normal distribution (Dettmers et al., arXiv:2305.14314, appendix E). fp4: a float with one sign
+// bit, two exponent bits and one mantissa bit, divided by the largest such float. Both tables equal those of
+// bitsandbytes.
 __constant__ const float kFourBitValues[2][16] = {
     {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
      -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
@@ -17,14 +18,15 @@ __constant__ const float kFourBitValues[2][16] = {
 };
 constexpr int kTableBytes = 16 * sizeof(float);
 
-// The sixteen values in shared memory, each in a bank of its own; a barrier must follow.
+// Stores the sixteen values in shared memory, each in a different bank. The caller must synchronise the block
+// afterwards.
 PYPEFT_DEVICE void fill_table(char* table, Format format) {
   if (threadIdx.x < 16) {
     store_shared(table + 4 * threadIdx.x, kFourBitValues[format == Format::fp4][threadIdx.x]);
   }
 }
 
-// Weight `i` of the four bytes in `word`, i < 8: of each byte the high half is the first.
+// The value of code `i` < 8 of the four bytes in `word`. The high half of each byte is the first code of the byte.
 PYPEFT_DEVICE float four_bit_value(const char* table, uint32_t word, int i) {
   const int shift = 8 * (i / 2) + (i % 2 ? 0 : 4);
   return load_shared<float>(table + (shift == 0 ? word << 2 & 60 : word >> (shift - 2) & 60));
@@ -36,7 +38,7 @@ PYPEFT_DEVICE float four_bit_scale(const Codes& c, int64_t block) {
   return value * load_global<float>(c.scale + (block >> kNestedShift)) + load_global<float>(c.offset);
 }
 
-// float8 e4m3fn by way of a float16 whose exponent is 8 too small: GPUs before sm_89 have no such type.
+// Converts a float8 e4m3fn through a float16 whose exponent is 8 too small. GPUs before sm_89 have no float8 type.
 PYPEFT_DEVICE float fp8_value(uint32_t byte) {
   const float value = unpack2<__half>((byte & 0x80) << 8 | (byte & 0x7F) << 7).x * 256.0f;
   return (byte & 0x7F) == 0x7F ? __uint_as_float(0x7FC00000) : value;

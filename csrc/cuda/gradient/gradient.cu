@@ -1,4 +1,4 @@
-// The choice among the kernels of gradient.cuh, and how the work is cut.
+// Chooses a kernel of gradient.cuh, and the number of blocks.
 #include "cuda/gradient/gradient.cuh"
 
 #include "cuda/device/dispatch.h"
@@ -9,7 +9,7 @@ template <class T, Fill kFill, bool kTf32, int kRank, bool kTall>
 void run_shape(const OnDevice& on, GradientArgs p, const Tensor& like) {
   using S = Shape<T, kRank, kTall>;
   const int64_t blocks = std::max<int64_t>(1, ceil_div(p.X.cols, S::kCols)), tiles = ceil_div(p.rank, kRank);
-  // Wide blocks have large parts, and 32 KiB of X under way at a time: one a multiprocessor is enough.
+  // A wide block has large parts and keeps 32 KiB of X in flight: one block for each multiprocessor is enough.
   const int64_t wanted = splits_for(on, kTall ? 2 : 1, blocks * tiles, p.X.rows, std::min(p.rank, kRank));
   p.span = std::max(1, size_of(ceil_div(ceil_div(p.X.rows, wanted), S::kRows))) * S::kRows;
   const int64_t splits = std::max<int64_t>(1, ceil_div(p.X.rows, p.span));

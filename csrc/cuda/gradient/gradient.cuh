@@ -1,14 +1,18 @@
 // The kernel of gradient.h.
 //
-// Plan. Bound by the read of X. A block takes columns of X and a range of rows, through 3 stages of cp.async; eight
-// warps, each 16 rows of a stage and kWarpCols of its columns, whose part of X^T S stays in 32 registers a thread until
-// the end. Two shapes, for kRank 16 and 16-bit X:
-//   wide   16 x 512 a stage, the warps side by side. X B, 16 x kRank, is added over them in shared memory at each step.
-//          3 x 16 KiB of X, 16 KiB of B, 8 KiB of sums: two blocks a multiprocessor that has 164 KiB.
-//   tall   64 x 128 a stage, two warps side by side and four below each other, who add theirs in shared memory at the
-//          end: without X B a narrow block is better, for its part of X^T S is small. 3 x 18 KiB.
-// Traffic: X once for every kRank columns of S. Parts of X B: 4 r bytes a row and block of columns, 2 r / kCols of X's
-// bytes in 16 bits; parts of X^T S: 2 r / span of them. Stored once and read back by the last block, out of L2.
+// Plan. The kernel is bound by the read of X. A block reads kCols columns and `span` rows of X, in steps of kRows rows,
+// through 3 stages of cp.async. Each of its eight warps takes 16 rows and kWarpCols columns of a stage, and keeps its
+// part of X^T S in 32 accumulator registers of each thread until the end. There are two shapes, here for kRank 16 and
+// 16-bit X:
+//   wide   A stage is 16 x 512, with the warps side by side. After each step the warps add their parts of X B, 16 x
+//          kRank, in shared memory. A block uses 3 x 16 KiB for X, 16 KiB for B and 8 KiB for sums: a multiprocessor
+//          with 164 KiB runs two blocks.
+//   tall   A stage is 64 x 128, with two warps side by side and four below each other. The four add their parts of
+//          X^T S in shared memory at the end. Without X B a narrow block is better, because its part of X^T S is small.
+//          A block uses 3 x 18 KiB.
+// Traffic: X once for every kRank columns of S. The parts of X B are 4 r bytes for each row and block of columns, which
+// is 2 r / kCols of the bytes of a 16-bit X. The parts of X^T S are 2 r / span of the bytes of X. Each part is stored
+// once, and the last block reads it back from L2.
 #pragma once
 #include "cuda/device/dropout.cuh"
 #include "cuda/device/fragments.cuh"
@@ -17,7 +21,7 @@
 namespace pypeft::gradient {
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kStages = 3;
 
-// Columns of X that a warp takes: 32 registers of sums a thread, and the tiles within 99 KiB.
+// Columns of X of a warp, chosen for 32 accumulator registers in each thread, and for tiles within 99 KiB.
 constexpr int warp_cols(bool floats, int rank) { return (floats ? 512 : 1024) / rank; }
 
 template <class T, int kRank, bool kTall>
@@ -46,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
   const int n0 = blockIdx.x * S::kCols, r0 = blockIdx.z * kRank;
   const int begin = blockIdx.y * p.span, end = min(p.X.rows, begin + p.span), steps = (end - begin + kRows - 1) / kRows;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = warp % S::kAcross, down = warp / S::kAcross;
-  const int column = across * S::kWarpCols, line = 16 * down;  // of a stage, the warp's first
+  const int column = across * S::kWarpCols, line = 16 * down;  // the first column and row of the warp in a stage
 
   auto copy = [&](int step) {
     if (step < steps) {
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
   };
 
   if constexpr (!kTall) {
-    if (p.inner.out) fill_small<typename S::TileB, kThreads>(tile_B, p.B, n0, r0);  // lands with the first stage
+    if (p.inner.out) fill_small<typename S::TileB, kThreads>(tile_B, p.B, n0, r0);  // is complete with the first stage
   }
   float outer[S::kWarpCols / 16][kRank / 8][4] = {};
   for (int step = 0; step < kStages - 1; ++step) copy(step);

@@ -1,4 +1,4 @@
-// What becomes of gradient.cuh's sums: over a block's warps, over the blocks that share them, and out to memory.
+// The epilogue of gradient.cuh: adds the sums of the warps of a block, then of the blocks, and stores the result.
 #pragma once
 #include "cuda/device/tile.cuh"
 #include "cuda/gradient/gradient.h"
@@ -7,15 +7,15 @@
 namespace pypeft::gradient {
 
 // ------------------------------------------------------------------------------------------------------------ X B
-// Where a warp's sums for X B wait for the other warps': at [row][r] of its 16 x kRank floats, permuted so that neither
-// the stores of fragments nor the loads of rows meet in a bank.
+// The address in shared memory of a warp's sum for X B at [row][r], of 16 x kRank floats. The columns are permuted so
+// that neither the stores of fragments nor the loads of rows have bank conflicts.
 template <int kRank>
 PYPEFT_DEVICE float* inner_at(float* sums, int warp, int row, int r) {
   return sums + (warp * 16 + row) * kRank + (r ^ 8 * (kRank == 16 ? row >> 1 & 1 : row & 3));
 }
 
-// A sum for each block of rows and of ranks, shared by the blocks of columns. A part is [span][width] floats, width the
-// block's ranks up to a multiple of 4.
+// The number of the sum of this block. There is one sum for each block of rows and block of ranks; the blocks of
+// columns share it. A part of the sum is [span][inner_width] floats.
 PYPEFT_DEVICE unsigned inner_number() { return blockIdx.y * gridDim.z + blockIdx.z; }
 
 template <int kRank>
@@ -23,7 +23,8 @@ PYPEFT_DEVICE float* inner_part(const GradientArgs& p, unsigned block) {
   return part_of(p.inner.split, inner_number(), gridDim.x, block, int64_t(p.span) * inner_width(p.rank, kRank));
 }
 
-// `total` is this block's part of X B at [row][r] of its rows and ranks, or all of it.
+// Stores `total`, the value of X B at [row][r] of the rows and ranks of this block: as a part of the sum, or as the
+// result if the block has the whole sum.
 template <int kRank>
 PYPEFT_DEVICE void store_inner(const GradientArgs& p, int row, int r, float total) {
   const int m = blockIdx.y * p.span + row, r0 = blockIdx.z * kRank, width = inner_width(p.rank, kRank);
@@ -35,7 +36,7 @@ PYPEFT_DEVICE void store_inner(const GradientArgs& p, int row, int r, float tota
   }
 }
 
-// The last block: the sum over the blocks of columns, four ranks of a row a thread.
+// Run by the last block: adds the parts of all blocks of columns; each thread adds four ranks of a row at a time.
 template <int kRank>
 PYPEFT_DEVICE void add_inner(const GradientArgs& p) {
   const int begin = blockIdx.y * p.span, rows = min(p.X.rows - begin, p.span), width = inner_width(p.rank, kRank);
@@ -52,13 +53,13 @@ PYPEFT_DEVICE void add_inner(const GradientArgs& p) {
 }
 
 // ---------------------------------------------------------------------------------------------------------- X^T S
-// A sum for each block of columns and of ranks, shared by the blocks of rows. A part is [warps across][kParts][lanes]
-// float4.
+// Adds and stores X^T S. There is one sum for each block of columns and block of ranks; the blocks of rows share it. A
+// part of the sum is [warps across][kParts][lanes] float4.
 template <class S, int kRank, class Sums>
 PYPEFT_DEVICE void finish_outer(const GradientArgs& p, char* shared, Sums& outer, int col0, int r0, int across,
                                 int down) {
   const int lane = threadIdx.x % 32;
-  // f(sums, where they lie in a part) for what there is of the warp's columns and ranks.
+  // Calls f(sums, offset in a part, m, n) for each fragment of the warp that has an existing column and rank.
   auto each = [&](auto&& f) {
 #pragma unroll
     for (int m = 0; m < S::kWarpCols; m += 16) {
@@ -69,7 +70,7 @@ PYPEFT_DEVICE void finish_outer(const GradientArgs& p, char* shared, Sums& outer
       }
     }
   };
-  // The upper warps' sums become those of all the warps below each other.
+  // Adds the sums of the warps that are below each other into the uppermost warp of each column.
   auto meet = [&] {
     float* sums = reinterpret_cast<float*>(shared);
 #pragma unroll

@@ -1,4 +1,4 @@
-// What a block of gemm.cuh's kernel holds, and its products: the step along K and the low-rank one.
+// The shapes of the tiles of gemm.cuh, and the two products of a block: a step along K, and the low-rank product.
 #pragma once
 #include "cuda/device/fragments.cuh"
 #include "cuda/product/product.h"
@@ -14,7 +14,7 @@ struct Shape {
   static constexpr int kStageBytes = (kM + kN) * kBlockK * sizeof(T);
   static constexpr int kMaskBytes = kM * kN / 8;
   static constexpr int kFactorsBytes = kBlockK * 4;
-  static constexpr int kBytes = kStages * kStageBytes;  // and kMaskBytes, or kFactorsBytes a stage, where needed
+  static constexpr int kBytes = kStages * kStageBytes;  // without the mask, and without kFactorsBytes a stage
   static_assert(kBytes >= Tile<T, kM, kN>::kBytes, "the output leaves through the stages' memory");
   static_assert(kBytes >= kThreads / 32 * kSumBytes / int(sizeof(T)) * 4, "warps' sums meet in the stages' memory");
 };
@@ -25,10 +25,10 @@ struct Block {
   using TileX = Tile<T, S::kM, kBlockK>;
   using TileW = std::conditional_t<kColumns, Tile<T, kBlockK, S::kN>, Tile<T, S::kN, kBlockK>>;
   using Sums = float[S::kWarpM / 16][S::kWarpN / 8][4];
-  static constexpr int kUnroll = M::K == 16 ? 2 : 1;  // steps along K at once; floats in three parts fill the registers
+  static constexpr int kUnroll = M::K == 16 ? 2 : 1;  // steps along K; floats need too many registers for two steps
   static constexpr Fill kFill = kAsync ? Fill::async : Fill::any;
 
-  // sums += a stage's X W^T, this warp's part.
+  // Adds the part of this warp of a stage's X W^T to sums.
   PYPEFT_DEVICE static void multiply(Sums& sums, char* stage, int warp_m, int warp_n) {
     char* tile_W = stage + TileX::kBytes;
 #pragma unroll(kUnroll)
@@ -50,7 +50,7 @@ struct Block {
     }
   }
 
-  // W's columns tile is W^T as it lies in memory.
+  // The matrix from which TileW is filled: W, or W^T if kColumns.
   PYPEFT_DEVICE static Matrix as_tiled(Matrix w) {
     if constexpr (kColumns) {
       const int64_t row = w.row;
@@ -60,8 +60,8 @@ struct Block {
     return w;
   }
 
-  // sums = factor * keep o (S L^T), this warp's part. `spare`: a stage's memory; tile_mask: S::kMaskBytes, if a mask
-  // is.
+  // Sets sums to the part of this warp of factor * keep o (S L^T). `spare` is the memory of a stage. `tile_mask` is
+  // S::kMaskBytes of shared memory, and is used only if there is a mask.
   PYPEFT_DEVICE static void low_rank(Sums& sums, const LowRank& p, const uint8_t* mask, char* spare, char* tile_mask,
                                      int m0, int n0, int N, int warp_m, int warp_n) {
     constexpr int kThreads = S::kThreads;

@@ -1,10 +1,11 @@
-// Plan. A block takes 16 rows of W (columns of the output), its 8 warps every eighth 64 (16-bit) or 32 (float) columns
-// of them. W goes straight into registers, 16 bytes a load, four loads of a thread under way at once; so does X, from
-// L1 and L2. The tensor cores take W as their 16-row operand and X as the 8-column one, twice where X has more than 8
-// rows. A lane's 16 bytes are neighbours along K, not the columns that a fragment asks for; since the same permutation
-// of K is applied to X, the product is the same. IA3's l on the inputs multiplies X in those registers. The warps' sums
-// meet in 8.5 KiB of shared memory, where the low-rank term, in float, the bias, and l on the outputs join them.
-// Traffic: W, lora_B or l, and out once; X and s come from L2.
+// Plan. A block computes 16 columns of the output, which are 16 rows of W. Its 8 warps divide K among themselves, in
+// pieces of 64 (16-bit) or 32 (float) columns. W is loaded into registers without shared memory: 16 bytes a load, with
+// four loads of a thread in flight. X is loaded in the same way, from L1 and L2. W is the operand A of the tensor
+// cores, with 16 rows, and X is the operand B, with 8 columns; if X has more than 8 rows, the product is computed
+// twice. The 16 bytes of a lane are consecutive along K, unlike the columns of a fragment. The product is right all the
+// same, because X is permuted along K in the same way. IA3's factors on the inputs multiply X in registers. The warps
+// add their sums in 8.5 KiB of shared memory, and the epilogue adds the low-rank term (in float) and the bias, and
+// multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s are read from L2.
 #include "cuda/product/decode.cuh"
 
 namespace pypeft {

@@ -1,4 +1,4 @@
-// What the kernels of decoding share: fragments from 16 bytes of a row, and what follows the sums.
+// The code that decode.cu and decode_codes.cu share: fragments from 16 bytes of a row, and the epilogue.
 #pragma once
 #include "cuda/device/fragments.cuh"
 #include "cuda/product/decode.h"
@@ -9,7 +9,7 @@ namespace pypeft {
 constexpr int kDecodeWarps = 8, kDecodeThreads = 32 * kDecodeWarps, kDecodeCols = 16;
 constexpr int kSumsRow = kDecodeRows + 2, kSumsBytes = kDecodeWarps * kDecodeCols * kSumsRow * sizeof(float);
 
-// A lane's 16 bytes of each of two rows of W (or one of X) are kSteps fragments, taken along its own columns.
+// The fragments of kSteps steps along K, from the 16 bytes that a lane holds of two rows of W, or of one row of X.
 template <class T, bool kTf32>
 struct Words {
   using M = Math<T, kTf32>;
@@ -33,7 +33,7 @@ struct Words {
   }
 };
 
-// c += the product of 16 bytes of each of two rows of W with those of X's rows.
+// Adds to c the product of 16 bytes of two rows of W with the 16 bytes of the same columns of the rows of X.
 template <class T, bool kTf32, int kEights>
 PYPEFT_DEVICE void multiply(float (&c)[kEights][4], const uint4& upper, const uint4& lower, const uint4 (&x)[kEights]) {
   using M = Math<T, kTf32>;
@@ -51,14 +51,14 @@ PYPEFT_DEVICE void multiply(float (&c)[kEights][4], const uint4& upper, const ui
   }
 }
 
-// 16 bytes of a row of X from column k on, 0 where there are none.
+// 16 bytes of a row of X that begin at column k; 0 if the row or the column does not exist.
 template <class T>
 PYPEFT_DEVICE uint4 load_inputs(const Matrix& X, int row, int k) {
   if (row >= X.rows || k >= X.cols) return make_uint4(0, 0, 0, 0);
   return load_global<uint4>(static_cast<const T*>(X.data) + row * X.row + k);
 }
 
-// The factors of the 16 bytes from column k on.
+// The factors of the columns in the 16 bytes that begin at column k.
 template <class T>
 PYPEFT_DEVICE void load_input_factors(float (&f)[16 / sizeof(T)], const ProductArgs& p, int k) {
   constexpr int kPerLoad = 16 / sizeof(T);
@@ -74,8 +74,8 @@ PYPEFT_DEVICE void load_input_factors(float (&f)[16 / sizeof(T)], const ProductA
   }
 }
 
-// The warps' sums c meet in kSumsBytes of shared memory, where the low-rank term, in float, the bias, and l on the
-// outputs join them; n0 is the block's first column of the output.
+// The epilogue: adds the sums c of the warps in kSumsBytes of shared memory, adds the low-rank term (in float) and the
+// bias, multiplies by the scale, and stores the output. n0 is the first output column of the block.
 template <class T, int kEights>
 PYPEFT_DEVICE void finish_decoding(const ProductArgs& p, const float (&c)[kEights][4], float* sums, int n0) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -109,7 +109,8 @@ PYPEFT_DEVICE void finish_decoding(const ProductArgs& p, const float (&c)[kEight
   store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
 }
 
-// Calls run<T, kTf32, kEights, kScaled>(): eights of X's rows, and whether its columns are scaled.
+// Calls run<T, kTf32, kEights, kScaled>(). kEights is the number of groups of 8 rows of X. kScaled says whether the
+// columns of X have factors.
 template <class F>
 void dispatch_decoding(const ProductArgs& p, bool allow_tf32, F&& run) {
   auto of_type = [&]<class T, bool kTf32>() {

@@ -1,10 +1,10 @@
-// Plan. As decode.cu's, with a W of four bits, nf4 or fp4: no dense W is ever formed. A lane's 16 bytes of a row are 32
-// weights, four times as many columns as 16 bytes of half precision; its 8 warps take every eighth 128 columns. They
-// lie in one block, so that a load has one scale: a float, or a byte and what L1 holds of the nested ones. The sixteen
-// values are a table in shared memory, each in a bank of its own. A weight is its value times its scale, in float,
-// rounded to X's type: as a dequantised W is. X comes from L1 and L2 as its 16 bytes are due.
-// Traffic: codes, scales, lora_B or l, and out once: 0.5 bytes a weight, 1/64 more of nested scales, of others 1/16,
-// where a block is of 64.
+// Plan. The plan is that of decode.cu, with W in nf4 or fp4, and a dense W is never stored. The 16 bytes that a lane
+// loads of a row are 32 weights, four times as many as 16 bytes in half precision. The 8 warps divide K among
+// themselves, in pieces of 128 columns. All weights of a load are in one quantisation block and have one scale: a
+// float, or the nested scale, whose tables L1 caches. The sixteen values are a table in shared memory, each in a
+// different bank. A weight is its value times its scale in float, rounded to the type of X, as a dequantised weight is.
+// X is loaded from L1 and L2 where it is needed. Traffic: codes, scales, lora_B or l, and out once. Codes are 0.5 bytes
+// a weight. With quantisation blocks of 64, nested scales are 1/64 bytes a weight, and float scales 1/16 bytes.
 #include "cuda/frozen/decode.cuh"
 #include "cuda/product/decode.cuh"
 
@@ -12,7 +12,7 @@ namespace pypeft {
 namespace {
 constexpr int kPart = 4 * kCodesPerLoad;
 
-// 16 bytes of T: the chunk of that number of the weights behind 16 bytes of codes.
+// Chunk number `chunk` of the weights of 16 bytes of codes; a chunk is 16 bytes of T.
 template <class T>
 PYPEFT_DEVICE uint4 decoded(const char* table, const uint4& codes, float scale, int chunk) {
   const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
@@ -32,7 +32,7 @@ PYPEFT_DEVICE uint4 decoded(const char* table, const uint4& codes, float scale, 
 template <class T, bool kTf32, int kEights, bool kScaled>
 __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(ProductArgs p) {
   constexpr int kPerChunk = 16 / sizeof(T), kChunks = kCodesPerLoad / kPerChunk;
-  constexpr int kParts = sizeof(T) == 4 && !kTf32 ? 1 : 2;  // what fits beside fragments in three parts
+  constexpr int kParts = sizeof(T) == 4 && !kTf32 ? 1 : 2;  // fragments of float in three parts leave registers for 1
   const Codes& codes = p.codes;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int n0 = blockIdx.x * kDecodeCols;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Product
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int first = k0 + part * kDecodeWarps * kPart;
-      if (first >= p.X.cols) break;  // all of the warp
+      if (first >= p.X.cols) break;  // the same for all lanes of the warp
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
         const int k = first + t * kCodesPerLoad + chunk * kPerChunk;

@@ -1,7 +1,7 @@
-// What becomes of a block's sums after the last step along K.
+// The epilogue of gemm.cuh's kernel.
 //
-// A lane's fragments, of gemm.cuh's shape S: sums[m][n][2 h + i] lies at row + 16 m + 8 h, col + 8 n + i of the tile,
-// (row, col) being where its first one lies.
+// The accumulators of a lane, for the shape S of gemm.cuh: sums[m][n][2 h + i] is the element (row + 16 m + 8 h,
+// col + 8 n + i) of the tile, where (row, col) is the element of sums[0][0][0].
 #pragma once
 #include "cuda/device/tile.cuh"
 #include "cuda/product/product.h"
@@ -16,11 +16,11 @@ struct BlockEpilogue {
   using Sums = float[S::kWarpM / 16][S::kWarpN / 8][4];
   static constexpr int kThreads = S::kThreads, kWarpsDown = S::kM / S::kWarpM;
 
-  int m0, n0, rows, cols;  // where the tile begins in the output, and the output's size
-  int row, col;            // of sums[0][0][0] in the tile
+  int m0, n0, rows, cols;  // the first row and column of the tile in the output; the size of the output
+  int row, col;            // the element of the tile that sums[0][0][0] is
 
-  // f(sum, value) for every sum; load(n) gives the value of column n of the output. Each lane loads one of its warp's
-  // 32 columns.
+  // Calls f(sum, value) for every accumulator, where value is load(n) for the output column n of the accumulator. Each
+  // lane loads the value of one of the 32 columns of its warp.
   template <class Load, class F>
   PYPEFT_DEVICE void by_column(Sums& sums, Load load, F f) const {
     static_assert(S::kWarpN == 32);
@@ -40,7 +40,8 @@ struct BlockEpilogue {
     }
   }
 
-  // To out [rows, cols], contiguous, through shared memory: a row's 16 bytes a thread, if its rows are on multiples.
+  // Stores the tile to out [rows, cols], contiguous, through shared memory. A thread stores 16 bytes of a row at a time
+  // if the rows of out are aligned to 16 bytes, otherwise element by element.
   PYPEFT_DEVICE void store(char* shared, const Sums& sums, void* out) const {
     const bool vectors = cols % Out::kPerChunk == 0;
 #pragma unroll
@@ -71,9 +72,9 @@ struct BlockEpilogue {
     }
   }
 
-  // This tile's part of the gradient of the factors on the columns, of sums that are not scaled yet. Lanes of one
-  // column add up by shuffles, the warps below each other through shared memory, the tiles below each other as
-  // column_sum.cuh's.
+  // Adds up the part of this tile of the gradient of the factors on the columns; `sums` are not scaled yet. The lanes
+  // of a column add by shuffles, the warps of a column through shared memory, and the tiles of a column as in
+  // column_sum.cuh.
   PYPEFT_DEVICE void sum_rows(char* shared, const Sums& sums, const ColumnSum& gradient) const {
     static_assert(Out::kBytes + kWarpsDown * S::kN * 4 <= S::kBytes);
     float* meet = reinterpret_cast<float*>(shared + Out::kBytes);
@@ -89,7 +90,7 @@ struct BlockEpilogue {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int r = row + 16 * m + 8 * h;
-          if (m0 + r >= rows) continue;  // there an infinite weight makes sums of NaN
+          if (m0 + r >= rows) continue;  // with an infinite weight the sums of rows that do not exist are NaN
           const T* at = Out::at(shared, r, col + 8 * n);
           float2 factors;
           if constexpr (sizeof(T) == 2) factors = unpack2<T>(load_shared<uint32_t>(at));

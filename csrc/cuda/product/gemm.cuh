@@ -1,29 +1,29 @@
-// The kernel of gemm.h: product.h's product for more than a few rows.
+// The kernel of gemm.h: the product of product.h for more than 16 rows.
 //
-// These are sm_80's instructions, mma.sync and cp.async, on every GPU. Those of Hopper and Blackwell (wgmma, tcgen05,
-// TMA) are faster for large products, which are left to Triton, that compiles to them, and to the vendor's library: an
-// op times its kernels on the first call of a shape (pypeft_fast/_tuning.py). Decoding is bound by the read of W:
-// decode.cu.
+// The kernel uses the instructions of sm_80, mma.sync and cp.async, on every GPU. The instructions of Hopper and
+// Blackwell (wgmma, tcgen05, TMA) are faster for large products. Triton and the vendor's library use them, and an op
+// times its kernels on the first call with a shape (pypeft_fast/_tuning.py). Products with few rows are in decode.cu.
 //
-// Plan. Tiles of kM x kN of the output; K in steps of 32 through 3 stages of cp.async. The stages' first tiles are
-// requested, and while they fly the low-rank product is computed in the last stage's memory, its inputs cast to the
-// type of X and padded with zeros, 32 ranks a step; it is scaled and masked in the accumulators, in float, and the
-// frozen product is added on top. Of float32 it is computed last, in accumulators of its own: it may be much larger
-// than the frozen product, each of whose steps would be rounded to its last bit. The result leaves through shared
-// memory, a row's 16 bytes a thread.
-//   16-bit, large: 128 x 128, 8 warps of 64 x 32, 48 KiB; without a mask two blocks a multiprocessor that has 100 KiB
-//   16-bit, small:  64 x  64, 4 warps of 32 x 32, 24 KiB, for outputs of fewer large tiles than multiprocessors
+// Plan. A block computes a tile of kM x kN of the output, with K in steps of 32 through 3 stages of cp.async. While the
+// copies of the first stages are in flight, the block computes the low-rank product in the memory of the last stage, 32
+// ranks a step, with inputs cast to the type of X and padded with zeros. The low-rank product is scaled and masked in
+// the accumulators, in float, and the frozen product is added to the same accumulators. In float32 the low-rank product
+// is computed last, in accumulators of its own, because it may be much larger than the frozen product, and adding the
+// steps of the frozen product to it would lose their low bits. The result is stored through shared memory, 16 bytes of
+// a row a thread.
+//   16-bit, large: 128 x 128, 8 warps of 64 x 32, 48 KiB; without a mask, a multiprocessor with 100 KiB runs two blocks
+//   16-bit, small:  64 x  64, 4 warps of 32 x 32, 24 KiB, for outputs with fewer large tiles than multiprocessors
 //   float:          64 x  64, 4 warps of 32 x 32, 48 KiB
-// Blocks are numbered so that those that run together share rows of X and of W in L2: 8 tiles down, then across.
-// Traffic: X once for every kN columns, W once for every kM rows, beyond L2's help; out, mask once.
+// Blocks are numbered in bands of 8 tiles down, then across, so that concurrent blocks share rows of X and W in L2.
+// Traffic: X once for every kN columns and W once for every kM rows, less what L2 holds; out and mask once.
 //
-// IA3. Where l lies on the inputs, the thread that copied 16 bytes of X multiplies them in place before the others see
-// them; the 32 factors of a step travel one step ahead of it, since all threads need them. The dl of that side is none
-// of the product's business: blocks of their own, after the others, read X and z for it, X a second time and from L2
-// where it fits. Where l lies on the outputs, the sums leave twice, as z and scaled, or meet the tile of x for dl
-// before they are scaled. Parts of dl: 4 bytes a column for every tile's rows, or for every block's; the last block of
-// the columns adds them. DoRA's scale lies
-// on the outputs too, over the low-rank product and under the bias.
+// IA3. If l is on the inputs, the thread that copied 16 bytes of X multiplies them by l in shared memory before the
+// other threads read them. The 32 factors of a step are copied one step ahead, because all threads need them. dl of the
+// inputs does not depend on the product: separate blocks, numbered after the others, read X and z for it; X is read a
+// second time, from L2 if it fits there. If l is on the outputs, the sums are stored twice, as z and scaled, or are
+// multiplied with the tile of x for dl before they are scaled. The parts of dl are 4 bytes a column for each tile, or
+// for each separate block; the last block of the columns adds them. The scale of DoRA is also on the outputs: it
+// multiplies the frozen and the low-rank product, but not the bias.
 #pragma once
 #include "cuda/product/block.cuh"
 #include "cuda/product/epilogue.cuh"
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
     const int block = blockIdx.x - (gridDim.x - (p.X.cols + kPerBlock - 1) / kPerBlock * gradient.blocks);
     if (block >= 0) return sum_columns<T, kThreads>(shared, p.X, gradient, block);
   }
-  // Tile number -> a band of kBand tiles down, then across.
+  // The tile of this block: in bands of kBand tiles down, then across.
   const int down = (p.X.rows + S::kM - 1) / S::kM, across = (p.W.rows + S::kN - 1) / S::kN;
   const int band = blockIdx.x / (kBand * across), height = min(down - band * kBand, kBand);
   const int inside = blockIdx.x % (kBand * across);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
     cp_async_commit();
   };
 
-  if constexpr (kScale == Scale::inputs) copy_factors(0);  // with the first stage
+  if constexpr (kScale == Scale::inputs) copy_factors(0);  // in the group of the first stage
   for (int step = 0; step < kStages - 1; ++step) copy(step);
   typename B::Sums sums = {};
   auto low_rank = [&](typename B::Sums& to, int stage) {
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
   if constexpr (kScale != Scale::inputs && !kLowRankLast) low_rank(sums, kStages - 1);
   if constexpr (kScale == Scale::inputs) {
     cp_async_wait<kStages - 2>();
-    __syncthreads();  // the first step's factors
+    __syncthreads();  // the factors of the first step are complete
   }
 
 #pragma unroll 1
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(S::kThreads, 2) gemm_kernel(ProductArgs p) {
     char* stage = shared + step % kStages * S::kStageBytes;
     cp_async_wait<kStages - 2>();
     if constexpr (kScale == Scale::inputs) {
-      if constexpr (!kAsync) __syncthreads();  // other threads wrote what this one multiplies
+      if constexpr (!kAsync) __syncthreads();  // other threads have written the elements that this thread multiplies
       const char* of_step = factors + step % kStages * S::kFactorsBytes;
       scale_columns<TileX, kThreads, kAsync>(stage, of_step, p.inputs.factors.dtype);
     }

@@ -1,20 +1,20 @@
-// The kernels of gemm.cuh, as their launch needs to know them.
+// The kernels of gemm.cuh with the sizes that their launches need.
 #pragma once
 #include "cuda/product/product.h"
 
 namespace pypeft::gemm {
 
-enum class Scale : int { none, inputs, outputs };  // on what a ColumnScale lies: nothing, X or z
+enum class Scale : int { none, inputs, outputs };  // which matrix has factors on its columns: none, X, or z
 
 struct Kernel {
   void (*kernel)(ProductArgs);
-  int rows, columns;  // of a block's tile of the output
+  int rows, columns;  // of the output tile of a block
   int threads;
-  int bytes, mask_bytes, factors_bytes;  // of shared memory: always, with a mask, with a scale on X
+  int bytes, mask_bytes, factors_bytes;  // shared memory: always, more with a mask, more with factors on X
 };
 
-// The kernel for these arguments, whose scale lies on kScale, with large tiles or small ones. Each kScale is compiled
-// in a file of its own, gemm_<kScale>.cu.
+// The kernel for these arguments, with large or small tiles. kScale says which matrix has factors. The kernels of each
+// kScale are compiled in their own file, gemm_<kScale>.cu.
 template <Scale kScale>
 Kernel kernel_for(const ProductArgs& p, bool large, bool allow_tf32);
 extern template Kernel kernel_for<Scale::none>(const ProductArgs&, bool, bool);

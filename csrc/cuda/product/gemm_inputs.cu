@@ -1,4 +1,4 @@
-// gemm.cuh's kernels with factors on the columns of X: IA3's.
+// The kernels of gemm.cuh with factors on the columns of X, for IA3.
 #include "cuda/product/gemm_kernels.cuh"
 
 template pypeft::gemm::Kernel pypeft::gemm::kernel_for<pypeft::gemm::Scale::inputs>(const ProductArgs&, bool, bool);

@@ -1,10 +1,10 @@
-// From the arguments of a product to the template arguments of its kernel.
+// Chooses the template arguments of the kernel from the arguments of a product.
 #pragma once
 #include "cuda/product/gemm.cuh"
 
 namespace pypeft::gemm {
 
-// W as it lies, by rows or by columns, if 16-byte copies can read it, X and its factors; else element by element.
+// Tiles are copied by 16 bytes if X, its factors and W allow it, W by rows or by columns; otherwise element by element.
 template <Scale kScale, class S, class M>
 Kernel kernel_of(const ProductArgs& p) {
   const bool vectors = p.X.vectors && (kScale != Scale::inputs || p.inputs.factors.vectors);

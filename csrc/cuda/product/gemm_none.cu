@@ -1,4 +1,4 @@
-// gemm.cuh's kernels without factors on columns: LoRA's.
+// The kernels of gemm.cuh without factors on columns, for LoRA.
 #include "cuda/product/gemm_kernels.cuh"
 
 template pypeft::gemm::Kernel pypeft::gemm::kernel_for<pypeft::gemm::Scale::none>(const ProductArgs&, bool, bool);

@@ -1,4 +1,4 @@
-// The choice of a product's kernel, and its launch.
+// Chooses the kernel of a product, and launches it.
 #include "cuda/product/product.h"
 
 #include "cuda/product/decode.h"
@@ -6,7 +6,7 @@
 
 namespace pypeft {
 namespace {
-// Whether tiles of 128 x 128 are enough for every multiprocessor to have one.
+// Whether there are at least as many tiles of 128 x 128 as multiprocessors.
 bool takes_large_tiles(const OnDevice& on, const ProductArgs& p) {
   const int64_t tiles = ceil_div(p.X.rows, 128) * ceil_div(p.W.rows, 128);
   return p.X.dtype != Dtype::f32 && tiles >= on.info().multiprocessors;
@@ -19,8 +19,9 @@ gemm::Kernel choose(const OnDevice& on, const ProductArgs& p, bool allow_tf32) {
   return gemm::kernel_for<gemm::Scale::none>(p, large, allow_tf32);
 }
 
-// Cuts the rows of X among blocks for the gradient of factors on X; how many blocks lie across its columns. Two blocks
-// a multiprocessor, but none with fewer than 64 rows: the parts would weigh more than they save.
+// Divides the rows of X among the separate blocks that compute the gradient of factors on X. Returns the number of
+// blocks across the columns of X. There are about two blocks for each multiprocessor, but a block has at least 64 rows,
+// because with fewer rows the traffic of the parts would be too large.
 int64_t cut_rows(const OnDevice& on, const Matrix& X, ColumnSum& sum) {
   const int64_t across = ceil_div(X.cols * bytes_of(X.dtype), kSumBytes);
   const int64_t wanted = ceil_div(2 * on.info().multiprocessors, std::max<int64_t>(1, across));

@@ -1,14 +1,14 @@
-// The product with the frozen weight and what is done to its operands and sums on the way, one launch:
+// The product with the frozen weight, with its prologue and epilogue, in one launch:
 //
 //   z = (X o inputs.factors) W^T + factor * keep o (S L^T) + bias,   out = z o epilogue.scale.factors
 //
-//   lora_linear  X = x, W = weight [N, K],    S = s,  L = lora_B [N, r],     factor = scaling; bias; of DoRA a scale
-//   lora_dx      X = dY, W = weight^T [K, N], S = dS, L = lora_A^T [K, r],   factor = dropout's scale, mask
-//   ia3_linear   X = x, W = weight [N, K]     l scales z or, feedforward, x; bias
-//   ia3_dx_dl    X = dY, W = weight^T [K, N]  l scales dY or, feedforward, z; its gradient
+//   lora_linear  X = x, W = weight [N, K],    S = s,  L = lora_B [N, r],     factor = scaling; bias; for DoRA a scale
+//   lora_dx      X = dY, W = weight^T [K, N], S = dS, L = lora_A^T [K, r],   factor = scale of dropout; mask
+//   ia3_linear   X = x, W = weight [N, K]     l scales z, or x if feedforward; bias
+//   ia3_dx_dl    X = dY, W = weight^T [K, N]  l scales dY, or z if feedforward; gradient of l
 //
-// product.cu chooses the kernel: decode.cu's for few rows, decode_codes.cu's where W is quantised besides, else one of
-// gemm.cuh's.
+// product.cu chooses the kernel: decode.cu for few rows, decode_codes.cu for few rows and a 4-bit W, otherwise
+// gemm.cuh.
 #pragma once
 #include "cuda/device/matrix.h"
 #include "cuda/frozen/codes.h"
@@ -16,11 +16,11 @@
 
 namespace pypeft {
 
-// Factors on the columns of a matrix, those of X or of z.
+// Factors on the columns of a matrix, which is X or z.
 struct ColumnScale {
   bool present;
   Matrix factors;      // [1, columns]
-  ColumnSum gradient;  // of the matrix before it is scaled, times gradient.by
+  ColumnSum gradient;  // the gradient of the factors: column sums of the unscaled matrix times gradient.by
 };
 
 struct LowRank {
@@ -30,26 +30,27 @@ struct LowRank {
   int64_t mask_row;
 };
 
-// What becomes of the sums before they are stored.
+// The operations on the sums before they are stored.
 struct Epilogue {
-  const void* bias;  // [N] of out's dtype, or null
+  const void* bias;  // [N] in the dtype of out, or null
   int64_t bias_stride;
-  bool bias_last;  // the bias is added to what the factors have scaled, and is no part of z
+  bool bias_last;  // the bias is added after the scale, and is not part of z
   ColumnScale scale;
-  void* z;  // [M, N], contiguous, of out's dtype: where z goes as well; or null
+  void* z;  // [M, N], contiguous, in the dtype of out: z is stored here; or null
 };
 
-// There is a scale on X, on z or on neither; a low-rank product not beside one on X, a mask not beside one on z.
+// At most one of X and z has a scale. With a scale on X there is no low-rank product; with a scale on z there is no
+// mask.
 struct ProductArgs {
-  Matrix X, W;  // [M, K], [N, K], one dtype, which is out's
-  Codes codes;  // of a W that is read as it is stored: W.data are codes then; else codes.data is null
+  Matrix X, W;  // [M, K], [N, K], both in the dtype of out
+  Codes codes;  // of a quantised W that the kernel decodes, where W.data is codes.data; otherwise codes.data is null
   ColumnScale inputs;
   LowRank low_rank;
   Epilogue epilogue;
-  void* out;  // [M, N], contiguous, or null if a gradient of factors is all that is asked for
+  void* out;  // [M, N], contiguous, or null if only the gradient of factors is needed
 };
 
-// M >= 1. X is a tensor of the device whose stream `on` holds.
+// M >= 1. X is a tensor on the device of `on`.
 void product(const OnDevice& on, ProductArgs args, const Tensor& X, bool allow_tf32);
 
 }  // namespace pypeft

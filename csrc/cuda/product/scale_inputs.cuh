@@ -1,10 +1,10 @@
-// IA3's factors on the columns of X: on a tile in shared memory, or on 16 bytes in registers.
+// Multiplies the columns of X by the factors of IA3, in a tile in shared memory or in 16 bytes in registers.
 #pragma once
 #include "cuda/device/tile.cuh"
 
 namespace pypeft {
 
-// chunk[j] * factors[j] for 16 bytes of T, each multiplied in float and rounded once.
+// chunk[j] * factors[j] for 16 bytes of T, computed in float and rounded once.
 template <class T>
 PYPEFT_DEVICE uint4 scale_chunk(const uint4& chunk, const float (&factors)[16 / sizeof(T)]) {
   float v[16 / sizeof(T)];
@@ -18,7 +18,8 @@ PYPEFT_DEVICE uint4 scale_chunk(const uint4& chunk, const float (&factors)[16 / 
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The factors of 16 bytes of T, which lie at `from` in T or, if not `narrow`, in float; load reads 16 bytes.
+// Loads the factors of 16 bytes of T. At `from` the factors are stored in T if `narrow`, otherwise in float.
+// load(address) reads 16 bytes.
 template <class T, class Load>
 PYPEFT_DEVICE void unpack_factors(float (&factors)[16 / sizeof(T)], const char* from, bool narrow, Load load) {
   if (sizeof(T) == 2 && narrow) return unpack_chunk<T>(factors, load(from));
@@ -31,8 +32,9 @@ PYPEFT_DEVICE void unpack_factors(float (&factors)[16 / sizeof(T)], const char* 
   }
 }
 
-// The factors of kCols columns from col0 on, 0 beyond the last, in 4 kCols bytes of shared memory: asynchronously, of
-// l's own type and with l.vectors, or as floats.
+// Copies the factors of the kCols columns from col0 on to 4 kCols bytes of shared memory; factors beyond the last are
+// 0. With kAsync the copy is asynchronous and keeps the type of l, and l.vectors is true. Otherwise the factors are
+// stored as floats.
 template <int kCols, int kThreads, bool kAsync>
 PYPEFT_DEVICE void fill_factors(char* factors, const Matrix& l, int col0) {
   if constexpr (kAsync) {
@@ -46,7 +48,7 @@ PYPEFT_DEVICE void fill_factors(char* factors, const Matrix& l, int col0) {
   }
 }
 
-// tile[i][j] *= factors[j]. A thread takes the chunks that it filled by fill_async.
+// tile[i][j] *= factors[j]. A thread multiplies the chunks that it has filled by fill_async.
 template <class Tile, int kThreads, bool kAsync>
 PYPEFT_DEVICE void scale_columns(char* tile, const char* factors, Dtype l_dtype) {
   using T = typename Tile::Element;

@@ -1,4 +1,4 @@
-// One place decides whether a product reads a quantised weight's codes or a dequantised copy.
+// Decides whether a product reads the codes of a quantised weight or a dequantised copy.
 #include "cuda/product/weight.h"
 
 #include "cuda/product/decode.h"

@@ -1,4 +1,4 @@
-// The frozen weight [N, K] of an op's call, dense or quantised, as a product takes it.
+// The frozen weight [N, K] of a call, dense or quantised, and its conversion to the arguments of a product.
 #pragma once
 #include "cuda/product/product.h"
 
@@ -6,17 +6,19 @@ namespace pypeft {
 
 class Weight {
  public:
-  // Without a format: weight [N, K] of any strides, no scales. N or K may be -1 where the tensors tell it.
+  // Without a format, `weight` is dense [N, K] of any strides, and there are no scales. N or K may be -1 if the tensors
+  // give the size.
   Weight(const char* op, const Tensor& weight, const std::optional<std::string>& format,
          const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K);
 
   int64_t N() const { return N_; }
   int64_t K() const { return K_; }
 
-  // [N, K] itself; of a quantised weight a temporary in like's dtype, which lives as long as this.
+  // The dense weight [N, K]. A quantised weight is dequantised in the dtype of `like`, into a temporary that lives as
+  // long as this object.
   Matrix dense(const OnDevice& on, const Tensor& like);
 
-  // Sets args.W, and args.codes if the kernel for these arguments reads codes. All else in args is there already.
+  // Sets args.W, and args.codes if the kernel for these arguments reads codes. The caller has set the rest of args.
   void give(const OnDevice& on, ProductArgs& args, const Tensor& like);
 
  private:

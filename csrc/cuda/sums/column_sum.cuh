@@ -1,4 +1,4 @@
-// The sum over the rows of a product of two matrices, element by element: the gradient of what scales columns.
+// The column sums of the elementwise product of two matrices, which are the gradient of factors on columns.
 #pragma once
 #include "cuda/device/tile.cuh"
 #include "cuda/sums/column_sum.h"
@@ -6,8 +6,8 @@
 
 namespace pypeft {
 
-// The end of a block's own sum: total(i) is its part for column col0 + i, and anything beyond the last of `cols`. The
-// block is number `block` of the sum.blocks that share kCols columns.
+// Stores the sums of a block. total(i) is the sum for column col0 + i; total(i) is any value if the column does not
+// exist. `block` is the number of the block among the sum.blocks blocks that share these kCols columns.
 template <int kCols, int kThreads, class Total>
 PYPEFT_DEVICE void store_columns(const ColumnSum& sum, int cols, int col0, unsigned block, Total total) {
   if (sum.blocks == 1) {
@@ -20,8 +20,8 @@ PYPEFT_DEVICE void store_columns(const ColumnSum& sum, int cols, int col0, unsig
   }
 }
 
-// After it, at any time: the last of the blocks adds the parts, four columns a thread and every kDown-th part, which
-// meet in shared memory.
+// Called after store_columns. The last of the blocks adds the parts. A thread adds every kDown-th part of four columns;
+// then the threads add their results in shared memory.
 template <int kCols, int kThreads>
 PYPEFT_DEVICE void add_columns(char* shared, const ColumnSum& sum, int cols, int col0) {
   constexpr int kAcross = kCols / 4, kDown = kThreads / kAcross;
@@ -41,9 +41,9 @@ PYPEFT_DEVICE void add_columns(char* shared, const ColumnSum& sum, int cols, int
   }
 }
 
-// sum.out[n] = the sum over all rows of a[m][n] sum.by[m][n], in float, by blocks of their own that no product is asked
-// of: number `block` of them. Each takes kSumBytes of a row and sum.span rows, a warp every kWarps-th of them, 16 bytes
-// a lane; the warps' sums meet at the end.
+// sum.out[n] = the sum over m of a[m][n] * sum.by[m][n], in float. Separate blocks, which compute no product, run this
+// function; `block` is the number of the block among them. A block adds kSumBytes of each of sum.span rows. A warp
+// takes every kWarps-th row, and a lane 16 bytes of the row. At the end the warps add their sums in shared memory.
 template <class T, int kThreads>
 PYPEFT_DEVICE void sum_columns(char* shared, const Matrix& a, const ColumnSum& sum, int block) {
   constexpr int kPerChunk = 16 / sizeof(T), kCols = 32 * kPerChunk, kWarps = kThreads / 32;
@@ -82,7 +82,7 @@ PYPEFT_DEVICE void sum_columns(char* shared, const Matrix& a, const ColumnSum& s
   if (vectors) {
 #pragma unroll
     for (int i = 0; i < kPerChunk; i += 4) {
-      const int j = lane / 4 % 2 ? kPerChunk - 4 - i : i;  // of eight lanes' fours, so that no two meet in a bank
+      const int j = lane / 4 % 2 ? kPerChunk - 4 - i : i;  // this order avoids bank conflicts among eight lanes
       const float4 four =
           j == 0 ? make_float4(sums[0], sums[1], sums[2], sums[3])
                  : make_float4(sums[kPerChunk - 4], sums[kPerChunk - 3], sums[kPerChunk - 2], sums[kPerChunk - 1]);

@@ -1,21 +1,21 @@
-// The arguments of column_sum.cuh's sums.
+// The arguments of the column sums in column_sum.cuh.
 #pragma once
 #include "cuda/device/matrix.h"
 #include "cuda/sums/split_sum.h"
 
 namespace pypeft {
 
-// out[n] = the sum over the rows m of a[m][n] by[m][n], a being what the kernel has of its own; nothing if out is null.
+// out[n] = the sum over the rows m of a[m][n] * by[m][n], where the kernel has a. If out is null, no sum is computed.
 struct ColumnSum {
   Matrix by;  // [rows, columns of a]
   void* out;
   Dtype dtype;
-  // Filled in where the kernel is launched:
+  // Set where the kernel is launched:
   SplitSum split;
-  int blocks;  // that share a column
-  int span;    // rows of each, where blocks make the sum that make nothing else
+  int blocks;  // the number of blocks that share a column
+  int span;    // rows of a block, if separate blocks compute the sum
 };
 
-constexpr int kSumBytes = 512;  // of a row, that such a block takes
+constexpr int kSumBytes = 512;  // bytes of a row that such a separate block adds
 
 }  // namespace pypeft

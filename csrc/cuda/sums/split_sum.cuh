@@ -1,20 +1,21 @@
-// split_sum.h's sums on the device.
+// The device code of the sums of split_sum.h.
 //
-// A part is a block's accumulators as they lie in its warps' registers: a float4 a lane, 512 bytes a warp, and the last
-// block's threads read what their like stored. Parts are few and just written: L2 has them.
+// A part holds the accumulators of a block in the order of the registers of its warps: a float4 for each lane, 512
+// bytes for each warp. Each thread of the last block reads the positions that the thread of the same number stored. The
+// parts are few and were written recently, so L2 holds them.
 #pragma once
 #include "cuda/device/memory.h"
 #include "cuda/sums/split_sum.h"
 
 namespace pypeft {
 
-// Where a block's part of a sum lies: of sum number `sum`, that `blocks` blocks share, part number `block`.
+// The address of part `block` of sum number `sum`; `blocks` blocks share the sum, and a part has `size` floats.
 PYPEFT_DEVICE float* part_of(const SplitSum& split, unsigned sum, unsigned blocks, unsigned block, int64_t size) {
   return split.parts + (int64_t(sum) * blocks + block) * size;
 }
 
-// For all threads of a block: whether the other blocks - 1 that share this sum have come here before. If so, this block
-// sees all that they stored before they came, and the ticket is 0 again.
+// Called by all threads of a block. Returns whether this block is the last of the `blocks` blocks of the sum that call
+// this function. The last block sees all stores of the others before their calls. The ticket is then 0 again.
 PYPEFT_DEVICE bool last_of(const SplitSum& split, unsigned sum, unsigned blocks) {
   __syncthreads();  // every thread's stores come before the ticket
   const bool last = threadIdx.x == 0 && take_ticket(split.tickets + sum, blocks - 1) == blocks - 1;
@@ -29,7 +30,7 @@ PYPEFT_DEVICE void add_part(float (&sums)[4], const float4& part) {
   sums[0] += part.x, sums[1] += part.y, sums[2] += part.z, sums[3] += part.w;
 }
 
-// sums += from[part * size] for part = first, first + step, .. below `blocks`, four floats of each.
+// Adds the four floats at from + part * size to sums, for part = first, first + step, ... below `blocks`.
 PYPEFT_DEVICE void add_parts(float (&sums)[4], const float* from, int64_t size, unsigned blocks, unsigned first = 0,
                              unsigned step = 1) {
 #pragma unroll 4

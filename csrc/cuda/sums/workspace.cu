@@ -1,10 +1,12 @@
-// Every launch leaves its tickets at 0, and a stream's launches come one after the other: one buffer a stream is
-// enough, and zeroing it once. Streams go by their ids, which are never given twice, not by their handles. The buffer
-// is CUDA's and not PyTorch's: what PyTorch's allocator hands out may belong to the pool of a graph. It is never freed:
-// a queued launch may still want the smaller one, and at exit the device may be gone.
+// The tickets of split sums. Every launch leaves its tickets at 0, and the launches of a stream run one after the
+// other. One buffer for each stream is therefore enough, and it is set to 0 once. The key of a stream is its id,
+// because ids are unique and handles are reused. The buffer is allocated by cudaMalloc, because memory of PyTorch's
+// allocator may belong to the pool of a graph. The buffer is never freed: a queued launch may still use the smaller
+// buffer after a larger one has been allocated, and at exit the device may be gone.
 //
-// A captured graph is replayed on any stream, also at the same time as another graph: it gets tickets of its own,
-// zeroed by a node of the graph. So does a launch for which the device has no memory left: PyTorch keeps some back.
+// A captured graph gets tickets of its own, which a node of the graph sets to 0, because a graph may be replayed on any
+// stream, also concurrently with another graph. If cudaMalloc finds no memory, a launch also gets tickets of its own,
+// because PyTorch's allocator may have cached memory.
 #include "cuda/sums/split_sum.h"
 
 #include <map>
@@ -17,7 +19,7 @@ constexpr int64_t kFewest = 256;
 
 struct Tickets {
   unsigned* first;
-  std::optional<Tensor> memory;  // whose they are until the launch, or a buffer's
+  std::optional<Tensor> memory;  // the owner of the tickets until the launch, if no buffer owns them
 };
 
 void zero(const OnDevice& on, void* tickets, int64_t count) {
@@ -43,16 +45,16 @@ Tickets of_its_own(const OnDevice& on, const Tensor& like, int64_t count) {
   return {write(memory.mutable_data_ptr(), count), memory};
 }
 
-// Without memory if the device has none left.
+// `memory` of the result is null if the device has no memory left.
 Buffer new_buffer(const OnDevice& on, int64_t count) {
   Buffer buffer{nullptr, std::max(count, kFewest)};
-  // An allocation would spoil a capture in another thread, unless this one says that it does not matter.
+  // cudaMalloc would invalidate a capture in another thread, unless the capture mode of this thread is relaxed.
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating tickets");
   const cudaError_t status = cudaMalloc(&buffer.memory, buffer.count * sizeof(unsigned));
   check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating tickets");
   if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // or PyTorch would find it
+    cudaGetLastError();  // clears the error, which PyTorch would otherwise report
     return {};
   }
   check(status, "allocating tickets");
@@ -60,7 +62,7 @@ Buffer new_buffer(const OnDevice& on, int64_t count) {
   return buffer;
 }
 
-// At least `count` tickets that are 0 when what is launched next on this stream starts.
+// At least `count` tickets, which are 0 when the next launch on this stream starts.
 Tickets take_tickets(const OnDevice& on, const Tensor& like, int64_t count) {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(on.stream(), &capture), "asking whether a graph is captured");

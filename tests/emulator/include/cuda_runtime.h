@@ -1,5 +1,5 @@
-// Stands in for the toolkit's cuda_runtime.h when g++ compiles a .cu file: the language's keywords, the built-in
-// variables and functions that kernels use, and the part of the runtime's interface that launches them.
+// Replaces cuda_runtime.h of the toolkit when g++ compiles a .cu file. Defines the keywords of CUDA C++, the built-in
+// variables and functions that kernels use, and the runtime functions that csrc/cuda calls.
 #pragma once
 #define CUDA_EMULATOR 1
 #define __CUDA_ARCH_LIST__ 800
@@ -31,7 +31,7 @@
 #undef __shared__
 #define __shared__ static_assert(false, "use pypeft::shared_memory(): the emulator does not see other shared memory");
 
-extern uint3 threadIdx, blockIdx;  // of the thread that runs: set at every switch
+extern uint3 threadIdx, blockIdx;  // of the running thread; set at every switch
 extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
@@ -53,7 +53,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
-// Lanes are grouped by `width`; a lane that is asked for but outside the mask has nothing to give: an error.
+// Shuffles within groups of `width` lanes. To read a lane outside the mask is an error.
 template <class T>
 struct Shuffle {
   T value;

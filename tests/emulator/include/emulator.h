@@ -1,4 +1,5 @@
-// What csrc/cuda's headers ask of the emulator in place of the device's instructions. See ../README.md.
+// The functions of the emulator that the headers of csrc/cuda call instead of instructions of the device. See
+// ../README.md.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -6,7 +7,7 @@
 
 namespace emulator {
 
-// Ends the running kernel; the launch throws std::runtime_error with this message and the thread's place.
+// Ends the running kernel. The launch then throws std::runtime_error with this message and the indices of the thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // ------------------------------------------------------------------------------------------------------------- threads
@@ -15,12 +16,14 @@ void barrier(const char* file, int line);
 int barrier_or(int predicate, const char* file, int line);
 void sync_warp(unsigned mask);
 
-// Waits until every lane of `mask` has come, which one runs `action` on what all of them brought (null for lanes
-// outside the mask), and all go on. Lanes that wait for one another in different actions or masks are an error.
+// Waits until every lane of `mask` has called this function. One lane then runs `action` on the `mine` pointers of all
+// lanes (null for lanes outside the mask), and all lanes continue. Different actions or masks within `mask` are an
+// error.
 using Action = void (*)(void* const* brought);
 void together(unsigned mask, Action action, void* mine, const char* name);
 
-// The same for a type: each lane brings an Exchange, the action reads `in` of all and writes `out` of all.
+// together() with types: each lane gives an Exchange, and the action computes `out` of each lane from `in` of all
+// lanes.
 template <class In, class Out>
 struct Exchange {
   In in;
@@ -52,7 +55,8 @@ void copy_async(void* shared, const void* global, int bytes, int kept);
 void commit_copies();
 void wait_copies(int pending);
 
-// Between these two calls a kernel may read (and write) the elements of a tensor, and nothing else.
+// Kernels may access only the elements of tensors that have been registered by know_tensor and not forgotten since;
+// they may write only `writable` tensors.
 void know_tensor(const void* data, const int64_t* sizes, const int64_t* strides, int64_t dim, int64_t element,
                  bool writable);
 void forget_tensors();

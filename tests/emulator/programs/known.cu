@@ -1,17 +1,17 @@
-// Programs whose result is known, and what they do when something is left out of them.
+// Programs with known results, and planted bugs that can be switched on.
 #include "cuda/sums/split_sum.cuh"
 #include "program.h"
 
 enum Bug { NONE, NO_BARRIER, OVER_THE_END, WRONG_LANE, EARLY_RETURN, HALF_A_WARP, WRONG_BARRIER };
 
-// sums[b] = the sum of 256 elements: in shared memory down to a warp, then by shuffles.
+// sums[b] = the sum of 256 elements. They are added in shared memory until one warp is left, then by shuffles.
 __global__ static void reduce_kernel(const float* x, float* sums, int n, int bug) {
   float* part = reinterpret_cast<float*>(shared_memory());
   const int tid = threadIdx.x, i = blockIdx.x * 256 + tid;
   store_shared(&part[tid], i < n + (bug == OVER_THE_END) ? load_global<float>(&x[i]) : 0.0f);
   if (bug != NO_BARRIER) __syncthreads();
   for (int step = 128; step >= 32; step /= 2) {
-    if (bug == EARLY_RETURN && tid >= step) return;  // legal: those that are left meet without them
+    if (bug == EARLY_RETURN && tid >= step) return;  // allowed: the barrier waits for the remaining threads only
     if (tid < step) store_shared(&part[tid], load_shared<float>(&part[tid]) + load_shared<float>(&part[tid + step]));
     if (bug == WRONG_BARRIER && tid >= 128) {
       __syncthreads();
@@ -31,7 +31,7 @@ PROGRAM reduce(const float* x, float* sums, int n, int blocks, int bug) {
   return run_program(reduce_kernel, blocks, 256, 1024, x, sums, n, bug);
 }
 
-// y [32, 32] = x^T, one warp; `row` floats from one row in shared memory to the next.
+// y [32, 32] = x^T by one warp. Rows in shared memory are `row` floats apart.
 __global__ static void transpose_kernel(const float* x, float* y, int row, int bug) {
   float* tile = reinterpret_cast<float*>(shared_memory());
   const int lane = threadIdx.x;
@@ -44,7 +44,7 @@ PROGRAM transpose(const float* x, float* y, int row, int bug) {
   return run_program(transpose_kernel, 1, 32, 32 * row * sizeof(float), x, y, row, bug);
 }
 
-// y[i] = x[i] for i < n by cp.async, 16 bytes a thread; what is not kept arrives as 0.
+// y[i] = x[i] for i < n, 0 for i >= n, by cp.async of 16 bytes a thread.
 __global__ static void copy_kernel(const float* x, float* y, int n, int wait, int barrier, int early) {
   float* s = reinterpret_cast<float*>(shared_memory());
   const int i = threadIdx.x * 4, kept = min(4, max(0, n - i));
@@ -59,13 +59,13 @@ PROGRAM copy(const float* x, float* y, int n, int wait, int barrier, int early) 
   return run_program(copy_kernel, 1, 64, 64 * 16, x, y, n, wait, barrier, early);
 }
 
-// y[i] = x[stride * i], one warp: for the counters.
+// y[i] = x[stride * i] by one warp, for the tests of the counters.
 __global__ static void strided_kernel(const float* x, float* y, int stride) {
   store_global(&y[threadIdx.x], load_global<float>(&x[stride * threadIdx.x]));
 }
 PROGRAM strided(const float* x, float* y, int stride) { return run_program(strided_kernel, 1, 32, 0, x, y, stride); }
 
-// out[lane, 0..6] = what each kind of shuffle and vote gives for value = 100 + lane.
+// out[lane, 0..6] = the results of each kind of shuffle and vote, for value = 100 + lane.
 __global__ static void lanes_kernel(int* out) {
   const int lane = threadIdx.x, value = 100 + lane;
   const unsigned all = 0xFFFFFFFF;
@@ -77,14 +77,14 @@ __global__ static void lanes_kernel(int* out) {
 }
 PROGRAM lanes(int* out) { return run_program(lanes_kernel, 1, 32, 0, out); }
 
-// Writes past what it may, reads past it without the accessors: left to AddressSanitizer.
+// Accesses without the functions of memory.h, which only AddressSanitizer checks.
 __global__ static void raw_kernel(const float* x, float* y, int n) { y[0] = x[n]; }
 PROGRAM raw(const float* x, float* y, int n) { return run_program(raw_kernel, 1, 1, 0, x, y, n); }
 __global__ static void raw_shared_kernel(float* y, int n) { y[0] = reinterpret_cast<float*>(shared_memory())[n]; }
 PROGRAM raw_shared(float* y, int n) { return run_program(raw_shared_kernel, 1, 1, 1024, y, n); }
 
-// sums[i] = the sum of x[b * 256 + i] over the blocks b, added by the last block. Bugs: no barrier before the ticket,
-// or none after it.
+// sums[i] = the sum of x[b * 256 + i] over the blocks b, added by the last block. The bugs: no barrier before the
+// ticket, and no barrier after it.
 __global__ static void last_block_kernel(const float* x, float* parts, unsigned* ticket, float* sums, int bug) {
   const int i = threadIdx.x, at = blockIdx.x * 256 + i;
   store_global(&parts[at], load_global<float>(&x[at]));

@@ -1,4 +1,4 @@
-// One instruction each, lane by lane: registers in, registers out, so that a test can place every element itself.
+// Programs of one instruction each. A test gives the input registers of every lane and reads the output registers.
 #include "program.h"
 
 template <class T>
@@ -26,7 +26,7 @@ PROGRAM mma_tf32(const uint32_t* a, const uint32_t* b, float* c) {
   return run_program(mma_kernel<float>, 1, 32, 0, a, b, c);
 }
 
-// d [32, 4] of 32 rows of 8 values; row i of matrix m is at x[8 m + i].
+// out [32, 4]: the registers of ldmatrix, from 32 rows of 8 values. Row i of matrix m is x[8 m + i].
 __global__ static void ldmatrix_kernel(const uint4* x, uint32_t* out, int matrices, bool transposed) {
   uint4* s = reinterpret_cast<uint4*>(shared_memory());
   const int lane = threadIdx.x;
@@ -44,7 +44,7 @@ PROGRAM ldmatrix(const uint4* x, uint32_t* out, int matrices, bool transposed) {
   return run_program(ldmatrix_kernel, 1, 32, 512, x, out, matrices, transposed);
 }
 
-// y [64, 64] = x [64, K] w [64, K]^T: two stages of cp.async, ldmatrix, mma; each piece can be left out.
+// y [64, 64] = x [64, K] w [64, K]^T by two stages of cp.async, ldmatrix and mma, with planted bugs.
 enum Bug { NONE, NO_WAIT, NO_BARRIER, NO_SECOND_BARRIER, WRONG_ROW, WRONG_REGISTER };
 constexpr int TILE = 64, STEP = 32, ROW = STEP + 8;
 

@@ -1,4 +1,4 @@
-// How a test's program is run from Python: plain pointers and sizes, and an error as text.
+// The interface between the test programs and Python: arguments are pointers and sizes, and an error is a text.
 #pragma once
 #include <exception>
 #include <string>
@@ -7,7 +7,7 @@
 
 using namespace pypeft;
 
-// `body` on `blocks` x `threads`; null if all went well, else the emulator's words.
+// Runs the kernel on `blocks` blocks of `threads` threads. Returns null, or the error message of the emulator.
 template <class... P>
 const char* run_program(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared,
                         const std::type_identity_t<P>&... arguments) {

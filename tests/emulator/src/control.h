@@ -1,16 +1,16 @@
-// What Python sets and reads, by ctypes: __init__.py mirrors these structures.
+// The structures that Python reads by ctypes; __init__.py declares the same fields.
 #pragma once
 #include <cstdint>
 
 namespace emulator {
 
 struct Global {
-  uint64_t requests;  // of warps
-  uint64_t bytes;     // that they asked for, each once a request
-  uint64_t sectors;   // of 32 bytes that they touched
-  uint64_t needed;    // the fewest that could have held their bytes
-  uint64_t first;     // sectors that no request of the same launch had touched: what must come from memory. A load of
-                      // what the launch stored before is not counted: it is in L2
+  uint64_t requests;  // requests of warps
+  uint64_t bytes;     // different bytes of each request
+  uint64_t sectors;   // sectors of 32 bytes that the requests touch
+  uint64_t needed;    // the fewest sectors that could hold these bytes
+  uint64_t first;     // sectors that no earlier request of the launch touched, which must come from memory. Loads of
+                      // sectors that the launch has stored are not counted, because L2 holds them
 };
 struct Shared {
   uint64_t requests, conflicts;
@@ -18,7 +18,7 @@ struct Shared {
 struct Counters {
   uint64_t launches;
   Global load, store;
-  Shared shared_load, shared_store;  // but for the next two
+  Shared shared_load, shared_store;  // without ldmatrix and cp.async
   Shared ldmatrix, copies;
 };
 extern Counters counters;

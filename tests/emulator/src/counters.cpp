@@ -1,9 +1,9 @@
-// What a kernel asks of the memory, as the hardware would see it: the accesses that the lanes of a warp make at one
-// place in the code, the nth time they come there, are one request.
+// Counts memory requests as the hardware makes them. A request is the accesses of all lanes of a warp at one place in
+// the code, with the same number of earlier visits to this place.
 //
-// Global memory moves sectors of 32 bytes; a request is coalesced if it touches no more of them than its bytes need.
-// Shared memory has 32 banks of 4 bytes; lanes are served 32, 16 or 8 at a time for accesses of up to 4, 8 or 16 bytes,
-// and once more for every further word that one of those groups wants of the same bank.
+// Global memory moves sectors of 32 bytes. A request is coalesced if it touches only as many sectors as its bytes need.
+// Shared memory has 32 banks of 4 bytes. The lanes are served in groups of 32, 16 or 8, for accesses of up to 4, 8 or
+// 16 bytes. A group takes one more cycle for every further word in the same bank.
 #include <map>
 #include <set>
 #include <unordered_map>

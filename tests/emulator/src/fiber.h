@@ -1,4 +1,4 @@
-// A thread of execution with a stack of its own, that runs until it hands over to another. AddressSanitizer is told.
+// A fiber has its own stack and runs until it switches to another fiber. AddressSanitizer is told about each switch.
 #pragma once
 #include <cstddef>
 
@@ -19,7 +19,7 @@ struct Fiber {
   void* stack_pointer = nullptr;
 #endif
   void* fake_stack = nullptr;  // AddressSanitizer's
-  char* stack = nullptr;       // null: the stack of whoever launched
+  char* stack = nullptr;       // null: the stack of the thread that launched the kernel
   size_t size = 0;
 };
 
@@ -32,7 +32,7 @@ inline void point_at(Fiber& fiber, void (*entry)()) {
   makecontext(&fiber.context, entry, 0);
 }
 #else
-// Pushes what a called function must preserve, changes stacks, pops the same of the other.
+// Pushes the callee-saved registers, switches the stack, and pops the registers from the other stack.
 extern "C" void emulator_switch(void** save, void* load);
 asm(R"(
 .text
@@ -58,14 +58,14 @@ emulator_switch:
 
 inline void point_at(Fiber& fiber, void (*entry)()) {
   void** top = reinterpret_cast<void**>(fiber.stack + fiber.size) - 2;
-  top[0] = reinterpret_cast<void*>(entry);  // where the first switch returns to, the stack aligned as in a call
+  top[0] = reinterpret_cast<void*>(entry);  // the first switch returns here, with the stack aligned as after a call
   top[1] = nullptr;
   fiber.stack_pointer = top - 6;
   for (int i = 1; i <= 6; ++i) top[-i] = nullptr;
 }
 #endif
 
-// Called first thing on a fiber that was switched to.
+// Must be the first call on a fiber after a switch to it.
 inline void arrived(Fiber& here) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(here.fake_stack, nullptr, nullptr);

@@ -1,5 +1,5 @@
-// Global memory: which addresses a kernel may touch. Shared memory: its bounds, whether a byte was written before it is
-// read, whether two threads meet at a byte without a barrier between them, and copies that land at their wait.
+// Checks accesses to memory. Global memory: whether a kernel may access the address. Shared memory: bounds, reads of
+// bytes that have not been written, races between two threads, and asynchronous copies, which are done at their wait.
 #include <cstdio>
 
 #include "state.h"
@@ -61,8 +61,8 @@ void note_store() {
 }
 
 // ------------------------------------------------------------------------------------------------------ shared memory
-// Who touched a byte last, and when. Two accesses of different threads, one of them a store, are ordered if a barrier
-// came between, or a __syncwarp for lanes of one warp; otherwise they race.
+// The last access to a byte: its thread and its epochs. Two accesses of different threads, one of them a store, are a
+// race, unless a barrier, or for lanes of one warp a __syncwarp, was between them.
 constexpr int MANY = -1000000;  // threads of several warps; -1 - w: several of warp w
 struct Mark {
   uint32_t block_epoch = 0, warp_epoch = 0;
@@ -70,7 +70,7 @@ struct Mark {
 };
 struct Cell {
   Mark written, read;
-  uint32_t in_flight = 0;  // copies under way to it
+  uint32_t in_flight = 0;  // pending copies to this byte
 };
 std::vector<Cell> shadow;
 
@@ -164,15 +164,15 @@ void shared_access(const void* address, int bytes, Kind kind) {
   if (settings.counting) count(SHARED, kind, address, bytes, __builtin_return_address(0));
 }
 
-// ldmatrix reads a row on behalf of the lane that gave its address.
+// The read of a row by ldmatrix, counted for the lane that gave the address.
 void matrix_access(const void* row, const void* site) {
   must_align("ldmatrix", row, 16);
   touch("ldmatrix", row, 16, LOAD);
   if (settings.counting) count(SHARED, MATRIX, row, 16, site);
 }
 
-// Whoever draws the last number sees what the others stored, because blocks run one after the other. On a device it
-// sees what a block's threads stored before the barrier that came before its ticket: other stores are races.
+// In the emulator the block with the last ticket sees all stores of the others, because blocks run one after the other.
+// On a device it sees only the stores before the barrier that precedes the ticket of a block. Other stores are races.
 unsigned take_ticket(unsigned* ticket, unsigned last) {
   if (block.stored_epoch == block.epoch && block.stored_by != block.current->number) {
     fail("race: a ticket is drawn with no barrier after what another thread stored in global memory");
@@ -206,7 +206,7 @@ void copy_async(void* shared, const void* global, int bytes, int kept) {
   must_align("cp.async", shared, bytes);
   must_align("cp.async", global, bytes);
   if (kept > 0) must_be_known("cp.async", static_cast<const char*>(global), kept, LOAD);
-  // From here on the bytes may change at any time: as far as the others are concerned, this is a store.
+  // The bytes may change at any time from now on, so for the other threads this is a store.
   touch("cp.async", shared, bytes, STORE);
   const size_t at = static_cast<char*>(shared) - block.shared;
   for (size_t i = at; i < at + bytes; ++i) ++shadow[i].in_flight;
@@ -223,7 +223,7 @@ void commit_copies() {
   t.open.clear();
 }
 
-// A copy lands here and no earlier: whoever forgets to wait finds what was there before.
+// The copies are done here and not earlier, so a kernel without a wait reads the old bytes.
 void wait_copies(int pending) {
   auto& groups = block.current->groups;
   while (int(groups.size()) > pending) {
@@ -232,7 +232,7 @@ void wait_copies(int pending) {
   }
 }
 
-// A thread may return before its copies land; nobody can know that they did.
+// A thread may return before its copies are done. No thread can rely on these copies.
 void check_pending() {
   block.current->open.clear();
   block.current->groups.clear();

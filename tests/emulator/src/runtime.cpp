@@ -1,4 +1,4 @@
-// The part of CUDA's runtime that csrc/cuda calls, for one imaginary device, and the emulator's settings.
+// The functions of the CUDA runtime that csrc/cuda calls, for one emulated device, and the settings of the emulator.
 #include <dlfcn.h>
 
 #include <map>
@@ -57,8 +57,8 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return
 
 namespace emulator {
 namespace {
-std::set<const void*> may_have_more;        // kernels that asked for more than 48 KB
-std::map<const void*, size_t> most_shared;  // bytes that a launch of each kernel had, at most
+std::set<const void*> may_have_more;        // kernels for which more than 48 KiB has been requested
+std::map<const void*, size_t> most_shared;  // the most bytes of shared memory of a launch of each kernel
 }  // namespace
 
 void note_launch(const void* kernel, size_t shared) {
@@ -87,7 +87,7 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
 EXPORT void emulator_set_capability(int capability) { settings.capability = capability; }
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
-// Calls report(the kernel's place in this library, most_shared of it) for every kernel launched so far.
+// Calls report(address of the kernel in this library, its most_shared) for every kernel that has been launched.
 EXPORT void emulator_launched(void (*report)(uint64_t, uint64_t)) {
   for (const auto& [kernel, shared] : emulator::most_shared) {
     Dl_info library{};

@@ -1,6 +1,6 @@
-// One block at a time, its threads as fibers. A thread runs until it meets others: at a barrier, in a collective of its
-// warp, at its end. Then another goes on, drawn by the seed: any order is legal on the device, so a kernel must be
-// right in all of them.
+// Runs one block at a time, with its threads as fibers. A thread runs until it reaches a barrier, a collective of its
+// warp or its end. Then another thread continues, in an order that depends on the seed. The device may run threads in
+// any order, so a kernel must be right in every order.
 #include <sys/mman.h>
 
 #include <cstdarg>
@@ -31,7 +31,7 @@ std::string failure;
 unsigned picks = 0;
 
 char* stack_of(size_t thread) {
-  static std::vector<char*> stacks;  // kept: a block has 1024 threads at most
+  static std::vector<char*> stacks;  // reused for all blocks; a block has at most 1024 threads
   while (stacks.size() <= thread) {
     void* memory = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::runtime_error("emulator: no memory for the stack of a thread");
@@ -39,12 +39,13 @@ char* stack_of(size_t thread) {
     stacks.push_back(static_cast<char*>(memory));
   }
 #if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(stacks[thread] + 4096, STACK - 4096);  // of a kernel that failed half-way
+  ASAN_UNPOISON_MEMORY_REGION(stacks[thread] + 4096, STACK - 4096);  // a failed kernel may have left it poisoned
 #endif
   return stacks[thread] + 4096;
 }
 
-// The most eager warp that has something to run, so that warps get far ahead of each other; in it a random lane.
+// A random lane of the runnable warp with the highest priority. Priorities change rarely, so that warps get far ahead
+// of each other.
 Thread* pick() {
   if (picks++ % 64 == 0) {
     for (Warp& w : block.warps) w.eagerness = random_bits();
@@ -67,7 +68,7 @@ const char* why_stuck() {
   return "__syncthreads()";
 }
 
-// Hands over to the next thread, or to the host if none can go on.
+// Switches to the next thread, or to the host if no thread can run.
 void next() {
   Thread* from = block.current;
   Thread* to = pick();
@@ -151,7 +152,7 @@ void fail(const char* format, ...) {
   failure = std::string("emulator: ") + text + "; " + place();
   ++settings.failures;
   if (!block.current) throw std::runtime_error(failure);
-  Fiber abandoned;  // a failed thread never goes on
+  Fiber abandoned;  // a failed thread never continues
   hand_over(abandoned, host);
   __builtin_unreachable();
 }
@@ -175,7 +176,7 @@ void barrier(const char* file, int line) {
 int barrier_or(int predicate, const char* file, int line) {
   block.votes |= predicate != 0;
   barrier(file, line);
-  return block.verdict;  // the next verdict needs this thread at the next barrier
+  return block.verdict;  // the next barrier needs this thread, so verdict is still that of this barrier
 }
 
 void together(unsigned mask, Action action, void* mine, const char* name) {
@@ -183,7 +184,7 @@ void together(unsigned mask, Action action, void* mine, const char* name) {
   Warp& w = block.warps[t.warp];
   Thread* lanes = &block.threads[t.warp * 32];
   if (!(mask >> t.lane & 1)) fail("%s: the calling lane %d is not in its own mask %08x", name, t.lane, mask);
-  // On the device the last warp of a block may be partial: the lanes that it lacks are not waited for.
+  // Lanes that have returned, or that the last warp of a block does not have, must not be in the mask.
   if (mask & ~w.alive) {
     fail("%s: mask %08x names lanes that have returned or do not exist; alive are %08x", name, mask, w.alive);
   }
@@ -209,7 +210,7 @@ void together(unsigned mask, Action action, void* mine, const char* name) {
 }
 
 void sync_warp(unsigned mask) {
-  if (mask == 0xFFFFFFFF) mask = block.warps[block.current->warp].alive;  // the default: all that there are
+  if (mask == 0xFFFFFFFF) mask = block.warps[block.current->warp].alive;  // the default mask: all lanes that are alive
   together(mask, [](void* const*) { ++block.warps[block.current->warp].epoch; }, nullptr, "__syncwarp()");
 }
 

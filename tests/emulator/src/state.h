@@ -1,4 +1,4 @@
-// What the emulator's parts share: the block that runs, its warps and its threads.
+// The state that the parts of the emulator share: the running block, its warps and its threads.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -24,21 +24,21 @@ struct Thread {
   Fiber fiber;
   uint3 index{};
   int number = 0, lane = 0, warp = 0;
-  // The collective that it waits in.
+  // The collective in which the thread waits.
   unsigned mask = 0;
   Action action = nullptr;
   void* brought = nullptr;
   const char* name = nullptr;
-  // Copies not yet landed: those of the open group, and the committed groups, oldest first.
+  // Pending copies: those of the open group, and of the committed groups, oldest first.
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
 };
 
 struct Warp {
   unsigned alive = 0, runnable = 0;  // bit masks of lanes
-  unsigned arrived = 0;              // lanes that wait in a collective
-  uint32_t epoch = 0;                // goes up with every __syncwarp
-  uint32_t eagerness = 0;            // which warp runs first; drawn anew now and then
+  unsigned arrived = 0;              // bit mask of the lanes that wait in a collective
+  uint32_t epoch = 0;                // incremented by every __syncwarp
+  uint32_t eagerness = 0;            // the priority of the warp; drawn again at intervals
 };
 
 struct Block {
@@ -49,9 +49,9 @@ struct Block {
   int alive = 0, at_barrier = 0, votes = 0, verdict = 0;
   const char* barrier_file = nullptr;
   int barrier_line = 0;
-  uint32_t epoch = 0;    // goes up with every barrier, and is never reused: every block starts with one of its own
-  uint32_t started = 0;  // the epoch at the block's start
-  // Who stored in global memory and who drew a ticket since the epoch's barrier.
+  uint32_t epoch = 0;    // incremented by every barrier and at the start of every block, never reused
+  uint32_t started = 0;  // the epoch at the start of the block
+  // The threads that stored to global memory and that took a ticket in the epochs given; -1 for several threads.
   uint32_t stored_epoch = 0, drawn_epoch = 0;
   int stored_by = 0, drawn_by = 0;
   char* shared = nullptr;
@@ -61,21 +61,21 @@ struct Block {
 extern Block block;
 extern std::mt19937 random_bits;
 
-// Settings and counts; control.cpp hands them to Python.
+// The settings, which Python sets through runtime.cpp.
 struct Settings {
   uint32_t seed = 0;
   int capability = 80, multiprocessors = 4, shared_per_block = 99 * 1024;
   bool counting = false, capturing = false, full = false;
-  unsigned failures = 0;  // kernels that failed: on a device each would have ended its context, with all its streams
+  unsigned failures = 0;  // kernels that failed; on a device each failure would end the context and its streams
 };
 extern Settings settings;
 
-void start_shared(size_t bytes);  // fresh shared memory, all NaN
-void check_pending();             // at a thread's end: forgets the copies that nobody waited for
-void count_accesses(int warp);    // at a point where a warp's lanes are together
+void start_shared(size_t bytes);  // new shared memory, filled with NaN
+void check_pending();             // at the end of a thread: drops the copies that it has not waited for
+void count_accesses(int warp);    // called where all lanes of the warp have met
 void start_counting_launch();
 void count(Space space, Kind kind, const void* address, int bytes, const void* site);
-bool may_have(const void* kernel, size_t shared);  // more than 48 KB must be asked for
+bool may_have(const void* kernel, size_t shared);  // more than 48 KiB needs cudaFuncSetAttribute
 void note_launch(const void* kernel, size_t shared);
 std::string place();  // "block (0,0,0), thread (5,0,0)"
 

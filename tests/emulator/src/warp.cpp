@@ -1,5 +1,5 @@
-// The instructions of a whole warp: what they compute, and how they spread it over lanes. The tests hold both against
-// tables of their own, taken from the PTX manual.
+// The instructions of a whole warp: their results, and the distribution of matrices over lanes. The tests compare both
+// with their own copies of the tables in the PTX manual.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -46,15 +46,15 @@ float half_of(uint32_t pair, int which) {
   return float(__bits_as<T>(uint16_t(pair >> 16 * which)));
 }
 
-// The float next to it on the side of zero.
+// `value` rounded towards zero to a float.
 float truncated(double value) {
   const float near = float(value);
   return std::abs(double(near)) > std::abs(value) ? std::nextafter(near, 0.0f) : near;
 }
 
-// c += A B of a warp. Products are exact, and a sum is cut off where a float ends, as Fasi et al. measured ("Numerical
-// behavior of NVIDIA tensor cores", 2021); how many bits more the hardware carries within a sum is not modelled.
-// A is 16 x K, B K x 8; element (row, k) of A is `a(lane, ...)`.
+// c += A B of a warp, with A [16, K] and B [K, 8]. Products are exact, and a sum is truncated to a float, as measured
+// by Fasi et al. ("Numerical behavior of NVIDIA tensor cores", 2021). The extra bits that the hardware keeps within a
+// sum are not modelled. get_a and get_b copy the fragment of a lane into A and B.
 template <int K, class GetA, class GetB>
 void multiply(const Multiply* const* lanes, GetA get_a, GetB get_b) {
   float A[16][K], B[K][8];
@@ -86,7 +86,7 @@ void multiply_halves(void* const* brought) {
       });
 }
 
-// The unit looks at the upper 19 bits of a float.
+// The tensor core uses the upper 19 bits of a float.
 float as_tf32(uint32_t bits) { return __uint_as_float(bits & ~0x1FFFu); }
 
 void multiply_tf32(void* const* brought) {

@@ -1,4 +1,4 @@
-"""What an adapter's tensors have that its config contradicts."""
+"""Contradictions between the tensors of an adapter and its config."""
 
 import json
 import shutil

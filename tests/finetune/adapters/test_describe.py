@@ -1,4 +1,4 @@
-"""What an adapter's folder tells, as values."""
+"""The facts that are read from the folder of an adapter."""
 
 import json
 import shutil

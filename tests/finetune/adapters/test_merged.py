@@ -1,4 +1,4 @@
-"""A model with an adapter folded in: its numbers, and its folder, whole or not at all."""
+"""A model with a merged adapter: its values, and its folder, which is complete or not written."""
 
 import pytest
 import torch

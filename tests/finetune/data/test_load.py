@@ -1,4 +1,4 @@
-"""Reading JSON lines and chatterbot's topics: every record or one clear error."""
+"""Reading JSON lines and the topics of chatterbot: all records or one clear error."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_no_file_nothing_in_it_or_not_text(tmp_path):
 
 def test_a_topic_is_distinct_alternating_and_ends_with_an_answer():
     examples = load_data("chatterbot:tech_support")
-    assert len(examples) == 10  # of 1050 entries
+    assert len(examples) == 10  # the topic has 1050 entries
     pairs = {tuple(m["content"] for m in e.messages) for e in examples}
     assert ("My computer won't turn on.", "Check if it's plugged in and hold the power button for 10 seconds.") in pairs
     for topic in chatterbot_topics():

@@ -1,4 +1,4 @@
-"""Training data in the forms that others write: ShareGPT, Alpaca, pairs, JSON arrays, CSV, Parquet, the Hub."""
+"""Training data in common forms: ShareGPT, Alpaca, pairs, JSON arrays, CSV, Parquet, the Hub."""
 
 import json
 import re
@@ -32,8 +32,8 @@ PAIR = [("user", "a"), ("assistant", "b")]
         ({"system": "s", "prompt": "a", "completion": "b"}, [("system", "s"), *PAIR]),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, PAIR),
         ({"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, PAIR),
-        ({"messages": json.dumps([{"role": r, "content": c} for r, c in PAIR])}, PAIR),  # of a CSV file
-        ({"messages": None, "prompt": "a", "completion": "b"}, PAIR),  # of a table with both
+        ({"messages": json.dumps([{"role": r, "content": c} for r, c in PAIR])}, PAIR),  # from a CSV file
+        ({"messages": None, "prompt": "a", "completion": "b"}, PAIR),  # from a table with both columns
     ],
 )
 def test_forms(record, expected):

@@ -1,4 +1,4 @@
-"""The split: nothing that is held out may occur in training."""
+"""The split: no held-out question may occur in training."""
 
 import random
 

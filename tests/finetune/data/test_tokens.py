@@ -1,4 +1,4 @@
-"""The labels, token by token: exactly the answers and their end tokens, in every kind of conversation."""
+"""The labels are exactly the tokens of the answers and their end tokens, in every kind of conversation."""
 
 import copy
 
@@ -23,7 +23,7 @@ PAIR = Example(({"role": "user", "content": "sky "}, {"role": "assistant", "cont
 
 
 def targets(encoded):
-    """Runs of consecutive targets; checks that a label is its token."""
+    """The runs of consecutive targets; checks that every label equals its token or is ignored."""
     runs, inside = [], False
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
         assert label in (token, IGNORE)

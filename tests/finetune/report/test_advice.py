@@ -1,4 +1,4 @@
-"""What a run's numbers mean, in sentences."""
+"""Sentences that explain the numbers of a run."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The loss plot: what its lines and marks show."""
+"""The lines and marks of the loss plot."""
 
 from pypeft_fast.finetune.report.plot import Curve, loss_figure
 

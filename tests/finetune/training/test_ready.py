@@ -1,4 +1,4 @@
-"""A run made ready: an adapter whose first values follow from the seed, and the examples as tokens."""
+"""The preparation of a run: an adapter whose initial values depend on the seed, and the examples as tokens."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def trained(model):
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
-def test_the_seed_decides(tiny_model, dialogues):
+def test_equal_seeds_give_equal_adapters(tiny_model, dialogues):
     examples, options = load_data(str(dialogues)), {"rank": 2, "target_modules": ["q_proj"]}
     runs = [make_ready(Settings(str(tiny_model), str(dialogues), seed=seed, **options), examples) for seed in (1, 1, 2)]
     first, again, other = (trained(run.model) for run in runs)
@@ -29,7 +29,7 @@ def test_examples_of_their_own_to_hold_out(tiny_model, dialogues):
     assert (len(ready.data.train), len(ready.data.held_out)) == (16, 4)
 
 
-def test_a_target_that_there_is_not(tiny_model, dialogues):
+def test_an_unknown_target_is_an_error(tiny_model, dialogues):
     with pytest.raises(UserError, match="no layer of this model is called 'q_prog'; did you mean q_proj"):
         make_ready(Settings(str(tiny_model), "d", target_modules=["q_prog"]), load_data(str(dialogues)))
 

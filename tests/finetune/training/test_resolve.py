@@ -1,4 +1,4 @@
-"""The settings that follow from what was asked."""
+"""The settings that are derived from the given settings."""
 
 import dataclasses
 

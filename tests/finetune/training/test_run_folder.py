@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time writes it, and nothing of the user's in it is replaced in silence."""
+"""The folder of a run: only one run at a time writes it, and files of the user are not replaced silently."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The steps of a run and of its checkpoints."""
+"""The number of steps of a run, and of the steps between checkpoints."""
 
 from pypeft_fast.finetune.training.settings import Settings
 

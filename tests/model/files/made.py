@@ -1,4 +1,4 @@
-"""PEFT's class with safe files, small adapters of it, and ways to spoil their folders."""
+"""PEFT's class with safe files, small adapters, and functions that change the files in their folders."""
 
 import json
 
@@ -13,7 +13,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class PeftModel(SafeFiles, peft.PeftModel):
-    """Safe files on PEFT's class, and nothing else of this package's own."""
+    """PEFT's class with SafeFiles, without the rest of this package."""
 
     @classmethod
     def _adopt(cls, model):
@@ -23,11 +23,11 @@ class PeftModel(SafeFiles, peft.PeftModel):
 
 
 class PeftModelForCausalLM(SafeFiles, peft.PeftModelForCausalLM):
-    """The same on the class of a task."""
+    """The class of a task with SafeFiles."""
 
 
 def adapted(kind="llama", seed=1, adapter="default", library=PeftModel, base=None, **options):
-    """A small model with a LoRA adapter that has something to say."""
+    """A small model with a LoRA adapter with random values."""
     settings = dict(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]) | options
     torch.manual_seed(seed)
     model = library(build(kind) if base is None else base, peft.LoraConfig(**settings), adapter)
@@ -36,13 +36,13 @@ def adapted(kind="llama", seed=1, adapter="default", library=PeftModel, base=Non
 
 
 def edit(folder, **changes):
-    """Other values in the config; ... removes a field."""
+    """Changes values in the config file; the value `...` removes a field."""
     values = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({k: v for k, v in (values | changes).items() if v is not ...}))
 
 
 def rewrite(folder, change):
-    """change(tensors) alters the dictionary, or returns another."""
+    """Rewrites the weights file. change(tensors) alters the dictionary in place, or returns another dictionary."""
     tensors = load_file(folder / WEIGHTS)
     save_file(change(tensors) or tensors, folder / WEIGHTS)
 
@@ -56,7 +56,7 @@ def names_in(folder):
 
 
 def state(model):
-    """Everything that a failed load must leave as it was: modules by identity, attributes, tensors, what trains."""
+    """Everything that a failed load must not change: identities of modules, attributes, tensors, requires_grad."""
     modules = [(name, id(m), type(m), _sizes(m)) for name, m in model.named_modules()]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     tensors = [(id(p), p.requires_grad, p.data_ptr(), p.detach().clone()) for p in model.parameters()]
@@ -65,7 +65,7 @@ def state(model):
 
 
 def _sizes(module):
-    """{attribute: how many entries it has, or its type} of a module's own dictionary."""
+    """{attribute of the module: its number of entries if it is a container, otherwise its type}."""
     return {k: len(v) if isinstance(v, (dict, list, set)) else type(v) for k, v in module.__dict__.items()}
 
 

@@ -1,4 +1,4 @@
-"""Folders that are broken or foreign: what is said, and that neither model nor adapters are changed."""
+"""Broken or foreign folders: the errors, and that neither the model nor its adapters are changed."""
 
 import contextlib
 import json
@@ -329,7 +329,7 @@ def test_plain_files_load_on_compiled_models(folder, whole):
             assert torch.equal(found[own], value)
 
 
-def test_ignore_mismatched_sizes_means_what_it_means_in_peft(folder):
+def test_ignore_mismatched_sizes_works_as_in_peft(folder):
     rewrite(folder, lambda t: t.update({lora_A(t): torch.zeros(4, 64)}))
     shapes, missing = "found shape torch.Size..4, 64.. in the checkpoint", "Found missing adapter keys"
     with pytest.warns(UserWarning, match=missing), pytest.warns(UserWarning, match=shapes):
@@ -366,7 +366,7 @@ def test_a_subfolder(folder):
 
 
 def cached(tmp_path, folder):
-    """A hub's cache with the adapter as me/adapter."""
+    """The cache of a hub that holds the adapter as me/adapter."""
     repo = tmp_path / "cache" / "models--me--adapter"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0" * 40)

@@ -1,4 +1,4 @@
-"""Several processes on one folder: savers at once, a reader beside a saver, a saver that is killed."""
+"""Several processes use one folder: concurrent savers, a reader and a saver, and a saver that is killed."""
 
 import json
 import multiprocessing
@@ -13,13 +13,13 @@ from pypeft_fast.model.files.check import read_tensors
 from pypeft_fast.model.files.reading import opened
 from tests.model.files.made import CONFIG, WEIGHTS, PeftModel, adapted, build, names_in
 
-# Forked, so that no process imports torch anew; a GPU would not survive that.
+# The processes are forked, so that they need not import torch; CUDA does not work after a fork.
 pytestmark = pytest.mark.cpu
 FORK = multiprocessing.get_context("fork")
 
 
 def marked(number):
-    """An adapter whose every value is its lora_alpha: a mixed pair shows."""
+    """An adapter whose values all equal its lora_alpha, so that files of two adapters can be told apart."""
     model = adapted(lora_alpha=number)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -35,7 +35,7 @@ def save_often(folder, numbers, count):
 
 def start(function, *args):
     def run():
-        torch.set_num_threads(1)  # a forked process has none of its parent's threads
+        torch.set_num_threads(1)  # a forked process does not have the threads of its parent
         function(*args)
 
     process = FORK.Process(target=run)
@@ -44,7 +44,7 @@ def start(function, *args):
 
 
 def check_whole(folder):
-    """The number of both files."""
+    """Checks that config and weights are of one adapter, and returns its number."""
     with opened(folder) as pair:
         alpha = json.loads(pair.config)["lora_alpha"]
         tensors = read_tensors(pair.weights_path, pair.pinned).values()

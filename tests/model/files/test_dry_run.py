@@ -1,4 +1,4 @@
-"""The dry run of every method of PEFT: what PEFT would write, from a model left alone; and files load as with PEFT."""
+"""The dry run of every method of PEFT gives what PEFT writes and does not change the model; files load as with PEFT."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from tests.model.files.made import WEIGHTS, PeftModel, adapted, assert_untouched
 from tests.model.zoo import assert_same, liven, logits
 
 TOKENS = dict(num_virtual_tokens=4, task_type="CAUSAL_LM")
-# What a method needs besides target_modules; one that a PEFT does not have is left out there.
+# {method: options besides target_modules}; methods that the installed PEFT does not have are left out.
 METHODS = {
     "LORA": {},
     "ADALORA": dict(total_step=10),
@@ -60,7 +60,7 @@ METHODS = {
     "VERA": {},
     "WAVEFT": dict(n_frequency=16),
 }
-ALONE = {"ADAPTION_PROMPT", "CARTRIDGE", "OSF", "SHADOW", "UNILORA", "FROD", "PSOFT"}  # one adapter, or costly
+ALONE = {"ADAPTION_PROMPT", "CARTRIDGE", "OSF", "SHADOW", "UNILORA", "FROD", "PSOFT"}  # one adapter only, or slow
 LOADED = [name for name in METHODS if name in PEFT_TYPE_TO_CONFIG_MAPPING]
 
 
@@ -165,7 +165,7 @@ def test_a_second_adapter_is_rehearsed_on_a_copy_of_the_whole():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_model_stays_as_it_is_when_peft_raises_midway(wrapped, monkeypatch):
+def test_the_model_is_not_changed_when_peft_raises(wrapped, monkeypatch):
     from peft.tuners.lora import LoraModel
 
     real, calls = LoraModel._create_and_replace, []
@@ -186,7 +186,7 @@ def test_the_model_stays_as_it_is_when_peft_raises_midway(wrapped, monkeypatch):
     assert list(model.peft_config) == ["default"] if wrapped else not hasattr(model, "peft_config")
 
 
-def test_hooks_ties_and_shared_modules_are_the_copys_own():
+def test_the_copy_has_its_own_hooks_tied_weights_and_shared_modules():
     from pypeft_fast.model.files.dry_run import skeleton
 
     base = build("t5")

@@ -1,4 +1,4 @@
-"""What PEFT writes into a file beyond an adapter's own tensors, files of other models and of earlier versions."""
+"""Tensors that PEFT writes besides those of the adapter, files of other models, and files of earlier versions."""
 
 import copy
 import json
@@ -11,22 +11,13 @@ import transformers as tf
 from safetensors.torch import load_file
 
 from tests.model.files.made import CONFIG, WEIGHTS, PeftModel, adapted, assert_untouched, build, edit, rewrite, state
-from tests.model.zoo import assert_same, liven, logits
+from tests.model.zoo import assert_same, liven, logits, tied
 
 LIBRARIES = [PeftModel, peft.PeftModel]
 
 
 def by_module(kind):
     return kind.__module__.partition(".")[0]
-
-
-def tied():
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    return tf.LlamaForCausalLM(config).eval()
 
 
 def masked():
@@ -76,13 +67,13 @@ def test_either_loads_what_the_other_writes(case, writer, embeddings, tmp_path):
     if options.get("bias") == "lora_only" and not any(
         "query" in k and "bias" in k for k in load_file(tmp_path / WEIGHTS)
     ):
-        assert peft.__version__ < "0.21"  # which does not find the biases that it is to write
+        assert peft.__version__ < "0.21"  # PEFT before 0.21 does not find these biases
         return
     for reader in LIBRARIES:
         loaded = reader.from_pretrained(make(), tmp_path).eval()
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
     model.load_adapter(tmp_path, "default")
-    if case != "a parameter" and "bias" not in options:  # of these PEFT takes one adapter
+    if case != "a parameter" and "bias" not in options:  # PEFT accepts only one adapter of these
         model.load_adapter(tmp_path, "second")
         model.set_adapter("second")
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
@@ -90,7 +81,7 @@ def test_either_loads_what_the_other_writes(case, writer, embeddings, tmp_path):
 
 @pytest.fixture
 def resized(tmp_path):
-    """A function that makes a model whose vocabulary is larger than its base folder's, its new rows at random."""
+    """A function that makes a model with a vocabulary larger than that of its base folder, with random new rows."""
     build("llama").save_pretrained(tmp_path / "base")
 
     def make(seed):
@@ -106,7 +97,7 @@ def resized(tmp_path):
 @pytest.mark.parametrize("saved", [None, ["embed_tokens"], ["embed_tokens", "lm_head"]])
 @pytest.mark.parametrize("writer", LIBRARIES, ids=by_module)
 def test_a_resized_vocabulary_is_saved_with_the_adapter(writer, saved, resized, tmp_path):
-    ids = torch.tensor([[98, 5, 99, 100, 3]])  # the new tokens, whose rows no other file holds
+    ids = torch.tensor([[98, 5, 99, 100, 3]])  # new tokens; only the adapter's file has their rows
     model = PeftModel._adopt(
         peft.get_peft_model(resized(1), peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved))
     )
@@ -124,7 +115,7 @@ def test_a_resized_vocabulary_is_saved_with_the_adapter(writer, saved, resized, 
 
 
 def cache_of(tmp_path, monkeypatch, values):
-    """The hub's cache holds this config.json of me/base."""
+    """Creates a hub cache with this config.json of me/base."""
     snapshot = tmp_path / "cache" / "models--me--base" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(values))
@@ -159,7 +150,7 @@ def test_a_resized_vocabulary_of_a_hubs_base_is_saved_with_a_warning(values, tmp
 
 
 def test_embeddings_that_peft_would_not_find_by_their_names_are_loaded(tmp_path):
-    """A file with plain names of an embedding that the config adapts: PEFT passes over them without a word."""
+    """The file has the plain name of an embedding that the config adapts; PEFT would skip the tensor silently."""
     model = adapted(target_modules=["q_proj", "embed_tokens"])
     model.save_pretrained(tmp_path, save_embedding_layers=True)
     trained = torch.randn(97, 32)
@@ -293,7 +284,7 @@ def test_files_of_this_packages_methods_load_by_their_old_names(method, tmp_path
     assert torch.equal(logits(loaded), logits(model)) and not torch.equal(logits(model), logits(build("llama")))
 
 
-def test_a_field_that_a_newer_peft_adds_with_its_default_passes(tmp_path):
+def test_a_new_config_field_with_its_default_value_is_accepted(tmp_path):
     adapted().save_pretrained(tmp_path)
     edit(tmp_path, some_config_of_2027=None, use_quantum=None, quantum_depth=7)
     with pytest.warns(UserWarning, match="are ignored: quantum_depth, some_config_of_2027, use_quantum"):

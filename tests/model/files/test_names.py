@@ -1,4 +1,4 @@
-"""Names of adapters that would leave the folder, or ruin torch's containers."""
+"""Names of adapters that would be paths outside the folder, or invalid names of modules."""
 
 import peft
 import pytest

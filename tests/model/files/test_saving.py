@@ -1,4 +1,4 @@
-"""Saving: interrupted at every step, beside links, on a full disk; and what the files then hold."""
+"""Saving: interrupted at every step, with links in the folder, on a full disk; and the contents of the files."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def loaded(folder):
 
 
 class Crash(BaseException):
-    """Not an Exception: like a kill, nothing handles it."""
+    """Like a kill, nothing handles this error, because it is no Exception."""
 
 
 def crash_before(function, condition):
@@ -62,12 +62,12 @@ def test_an_interrupted_save_leaves_one_whole_adapter(step, rank, folder, monkey
         newer.save_pretrained(folder)
     new = logits(newer)
     assert torch.equal(loaded(folder), new if step == "rename config" else old) and not torch.equal(old, new)
-    newer.save_pretrained(folder)  # and a later save is not confused by what lies there
+    newer.save_pretrained(folder)  # a later save ignores the files that are left
     assert torch.equal(loaded(folder), new) and names_in(folder) == WHOLE
 
 
 def cut_off(monkeypatch, folder, model):
-    """A save that a crash ends between its two renames."""
+    """Starts a save that crashes between its two renames."""
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_at(patch, "rename config")
         model.save_pretrained(folder)
@@ -102,7 +102,7 @@ def test_a_first_save_that_is_interrupted_leaves_an_adapter_or_none(tmp_path, mo
     assert not (tmp_path / "b" / CONFIG).exists() and torch.equal(loaded(tmp_path / "b"), logits(model))
 
 
-def test_what_a_crash_left_is_not_taken_for_the_config_of_a_later_save_by_peft(folder, monkeypatch):
+def test_files_of_a_crashed_save_are_ignored_after_a_later_save_by_peft(folder, monkeypatch):
     cut_off(monkeypatch, folder, adapted(seed=8))
     theirs = adapted(library=peft.PeftModel, lora_alpha=12)
     theirs.save_pretrained(folder)
@@ -113,7 +113,7 @@ def test_what_a_crash_left_is_not_taken_for_the_config_of_a_later_save_by_peft(f
     assert names_in(folder) == WHOLE
 
 
-def test_what_a_crash_left_is_not_taken_for_a_config_that_was_written_since(folder, monkeypatch):
+def test_files_of_a_crashed_save_are_ignored_after_the_config_was_rewritten(folder, monkeypatch):
     cut_off(monkeypatch, folder, adapted(seed=8, lora_alpha=6))
     assert PeftModel.from_pretrained(build("llama"), folder).peft_config["default"].lora_alpha == 6
     edit(folder, lora_alpha=12)
@@ -162,14 +162,14 @@ def test_a_full_disk_while_peft_writes_names_the_folder(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_folder_where_a_file_belongs_is_named_and_the_pair_stays_whole(name, tmp_path):
+def test_a_folder_in_the_place_of_a_file_is_an_error_and_the_old_files_are_kept(name, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(OSError, match=f"{name} is a folder where a file is to be written; remove it"):
         adapted().save_pretrained(tmp_path)
     assert names_in(tmp_path) == [name]
 
 
-def test_a_file_where_the_folder_belongs_is_an_error_as_in_peft(tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_an_error_as_in_peft(tmp_path):
     (tmp_path / "file").write_text("")
     for error in (ValueError, NotADirectoryError):
         with pytest.raises(error, match="should be a directory, not a file"):
@@ -193,7 +193,7 @@ def test_no_planted_link_is_followed(tmp_path):
     assert {(other / name).read_text() for name in WHOLE} == {"precious"}
 
 
-def test_what_a_killed_saver_left_is_removed_and_a_living_savers_folder_is_not(folder):
+def test_temporary_folders_of_killed_savers_are_removed_and_those_of_running_savers_are_kept(folder):
     dead, living = folder / f"{SCRATCH}dead", folder / f"{SCRATCH}living"
     for path in (dead, living):
         path.mkdir()
@@ -207,7 +207,7 @@ def test_what_a_killed_saver_left_is_removed_and_a_living_savers_folder_is_not(f
     assert names_in(folder) == sorted([link.name, *WHOLE])
 
 
-def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
+def test_saving_works_on_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", fail(errno.ENOTSUP))
     model = adapted()
     model.save_pretrained(tmp_path)
@@ -230,7 +230,7 @@ def test_sets_are_written_in_order(tmp_path):
 
 
 def test_patterns_keep_their_order_in_the_file(tmp_path):
-    # PEFT sorts them, and then cannot load what it wrote: only the file that we write is right.
+    # PEFT sorts the patterns, and then cannot load its own file.
     options = dict(rank_pattern={"z|q_proj": 3, "q_proj": 2}, alpha_pattern={"self_attn.q_proj": 5, "q_proj": 1})
     model = adapted(**options)
     model.save_pretrained(tmp_path)
@@ -267,7 +267,7 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_saving_says_what_it_does_not_do(tmp_path):
+def test_unsupported_save_options_are_errors_and_write_nothing(tmp_path):
     model = adapted()
     with pytest.raises(ValueError, match="safe_serialization=False would write a pickle"):
         model.save_pretrained(tmp_path / "a", safe_serialization=False)
@@ -289,14 +289,14 @@ def test_compiled_blocks_leave_no_trace_in_the_file(tmp_path):
     adapted().save_pretrained(tmp_path / "plain")
     plain = load_file(tmp_path / "plain" / WEIGHTS)
     model = adapted(base=compiled(build("llama")))
-    model.load_adapter(tmp_path / "plain", "default")  # liven draws by name, and the names differ
+    model.load_adapter(tmp_path / "plain", "default")  # the names, which seed the random values, differ
     model.save_pretrained(tmp_path / "compiled")
     found = load_file(tmp_path / "compiled" / WEIGHTS)
     assert set(found) == set(plain) and all(torch.equal(found[k], plain[k]) for k in plain)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_a_state_dict_of_a_wrapped_model_is_taken_by_the_models_own_names(prefix, tmp_path):
+def test_a_state_dict_of_a_wrapped_model_is_saved_under_the_names_of_the_model(prefix, tmp_path):
     model = adapted(modules_to_save=["lm_head"])
     model.save_pretrained(tmp_path / "plain")
     state = {prefix + key: value for key, value in model.state_dict().items()}
@@ -353,7 +353,7 @@ def test_an_adapter_that_changed_the_base_is_converted_as_by_peft(tmp_path):
     def trained(kind):
         torch.manual_seed(0)
         model = kind(build("llama"), peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"))
-        model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it, for the initial adapter
+        model.peft_config["default"].init_lora_weights = True  # as in the guide of PEFT, for the initial adapter
         model.save_pretrained(tmp_path / kind.__module__ / "initial")
         model.peft_config["default"].init_lora_weights = "pissa"
         for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Gated feedforward modules with the activation joined to down_proj: which are, what they compute, and the way back."""
+"""Gated feedforward modules with the activation fused into down_proj: which modules, values, gradients, and unfuse."""
 
 import copy
 import io
@@ -16,10 +16,6 @@ from pypeft_fast.model.joints import gated_mlp
 from tests.model import zoo
 
 DOWN = ["gate_proj", "up_proj", "down_proj"]
-
-
-def assert_same(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # logits of about 6, float32 through two layers
 
 
 def mlps(model):
@@ -40,15 +36,15 @@ LIBRARIES = {"ours": ours, "peft": theirs}
 
 
 def both(make, **options):
-    """(fused, the same model with each module's own forward)"""
+    """(fused model, the same model with the original forward of each module)"""
     fused, plain = make(**copy.deepcopy(options)), make(**copy.deepcopy(options))
     gated_mlp.release(plain)
     assert all(type(m) is LlamaMLP for m in mlps(plain))
     return fused, plain
 
 
-def outcome(model, seed=3):
-    """Logits, every gradient by name, and what is left of the generator."""
+def training_step(model, seed=3):
+    """(logits, {name: gradient}, state of the generator afterwards)."""
     torch.manual_seed(seed)
     logits = zoo.logits(model)
     logits.square().mean().backward()
@@ -69,8 +65,8 @@ def gated_calls(model, *args, **kwargs):
 def test_logits_gradients_and_masks_are_those_of_the_modules_own_forward(library, p, targets):
     fused, plain = both(LIBRARIES[library], lora_dropout=p, target_modules=targets)
     assert gated_calls(fused) == 2 and gated_calls(plain) == 0
-    (logits, grads, state), (expected, wanted, left) = outcome(fused), outcome(plain)
-    assert_same(logits, expected)
+    (logits, grads, state), (expected, wanted, left) = training_step(fused), training_step(plain)
+    zoo.assert_same(logits, expected)
     assert torch.equal(state, left) and grads.keys() == wanted.keys() and len(grads) == 4 * len(targets)
     for name, grad in grads.items():
         assert wanted[name].abs().max() > 0
@@ -80,15 +76,15 @@ def test_logits_gradients_and_masks_are_those_of_the_modules_own_forward(library
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_logits_and_gradients_are_peft_s(library):
     fused, unfused = LIBRARIES[library](target_modules=DOWN), zoo.adapted(peft, "llama", target_modules=DOWN).train()
-    (logits, grads, _), (expected, wanted, _) = outcome(fused), outcome(unfused)
-    assert_same(logits, expected)
+    (logits, grads, _), (expected, wanted, _) = training_step(fused), training_step(unfused)
+    zoo.assert_same(logits, expected)
     assert gated_calls(fused) == 2 and grads.keys() == wanted.keys()
     for name, grad in grads.items():
         torch.testing.assert_close(grad, wanted[name], rtol=1e-3, atol=1e-4 * wanted[name].abs().max().item())
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_the_module_keeps_gate_and_up_alone(library):
+def test_the_module_saves_no_activation_but_gate_and_up(library):
     model = LIBRARIES[library](lora_dropout=0.1, target_modules=["down_proj"])
     mlp, kept = mlps(model)[0], []
     x = torch.randn(3, 5, 32, requires_grad=True)
@@ -154,7 +150,7 @@ def test_unfuse_and_the_report():
     before, report = zoo.logits(model), pf.fuse(model)
     assert report.gated == [f"base_model.model.model.layers.{i}.mlp" for i in range(2)]
     assert "4 layers fused, 0 left to PEFT\n  2 gated activations fused with their down_proj" in str(report)
-    assert_same(zoo.logits(model), before)
+    zoo.assert_same(zoo.logits(model), before)
     assert report.calls() == {"fused": 4} and pf.fuse(model).gated == report.gated
     assert pf.unfuse(model) == 4 and [type(m) for m in mlps(model)] == [LlamaMLP] * 2
     assert torch.equal(zoo.logits(model), before)
@@ -177,7 +173,7 @@ def patched(module):
     module.forward = lambda x: 3 * inner(x)
 
 
-# What is done to a fused model -> whether its first module still runs fused.
+# {change: (function of the fused model, whether the first module still runs fused)}.
 CHANGES = {
     "another adapter": (lambda m: second(m).set_adapter("second"), True),
     "merged": (lambda m: m.merge_adapter(), False),
@@ -201,7 +197,7 @@ CHANGES = {
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_change_after_fusing_is_seen(library, change):
+def test_a_change_after_fusing_is_noticed(library, change):
     act, stays = CHANGES[change]
     fused, plain = both(LIBRARIES[library])
     before = zoo.logits(fused)
@@ -227,8 +223,8 @@ def test_rows_of_several_adapters_and_disabled_ones_run_unfused(library):
     names = ["default", "__base__", "default"]
     assert gated_calls(model) == 2 and gated_calls(model, adapter_names=names) == 0
     mixed, one = zoo.logits(model, adapter_names=names), zoo.logits(model)
-    assert_same(mixed[[0, 2]], one[[0, 2]])
-    assert_same(mixed[1], zoo.logits(base)[1])
+    zoo.assert_same(mixed[[0, 2]], one[[0, 2]])
+    zoo.assert_same(mixed[1], zoo.logits(base)[1])
     with model.disable_adapter():
         assert gated_calls(model) == 0 and torch.equal(zoo.logits(model), zoo.logits(base))
 
@@ -241,7 +237,7 @@ def test_gradient_checkpointing_with_dropout(library, reentrant):
         if on:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        grads.append(outcome(model)[1])
+        grads.append(training_step(model)[1])
         assert gated_calls(model) == 2
     assert grads[0].keys() == grads[1].keys() and all(torch.equal(g, grads[1][n]) for n, g in grads[0].items())
 
@@ -265,10 +261,10 @@ def test_files_are_those_of_peft(tmp_path):
     model = ours(target_modules=DOWN)
     model.save_pretrained(tmp_path)
     back = peft.PeftModel.from_pretrained(zoo.build("llama"), tmp_path)
-    assert_same(zoo.logits(back), zoo.logits(model.eval()))
+    zoo.assert_same(zoo.logits(back), zoo.logits(model.eval()))
     again = pf.PeftModel.from_pretrained(zoo.build("llama"), tmp_path)
     assert gated_calls(again) == 2
-    assert_same(zoo.logits(again), zoo.logits(model))
+    zoo.assert_same(zoo.logits(again), zoo.logits(model))
 
 
 def test_autocast():
@@ -297,17 +293,17 @@ def test_relatives_of_llama_are_known_by_their_forward(kind):
     expected = zoo.logits(model)
     gated_mlp.release(model)
     assert gated_calls(model) == 0 and any(type(m).__name__ == kind for m in model.modules())
-    assert_same(zoo.logits(model), expected)
+    zoo.assert_same(zoo.logits(model), expected)
 
 
 class Returned(LlamaMLP):
-    """The other way in which transformers writes the formula."""
+    """The second form in which transformers writes the formula."""
 
     def forward(self, hidden_state):
         return self.down_proj(self.act_fn(self.gate_proj(hidden_state)) * self.up_proj(hidden_state))
 
 
-def test_the_formula_in_other_words():
+def test_a_subclass_whose_forward_names_its_argument_otherwise_is_fused():
     torch.manual_seed(0)
     model = pf.get_peft_model(with_mlp(Returned), pf.LoraConfig(target_modules="all-linear", init_lora_weights=False))
     assert gated_calls(model) == 2
@@ -325,7 +321,7 @@ def gemma():
 
 
 class Clipped(LlamaMLP):
-    """Almost the formula."""
+    """The formula with a clamp, which must not be fused."""
 
     def forward(self, x):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(-1, 1)
@@ -360,7 +356,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("make", OTHERS, ids=["gelu", "gemma", "clipped", "exchanged", "instance"])
-def test_what_computes_otherwise_is_left_alone(make):
+def test_modules_with_another_formula_are_not_fused(make):
     torch.manual_seed(0)
     model = make()
     kinds = {name: type(m) for name, m in model.named_modules() if name.endswith(".mlp")}
@@ -387,5 +383,5 @@ def test_hooks_on_every_module_are_called(compiled):
         handle.remove()
     assert not any(op == "swiglu" for op, _ in ran)
     with pf.recording() as ran:
-        assert_same(mlp(x), 2 * hooked)
+        zoo.assert_same(mlp(x), 2 * hooked)
     assert any(op == "swiglu" for op, _ in ran) and hooked.abs().max() > 1e-2

@@ -12,7 +12,7 @@ from tests.model import zoo
 
 
 def model_of(kind="llama", **options):
-    """Adapters default, b (another rank and scaling) and c (in some of the layers)."""
+    """A model with the adapters default, b (another rank and scaling) and c (fewer layers)."""
     model = zoo.adapted(peft, kind, **options)
     for name, config in (("b", dict(r=2, lora_alpha=3)), ("c", dict(r=3, target_modules=zoo.TARGETS[kind][:1]))):
         model.add_adapter(name, peft.LoraConfig(**dict(target_modules=zoo.TARGETS[kind]) | config))
@@ -121,7 +121,7 @@ def test_compiles_in_one_graph():
     torch.testing.assert_close(compiled(x), layer(x, adapter_names=names))
 
 
-def test_by_hand():
+def test_outputs_of_a_small_example():
     names = ["a", "b", "a"]
     assert positions(names) == {"a": [0, 2], "b": [1]} and list(positions("cab")) == ["c", "a", "b"]
     x, W = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[1.0, 0.0]])

@@ -1,4 +1,4 @@
-"""Rows of several adapters in one batch: a call's own, and refused where a layer's rows are not the batch's."""
+"""Rows of several adapters in one batch: per call, and refused for layers whose rows are not the rows of the batch."""
 
 import threading
 
@@ -13,7 +13,7 @@ from tests.model.zoo import IDS, adapted, assert_same, build, liven, logits
 
 
 def two(make, targets, **options):
-    """A model with the adapters "one" and "two", both with something to say."""
+    """A model with the adapters "one" and "two", both with random values."""
 
     def config():
         return pf.LoraConfig(target_modules=targets, init_lora_weights=False, **options)
@@ -23,7 +23,7 @@ def two(make, targets, **options):
     return model.eval()
 
 
-def test_threads_do_not_meet_each_others_rows():
+def test_concurrent_calls_use_their_own_rows():
     torch.manual_seed(0)
     model = two(lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), ["0", "2"])
     x, wanted, wrong = torch.randn(16, 64), {}, []
@@ -55,7 +55,7 @@ def test_pefts_own_layers_and_saved_modules_get_the_rows_too():
     with model.disable_adapter():
         alone["__base__"] = logits(model)
     names = ["two", "__base__", "one"]
-    for _ in range(2):  # the hooks stand once, and change nothing without names
+    for _ in range(2):  # hooks are added once, and do nothing without names
         mixed = logits(model, adapter_names=names)
         for row, name in enumerate(names):
             assert_same(mixed[row], alone[name][row])
@@ -75,7 +75,7 @@ def fsmt():
 
 @pytest.mark.parametrize("length", [2, 8])
 def test_a_time_major_model_is_refused(length):
-    """Also where the batch is as long as the text, so that no number of rows tells."""
+    """Also if the batch has the length of the text, when the number of rows does not show the layout."""
     model = two(fsmt, ["q_proj", "v_proj"])
     ids = torch.randint(3, 64, (2, length))
     with pytest.raises(ValueError, match=r"rows of model\.\S+ are not those of the batch: the model is time-major"):
@@ -90,7 +90,7 @@ def test_a_layer_that_is_not_batch_first_is_refused():
 
 
 class Experts(nn.Module):
-    """As models of remote code have them: each expert gets the tokens that chose it, sorted by its place among them."""
+    """Experts as in models of remote code: each expert gets the tokens that were routed to it, in another order."""
 
     def __init__(self):
         super().__init__()
@@ -102,7 +102,7 @@ class Experts(nn.Module):
 
 
 class Packed(nn.Module):
-    """A vision tower: the patches of all images in one matrix."""
+    """A vision tower, which has the patches of all images in one matrix."""
 
     def __init__(self):
         super().__init__()
@@ -143,11 +143,17 @@ def test_images_of_a_language_model_are_refused():
     with pytest.raises(ValueError, match="vision_tower are not those of the batch: they are images"):
         model(x, x, adapter_names=["one", "two"])
     model = two(Seeing, ["language_model"])
-    assert model(x, x, adapter_names=["one", "two"])[0].shape == x.shape
+    alone = {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        alone[name], images = model(x, x)
+    y, same_images = model(x, x, adapter_names=["one", "two"])
+    assert_same(y, torch.stack([alone["one"][0], alone["two"][1]]))
+    assert torch.equal(same_images, images) and not torch.allclose(alone["one"], alone["two"], atol=1e-2)
 
 
-def test_features_go_through_blocks():
-    """An MLP over a matrix of features: its rows are the batch's."""
+def test_rows_of_a_feature_matrix_meet_their_adapters():
+    """An MLP over a matrix of features, whose rows are the rows of the batch."""
 
     class Mlp(nn.Module):
         def __init__(self):
@@ -232,7 +238,7 @@ def test_bad_names():
 
 
 def test_rows_and_trained_tokens():
-    """PEFT hands the names of rows to the layer of trained tokens through the module that wraps it."""
+    """PEFT passes adapter_names to the layer of trained tokens through the module that wraps the layer."""
     config = dict(r=2, target_modules=["q_proj"], trainable_token_indices=[5, 42], init_lora_weights=False)
     model = pf.get_peft_model(build("llama"), pf.LoraConfig(**config), "one")
     model.add_adapter("two", pf.LoraConfig(**config))
@@ -248,7 +254,7 @@ def test_rows_and_trained_tokens():
         assert_same(mixed[row], alone[name][row])
 
 
-def test_a_forward_makes_no_beams():
+def test_num_beams_does_not_multiply_the_rows_of_a_forward():
     model = two(lambda: build("llama"), ["q_proj"])
     model.generation_config.num_beams = 2
     with pytest.raises(ValueError, match="but got 2 and 4 respectively"):

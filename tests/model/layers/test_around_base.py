@@ -1,4 +1,4 @@
-"""LoRA's update fused around a frozen layer whose weight cannot be read."""
+"""The LoRA update is fused around a frozen layer whose weight cannot be read."""
 
 import copy
 import pickle
@@ -12,17 +12,18 @@ from torch import nn
 import pypeft_fast as pf
 from pypeft_fast.autograd.lora_update import lora_update
 from pypeft_fast.model.layers.fused_layer import AROUND
+from tests.gradients import model_with_gradients
 
 
 class Opaque(nn.Linear):
-    """A layer of some library: its product is its own, in a Function of its own."""
+    """A layer of another library, with its own product."""
 
     def forward(self, x):
         return super().forward(x) * 1.0
 
 
 class WithoutGradient(nn.Linear):
-    """As a kernel for inference: the input's gradient is lost."""
+    """A layer whose kernel is for inference: the gradient of the input is lost."""
 
     def forward(self, x):
         return super().forward(x.detach())
@@ -34,18 +35,13 @@ def model_of(base, **options):
     return peft.get_peft_model(nn.Sequential(base), config)
 
 
-def outcome(model, x):
-    y = model(x)
-    return y, *torch.autograd.grad(y.float().square().sum(), [x, *(p for p in model.parameters() if p.requires_grad)])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_values_and_gradients_are_peft_s(dtype):
     model = model_of(Opaque(24, 16, dtype=dtype))
     x = torch.randn(2, 5, 24, dtype=dtype, requires_grad=True)
-    expected, report = outcome(model, x), pf.fuse(model, strict=True)
+    expected, report = model_with_gradients(model, x), pf.fuse(model, strict=True)
     with pf.recording() as ran:
-        got = outcome(model, x)
+        got = model_with_gradients(model, x)
     assert {"lora_shrink", "lora_ds_db", "lora_da", "lora_dx"} == {op for op, _ in ran}
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == b.dtype
@@ -70,7 +66,7 @@ def test_with_dropout_the_gradients_are_those_of_the_mask_that_was_drawn():
     torch.testing.assert_close(got, want)
 
 
-def test_the_frozen_layer_s_hooks_run_and_its_output_is_not_written_into():
+def test_hooks_of_the_frozen_layer_run_and_its_output_is_not_changed():
     model, outputs = model_of(Opaque(24, 16)), []
     model.base_model.model[0].base_layer.register_forward_hook(lambda m, a, out: outputs.append((out, out.clone())))
     pf.fuse(model)
@@ -88,7 +84,7 @@ def test_several_adapters_add_up():
     assert report.calls() == {AROUND + "the base layer is a Opaque": 1}
 
 
-def test_a_layer_that_loses_the_gradient_to_what_is_before_it_is_named():
+def test_a_layer_that_loses_the_gradient_of_its_input_is_an_error():
     model = model_of(WithoutGradient(24, 16))
     pf.fuse(model)
     model(torch.randn(5, 24)).sum().backward()
@@ -96,7 +92,7 @@ def test_a_layer_that_loses_the_gradient_to_what_is_before_it_is_named():
         model(torch.randn(5, 24, requires_grad=True))
 
 
-def test_what_reads_the_weight_stays_peft_s():
+def test_methods_that_read_the_weight_run_in_peft():
     dora = model_of(Opaque(24, 16), use_dora=True)
     assert list(pf.fuse(dora).left.values()) == ["the base layer is a Opaque"]
     model, x = model_of(Opaque(24, 16)).eval(), torch.randn(5, 24)
@@ -105,7 +101,7 @@ def test_what_reads_the_weight_stays_peft_s():
     assert report.calls() == {"the base layer is a Opaque": 1}
 
 
-def test_layers_of_other_libraries_are_met_by_name_copied_and_pickled():
+def test_layers_of_other_libraries_are_fused_copied_and_pickled():
     layer = GPTQLoraLinear(Opaque(24, 16), "default", config=peft.LoraConfig(r=4, init_lora_weights=False), r=4)
     model, x = nn.Sequential(layer), torch.randn(5, 24)
     expected, report = model(x), pf.fuse(model, strict=True)
@@ -119,10 +115,10 @@ def test_layers_of_other_libraries_are_met_by_name_copied_and_pickled():
 @pytest.mark.filterwarnings("ignore")
 def test_torch_compile_traces_the_call():
     model, x = model_of(Opaque(24, 16)), torch.randn(5, 24, requires_grad=True)
-    expected = outcome(model, x)
+    expected = model_with_gradients(model, x)
     pf.fuse(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(outcome(compiled, x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model_with_gradients(compiled, x), expected, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 
 

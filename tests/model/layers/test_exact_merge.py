@@ -1,4 +1,4 @@
-"""Merging keeps the base's bits, and what else writes into a merged base is not lost."""
+"""Unmerging restores the bits of the base, and values that are written into a merged base are kept."""
 
 import peft
 import pytest
@@ -37,8 +37,8 @@ def test_several_dora_adapters_merge_to_what_they_are_when_active():
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_what_is_written_while_merged_stays(dora):
-    """By an averaging of weights through .data, by a state dict."""
+def test_values_written_while_merged_are_kept(dora):
+    """Values written through .data, as by an average of weights, and by a state dict."""
     model = linear(pf, use_dora=dora)
     weight = model.base_model.model[0].base_layer.weight
     before = weight.detach().clone()
@@ -86,7 +86,7 @@ def test_a_merged_model_may_be_unfused(dora):
     torch.testing.assert_close(layer.base_layer.weight, before + 1, rtol=0, atol=1e-5)
 
 
-def test_attention_that_peft_merges_in_its_forward_stays_as_it_is():
+def test_attention_that_peft_merges_in_its_forward_is_not_changed():
     torch.manual_seed(0)
     base = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)})
     model = pf.get_peft_model(base, pf.LoraConfig(target_modules=["attention"], init_lora_weights=False)).eval()
@@ -97,7 +97,7 @@ def test_attention_that_peft_merges_in_its_forward_stays_as_it_is():
 
 
 def several(kind):
-    """A layer with the adapters "x" and "y", both active, an input, and the bits of its weight."""
+    """(model, layer, input, copy of the weight), with the adapters "x" and "y" both active."""
     model = nn.Sequential(nn.Linear(16, 12))
     for name in ("x", "y"):
         if kind == "ia3":
@@ -118,7 +118,7 @@ KINDS = pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
 
 @KINDS
 @pytest.mark.parametrize("again", [None, ["x"], ["x", "y"], ["y", "x"]], ids=str)
-def test_merging_what_is_merged_changes_nothing(kind, again):
+def test_merging_a_merged_adapter_changes_nothing(kind, again):
     model, layer, x, before = several(kind)
     model.merge_adapter(["x", "y"])
     merged = layer.base_layer.weight.detach().clone()
@@ -131,7 +131,7 @@ def test_merging_what_is_merged_changes_nothing(kind, again):
 
 
 @KINDS
-def test_merging_one_that_is_merged_and_one_that_is_not_adds_the_other_alone(kind):
+def test_merging_a_merged_and_an_unmerged_adapter_adds_only_the_unmerged_one(kind):
     model, layer, x, before = several(kind)
     active = model(x)
     model.merge_adapter(["x"])
@@ -160,13 +160,13 @@ def test_deleting_a_merged_adapter_of_a_model_is_refused_and_changes_nothing(kin
 @pytest.mark.parametrize(
     "kind,written", [("lora", False), ("lora", True), ("dora", False), ("dora", True), ("ia3", False)]
 )
-def test_deleting_a_merged_adapter_of_a_layer_takes_it_off_the_weight(kind, written):
-    """As transformers' delete_adapter does, which asks no model of PEFT's."""
+def test_deleting_a_merged_adapter_of_a_layer_removes_it_from_the_weight(kind, written):
+    """delete_adapter of transformers calls the layers directly, without a model of PEFT."""
     model, layer, x, before = several(kind)
     model.base_model.set_adapter(["y"])
     alone = model(x)
     model.merge_adapter(["x", "y"])
-    if written:  # by an averaging of weights
+    if written:  # as by an average of weights
         layer.base_layer.weight.data += 1
     layer.delete_adapter("x")
     assert layer.merged_adapters == ["y"] and not layer.holds("x")
@@ -179,7 +179,7 @@ def test_deleting_a_merged_adapter_of_a_layer_takes_it_off_the_weight(kind, writ
 
 @pytest.mark.parametrize("first", [False, True], ids=["nothing merged before", "one merged before"])
 def test_of_several_adapters_that_peft_merges_a_broken_one_leaves_the_layer(first):
-    """With a bias in the adapter PEFT's own arithmetic merges, one adapter after the other."""
+    """With lora_bias the merge runs in PEFT, one adapter after the other."""
     model = linear(pf, ("plain",))
     for name in ("good", "broken"):
         options = dict(r=4, target_modules=["0"], init_lora_weights=False, lora_bias=True)

@@ -1,4 +1,4 @@
-"""When a fused layer must leave a call to PEFT: each reason is counted, and the result is PEFT's to the bit."""
+"""The cases in which a fused layer calls PEFT: each reason is counted, and the result equals PEFT's bit for bit."""
 
 import copy
 
@@ -13,6 +13,7 @@ import pypeft_fast as pf
 from pypeft_fast.model.layers import fused_layer
 from pypeft_fast.model.layers.fused_layer import AROUND
 from tests.device import DEVICE
+from tests.gradients import model_with_gradients
 from tests.model import zoo
 
 
@@ -28,11 +29,11 @@ class Doubled(nn.Module):
 
 
 class Named(nn.Linear):
-    """Computes what nn.Linear does: its forward is nn.Linear's."""
+    """A subclass that inherits the forward of nn.Linear."""
 
 
 class Subclass(nn.Linear):
-    """Computes what nn.Linear does, but nobody can know that."""
+    """A subclass with another forward, whose result is that of nn.Linear."""
 
     def forward(self, x):
         return super().forward(x)
@@ -52,7 +53,7 @@ def add_adapter(model, **options):
     model.base_model.set_adapter(["default", "b"])
 
 
-# What is done to a fused layer -> the reason that its next call must count.
+# {reason that the next call must count: change to a fused layer}.
 CHANGES = {
     "the base layer has hooks": lambda m, t: t.base_layer.register_forward_hook(lambda mod, a, out: out * 2),
     "the base layer has hooks or a forward": lambda m, t: patched_forward(t.base_layer),
@@ -76,7 +77,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("reason", CHANGES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_change_after_fusing_is_seen(reason):
+def test_a_change_after_fusing_is_noticed(reason):
     model = layer().train()
     x = torch.randn(5, 12)
     before = model(x)
@@ -96,13 +97,13 @@ def test_a_change_after_fusing_is_seen(reason):
         torch.testing.assert_close(got, model(x))
     else:
         assert torch.equal(got, model(x))
-    assert not torch.equal(got, before) or "ALora" in reason  # which changes nothing without offsets
+    assert not torch.equal(got, before) or "ALora" in reason  # ALoRA changes nothing without offsets
 
 
 @pytest.mark.parametrize("parametrized", [False, True])
 def test_a_subclass_with_the_forward_of_linear_runs_fused(parametrized):
     model, x = layer(Named(12, 9)), torch.randn(5, 12)
-    if parametrized:  # its class is one made for it, and its weight is computed at every access
+    if parametrized:  # it has a class of its own, and computes its weight at every access
         parametrize.register_parametrization(model.base_model.model[0].base_layer, "weight", Doubled())
     expected, report = model(x), pf.fuse(model, strict=True)
     torch.testing.assert_close(model(x), expected)
@@ -131,7 +132,7 @@ def swapped(tensor, data):
     tensor.data = data
 
 
-# What a Parameter becomes through .data, as ZeRO-3 and others do; the object stays the same.
+# {reason: change of a Parameter through .data}, as ZeRO-3 does; the Parameter object is the same.
 SWAPPED = {
     "the base weight has no two dimensions": lambda t: swapped(t.base_layer.weight, torch.empty(0)),
     "the base bias is torch.float64": lambda t: swapped(t.base_layer.bias, t.base_layer.bias.data.double()),
@@ -141,7 +142,7 @@ SWAPPED = {
 
 
 @pytest.mark.parametrize("reason", SWAPPED)
-def test_data_that_was_swapped_is_seen(reason):
+def test_swapped_data_of_a_parameter_is_noticed(reason):
     model = layer()
     report, x = pf.fuse(model, strict=True), torch.randn(5, 12)
     model(x)
@@ -152,7 +153,7 @@ def test_data_that_was_swapped_is_seen(reason):
     assert report.calls()["fused"] == 1 and any(r.startswith(reason) for r in found), report.calls()
 
 
-def test_what_stands_in_the_way_at_fusing_leaves_the_layer_alone():
+def test_a_layer_with_an_obstacle_at_fusing_is_not_changed():
     for linear, options, reason in [
         (Subclass(12, 9), dict(use_dora=True), "the base layer is a Subclass"),
         (nn.Linear(12, 9), dict(alora_invocation_tokens=[1]), "the adapter is of a variant"),
@@ -170,7 +171,7 @@ def test_what_stands_in_the_way_at_fusing_leaves_the_layer_alone():
 
 
 def called(change, run, **options):
-    """The reasons counted when `run` calls a fused layer, after `change`."""
+    """The counts of the report after `change` of a fused layer and a call by `run`."""
     model = layer(**options)
     change(model)
     report = pf.fuse(model)
@@ -178,7 +179,7 @@ def called(change, run, **options):
     return dict(report.calls())
 
 
-def test_kinds_of_calls():
+def test_inputs_and_transforms_that_the_ops_do_not_accept_run_in_peft():
     x = torch.randn(5, 12)
     assert called(lambda m: None, lambda m: m(x.as_subclass(OfItsOwn))) == {"the input is a OfItsOwn": 1}
     assert called(lambda m: None, lambda m: torch.func.vmap(m)(x)) == {
@@ -224,21 +225,17 @@ GLOBAL_HOOKS = {
 @pytest.mark.parametrize("kind", GLOBAL_HOOKS)
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_hooks_on_every_module_are_called(kind, method, compiled):
-    """On base_layer, lora_A and lora_B, which a fused layer does not call; those there before compiling, as PyTorch."""
+    """Also for base_layer, lora_A and lora_B, which a fused layer does not call. Compiling comes after the hooks."""
     model, x = layer(), torch.randn(5, 12, requires_grad=True)
     if method == "ia3":
         config = peft.IA3Config(target_modules=["0"], feedforward_modules=[], init_ia3_weights=False)
         model = peft.get_peft_model(nn.Sequential(nn.Linear(12, 9)), config)
 
-    def outcome(function):
-        y = function(x)
-        return y, *torch.autograd.grad(y.square().sum(), [x, *(p for p in model.parameters() if p.requires_grad)])
-
-    without, handle = outcome(model), GLOBAL_HOOKS[kind]()
+    without, handle = model_with_gradients(model, x), GLOBAL_HOOKS[kind]()
     try:
-        expected = outcome(model)
+        expected = model_with_gradients(model, x)
         report = pf.fuse(model, strict=True)
-        got = outcome(torch.compile(model, backend="aot_eager") if compiled else model)
+        got = model_with_gradients(torch.compile(model, backend="aot_eager") if compiled else model, x)
     finally:
         handle.remove()
     torch.testing.assert_close(got, expected)
@@ -251,7 +248,7 @@ def test_hooks_on_every_module_are_called(kind, method, compiled):
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_a_forward_that_stands_for_every_linear_layer_is_called(method, compiled, monkeypatch):
-    """As libraries set it that quantise or count on the fly."""
+    """Libraries replace nn.Linear.forward to quantise or to count."""
     model, x, inner = layer(), torch.randn(5, 12), nn.Linear.forward
     if method == "ia3":
         model = peft.get_peft_model(
@@ -267,7 +264,7 @@ def test_a_forward_that_stands_for_every_linear_layer_is_called(method, compiled
     torch._dynamo.reset()
 
 
-def test_hooks_on_the_adapted_layer_itself_do_not_stand_in_the_way():
+def test_a_layer_with_hooks_on_itself_runs_fused():
     model, seen = layer(), []
     model.base_model.model[0].register_forward_hook(lambda module, args, out: seen.append(out.shape))
     report = pf.fuse(model)
@@ -319,6 +316,6 @@ def test_an_injected_model_without_a_peft_model():
     model = zoo.build("llama")
     model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     before, report = zoo.logits(model), pf.fuse(model, strict=True)
-    torch.testing.assert_close(zoo.logits(model), before, rtol=1e-5, atol=1e-4)
+    zoo.assert_same(zoo.logits(model), before)
     model.disable_adapters()
     assert not torch.allclose(zoo.logits(model), before, atol=1e-2) and report.calls() == {"fused": 2}

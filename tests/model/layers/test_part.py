@@ -1,4 +1,4 @@
-"""A method is one class: it composes with a fused layer, and its reasons are seen wherever reasons are."""
+"""A method is one class, which a fused layer composes; its reasons against fusing are used in all places."""
 
 import copy
 import pickle
@@ -14,10 +14,11 @@ import pypeft_fast as pf
 from pypeft_fast.model.layers import facts, peft_lora, rules
 from pypeft_fast.model.layers.fused_layer import FusedLayer
 from pypeft_fast.model.layers.lora import LoRA
+from tests.gradients import model_with_gradients
 
 
 class ShiftedVariant(LoraVariant):
-    """PEFT's side of a toy method: LoRA on x * 2, with an own bias, its output halved."""
+    """A toy method in PEFT: LoRA on 2 * x with a bias of its own, and a factor on the output."""
 
     @staticmethod
     def forward(module, active_adapter, x, result, **kwargs):
@@ -27,7 +28,7 @@ class ShiftedVariant(LoraVariant):
 
 
 class Shifted(LoRA):
-    """The toy method as a part: it contributes inputs, bias and outputs beside the update that it inherits."""
+    """The toy method as a part: inputs, bias and outputs, and the inherited update."""
 
     __slots__ = ("bias", "inputs", "outputs")
 
@@ -58,21 +59,15 @@ def toy(monkeypatch):
     return model, layer, torch.randn(5, 12, requires_grad=True)
 
 
-def outcome(model, x):
-    y = model(x)
-    layer = model.base_model.model[0]
-    wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.shift, layer.gain]
-    return y, *torch.autograd.grad(y.square().sum(), wanted)
-
-
 def test_a_toy_method_composes_with_the_layer(toy):
     model, layer, x = toy
-    expected, report = outcome(model, x), pf.fuse(model, strict=True)
+    expected, report = model_with_gradients(model, x), pf.fuse(model, strict=True)
+    assert len(expected) == 6  # y and the gradients of x, lora_A, lora_B, shift and gain
     with pf.recording() as ran:
-        got = outcome(model, x)
+        got = model_with_gradients(model, x)
     torch.testing.assert_close(got, expected)
     assert report.calls() == {"fused": 1} and "lora_forward" in [op for op, _ in ran]
-    del peft_lora.VARIANTS[ShiftedVariant]  # what is registered is what counts
+    del peft_lora.VARIANTS[ShiftedVariant]  # the method is no longer registered
     model(x)
     assert report.calls() == {"fused": 1, "the adapter is of a variant, ShiftedVariant": 1}
     pf.unfuse(model)
@@ -98,8 +93,8 @@ def lora(**options):
 
 
 @pytest.mark.parametrize("options", [{}, dict(use_dora=True)], ids=str)
-def test_a_rule_is_written_once(options, monkeypatch):
-    """One more rule about lora_A, in one place: forward, as_lora, rows, merging and the report follow."""
+def test_one_more_rule_is_followed_by_calls_merging_rows_and_the_report(options, monkeypatch):
+    """A new rule about lora_A in one place is used by forward, as_lora, rows, merging and the report."""
     inner = LoRA.why_not
 
     def why_not(found, is_loaded=True):
@@ -121,8 +116,8 @@ def test_a_rule_is_written_once(options, monkeypatch):
         assert report.calls() == {"fused": 1, "r is odd": 2}
 
 
-def test_a_verdict_is_kept_only_while_the_facts_are_equal(monkeypatch):
-    """Each change back and forth is seen; a copy and a pickle ask anew."""
+def test_the_reason_is_computed_again_only_after_the_facts_have_changed(monkeypatch):
+    """Each change is noticed, and its reversal; copies and unpickled layers compute the reason again."""
     from pypeft_fast.model.layers import fused_layer
 
     asked, inner = [], fused_layer.why_not
@@ -130,7 +125,7 @@ def test_a_verdict_is_kept_only_while_the_facts_are_equal(monkeypatch):
     model, x = lora(lora_dropout=0.1), torch.randn(5, 12)
     report, layer = pf.fuse(model, strict=True), model.base_model.model[0]
     model(x), model(torch.randn(7, 12)), model(x)
-    assert len(asked) == 1  # the number of rows is no fact
+    assert len(asked) == 1  # the number of rows does not matter
     handle = layer.lora_A["default"].register_forward_hook(lambda *args: None)
     model(x), handle.remove(), model(x)
     assert len(asked) == 3 and report.calls() == {"fused": 4, "lora_A has hooks or a forward of its own": 1}

@@ -40,7 +40,7 @@ def loaded(folder, kind):
 
 
 def dense(model):
-    """A copy whose quantised layers are nn.Linear over the decoded weight."""
+    """A copy of the model in which nn.Linear over the decoded weight replaces each quantised layer."""
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
@@ -62,7 +62,7 @@ def embedding_gradient(model):
 
 @pytest.mark.parametrize("kind,method", [*((kind, "lora") for kind in OPTIONS), ("nested", "dora"), ("8bit", "ia3")])
 def test_a_quantised_llama_trains_as_the_one_with_decoded_weights(folder, kind, method):
-    """Every linear layer of the blocks has an adapter; the gradient at the embedding has passed through all of them."""
+    """Every linear layer of the blocks has an adapter. The gradient of the embedding passes through all of them."""
     if method == "ia3":
         config = pf.IA3Config(target_modules=ALL, feedforward_modules=["down_proj"], init_ia3_weights=False)
     else:
@@ -109,7 +109,7 @@ def layer(kind="nf4", method="lora", compute=torch.float32, N=64, K=96, bias=Tru
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8", "fp8"])
-def test_peft_s_own_layers_are_fused_and_taken_back(kind, method):
+def test_pefts_layers_are_fused_and_unfused(kind, method):
     model = layer(kind, method)
     of_peft = type(model.base_model.model[0])
     report, x = pf.fuse(model, strict=True), torch.randn(5, 96, requires_grad=True)
@@ -144,7 +144,7 @@ def test_a_four_bit_layer_computes_in_its_compute_dtype_and_returns_that_of_x():
 
 
 def test_the_frozen_layer_alone_is_not_packed_in_place():
-    """bitsandbytes does it in eval mode on CPUs with AVX512-BF16, and rounds the scales."""
+    """In eval mode on CPUs with AVX512-BF16 bitsandbytes packs the weight in place, and rounds the scales."""
     model = layer().eval()
     report, x = pf.fuse(model), torch.randn(5, 96)
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_an_update_that_rounding_would_lose_is_refused_and_nothing_changes(kind)
         model.merge_adapter()
 
 
-def test_files_are_as_ever(folder, tmp_path):
+def test_a_saved_adapter_loads_over_the_same_quantised_base(folder, tmp_path):
     config = pf.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
     model = pf.get_peft_model(loaded(folder, "nested"), config).eval()
     model.save_pretrained(tmp_path)

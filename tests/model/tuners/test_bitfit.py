@@ -1,4 +1,4 @@
-"""BitFit on whole models: what trains, that it is what autograd gives for the biases themselves, and its files."""
+"""BitFit on whole models: the trained parameters, gradients equal to those of the biases themselves, and files."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ def biased(kind, base=None, **options):
 
 
 def biases(model):
-    """{module: bias} of a bare model."""
+    """{name of the module: bias} of a model without adapters."""
     return {n.removesuffix(".bias"): p for n, p in model.named_parameters() if n.endswith(".bias")}
 
 
@@ -83,7 +83,7 @@ def test_files(kind, low_memory, tmp_path):
 
 
 def test_files_of_a_model_whose_modules_have_names_like_ours(tmp_path):
-    """PEFT 0.18 finds an adapter's tensors by a part of their names."""
+    """PEFT 0.18 identifies the tensors of an adapter by a part of their names."""
     model = nn.ModuleDict({"bitfit": nn.Linear(3, 3), "bias": nn.Linear(3, 3)})
     adapted = peft.get_peft_model(copy.deepcopy(model), BitFitConfig())
     liven(adapted)
@@ -206,7 +206,7 @@ def test_shared_biases_stay_shared(dtype, low_memory, tmp_path):
 
 
 class Siblings(nn.Module):
-    """Two linear layers with one bias."""
+    """Two linear layers that share one bias."""
 
     def __init__(self):
         super().__init__()
@@ -218,7 +218,7 @@ class Siblings(nn.Module):
         return self.left(x) * self.right(x)
 
 
-def test_a_module_that_holds_its_childs_bias_is_left_alone():
+def test_a_module_that_holds_the_bias_of_its_child_gets_no_adapter():
     model = peft.get_peft_model(masked(), BitFitConfig())
     names = [n for n, p in model.named_parameters() if p.requires_grad and "predictions" in n]
     assert names == [
@@ -238,7 +238,7 @@ def test_one_set_of_biases_at_a_time():
     model.add_adapter("second", BitFitConfig(target_modules=["value", "dense"]))
     with pytest.raises(ValueError, match="default and second have a bias for the same layer"):
         model.base_model.set_adapter(["default", "second"])
-    assert all(layer.active_adapters == ["default"] for layer in layers(model))  # not even the first were switched
+    assert all(layer.active_adapters == ["default"] for layer in layers(model))  # no layer was switched
     model.merge_adapter()
     with pytest.raises(ValueError, match="default and second have a bias for the same layer"):
         model.merge_adapter(["second"])
@@ -267,7 +267,7 @@ def test_switching_adding_deleting_and_status():
 
 
 def test_half_precision_trains_in_float32(tmp_path):
-    """The values of a file are not rounded to the model's dtype on their way, and what does not train stays so."""
+    """The values of a file are not rounded to the dtype of the model, and frozen parameters stay frozen."""
     model = biased("bert", build("bert").to(torch.bfloat16))
     trained = [layer.bitfit_bias["default"] for layer in layers(model)]
     assert {p.dtype for p in trained} == {torch.float32}

@@ -1,4 +1,4 @@
-"""The configs of our methods: their checks, their files, and their place among PEFT's."""
+"""The configs of our methods: their checks, their files, and their registration in PEFT."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from pypeft_fast.model.tuners.old_files import current_keys
 
 
 @pytest.mark.parametrize("name", ["BITFIT", "BOTTLENECK"])
-def test_peft_knows_the_methods(name):
+def test_the_methods_are_registered_in_peft(name):
     member = peft.PeftType(name)
     assert member is getattr(peft.PeftType, name) is peft.PeftType[name] and name in list(peft.PeftType)
     assert (member.name, member.value, str(member)) == (name, name, f"PeftType.{name}")
@@ -36,7 +36,7 @@ def test_registering_again_changes_nothing():
 
 
 def test_a_pickled_config_is_read_where_nothing_was_imported():
-    """Its class's folder registers the method before the member of PeftType is looked up."""
+    """The import of the class registers the method before the member of PeftType is looked up."""
     pickled = pickle.dumps([BitFitConfig(), BottleneckConfig(dropout=0.5)])
     code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())[1].dropout)"
     done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True)

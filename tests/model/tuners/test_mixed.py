@@ -29,7 +29,7 @@ ORDERS = list(itertools.permutations(["l1", "bits", "neck"]))
 
 
 def mixed(names, kind=PeftMixedModel):
-    """The adapters in this order, all active, with the same values in whatever order."""
+    """A model with these adapters, added in this order, all active; their values do not depend on the order."""
     model, base = None, build("llama")
     for name in names:
         torch.manual_seed(3)
@@ -47,7 +47,7 @@ def mixed(names, kind=PeftMixedModel):
 
 
 def layers(nest):
-    """{kind of layer: the layer} of those that lie around one module."""
+    """{kind: layer} of the adapter layers that are nested around one module."""
     found = {}
     while hasattr(nest, "base_layer"):
         found |= {kind: nest for kind in (BitFitLayer, BottleneckLinear, LoraLayer) if isinstance(nest, kind)}
@@ -129,7 +129,7 @@ def test_unmerging_is_exact_in_whatever_order_they_were_merged(order, cast):
     if cast:
         model.double()
     with torch.no_grad(), model.disable_adapter():
-        logits(model)  # unmerges, layer by layer, from the outside in
+        logits(model)  # unmerges each nested layer, the outermost first
     after = dict(model.named_parameters())
     assert before.keys() == after.keys() and all(torch.equal(before[n].to(after[n]), after[n]) for n in before)
 
@@ -147,7 +147,7 @@ def test_merging_a_bottleneck_is_refused_before_anything_is_merged():
 
 
 def test_what_trains_after_each_adding():
-    """The active adapter goes on training, a new one does not yet; two of LoRA share a layer."""
+    """The active adapter keeps training, and a new adapter does not train. Two LoRA adapters share a layer."""
     model = PeftMixedModel(build("llama"), CONFIGS["bits"](), "bits")
     for name in ("l1", "neck", "l2"):
         model.add_adapter(name, CONFIGS["l1" if name == "l2" else name]())
@@ -175,7 +175,7 @@ def test_training_and_deleting():
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_loading(order, tmp_path):
-    """PEFT puts a file's tensors where its names say, whatever layers are around; again too, into what is there."""
+    """Tensors of a file are loaded by name, whatever layers are nested; loading again replaces the values."""
     for name in order:
         saved = peft.get_peft_model(build("llama"), CONFIGS[name](), name)
         liven(saved, adapter=name)
@@ -199,7 +199,7 @@ def test_loading(order, tmp_path):
     assert isinstance(found.base_layer, BitFitLayer)
 
 
-def test_what_cannot_be_mixed():
+def test_unsupported_mixtures_are_errors():
     model = mixed(["bits"])
     model.add_adapter("second", CONFIGS["bits"]())
     with pytest.raises(ValueError, match="bits and second have a bias for the same layer"):
@@ -219,7 +219,7 @@ def test_what_cannot_be_mixed():
         lora.add_adapter("bits", CONFIGS["bits"]())
 
 
-def test_pefts_own_mixtures_are_as_they_were():
+def test_a_mixture_of_pefts_own_methods_equals_pefts():
     names = ["l1", "loha"]
     assert_same(logits(mixed(names)), logits(mixed(names, peft.PeftMixedModel)))
     assert isinstance(mixed(names), peft.PeftMixedModel)

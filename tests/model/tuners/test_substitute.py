@@ -1,4 +1,4 @@
-"""BitFit on modules of every kind: another bias than their own, and nothing of them touched."""
+"""BitFit on modules of every kind: their bias is substituted in a call, and the modules are not changed."""
 
 import copy
 import threading
@@ -26,7 +26,7 @@ def layers(model):
 
 
 def give_biases(model, base):
-    """The adapter's biases become those of a bare model."""
+    """Copies the biases of the adapter into the model `base` without adapters."""
     for name, parameter in base.named_parameters():
         module, _, kind = name.rpartition(".")
         if kind == "bias":
@@ -34,7 +34,7 @@ def give_biases(model, base):
 
 
 class Mixed(nn.Module):
-    """Modules with a bias that are no linear layers, one with a forward of its own and hooks among them."""
+    """Modules with a bias: no linear layers, a layer with its own forward, and a layer with a hook."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ def test_a_forward_that_was_replaced_is_refused():
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_under_accelerates_hooks(offload):
-    """Its hooks stand in the place of a module's forward; when it offloads, they bring the weights."""
+    """The hooks of accelerate replace the forward of a module; with offloading they load the weights."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
     model = adapted(Mixed()).eval()
@@ -84,7 +84,7 @@ def test_under_accelerates_hooks(offload):
         )
     assert_same(model(x), expected)
     for layer in layers(model):
-        remove_hook_from_module(layer.base_layer)  # leaves the forward of the class as the module's own
+        remove_hook_from_module(layer.base_layer)  # leaves the method of the class as an attribute
     assert "forward" in vars(layers(model)[0].base_layer)
     assert_same(model(x), expected)
 
@@ -113,7 +113,7 @@ def test_attention_that_reads_the_bias_instead_of_calling_the_layer():
 
 
 class Meeting(nn.LayerNorm):
-    """A layer norm whose calls wait for one in another thread, if it is told to, before they read the bias."""
+    """A layer norm whose calls wait at `meet`, if it is set, before they read the bias."""
 
     meet = None
 
@@ -123,8 +123,8 @@ class Meeting(nn.LayerNorm):
         return super().forward(x)
 
 
-def test_threads_do_not_meet():
-    """Two calls at once in the same module, with a bias each: the module's own is never touched."""
+def test_concurrent_calls_use_their_own_biases():
+    """Two concurrent calls of one module use different biases; the bias of the module is never changed."""
     norm = Meeting(4)
     own = norm.bias.detach().clone()
     model = adapted(nn.Sequential(norm)).eval()
