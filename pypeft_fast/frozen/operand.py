@@ -52,9 +52,12 @@ class Frozen:
         if N is None or K is None:
             packs = FORMATS[format].packs
             elements = packs * tensors[0].numel()
-            if N == 1 and packs > 1:
-                raise ValueError(f"Frozen: K is unknown for one row in format {format!r}; dequantise it")
-            N, K = elements // max(1, K) if N is None else N, elements // max(1, N) if K is None else K
+            if packs == 1 and tensors[0].dim() == 2:
+                N, K = tensors[0].shape
+            elif N is not None and N < 2:
+                raise ValueError(f"Frozen: K is unknown for {N} rows in format {format!r}; dequantise it")
+            else:
+                N, K = elements // max(1, K) if N is None else N, elements // N if K is None else K
         return cls(format, tensors, (N, K), dtype)
 
     # The part of a tensor's interface that the ops' checks use.

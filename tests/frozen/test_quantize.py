@@ -62,6 +62,20 @@ def test_a_product_with_no_rows_is_empty(format):
     assert torch.equal(pf.ia3_linear(torch.randn(3, 64), frozen, torch.ones(0)), torch.zeros(3, 0))
 
 
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_the_gradient_through_no_rows_is_zero(format):
+    x = torch.randn(3, 64, requires_grad=True)
+    pf.ia3_linear(x, pf.quantize(torch.zeros(0, 64), format), torch.ones(0)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(3, 64))
+
+
+def test_the_gradient_through_no_rows_of_half_bytes_is_an_error():
+    x = torch.randn(3, 64, requires_grad=True)
+    y = pf.ia3_linear(x, pf.quantize(torch.zeros(0, 64), "nf4"), torch.ones(0))
+    with pytest.raises(ValueError, match="K is unknown for 0 rows in format 'nf4'"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("format,error", [("nf4", 0.12), ("fp4", 0.2), ("int8", 0.012), ("fp8", 0.035)])
 def test_the_error_of_each_format_is_bounded(format, error):
     weight = torch.randn(128, 256)
