@@ -115,7 +115,8 @@ Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::str
   } else {
     const int64_t weights = 2 * weight.numel();  // one too many if the number of weights is odd
     if (N < 0) w.N = weights / std::max<int64_t>(1, K);
-    if (K < 0) w.K = weights / std::max<int64_t>(1, N);
+    fits(K >= 0 || N > 1);  // one row may have this many weights or one less, no row any number
+    if (K < 0) w.K = weights / N;
   }
   w.codes.format = w.format, w.codes.N = w.N, w.codes.K = w.K;
   w.codes.data = static_cast<const uint8_t*>(weight.const_data_ptr());
