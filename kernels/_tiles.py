@@ -65,7 +65,7 @@ def known(arch):
 
 @functools.cache
 def default(op, arch, bits):
-    """The configuration before anything is measured; bits of an element of the widest operand."""
+    """The configuration before anything is measured; bits as `bits_of` has them."""
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
@@ -87,6 +87,25 @@ def default(op, arch, bits):
     if arch in (80, "gfx942"):
         return Config(128, 128, 32, 16, warps=8, stages=4 if arch == 80 else 2)
     return Config(128, 64, 32, 16, warps=8, stages=3)
+
+
+def in_parts(arch, dtypes):
+    """Whether these operands, the long one first, are multiplied as bfloat16, a float32 one cut into three parts.
+
+    Before sm_90 no tensor core reads an operand from shared memory, and the parts' fragments spill.
+    """
+    able = arch == "interpreter" or (isinstance(arch, int) and arch >= 90)
+    return able and dtypes[0] == torch.bfloat16 and torch.float32 in dtypes
+
+
+def bits_of(arch, dtypes):
+    """Of an element of the operands as they are multiplied, the long one first: of that one or of the widest."""
+    return 8 * (dtypes[0].itemsize if in_parts(arch, dtypes) else max(dtype.itemsize for dtype in dtypes))
+
+
+# (BM, BO, warps) that ptxas spills beside the parts of a float32 adapter, as it keeps a thread to 96 or 128 registers.
+_SPILLING = {("lora_shrink", 100): {(32, 64, 8)}, ("lora_ds_db", 100): {(16, 128, 4), (128, 64, 4)},
+             ("lora_da", 100): {(128, 64, 8)}}  # fmt: skip
 
 
 def fits(op, config, arch, bits):
@@ -138,6 +157,7 @@ def candidates(op, arch, bits):
             Config(BM, BO, base.BI, base.BR, warps, base.stages)
             for BM, BO in ((16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64))
             for warps in (4, 8)
+            if bits == 32 or (BM, BO, warps) not in _SPILLING.get((op, arch), ())
         ]
     return {str(c): c for c in (base, *space) if c == base or fits(op, c, arch, bits)}
 
@@ -145,7 +165,8 @@ def candidates(op, arch, bits):
 def launch(op, run, operands, sizes):
     """Runs `run(config)` with the configuration for these operands and sizes, timing the candidates if that is due."""
     first = operands[0]
-    arch, bits = architecture(first.device), 8 * max(t.element_size() for t in operands)
+    arch = architecture(first.device)
+    bits = bits_of(arch, tuple(t.dtype for t in operands))
     if arch == "interpreter":
         run(default(op, arch, bits))
         return

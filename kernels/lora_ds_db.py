@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _tiles
-from ._dot import dot, precision
+from ._dot import cut, dot, dot_parts, precision
 from ._gemm import load_2d, store_2d
 from ._reduce import add_partials, last_of, tickets
 
@@ -29,12 +29,14 @@ def _lora_ds_db(
     matrix_s, matrix_b = tl.cast(M, tl.int64) * r, tl.cast(N, tl.int64) * r
     if NEED_DS:
         b = load_2d(b_ptr, column, rank, b_n, b_r, N, r)
+        # Of a type only: B is cut into parts once, before the loop.
+        b_parts = cut(b, tl.zeros((1,), dy_ptr.dtype.element_ty), PRECISION)
     db = tl.zeros((BN, BR), tl.float32)
     for m in range(first, end, BM):
         row = m + tl.arange(0, BM)
         dy = load_2d(dy_ptr, row, column, dy_m, dy_n, M, N)
         if NEED_DS:
-            ds = dot(dy, b, tl.zeros((BM, BR), tl.float32), PRECISION) * scaling
+            ds = dot_parts(dy, b_parts, b.dtype, tl.zeros((BM, BR), tl.float32), PRECISION) * scaling
             if DS_IN_PARTS:
                 store_2d(ds_parts_ptr + block * matrix_s, ds, row, rank, r, end, r)
             else:
