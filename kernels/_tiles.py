@@ -72,7 +72,9 @@ def default(op, arch, bits):
     stages = 2 if arch == "gfx942" else 3
     if op == "lora_ds_db":  # wide, since the parts of dS that go through memory are as many as the blocks of columns
         narrow = wide or arch == "gfx942"  # with 256 columns it spills there past 32 ranks
-        return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=8, stages=2)
+        # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill.
+        warps = 4 if arch == 90 and not narrow else 8
+        return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=warps, stages=2)
     if op not in GEMMS:  # bandwidth-bound: short tiles, several blocks on a multiprocessor
         if wide:  # lora_shrink's third stage costs Triton 3.6 and 3.7 a spill there
             stages = 2 if (op, arch) == ("lora_shrink", 90) else stages
@@ -153,9 +155,12 @@ def candidates(op, arch, bits):
             for specialize in ((False, True) if arch == 100 and warps == 8 else (False,))
         ]
     else:
+        shapes = [(16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64)]
+        if (op, arch) == ("lora_ds_db", 90):
+            shapes.append((32, 256))
         space = [
             Config(BM, BO, base.BI, base.BR, warps, base.stages)
-            for BM, BO in ((16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64))
+            for BM, BO in shapes
             for warps in (4, 8)
             if bits == 32 or (BM, BO, warps) not in _SPILLING.get((op, arch), ())
         ]

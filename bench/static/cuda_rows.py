@@ -16,11 +16,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from .loop import TENSOR_CORES, step
 from .row import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/cuda"
-TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
 # In a kernel's template arguments: operands of any strides, read element by element. A Fill, or the product's kAsync.
 ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
@@ -115,4 +115,5 @@ def rows(targets, path: Path | None = None):
                 kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
                 stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
                 next(iter(tensor_core), "HMMA"), wants_wide_loads=not ANY_STRIDES.search(arguments),
+                step=step(sass[mangled]),
             )  # fmt: skip

@@ -43,6 +43,7 @@ TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scal
 TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout")
 IN_PARTS = (*TILED_IN_PARTS, "lora_shrink, dropout, 3 groups")
 
+
 @dataclass(frozen=True)
 class Job:
     """One launch, compiled for one target."""
