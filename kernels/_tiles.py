@@ -167,15 +167,19 @@ def candidates(op, arch, bits):
     return {str(c): c for c in (base, *space) if c == base or fits(op, c, arch, bits)}
 
 
-def launch(op, run, operands, sizes):
-    """Runs `run(config)` with the configuration for these operands and sizes, timing the candidates if that is due."""
+def launch(op, run, operands, sizes, *options):
+    """Runs `run(config)` with the configuration for these operands and sizes, timing the candidates if that is due.
+
+    operands: whose dtypes decide what fits. sizes: the rows first. options: what else the time depends on, as dropout,
+    the adapter's dtype, and which axis of a weight is contiguous.
+    """
     first = operands[0]
     arch = architecture(first.device)
     bits = bits_of(arch, tuple(t.dtype for t in operands))
     if arch == "interpreter":
         run(default(op, arch, bits))
         return
-    key = (op, "tiles", arch, *(t.dtype for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
+    key = (op, "tiles", arch, *(t.dtype for t in operands), _tuning.bucket(sizes[0]), *sizes[1:], *options)
     options = candidates(op, arch, bits)
     run(options[_tuning.fastest(key, options, run, first.device)])
 

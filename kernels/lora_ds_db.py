@@ -89,5 +89,5 @@ def lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB):
         )  # fmt: skip
 
     if need_dS or need_dB:
-        _tiles.launch("lora_ds_db", launch, (dY, lora_B, s), (M, N, r))
+        _tiles.launch("lora_ds_db", launch, (dY, lora_B, s), (M, N, r), need_dS, need_dB, dY.stride(1) == 1)
     return dS, dB

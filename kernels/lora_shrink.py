@@ -112,5 +112,5 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
             PRECISION=precision(x.device, x.dtype, lora_A.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("lora_shrink", launch, (x, lora_A), (M, K, R, groups))
+    _tiles.launch("lora_shrink", launch, (x, lora_A), (M, K, R, groups), seed is not None, x.stride(1) == 1)
     return s, mask

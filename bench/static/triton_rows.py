@@ -52,7 +52,7 @@ def captured(job):
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
         found.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
-    def launch(name, go, operands, sizes):
+    def launch(name, go, operands, sizes, *options):
         go(job.tiles)
 
     with (

@@ -69,8 +69,8 @@ LORA, IA3, IA3_FEEDFORWARD = Method("lora"), Method("ia3"), Method("ia3", feedfo
 def _as_on_gpu(run):
     """Every launch takes the GPU's default tiles; run(executor, args, kwargs) stands for executing it."""
 
-    def launch(op, go, operands, sizes):
-        go(_tiles.default(op, ARCH, 8 * max(t.element_size() for t in operands)))
+    def launch(op, go, operands, sizes, *options):
+        go(_tiles.default(op, ARCH, _tiles.bits_of(ARCH, tuple(t.dtype for t in operands))))
 
     with (
         pf.using("triton"),
