@@ -75,6 +75,8 @@ def lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB):
 
     def launch(config):
         BM, BN, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, N), (config.BR, r)))
+        # The parts of so much of B would spill.
+        warps = 8 if BN > 128 and BR > 16 and lora_B.dtype != dY.dtype else config.warps
         blocks, rank_blocks = _tiles.cdiv(N, BN), _tiles.cdiv(r, BR)
         stripe_rows, stripes = _tiles.split(M, BM, blocks * rank_blocks, dY.device)
         parts = dict(dtype=torch.float32, device=dY.device)
@@ -85,7 +87,7 @@ def lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB):
             M, N, r, stripe_rows, *dY.stride(), *lora_B.stride(), *s.stride(), scaling,
             NEED_DS=need_dS, NEED_DB=need_dB, DS_IN_PARTS=blocks > 1, DB_IN_PARTS=stripes > 1,
             BM=BM, BN=BN, BR=BR, PRECISION=precision(dY.device, dY.dtype, lora_B.dtype, s.dtype),
-            num_warps=config.warps, num_stages=config.stages,
+            num_warps=warps, num_stages=config.stages,
         )  # fmt: skip
 
     if need_dS or need_dB:
