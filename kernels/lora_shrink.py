@@ -77,13 +77,14 @@ def _lora_shrink(
                 tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=inside)
 
 
-def _for_groups(config, r, dtype):
+def _for_groups(config, r, dtype, arch):
     """Smaller tiles: each group has an accumulator and a tile of A of its own, which would spill or not fit."""
     exact = dtype == torch.float32  # products off the tensor cores
     if exact:
         config = replace(config, BM=max(16, config.BM // 2))
     if r > 16:
-        config = replace(config, BO=min(config.BO, 32), warps=8 if exact else config.warps, stages=2)
+        warps = 8 if exact and isinstance(arch, int) else config.warps  # of AMD's, 8 have 64 lanes and too few to load
+        config = replace(config, BO=min(config.BO, 32), warps=warps, stages=2)
     return config
 
 
@@ -100,7 +101,7 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
 
     def launch(config):
         if groups > 1:
-            config = _for_groups(config, r, x.dtype)
+            config = _for_groups(config, r, x.dtype, _tiles.architecture(x.device))
         BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, K), (config.BR, r)))
         row_blocks, rank_blocks = _tiles.cdiv(M, BM), _tiles.cdiv(r, BR)
         part_k, count = _tiles.split(K, BK, row_blocks * rank_blocks, x.device)
