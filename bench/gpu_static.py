@@ -1,7 +1,8 @@
 """python -m bench.gpu_static: the static report: compiles every GPU kernel for several GPUs; no GPU is needed.
 
 The kernels are compiled and checked, not measured. Writes bench/results/gpu_static.md and .json. Fails for a spill, for
-local memory, for a missing tensor-core instruction, and for loads narrower than 16 bytes of aligned tensors.
+local memory, for a missing tensor-core instruction, for loads narrower than 16 bytes of aligned tensors, and for a main
+loop with more instructions than its budget in bench/static/budget.py.
 
 A provider is a function (targets) -> rows; add a function to PROVIDERS for a new kind of kernel.
 """
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .harness.report import RESULTS
+from .static.budget import unmatched
 from .static.row import Row, table
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -41,9 +43,10 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report (default bench/results)")
     options = parser.parse_args(arguments)
     rows = [row for name in options.providers for row in PROVIDERS[name](tuple(options.targets))]
-    faults = [fault for row in rows for fault in row.faults()]
+    faults = [fault for row in rows for fault in row.faults()] + unmatched(rows, options.targets)
     options.output.mkdir(parents=True, exist_ok=True)
-    written = [json.dumps(dataclasses.asdict(row) | {"occupancy": row.occupancy}) for row in rows]  # one line per row
+    derived = ("occupancy", "an_element", "budget")
+    written = [json.dumps(dataclasses.asdict(r) | {name: getattr(r, name) for name in derived}) for r in rows]
     (options.output / "gpu_static.json").write_text("[\n" + ",\n".join(written) + "\n]\n")
     title = "# GPU kernels as compiled\n\nPrinted by `make gpu-static`. Compiled and checked, not measured.\n\n"
     (options.output / "gpu_static.md").write_text(title + table(rows))

@@ -66,14 +66,16 @@ def known(arch):
 
 @functools.cache
 def default(op, arch, bits):
-    """The configuration before tuning. `bits` is the size of an element of the widest operand."""
+    """The configuration before tuning; bits as `bits_of` returns them."""
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
     stages = 2 if arch == "gfx942" else 3
     if op == "lora_ds_db":  # wide: each block of columns stores a partial dS
         narrow = wide or arch == "gfx942"  # 256 columns spill there with more than 32 ranks
-        return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=8, stages=2)
+        # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill.
+        warps = 4 if arch == 90 and not narrow else 8
+        return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=warps, stages=2)
     if op not in GEMMS:  # bandwidth-bound: small tiles, several blocks a multiprocessor
         if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90
             stages = 2 if (op, arch) == ("lora_shrink", 90) else stages
@@ -88,6 +90,25 @@ def default(op, arch, bits):
     if arch in (80, "gfx942"):
         return Config(128, 128, 32, 16, warps=8, stages=4 if arch == 80 else 2)
     return Config(128, 64, 32, 16, warps=8, stages=3)
+
+
+def in_parts(arch, dtypes):
+    """Whether these operands, the long one first, are multiplied as bfloat16, a float32 one cut into three parts.
+
+    Before sm_90 no tensor core reads an operand from shared memory, and the parts' fragments spill.
+    """
+    able = arch == "interpreter" or (isinstance(arch, int) and arch >= 90)
+    return able and dtypes[0] == torch.bfloat16 and torch.float32 in dtypes
+
+
+def bits_of(arch, dtypes):
+    """Of an element of the operands as they are multiplied, the long one first: of that one or of the widest."""
+    return 8 * (dtypes[0].itemsize if in_parts(arch, dtypes) else max(dtype.itemsize for dtype in dtypes))
+
+
+# (BM, BO, warps) that ptxas spills beside the parts of a float32 adapter, as it keeps a thread to 96 or 128 registers.
+_SPILLING = {("lora_shrink", 100): {(32, 64, 8)}, ("lora_ds_db", 100): {(16, 128, 4), (128, 64, 4)},
+             ("lora_da", 100): {(128, 64, 8)}}  # fmt: skip
 
 
 def fits(op, config, arch, bits):
@@ -135,22 +156,31 @@ def candidates(op, arch, bits):
             for specialize in ((False, True) if arch == 100 and warps == 8 else (False,))
         ]
     else:
+        shapes = [(16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64)]
+        if (op, arch) == ("lora_ds_db", 90):
+            shapes.append((32, 256))
         space = [
             Config(BM, BO, base.BI, base.BR, warps, base.stages)
-            for BM, BO in ((16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64))
+            for BM, BO in shapes
             for warps in (4, 8)
+            if bits == 32 or (BM, BO, warps) not in _SPILLING.get((op, arch), ())
         ]
     return {str(c): c for c in (base, *space) if c == base or fits(op, c, arch, bits)}
 
 
-def launch(op, run, operands, sizes):
-    """Runs `run(config)` with the configuration for these operands and sizes; times the candidates if none is known."""
+def launch(op, run, operands, sizes, *options):
+    """Runs `run(config)` with the configuration for these operands and sizes; times the candidates if none is known.
+
+    operands: their dtypes decide which tiles fit. sizes: the rows first. options: other properties that the time
+    depends on, such as dropout, the adapter's dtype, and which axis of a weight is contiguous.
+    """
     first = operands[0]
-    arch, bits = architecture(first.device), 8 * max(t.element_size() for t in operands)
+    arch = architecture(first.device)
+    bits = bits_of(arch, tuple(t.dtype for t in operands))
     if arch == "interpreter":
         run(default(op, arch, bits))
         return
-    key = (op, "tiles", arch, *(t.dtype for t in operands), _tuning.bucket(sizes[0]), *sizes[1:])
+    key = (op, "tiles", arch, *(t.dtype for t in operands), _tuning.bucket(sizes[0]), *sizes[1:], *options)
     options = candidates(op, arch, bits)
     run(options[_tuning.fastest(key, options, run, first.device)])
 

@@ -84,5 +84,5 @@ def ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
         )  # fmt: skip
 
     if need_dX or need_dl:
-        _tiles.launch("ia3_dx_dl", launch, (dY,), (M, K, N, feedforward, need_dX, need_dl))
+        _tiles.launch("ia3_dx_dl", launch, (dY,), (M, K, N), feedforward, need_dX, need_dl, weight.stride(1) == 1)
     return dX, dl

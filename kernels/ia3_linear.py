@@ -50,5 +50,5 @@ def ia3_linear(x, weight, bias, ia3_l, feedforward, need_z):
             PRECISION=precision(x.device, x.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("ia3_linear", launch, (x,), (M, N, K, feedforward, need_z))
+    _tiles.launch("ia3_linear", launch, (x,), (M, N, K), feedforward, need_z, weight.stride(1) == 1)
     return y, z

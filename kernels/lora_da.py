@@ -63,5 +63,5 @@ def lora_da(dS, x, mask, scale, dtype):
             PRECISION=precision(x.device, x.dtype, dS.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("lora_da", launch, (x, dS), (M, K, r))
+    _tiles.launch("lora_da", launch, (x, dS), (M, K, r), scale is not None, x.stride(1) == 1)
     return dA

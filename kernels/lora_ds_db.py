@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import _tiles
-from ._dot import dot, precision
+from ._dot import cut, dot, dot_parts, precision
 from ._gemm import load_2d, store_2d
 from ._reduce import add_partials, last_of, tickets
 
@@ -29,12 +29,14 @@ def _lora_ds_db(
     matrix_s, matrix_b = tl.cast(M, tl.int64) * r, tl.cast(N, tl.int64) * r
     if NEED_DS:
         b = load_2d(b_ptr, column, rank, b_n, b_r, N, r)
+        # Of a type only: B is cut into parts once, before the loop.
+        b_parts = cut(b, tl.zeros((1,), dy_ptr.dtype.element_ty), PRECISION)
     db = tl.zeros((BN, BR), tl.float32)
     for m in range(first, end, BM):
         row = m + tl.arange(0, BM)
         dy = load_2d(dy_ptr, row, column, dy_m, dy_n, M, N)
         if NEED_DS:
-            ds = dot(dy, b, tl.zeros((BM, BR), tl.float32), PRECISION) * scaling
+            ds = dot_parts(dy, b_parts, b.dtype, tl.zeros((BM, BR), tl.float32), PRECISION) * scaling
             if DS_IN_PARTS:
                 store_2d(ds_parts_ptr + block * matrix_s, ds, row, rank, r, end, r)
             else:
@@ -73,6 +75,8 @@ def lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB):
 
     def launch(config):
         BM, BN, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, N), (config.BR, r)))
+        # The parts of so much of B would spill.
+        warps = 8 if BN > 128 and BR > 16 and lora_B.dtype != dY.dtype else config.warps
         blocks, rank_blocks = _tiles.cdiv(N, BN), _tiles.cdiv(r, BR)
         stripe_rows, stripes = _tiles.split(M, BM, blocks * rank_blocks, dY.device)
         parts = dict(dtype=torch.float32, device=dY.device)
@@ -83,9 +87,9 @@ def lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB):
             M, N, r, stripe_rows, *dY.stride(), *lora_B.stride(), *s.stride(), scaling,
             NEED_DS=need_dS, NEED_DB=need_dB, DS_IN_PARTS=blocks > 1, DB_IN_PARTS=stripes > 1,
             BM=BM, BN=BN, BR=BR, PRECISION=precision(dY.device, dY.dtype, lora_B.dtype, s.dtype),
-            num_warps=config.warps, num_stages=config.stages,
+            num_warps=warps, num_stages=config.stages,
         )  # fmt: skip
 
     if need_dS or need_dB:
-        _tiles.launch("lora_ds_db", launch, (dY, lora_B, s), (M, N, r))
+        _tiles.launch("lora_ds_db", launch, (dY, lora_B, s), (M, N, r), need_dS, need_dB, dY.stride(1) == 1)
     return dS, dB

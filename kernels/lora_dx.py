@@ -52,5 +52,5 @@ def lora_dx(dY, weight, dS, lora_A, mask, scale):
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("lora_dx", launch, (dY,), (M, K, N, r))
+    _tiles.launch("lora_dx", launch, (dY,), (M, K, N, r), lora_A.dtype, scale is not None, weight.stride(1) == 1)
     return dX

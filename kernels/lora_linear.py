@@ -63,5 +63,5 @@ def lora_linear(x, weight, bias, s, lora_B, scaling, scale, need_z):
         )  # fmt: skip
 
     name = "lora_linear" if scale is None else "lora_linear, scale"
-    _tiles.launch(name, launch, (x,), (M, N, K, r, need_z))
+    _tiles.launch(name, launch, (x,), (M, N, K, r), lora_B.dtype, need_z, weight.stride(1) == 1)
     return y, z

@@ -3,6 +3,8 @@
 A program owns a block of rows, of ranks and, where there are few rows, a part of K: a split sum is added by _reduce.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -75,6 +77,17 @@ def _lora_shrink(
                 tl.store(s_ptr + at, s.to(s_ptr.dtype.element_ty), mask=inside)
 
 
+def _for_groups(config, r, dtype, arch):
+    """Smaller tiles: each group has an accumulator and a tile of A of its own, which would spill or not fit."""
+    exact = dtype == torch.float32  # products off the tensor cores
+    if exact:
+        config = replace(config, BM=max(16, config.BM // 2))
+    if r > 16:
+        warps = 8 if exact and isinstance(arch, int) else config.warps  # of AMD's, 8 have 64 lanes and too few to load
+        config = replace(config, BO=min(config.BO, 32), warps=warps, stages=2)
+    return config
+
+
 def lora_shrink(x, lora_A, threshold, scale, seed):
     """x [M, K], lora_A [R, K], any strides; seed int64 [G], or None for no dropout -> s [M, R], mask [G*M, K/8]."""
     (M, K), R = x.shape, lora_A.shape[0]
@@ -87,9 +100,9 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
     seed = None if seed is None else seed.contiguous()
 
     def launch(config):
-        # An accumulator for each group; those of float32, off the tensor cores, spill if they are as long as others.
-        rows = max(16, config.BM // 2) if groups > 1 and x.dtype == torch.float32 else config.BM
-        BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((rows, M), (config.BO, K), (config.BR, r)))
+        if groups > 1:
+            config = _for_groups(config, r, x.dtype, _tiles.architecture(x.device))
+        BM, BK, BR = (_tiles.shrunk(*pair) for pair in ((config.BM, M), (config.BO, K), (config.BR, r)))
         row_blocks, rank_blocks = _tiles.cdiv(M, BM), _tiles.cdiv(r, BR)
         part_k, count = _tiles.split(K, BK, row_blocks * rank_blocks, x.device)
         parts = torch.empty(count if count > 1 else 0, M, R, dtype=torch.float32, device=x.device)
@@ -100,5 +113,5 @@ def lora_shrink(x, lora_A, threshold, scale, seed):
             PRECISION=precision(x.device, x.dtype, lora_A.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("lora_shrink", launch, (x, lora_A), (M, K, R, groups))
+    _tiles.launch("lora_shrink", launch, (x, lora_A), (M, K, R, groups), seed is not None, x.stride(1) == 1)
     return s, mask

@@ -44,5 +44,5 @@ def swiglu_backward(dh, gate, up, need_h):
             BM=BM, BN=BN, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    _tiles.launch("swiglu_backward", launch, (dh,), (M, N, need_h))
+    _tiles.launch("swiglu_backward", launch, (dh,), (M, N), need_h)
     return dgate, dup, h

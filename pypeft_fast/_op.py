@@ -322,7 +322,7 @@ class Op:
         raise RuntimeError(f"{self.name}: kernel {_forced!r} cannot run: {reasons[0]}. This op has: {have}")
 
     def _fastest(self, able, args):
-        able.sort(key=lambda k: k.name == "cuda" and _tuning.leaves_mma_sync_behind(args[0]))
+        able.sort(key=lambda k: k.name == "cuda" and _tuning.leaves_mma_sync_behind(args))
         named = {k.name: k for k in able}
         key = (self.name, "kernel", *self._depends(*args))
         return named[_tuning.fastest(key, named, lambda kernel: kernel.function(*args), args[0].device)]

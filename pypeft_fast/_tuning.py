@@ -51,13 +51,17 @@ def bucket(rows):
     return 1 << max(rows - 1, 0).bit_length()
 
 
-def leaves_mma_sync_behind(x):
-    """Whether x is in half precision with more rows than in decoding, on a GPU with wgmma or tcgen05.
+def leaves_mma_sync_behind(args):
+    """Whether one of an op's matrices is in half precision, with more rows than in decoding, on a GPU with wgmma or
+    tcgen05. The first argument has the rows; a float32 adapter's gradient may have them beside an x in bfloat16.
 
     Untimed, such products go to Triton and the vendor's library: csrc/cuda uses the instructions of sm_80.
     """
-    many = x.shape[0] > 16 and x.element_size() == 2
-    return many and x.device.type == "cuda" and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+    first = args[0]
+    if first.shape[0] <= 16 or first.device.type != "cuda":
+        return False
+    half = any(isinstance(a, torch.Tensor) and a.element_size() == 2 for a in args)
+    return half and torch.cuda.get_device_capability(first.device)[0] in (9, 10)
 
 
 def milliseconds(function, device):

@@ -18,6 +18,7 @@ from tests.interpreter import python
 
 CPU = torch.device("cpu")
 COST = {"a": 3.0, "b": 1.0, "c": 2.0}
+F32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +254,10 @@ def test_rows_share_a_decision_up_to_a_power_of_two():
     assert [_tuning.bucket(rows) for rows in (0, 1, 2, 3, 512, 513)] == [1, 1, 2, 4, 512, 1024]
 
 
-@pytest.mark.parametrize("name", ["lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl"])
+TUNED = ["lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl", "lora_shrink", "lora_ds_db", "lora_da"]
+
+
+@pytest.mark.parametrize("name", TUNED)
 @pytest.mark.parametrize("winner", ["cpu", "blas"])
 def test_an_op_runs_its_fastest_kernel(clock, monkeypatch, name, winner):
     op = OPS[name]
@@ -291,16 +295,35 @@ def test_an_op_runs_its_fastest_kernel(clock, monkeypatch, name, winner):
         (17, torch.bfloat16, (12, 0), "cuda"),
     ],
 )
-def test_before_anything_is_timed_the_newer_instructions_go_first(monkeypatch, rows, dtype, capability, first):
+@pytest.mark.parametrize("name", ["lora_linear", "lora_shrink", "lora_ds_db"])
+def test_before_anything_is_timed_the_newer_instructions_go_first(monkeypatch, name, rows, dtype, capability, first):
     monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    x = SimpleNamespace(
-        shape=(rows, 64), device=torch.device("cuda:0"), dtype=dtype, element_size=lambda: dtype.itemsize
-    )
-    op = OPS["lora_linear"]
+    assert first_of(monkeypatch, name, on_gpu(rows, dtype)) == first
+
+
+def test_the_gradient_of_a_float32_adapter_leaves_them_behind_beside_a_half_x(monkeypatch):
+    """lora_da has the gradient first."""
+    monkeypatch.setenv("PYPEFT_FAST_TUNE", "0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for x, first in ((BF16, "triton"), (F32, "cuda")):
+        assert first_of(monkeypatch, "lora_da", on_gpu(64, F32), torch.empty(64, 64, dtype=x)) == first
+
+
+def on_gpu(rows, dtype):
+    """A tensor that says that it is on a GPU."""
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda:0")
+
+    return torch.empty(rows, 64, dtype=dtype).as_subclass(OnGpu)
+
+
+def first_of(monkeypatch, name, *args):
+    op = OPS[name]
     monkeypatch.setattr(op, "_depends", lambda *args: ())
     able = [k for k in op.kernels if k.name in ("cuda", "triton", "blas")]
-    assert op._fastest(able, (x,)).name == first
+    return op._fastest(able, args).name
 
 
 def test_tiles_are_timed_among_those_that_fit():

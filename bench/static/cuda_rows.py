@@ -16,11 +16,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from .loop import TENSOR_CORES, step
 from .row import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/cuda"
-TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
 # Matches the template arguments of a kernel for operands of any strides, which are read element by element: a Fill, or
 # kAsync of the product.
@@ -116,4 +116,5 @@ def rows(targets, path: Path | None = None):
                 kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
                 stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
                 next(iter(tensor_core), "HMMA"), wants_wide_loads=not ANY_STRIDES.search(arguments),
+                step=step(sass[mangled]),
             )  # fmt: skip

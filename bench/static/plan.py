@@ -39,6 +39,9 @@ NAMES = {
 FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
 TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
          "ia3_dx_dl, feedforward")  # fmt: skip
+# Of these, those that cut a float32 adapter beside bfloat16 into parts.
+TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout")
+IN_PARTS = (*TILED_IN_PARTS, "lora_shrink, dropout, 3 groups")
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Job:
 
     @property
     def bits(self) -> int:
-        """The bits of an element of the operands that decide the tiles: those of the frozen product, or the widest."""
-        return 32 if F32 in ((self.x,) if self.op in _tiles.GEMMS else (self.x, self.adapter)) else 16
+        """The bits of an element of the operands that decide the tiles: those of the frozen product, or all."""
+        return _tiles.bits_of(self.arch, (self.x,) if self.op in _tiles.GEMMS else (self.x, self.adapter))
 
     @property
     def tiles(self) -> _tiles.Config:
@@ -122,6 +125,11 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
             yield from (Job(target, name, rank=r) for name in FULL for r in RANKS)
             for name in TILED:
                 yield from other_tiles(Job(target, name))
+            if _tiles.in_parts(architecture(target), (BF16, F32)):
+                for name in IN_PARTS:
+                    yield from (Job(target, name, BF16, F32, rank=r) for r in RANKS)
+                for name in TILED_IN_PARTS:
+                    yield from other_tiles(Job(target, name, BF16, F32))
             for name in ("lora_linear", "lora_linear, scale"):
                 yield from other_tiles(Job(target, name, F32, F32, tf32=True))
 

@@ -25,13 +25,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from pypeft_fast._op import OPS
 from pypeft_fast.kernels import _tiles
 
+from .loop import TENSOR_CORES, step
 from .plan import arguments, plan
 from .row import Row
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8",
          torch.int32: "i32", torch.int64: "i64"}  # fmt: skip
-TENSOR_CORES = r"\b(HGMMA|UTCHMMA|UTCQMMA|HMMA|IMMA)\b"
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def captured(job):
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
         found.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
-    def launch(name, go, operands, sizes):
+    def launch(name, go, operands, sizes, *options):
         go(job.tiles)
 
     with (
@@ -88,15 +88,22 @@ def source(kernel, values):
     return ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attributes)
 
 
+# The axes of the tile of the long operand that one step of these kernels reads.
+LONG = {"lora_shrink": ("BM", "BK"), "lora_ds_db": ("BM", "BN"), "lora_da": ("BM", "BK")}
+
+
 def compiled(job):
-    kernel, values, options = captured(job)
+    return _compiled(job, *captured(job))
+
+
+def _compiled(job, kernel, values, options):
     nvidia = isinstance(job.arch, int)
     device = GPUTarget("cuda", job.arch, 32) if nvidia else GPUTarget("hip", job.arch, 64)
     return triton.compile(source(kernel, values), target=device, options=options)
 
 
 def _nvidia(binary):
-    """registers, spills, local, tensor_core, loads, specialized of a cubin."""
+    """registers, spills, local, tensor_core, loads, specialized, step of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -111,7 +118,8 @@ def _nvidia(binary):
         loads["TMA" if instruction == "UTMALDG" else width[bits[1]] if bits else "4"] += 1
     local = len(re.findall(r"\b(?:LDL|STL)\b", sass))
     tensor_core = collections.Counter(re.findall(TENSOR_CORES, sass))
-    return registers, stack if local else 0, local, tensor_core, loads, len(re.findall(r"\bUSETMAXREG", sass))
+    specialized = len(re.findall(r"\bUSETMAXREG", sass))
+    return registers, stack if local else 0, local, tensor_core, loads, specialized, step(sass)
 
 
 def _amd(binary):
@@ -121,7 +129,8 @@ def _amd(binary):
     found = re.findall(r"\b(?:buffer|global)_load_(?:lds_)?(dwordx4|dwordx2|dword|ushort|short|ubyte)\b", text)
     loads = collections.Counter(widths[w] for w in found)
     local = len(re.findall(r"\bscratch_(?:load|store)", text))
-    return registers, 4 * spills, local, collections.Counter({"MFMA": len(re.findall(r"\bv_mfma_", text))}), loads, 0
+    tensor_core = collections.Counter({"MFMA": len(re.findall(r"\bv_mfma_", text))})
+    return registers, 4 * spills, local, tensor_core, loads, 0, None
 
 
 def _planned(job, found):
@@ -136,14 +145,17 @@ def _planned(job, found):
 
 
 def row(job):
-    binary = compiled(job)
+    kernel, values, options = captured(job)
+    binary = _compiled(job, kernel, values, options)
     read = _amd if job.target == "gfx942" else _nvidia
-    registers, spills, local, tensor_core, loads, specialized = read(binary)
+    registers, spills, local, tensor_core, loads, specialized, instructions = read(binary)
+    axes = LONG.get(job.op)
     return Row(
         job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
         local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),
         specialized if job.tiles.specialize else None,
         wants_wide_loads=job.op != "dequantize",  # it loads one code at a time, and most of its bytes are stores
+        step=instructions, elements=values[axes[0]] * values[axes[1]] if axes else None,
     )  # fmt: skip
 
 

@@ -71,8 +71,8 @@ LORA, IA3, IA3_FEEDFORWARD = Method("lora"), Method("ia3"), Method("ia3", feedfo
 def _as_on_gpu(run):
     """Every launch gets the GPU's default tiles; run(executor, *args, **kwargs) replaces its execution."""
 
-    def launch(op, go, operands, sizes):
-        go(_tiles.default(op, ARCH, 8 * max(t.element_size() for t in operands)))
+    def launch(op, go, operands, sizes, *options):
+        go(_tiles.default(op, ARCH, _tiles.bits_of(ARCH, tuple(t.dtype for t in operands))))
 
     with (
         pf.using("triton"),

@@ -4,7 +4,7 @@ import functools
 
 from ..harness.gpus import GPUS, SOURCES
 from ..harness.targets import markdown
-from . import eager
+from . import eager, side_products
 from .count import Shape
 from .providers import LORA_PROVIDERS
 
@@ -83,8 +83,14 @@ def slack_table(shape):
     return markdown(("as slow as", *(g.name for g in GPUS)), rows)
 
 
+def instruction_table(shape):
+    gpus = [gpu for gpu in GPUS if gpu.name in ("H100", "H200")]  # of sm_90, whose instructions are counted
+    return side_products.table(gpus, step_of("ours", shape), shape)
+
+
 def page():
     first = SHAPES[0]
+    long = Shape(8192, 4096, 4096)
     tables = "\n\n".join(f"### {gpu.name}\n\n{step_table(gpu)}" for gpu in GPUS)
     return f"""# Performance model: predicted, not measured
 
@@ -117,6 +123,17 @@ The time of a layer / the time of the frozen layer, which runs two GEMMs.
 ## Ours, op by op, at {first}
 
 {op_table(first)}
+
+## Instructions of the side products, at {long}
+
+A float32 adapter beside a bfloat16 activation, as PEFT keeps it, is multiplied as three bfloat16 products; each of the
+kernels below then issues more instructions for an element of its long operand than with a bfloat16 adapter. A kernel
+takes the longer of issue and memory, in us. The instructions are the most that `make gpu-static` lets Triton's kernels
+have on sm_90 ([budget.py](../bench/static/budget.py)), static counts of the main loop; issue is one instruction a clock
+of each of a multiprocessor's four schedulers. Bytes are those of bfloat16 adapters; a float32 one adds under a
+hundredth.
+
+{instruction_table(long)}
 
 ## How much slower than the vendor's GEMM our fused products may be, at {first}
 

@@ -6,6 +6,7 @@ is 0) -> dA [r, K] in `dtype`, which is lora_A's. It follows from s = drop(x) A^
 
 import torch
 
+from .. import _tuning
 from .._op import Op
 from . import _check, _triton, philox
 
@@ -56,3 +57,8 @@ def _(dS, x, mask, p, dtype):
     from ..kernels.lora_da import lora_da
 
     return lora_da(dS, x, mask, philox.scale(p) if p > 0 else None, dtype)
+
+
+@lora_da.timed
+def _(dS, x, mask, p, dtype):
+    return _tuning.bucket(x.shape[0]), dS.shape[1], x.shape[1], x.dtype, dS.dtype, dtype, x.stride(1) == 1, p > 0

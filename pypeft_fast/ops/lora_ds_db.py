@@ -6,6 +6,7 @@ The forward is y = .. + scaling * s B^T. A gradient that is not needed comes bac
 
 import torch
 
+from .. import _tuning
 from .._op import Op
 from . import _check, _triton
 
@@ -65,3 +66,9 @@ def _(dY, lora_B, s, scaling, need_dS, need_dB):
     from ..kernels.lora_ds_db import lora_ds_db
 
     return lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB)
+
+
+@lora_ds_db.timed
+def _(dY, lora_B, s, scaling, need_dS, need_dB):
+    dtypes = dY.dtype, lora_B.dtype, s.dtype
+    return _tuning.bucket(dY.shape[0]), *lora_B.shape, *dtypes, dY.stride(1) == 1, need_dS, need_dB

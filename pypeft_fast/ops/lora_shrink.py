@@ -9,6 +9,7 @@ Several projections of one x may be stacked as groups. With seed [G], where G di
 
 import torch
 
+from .. import _tuning
 from .._op import Op
 from . import _check, _triton, philox
 from .lora_da import lora_da
@@ -105,3 +106,8 @@ def _(x, lora_A, p, seed):
     from ..kernels.lora_shrink import lora_shrink
 
     return lora_shrink(x, lora_A, philox.threshold(p), philox.scale(p), seed)
+
+
+@lora_shrink.timed
+def _(x, lora_A, p, seed):
+    return _tuning.bucket(x.shape[0]), *lora_A.shape, _groups(seed), x.dtype, lora_A.dtype, x.stride(1) == 1, p > 0

@@ -167,6 +167,6 @@ def test_waiting_and_copying_are_seen(watch, name):
     }[name]
     x, W, *_ = layer()
     ia3_l = torch.ones(384)
-    with mock.patch.object(_tiles, "launch", lambda op, run, operands, sizes: spoil(*operands)), watch:
+    with mock.patch.object(_tiles, "launch", lambda op, run, operands, *sizes: spoil(*operands)), watch:
         pf.ia3_linear(x, W, ia3_l)
     assert watch.seen == [f"op:{name}"]

@@ -98,6 +98,21 @@ def test_tf32_only_where_pytorch_allows_it(op, options):
     assert errors["ieee"] < 1e-6 and 1e-5 < errors["tf32"] < 2e-3
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.4028e38])
+@pytest.mark.parametrize("M", [8, 40], ids=["decoding", "tiles"])
+@pytest.mark.parametrize("op", ["lora_linear", "lora_shrink", "lora_ds_db", "lora_dx", "lora_da"])
+def test_what_is_not_finite_is_where_pytorch_has_it(op, M, value):
+    """Each operand in turn; the others are 1 and -1, which have nothing in the lower of their three parts."""
+    args = sample(op, Case(M, 48, 56, 8, 0.0))
+    operands = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.dtype == F32 and a.dim() == 2]
+    for at in operands:
+        given = [a.sign() if i in operands else a for i, a in enumerate(args)]
+        given[at][3, 5] = value
+        with pf.using("cuda"):
+            got = OPS[op](*given)
+        torch.testing.assert_close(got, OPS[op].function("reference")(*given), equal_nan=True)
+
+
 @pytest.mark.parametrize("op,options", PRODUCTS)
 def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
     """Copies of 16 bytes need rows aligned to 16 bytes; other matrices are copied element by element."""

@@ -27,9 +27,9 @@ ARCH = _tiles.architecture(torch.device("cuda"))
 def configurations():
     for launch, name, options in LAUNCHES:
         for dtype, adapter in DTYPES:
-            widest = dtype if launch in _tiles.GEMMS else torch.promote_types(dtype, adapter or dtype)
+            bits = _tiles.bits_of(ARCH, (dtype,) if launch in _tiles.GEMMS else (dtype, adapter or dtype))
             case = dataclasses.replace(CASE, dtype=dtype, adapter=adapter, options=options)
-            for config in _tiles.candidates(launch, ARCH, 8 * widest.itemsize).values():
+            for config in _tiles.candidates(launch, ARCH, bits).values():
                 yield pytest.param(name, case, config, id=f"{launch}-{dtype}-{adapter}-{config}")
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START = """
 import json, sys
 from bench.static.plan import *
-from bench.static.triton_rows import compiled, rows
+from bench.static.triton_rows import compiled, row, rows
 from pypeft_fast.kernels import _tiles
 def made(jobs):
     return [[r.target, r.kernel, r.faults(), r.tensor_core, r.loads, r.specialized] for r in rows((), jobs)]
@@ -31,7 +31,9 @@ tiled = "lora_shrink", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_
 wanted = {(target, op, str(config)) for target in FAMILIES for op in tiled
           for bits in (16, 32) if bits == 16 or op.startswith("lora_linear")
           for config in _tiles.candidates(op, architecture(target), bits).values()}
-print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"], sorted(wanted - planned), len(wanted)]))
+linear = row(jobs[1])
+print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"], sorted(wanted - planned), len(wanted),
+                  linear.step, linear.budget]))
 """
 EVERY = "print(json.dumps(made([Job(sys.argv[1], name) for name in NAMES])))"
 PLANNED = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "MFMA"}
@@ -81,6 +83,12 @@ def test_partials_are_written_before_the_ticket_and_read_after_it(sample):
 
 def test_every_tile_that_tuning_may_choose_is_in_the_report(sample):
     assert sample[2] == [] and sample[3] > 150
+
+
+def test_the_steps_instructions_are_counted(sample):
+    """A step of 128 x 128 x 64 has at least the waits, the TMA copies and the products."""
+    step, budget = sample[4:]
+    assert 40 < step <= budget < 200
 
 
 @pytest.mark.slow

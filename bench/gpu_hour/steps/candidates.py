@@ -29,11 +29,11 @@ def share(at, of):
     device.prepare()
     seen = {}
 
-    def launch(op, run, operands, sizes):
-        bits = 8 * max(t.element_size() for t in operands)
-        options = list(_tiles.candidates(op, _tiles.architecture(operands[0].device), bits).items())
-        key = f"{op} {' '.join(str(t.dtype).removeprefix('torch.') for t in operands)} {sizes}"
-        for name, config in options[at::of]:
+    def launch(op, run, operands, sizes, *options):
+        arch = _tiles.architecture(operands[0].device)
+        bits = _tiles.bits_of(arch, tuple(t.dtype for t in operands))
+        key = f"{op} {' '.join(str(t.dtype).removeprefix('torch.') for t in operands)} {sizes} {options}"
+        for name, config in list(_tiles.candidates(op, arch, bits).items())[at::of]:
             began = time.perf_counter()
             try:
                 run(config)

@@ -59,8 +59,11 @@ struct Math<float, kTf32> {
   PYPEFT_DEVICE static void split(F& f, int i, float value) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      f.part[part][i] = to_tf32(value);
-      value -= __uint_as_float(f.part[part][i]);
+      uint32_t rounded = to_tf32(value);
+      // The largest numbers would round to infinity, which is left to infinity itself.
+      if (part == 0 && (rounded & 0x7FFFFFFFu) == 0x7F800000u) rounded = __float_as_uint(value) & 0xFFFFE000u;
+      f.part[part][i] = rounded;
+      value -= __uint_as_float(rounded);
     }
   }
   template <class Tile>
@@ -95,6 +98,7 @@ struct Math<float, kTf32> {
   }
   // The small products first, and all of them apart from c: the tensor cores round a running sum towards zero, and a
   // float addition of each step's own sum keeps float's precision (Ootomo and Yokota, arXiv:2203.03341).
+  // Where an operand is infinite its small products may be no number; the large one says what the sum is.
   PYPEFT_DEVICE static void mma(float (&c)[4], const A& a, const B& b) {
     if constexpr (kTf32) {
       mma_1688_tf32(c, a.part[0], b.part[0]);
@@ -104,6 +108,8 @@ struct Math<float, kTf32> {
       mma_1688_tf32(d, a.part[0], b.part[kParts - 1]);
       mma_1688_tf32(d, a.part[kParts / 2], b.part[0]);
       mma_1688_tf32(d, a.part[0], b.part[kParts / 2]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) d[i] = d[i] == d[i] ? d[i] : 0.0f;
       mma_1688_tf32(d, a.part[0], b.part[0]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) c[i] += d[i];

@@ -1,0 +1,72 @@
+"""The most instructions that one step of each main kernel may take: `make gpu-static` fails for one that takes more.
+
+Static counts of SASS, as loop.step reads them, at the default tiles and r = 16; a twentieth more than the worst of the
+Tritons that tests/versions tries (on sm_90; the newest alone elsewhere), and than nvcc 13.0. Who makes a kernel
+leaner lowers its budget, and who changes its tiles counts anew. (lora_ds_db and lora_da are gradient::kernel in CUDA.)
+"""
+
+# {(kernel, dtypes, config): {target: instructions}}
+BUDGETS = {
+    ("lora_da", "bf16", "32x64x64-w4-s3"): {"sm_80": 115},
+    ("lora_da", "bf16", "32x64x64-w8-s3"): {"sm_100": 95},
+    ("lora_da", "bf16", "64x64x64-w4-s3"): {"sm_90": 145},
+    ("lora_da", "bf16+fp32", "32x64x64-w4-s3"): {"sm_80": 415},
+    ("lora_da", "bf16+fp32", "32x64x64-w8-s3"): {"sm_100": 195},
+    ("lora_da", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 280},
+    ("lora_da, dropout", "bf16", "32x64x64-w4-s3"): {"sm_80": 195},
+    ("lora_da, dropout", "bf16", "32x64x64-w8-s3"): {"sm_100": 130},
+    ("lora_da, dropout", "bf16", "64x64x64-w4-s3"): {"sm_90": 325},
+    ("lora_da, dropout", "bf16+fp32", "32x64x64-w4-s3"): {"sm_80": 440},
+    ("lora_da, dropout", "bf16+fp32", "32x64x64-w8-s3"): {"sm_100": 210},
+    ("lora_da, dropout", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 410},
+    ("lora_ds_db", "bf16", "32x256x64-w4-s2"): {"sm_90": 270},
+    ("lora_ds_db", "bf16", "32x256x64-w8-s2"): {"sm_80": 230, "sm_100": 275},
+    ("lora_ds_db", "bf16+fp32", "16x128x64-w8-s2"): {"sm_80": 930},
+    ("lora_ds_db", "bf16+fp32", "32x256x64-w4-s2"): {"sm_90": 720},
+    ("lora_ds_db", "bf16+fp32", "32x256x64-w8-s2"): {"sm_100": 545},
+    ("lora_dx, dropout", "bf16", "128x128x32-w8-s4"): {"sm_80": 165},
+    ("lora_dx, dropout", "bf16", "128x128x64-w8-s4-tma"): {"sm_90": 100, "sm_100": 95},
+    ("lora_dx, dropout", "bf16+fp32", "128x128x32-w8-s4"): {"sm_80": 110},
+    ("lora_dx, dropout", "bf16+fp32", "128x128x64-w8-s4-tma"): {"sm_90": 100, "sm_100": 95},
+    ("lora_linear", "bf16", "128x128x32-w8-s4"): {"sm_80": 140},
+    ("lora_linear", "bf16", "128x128x64-w8-s4-tma"): {"sm_90": 95, "sm_100": 90},
+    ("lora_linear", "bf16+fp32", "128x128x32-w8-s4"): {"sm_80": 80},
+    ("lora_linear", "bf16+fp32", "128x128x64-w8-s4-tma"): {"sm_90": 95, "sm_100": 90},
+    ("lora_shrink", "bf16", "32x64x64-w4-s3"): {"sm_80": 70, "sm_100": 60},
+    ("lora_shrink", "bf16", "64x64x64-w4-s3"): {"sm_90": 90},
+    ("lora_shrink", "bf16+fp32", "32x32x64-w4-s3"): {"sm_80": 305},
+    ("lora_shrink", "bf16+fp32", "32x64x64-w4-s3"): {"sm_100": 290},
+    ("lora_shrink", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 225},
+    ("lora_shrink, dropout", "bf16", "32x64x64-w4-s3"): {"sm_80": 350, "sm_100": 355},
+    ("lora_shrink, dropout", "bf16", "64x64x64-w4-s3"): {"sm_90": 715},
+    ("lora_shrink, dropout", "bf16+fp32", "32x32x64-w4-s3"): {"sm_80": 495},
+    ("lora_shrink, dropout", "bf16+fp32", "32x64x64-w4-s3"): {"sm_100": 565},
+    ("lora_shrink, dropout", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 780},
+    ("gradient::kernel", "bf16", "__nv_bfloat16, (Fill)0, false, 16, false"): {"sm_80": 790, "sm_90": 840},
+    ("gradient::kernel", "bf16", "__nv_bfloat16, (Fill)0, false, 16, true"): {"sm_80": 435, "sm_90": 475},
+    ("gradient::kernel", "fp32", "float, (Fill)0, false, 16, false"): {"sm_80": 1940, "sm_90": 1985},
+    ("gradient::kernel", "fp32", "float, (Fill)0, false, 16, true"): {"sm_80": 915, "sm_90": 970},
+    ("shrink_kernel", "bf16", "__nv_bfloat16, (Fill)0, false, 16"): {"sm_80": 655, "sm_90": 690},
+    ("shrink_kernel", "fp32", "float, (Fill)0, false, 16"): {"sm_80": 185, "sm_90": 185},
+}
+
+
+def unmatched(rows, targets) -> list[str]:
+    """Of the makers and targets that the rows are of: the budgets that no row has, in words."""
+    seen = {(row.kernel, row.dtypes, row.config, row.target) for row in rows}
+    makers = {row.made_by for row in rows}
+    wanted = [
+        (*key, target) for key, most in BUDGETS.items() for target in most
+        if target in targets and made_by(key[0]) in makers
+    ]  # fmt: skip
+    return [
+        f"{kernel} ({made_by(kernel)}, {target}, {config}, {dtypes}): a budget, and no such kernel was compiled; "
+        "count the step of the one in its place and enter it in bench/static/budget.py"
+        for kernel, dtypes, config, target in wanted
+        if (kernel, dtypes, config, target) not in seen
+    ]
+
+
+def made_by(kernel: str) -> str:
+    """Whose it is: a C++ function is called a kernel there, a launch of Triton by its op."""
+    return "cuda" if kernel.endswith("kernel") else "triton"
