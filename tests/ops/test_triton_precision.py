@@ -31,9 +31,7 @@ def test_tf32_is_used_if_allowed_and_supported(arch, setting, matmul, monkeypatc
 @pytest.mark.parametrize(
     "dtype,rounded_to,expected", [(BF16, F32, "parts"), (F16, F32, "tf32x3"), (BF16, BF16, "tf32")]
 )
-def test_products_of_two_dtypes_are_as_exact_as_the_result_needs(
-    dtype, rounded_to, expected, matmul, monkeypatch
-):
+def test_products_of_two_dtypes_are_as_exact_as_the_result_needs(dtype, rounded_to, expected, matmul, monkeypatch):
     matmul.fp32_precision = "ieee"
     older = "tf32x3" if rounded_to == F32 else "tf32"
     for arch, asked in ((90, expected), (89, older), ("gfx90a", "ieee"), ("gfx942", "ieee")):
