@@ -8,7 +8,6 @@ from ...autograd.lora import lora_linear, lora_linear_unchecked
 from ...autograd.lora_update import lora_update
 from ...nn.merge import lora_delta
 from ...ops._check import ACTIVATIONS
-from ..joints.mixed_rows import mixed_rows_linear
 from . import rules
 from .facts import of_dropout, of_linear
 from .part import Part
@@ -60,11 +59,19 @@ class LoRA(Part):
         return reason
 
     @staticmethod
-    def why_not_together(found, x, by_row) -> str | None:
+    def why_not_together(found, x) -> str | None:
         _, p, _, applies = found[2]
-        if by_row and (applies and p > 0 or x[4] < 2):
-            return "adapter_names with dropout, or with an input that has no rows"
         return "several active adapters with dropout, each with a mask of its own" if applies and p > 0 else None
+
+    @staticmethod
+    def why_not_rows(adapters, x) -> str | None:
+        if x[4] < 2:
+            return "adapter_names with an input that has no rows"
+        if any(method is not LoRA for method, _ in adapters):
+            return "adapter_names with an adapter that is not plain LoRA"
+        if len({(of_A[1][1], of_B[1][1]) for _, (of_A, of_B, *_) in adapters}) > 1:
+            return "adapter_names with adapters of several dtypes"
+        return None
 
     def linear(self, x, weight, bias, is_plain):
         scaling = self.scaling
@@ -84,12 +91,6 @@ class LoRA(Part):
         """Their updates add up: one adapter of all their ranks, R the sum: A [R, K], scaling * B [N, R]."""
         parts = self, *others
         return LoRA(torch.cat([part.A for part in parts]), torch.cat([_scaled(part) for part in parts], 1), 1.0, 0.0)
-
-    @staticmethod
-    def by_rows(x, weight, bias, groups):
-        """y where rows of x belong to different adapters: groups are (rows along the first dimension, part)."""
-        adapters = [(rows, part.A, part.B, part.scaling) for rows, part in groups]
-        return mixed_rows_linear(x, weight, bias, adapters)
 
     def merged(self, total, frozen):
         total += lora_delta(self.A, self.B, self.scaling)

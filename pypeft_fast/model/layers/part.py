@@ -41,9 +41,14 @@ class Part:
         """Why the adapter cannot be fused with an input of these facts x, or None."""
 
     @staticmethod
-    def why_not_together(found, x, by_row) -> str | None:
-        """Why it cannot with other active adapters of the layer, or by_row: where each row has one of them, or none."""
-        return "adapter_names" if by_row else "several active adapters"
+    def why_not_together(found, x) -> str | None:
+        """Why it cannot with other active adapters of the layer."""
+        return "several active adapters"
+
+    @staticmethod
+    def why_not_rows(adapters, x) -> str | None:
+        """Why several adapters, (method, facts) each, cannot where each row of x has one of them, or none."""
+        return "adapter_names"
 
     def plus(self, others):
         """Combines this part and the others, which `why_not_together` has accepted, into one part."""
@@ -101,10 +106,11 @@ def compute_around(parts, x, base):
     return y if part.outputs is None else scaled(y, part.outputs)
 
 
-def why_not(base, x, adapters, by_row) -> tuple[str | None, bool]:
+def why_not(base, x, adapters, by_row=False) -> tuple[str | None, bool]:
     """(why a call cannot be fused, or None; whether the update alone can be, around the frozen layer), from facts.
 
     base: what frozen_base.read has found. x: the input's facts. adapters: (method, its facts) of each that is active.
+    by_row: whether each row of x has one of them, or none.
     """
     reason = frozen_base.why_not(base)
     is_around = reason is not None and not by_row and all(method.around is not None for method, _ in adapters)
@@ -113,8 +119,6 @@ def why_not(base, x, adapters, by_row) -> tuple[str | None, bool]:
         return reason if further is None else further, further is None
     if reason is None:
         reason = frozen_base.why_not_input(base, x) or _why_not(frozen_base.entering(base, x), adapters, by_row)
-    if reason is None and by_row and base[1][0] is Frozen:
-        reason = "adapter_names over a quantised weight"
     return reason, False
 
 
@@ -122,6 +126,8 @@ def _why_not(x, adapters, by_row):
     reason = None
     for method, found in adapters:
         reason = reason or method.why_not(found) or method.why_not_beside(found, x)
-    for method, found in adapters if by_row or len(adapters) > 1 else ():
-        reason = reason or method.why_not_together(found, x, by_row)
+    if by_row:
+        return reason or adapters[0][0].why_not_rows(adapters, x)
+    for method, found in adapters if len(adapters) > 1 else ():
+        reason = reason or method.why_not_together(found, x)
     return reason

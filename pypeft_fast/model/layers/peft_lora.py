@@ -4,15 +4,20 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import dispatch_default
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.compiler import is_compiling
 
 from ...frozen.operand import Frozen
 from ...frozen.quantized_modules import is_quantized
 from ..joints import rows as rows_of_batch
+from ..joints.named_rows import named_rows
 from . import frozen_base
 from .dora import DoRA
+from .facts import of_input
 from .fused_layer import FusedLayer
 from .lora import LoRA
+from .lora_rows import LoRARows, RowAdapters
 from .part import Part, compute
+from .rules import why_not_called
 
 # {what PEFT's layer keeps in lora_variant: the part that such an adapter is}
 VARIANTS: dict[type, type[Part]] = {DoraLinearVariant: DoRA}
@@ -41,18 +46,36 @@ class FusedLoRA(FusedLayer):
         return LoRA if variant is None else VARIANTS.get(type(variant), OtherVariant)
 
     def of_rows(self, x, names, *args, **kwargs):
-        self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
-        rows = rows_of_batch.positions(names)
-        active = [name for name in rows if name in self.lora_A]
-        if active:
-            reason, _, parts, weight, bias, _ = self.described(x, active, args, kwargs, by_row=True)
-            self.count(reason)
-            if reason is None and len(rows) == 1:
-                return compute(parts, x, weight, bias)
-            if reason is None:
-                groups = [(rows[name], part) for name, part in zip(active, parts, strict=True)]
-                return LoRA.by_rows(x, weight, bias, groups)
-        return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
+        batch = named_rows(names)
+        if len(x) != len(batch.names) or self.merged_adapters or True in self.use_dora.values():
+            self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
+        active = batch.held(self._modules["lora_A"]._modules)
+        if not active:
+            y = self.decoded(x, args, kwargs)
+            return self.base_layer(x, *args, **kwargs) if y is None else y
+        describe = self.described if batch.is_one else self.described_rows
+        reason, _, parts, weight, bias, is_plain = describe(x, active, args, kwargs)
+        self.count(reason)
+        if reason is not None:
+            return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
+        if not batch.is_one:
+            parts = (LoRARows(parts, batch.index(active, x)),)
+        return compute(parts, x, weight, bias, is_plain)
+
+    def described_rows(self, x, active, args, kwargs):
+        """`described` where each row of x has one of the adapters, or none; a RowAdapters for the parts."""
+        compiling = is_compiling()
+        reason = why_not_called(args, kwargs, compiling)
+        if reason is not None:
+            return reason, False, None, None, None, False
+        base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
+        beside = base, of_input(x)
+        its = None if compiling else self._judged.rows
+        if its is None or its.names != active or its.beside != beside or not its.still_holds(self):
+            its = RowAdapters(self, active, *beside)
+            if its.reason is None and not compiling and its.watch(self):
+                self._judged.rows = its
+        return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
 
     def as_lora(self, x):
         """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
