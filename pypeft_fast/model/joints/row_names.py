@@ -26,27 +26,45 @@ def rows_of_call(model, names, args, kwargs):
     if unknown:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; add or load them first")
     base = model.get_base_model()
-    rows.mark(base, BaseTunerLayer)
-    modules = list(base.modules())
-    wrapped = {
-        inner for m in modules if isinstance(m, AuxiliaryTrainingWrapper) for inner in m.modules() if inner is not m
-    }
-    for module in modules:
-        if module not in wrapped:  # the wrapper hands the names on
+    for name, module, parents, is_wrapped in _reached(base):
+        if isinstance(module, BaseTunerLayer):
+            rows.mark(module, name, parents)
+        if not is_wrapped:  # the wrapper hands the names on
             _prepare(module)
     return rows.using(rows.Rows(tuple(names), _expansion(base, kwargs), _is_matrix(args, kwargs)))
 
 
+def _reached(model):
+    """(name, module, the modules around it, whether a wrapper of PEFT's is among them) of the user's own modules and of
+    the tuner layers and wrappers in their places; not what these hold of their adapters, the most in number."""
+    found, waiting = set(), [("", model, (), False)]
+    while waiting:
+        name, module, parents, is_wrapped = waiting.pop()
+        if module in found:
+            continue
+        found.add(module)
+        yield name, module, parents or (module,), is_wrapped
+        children, around = module._modules, (*parents, module)
+        if isinstance(module, BaseTunerLayer):
+            children = {"base_layer": children.get("base_layer")}
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            children, is_wrapped = {"original_module": children.get("original_module")}, True
+        for child, inner in children.items():
+            if inner is not None:
+                waiting.append((f"{name}.{child}" if name else child, inner, around, is_wrapped))
+
+
 def _prepare(module) -> None:
     """PEFT's own layers learn of the rows by a hook, put on once, that reads them from the call's context."""
-    if isinstance(module, FusedLayer) or hasattr(module, "by_rows"):
+    kind = type(module)
+    if isinstance(module, FusedLayer) or hasattr(kind, "by_rows"):
         return
-    if isinstance(module, AuxiliaryTrainingWrapper) or hasattr(module, "_mixed_batch_forward"):
+    if isinstance(module, AuxiliaryTrainingWrapper) or hasattr(kind, "_mixed_batch_forward"):
         if not getattr(module, "_passes_rows", False):
             module.register_forward_pre_hook(_pass_rows, with_kwargs=True)
             module._passes_rows = True
     elif isinstance(module, BaseTunerLayer):
-        raise ValueError(f"adapter_names: {type(module).__name__} cannot apply another adapter to each row")
+        raise ValueError(f"adapter_names: {kind.__name__} cannot apply another adapter to each row")
 
 
 def _pass_rows(module, args, kwargs):
