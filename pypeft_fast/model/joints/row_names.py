@@ -1,37 +1,61 @@
 """`adapter_names` of a PeftModel's call: checked, and handed to the layers."""
 
 import contextlib
+import warnings
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
 from ..layers.fused_layer import FusedLayer
 from . import rows
+from .checkpointed_rows import keep_rows
 
 
 def rows_of_call(model, names, args, kwargs):
     """A context in which the layers of this PeftModel apply to each row its own adapter; nothing if names is None.
 
-    Raises TypeError if names is no list, ValueError in training mode, for an unknown adapter, and for a method that
-    has no rows of several adapters.
+    In training mode a warning says which of the adapters do not train. Raises TypeError if names is no list,
+    ValueError for an unknown adapter, and for a method that has no rows of several adapters.
     """
     if names is None or model._adapters_disabled:
         return contextlib.nullcontext()
     if isinstance(names, str) or not isinstance(names, (list, tuple)):
         raise TypeError(f"adapter_names={names!r} must be a list of names, one a row of the batch")
-    if model.training:
-        raise ValueError("Cannot pass `adapter_names` when the model is in training mode; call model.eval() first")
     unknown = sorted(set(names) - {*model.peft_config, rows.BASE})
     if unknown:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; add or load them first")
     base = model.get_base_model()
+    frozen = set(names) - {rows.BASE} if model.training and torch.is_grad_enabled() else set()
     for name, module, parents, is_wrapped in _reached(base):
         if isinstance(module, BaseTunerLayer):
             rows.mark(module, name, parents)
+            frozen = {name for name in frozen if not _trains(module, name)}
         if not is_wrapped:  # the wrapper hands the names on
             _prepare(module)
+        if model.training:
+            keep_rows(module)
+    if frozen:
+        warnings.warn(
+            f"adapter_names: {', '.join(sorted(frozen))} get no gradients, since set_adapter has frozen them; "
+            f"call model.set_adapter({sorted(set(names) - {rows.BASE})}) first to train them all",
+            stacklevel=6,
+        )
     return rows.using(rows.Rows(tuple(names), _expansion(base, kwargs), _is_matrix(args, kwargs)))
+
+
+def _trains(layer, adapter) -> bool:
+    """Whether a parameter that a tuner layer has of this adapter requires its gradient."""
+    held = [getattr(layer, holder, {}) for holder in layer.adapter_layer_names]
+    return any(
+        parameter.requires_grad
+        for holder in held
+        if adapter in holder
+        for parameter in (
+            [holder[adapter]] if isinstance(holder[adapter], nn.Parameter) else holder[adapter].parameters()
+        )
+    )
 
 
 def _reached(model):

@@ -31,12 +31,12 @@ FUSED, AROUND = "fused", "fused around the base: "
 
 class Judged:
     """Caches: the facts of a layer's last call and the rules' answer, and the adapters of the last call whose rows had
-    several. A copied or unpickled layer starts empty."""
+    several, and whether the last call was such a one. A copied or unpickled layer starts empty."""
 
-    __slots__ = ("last", "rows")
+    __slots__ = ("last", "rows", "was_of_rows")
 
     def __init__(self):
-        self.last, self.rows = (None, (None, False)), None
+        self.last, self.rows, self.was_of_rows = (None, (None, False)), None, False
 
     def __reduce__(self):
         return Judged, ()

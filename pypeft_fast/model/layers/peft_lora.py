@@ -1,5 +1,6 @@
 """PEFT's lora.Linear on the fused ops: which part each of its adapters is, rows of several adapters, pf.register."""
 
+import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import dispatch_default
 from peft.tuners.lora.variants import DoraLinearVariant
@@ -56,6 +57,7 @@ class FusedLoRA(FusedLayer):
         describe = self.described if batch.is_one else self.described_rows
         reason, _, parts, weight, bias, is_plain = describe(x, active, args, kwargs)
         self.count(reason)
+        self._judged.was_of_rows = True
         if reason is not None:
             return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
         if not batch.is_one:
@@ -77,20 +79,35 @@ class FusedLoRA(FusedLayer):
                 self._judged.rows = its
         return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
 
+    def active(self):
+        """RuntimeError in a backward pass, where checkpointing runs the layer again without the rows that it had."""
+        if self._judged.was_of_rows:
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    "checkpointing runs this layer again without the adapter_names of its call; checkpoint by "
+                    "model.gradient_checkpointing_enable(), or give the block its names within the checkpoint"
+                )
+            self._judged.was_of_rows = False
+        return super().active()
+
     def as_lora(self, x):
         """What lora_linear needs besides an input like x, if one call of it is all that forward does; else None.
 
         A call counted as fused: whoever asks makes it.
         """
-        active = self.active()
+        rows = rows_of_batch.current()
+        if rows is None:
+            active = self.active()
+        else:
+            batch = named_rows(rows.of(self, x))
+            active = batch.held(self.lora_A) if batch.is_one else ()
         if self.disable_adapters or self.merged or len(active) != 1 or self.method(self, active[0]) is not LoRA:
-            return None
-        if rows_of_batch.current() is not None:
             return None
         reason, _, parts, weight, bias, is_plain = self.described(x, active)
         if reason is not None or type(weight) is Frozen and (weight.dtype != x.dtype or not is_plain):
             return None
         self.count(reason)
+        self._judged.was_of_rows = rows is not None
         (part,), (_, bias) = parts, frozen_base.cast(x, weight, bias)
         return dict(weight=weight, bias=bias, lora_A=part.A, lora_B=part.B, scaling=part.scaling, dropout_p=part.p)
 

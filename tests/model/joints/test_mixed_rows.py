@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 import pypeft_fast as pf
-
 from pypeft_fast.model.joints.rows import positions
 from tests.model import zoo
 

@@ -119,7 +119,7 @@ def test_casting_that_is_switched_off_is_seen():
 
 
 def test_moving_and_casting_the_whole_model_is_seen():
-    (model, layer), x = model_of(), torch.randn(5, 12)
+    (model, _), x = model_of(), torch.randn(5, 12)
     report = pf.fuse(model, strict=True)
     model(x, adapter_names=NAMES)
     model.bfloat16()
