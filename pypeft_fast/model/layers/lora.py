@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...autograd.lora import lora_linear, lora_linear_unchecked
+from ...autograd.lora_sum import lora_sum_linear
 from ...autograd.lora_update import lora_update
 from ...nn.merge import lora_delta
 from ...ops._check import ACTIVATIONS
@@ -60,8 +61,7 @@ class LoRA(Part):
 
     @staticmethod
     def why_not_together(found, x) -> str | None:
-        _, p, _, applies = found[2]
-        return "several active adapters with dropout, each with a mask of its own" if applies and p > 0 else None
+        return None
 
     @staticmethod
     def why_not_rows(adapters, x) -> str | None:
@@ -90,11 +90,32 @@ class LoRA(Part):
     def plus(self, others):
         """Their updates add up: one adapter of all their ranks, R the sum: A [R, K], scaling * B [N, R]."""
         parts = self, *others
+        if any(part.p for part in parts):
+            return LoRASum(parts)
         return LoRA(torch.cat([part.A for part in parts]), torch.cat([_scaled(part) for part in parts], 1), 1.0, 0.0)
 
     def merged(self, total, frozen):
         total += lora_delta(self.A, self.B, self.scaling)
         return total
+
+
+class LoRASum(Part):
+    """The updates of several adapters, each with a mask of its own."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def linear(self, x, weight, bias, is_plain):
+        A, B = [part.A for part in self.parts], [part.B for part in self.parts]
+        options = dict(scalings=[part.scaling for part in self.parts], dropout_ps=[part.p for part in self.parts])
+        return lora_sum_linear(x, weight, A, B, bias, **options)
+
+    def around(self, y, x):
+        for part in self.parts:
+            y = part.around(y, x)
+        return y
 
 
 def _scaled(part):
