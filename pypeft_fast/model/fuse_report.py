@@ -24,9 +24,9 @@ class FuseReport:
         """How often the fused layers were called: {"fused": on the ops, "fused around the base: " and a reason: the
         update on the ops beside the frozen layer's own call, a reason: in PEFT's forward because of it}.
 
-        A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
-        nothing to fuse (adapters disabled or merged) are not counted, nor are those inside graphs that torch.compile
-        has traced.
+        A batch whose rows belong to several adapters (adapter_names) counts as fused where multi_lora_linear ran for
+        the layer. Calls with nothing to fuse (adapters disabled or merged, no row of an adapter that the layer has) are
+        not counted, nor are those inside graphs that torch.compile has traced.
         """
         return sum(self._counters, Counter())
 

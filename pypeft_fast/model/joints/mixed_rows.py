@@ -1,34 +1,6 @@
-"""A batch whose rows belong to different LoRA adapters, as PEFT's adapter_names gives it.
-
-The frozen product of all rows is one; then the rows of each adapter get its low-rank part. PEFT does the same, but
-searches the names for each adapter anew, and copies its rows three times. Here rows that lie together are not copied.
-"""
+"""A batch whose rows belong to different IA3 adapters: the factors of each row, in plain PyTorch."""
 
 import torch
-import torch.nn.functional as F
-
-
-def mixed_rows_linear(x, weight, bias, adapters):
-    """y = x W^T + b, plus scaling * (x_i A^T) B^T for the rows i of each of the adapters; differentiable.
-
-    x [n, .., K], weight [N, K], bias [N] or None; adapters: (rows of x along its first dimension, lora_A [r, K], lora_B
-    [N, r], scaling) each, no row twice. The low-rank part is computed in the dtype of lora_A and lora_B. Returns
-    y [n, .., N] in the dtype of nn.Linear.
-    """
-    y = F.linear(x, weight, bias)
-    cast: dict[torch.dtype, torch.Tensor] = {}  # x once in each dtype, not once an adapter
-    for rows, A, B, scaling in adapters:
-        if A.dtype not in cast:
-            cast[A.dtype] = x.to(A.dtype)
-        first, end = rows[0], rows[-1] + 1
-        if end - first == len(rows):
-            update = F.linear(F.linear(cast[A.dtype][first:end], A), B) * scaling
-            y[first:end].add_(update.to(y.dtype))
-        else:
-            index = torch.tensor(rows, device=x.device)
-            update = F.linear(F.linear(cast[A.dtype].index_select(0, index), A), B) * scaling
-            y.index_add_(0, index, update.to(y.dtype))
-    return y
 
 
 def mixed_rows_scale(x, rows, factors):

@@ -10,6 +10,7 @@ from operator import contains, is_, is_not, itemgetter
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ...autograd._scaling import scaling_into
 from ...autograd.multi_lora import multi_lora_linear, multi_lora_linear_unchecked
@@ -46,7 +47,9 @@ class RowAdapters:
         linears = [module._parameters for modules in self._modules[:2] for module in modules]
         self._every, self._types = every, list(map(type, every))
         self._states = [module.__dict__ for module in every]
+        self._sizes = list(map(len, self._states))  # a forward of a module's own is one attribute more
         self._hooks = [state[name] for state in self._states for name in _HOOKS]
+        self._last_hook = RemovableHandle.next_id
         self._linears, self._tensors = linears, [*self.A, *self.B]
         self._dtypes = list(map(_DTYPE, self._tensors))
         self._dropouts = [module.__dict__ for module in self._modules[2] if type(module) is nn.Dropout]
@@ -62,8 +65,8 @@ class RowAdapters:
                 list(map(held[holder]._modules.get, self.names)) == modules
                 for holder, modules in zip(_HOLDERS, self._modules, strict=True)
             )
-            and not any(self._hooks)
-            and not any(map(contains, self._states, repeat("forward")))
+            and self._has_no_hooks()
+            and list(map(len, self._states)) == self._sizes
             and list(map(type, self._every)) == self._types
             and all(map(is_, map(dict.get, self._linears, repeat("weight")), self._tensors))
             and not any(map(is_not, map(dict.get, self._linears, repeat("bias")), repeat(None)))
@@ -73,6 +76,15 @@ class RowAdapters:
             and layer.cast_input_dtype_enabled == self._casts
             and not (layer.lora_variant and any(map(contains, repeat(layer.lora_variant), self.names)))
         )
+
+    def _has_no_hooks(self) -> bool:
+        """PyTorch counts the hooks that are registered anywhere: while it has counted none, there is none here."""
+        last = RemovableHandle.next_id
+        if last != self._last_hook:
+            if any(self._hooks):
+                return False
+            self._last_hook = last
+        return True
 
 
 class LoRARows(Part):
