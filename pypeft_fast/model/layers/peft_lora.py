@@ -57,7 +57,8 @@ class FusedLoRA(FusedLayer):
         describe = self.described if batch.is_one else self.described_rows
         reason, _, parts, weight, bias, is_plain = describe(x, active, args, kwargs)
         self.count(reason)
-        self._judged.was_of_rows = True
+        if not is_compiling():
+            self._judged.was_of_rows = True
         if reason is not None:
             return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
         if not batch.is_one:
@@ -81,7 +82,7 @@ class FusedLoRA(FusedLayer):
 
     def active(self):
         """RuntimeError in a backward pass, where checkpointing runs the layer again without the rows that it had."""
-        if self._judged.was_of_rows:
+        if not is_compiling() and self._judged.was_of_rows:
             if torch._C._current_graph_task_id() != -1:
                 raise RuntimeError(
                     "checkpointing runs this layer again without the adapter_names of its call; checkpoint by "
@@ -107,7 +108,8 @@ class FusedLoRA(FusedLayer):
         if reason is not None or type(weight) is Frozen and (weight.dtype != x.dtype or not is_plain):
             return None
         self.count(reason)
-        self._judged.was_of_rows = rows is not None
+        if not is_compiling():
+            self._judged.was_of_rows = rows is not None
         (part,), (_, bias) = parts, frozen_base.cast(x, weight, bias)
         return dict(weight=weight, bias=bias, lora_A=part.A, lora_B=part.B, scaling=part.scaling, dropout_p=part.p)
 
