@@ -2,10 +2,12 @@
 
 A training step computes y, dX, dA and dB; decoding computes only y, without a graph. One thread, CPU time, interleaved;
 the times are medians, and the ratio to one adapter is from the same run. Before a case is timed, every row is compared
-with the result of its own adapter. Writes multi_adapters.json and .md.
+with the result of its own adapter. The second table shows one token of a whole model for 64 rows, each of which names
+its adapter, compared with the same model with one active adapter. Writes multi_adapters.json and .md.
 """
 
 import argparse
+import copy
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 import pypeft_fast as pf
 
 from .harness import report
+from .harness.causal_lm import liven, token_steps
 from .harness.targets import at_most
 from .harness.timing import interleaved, machine
 
@@ -22,6 +25,12 @@ R, P, SCALING = 16, 0.05, 2.0
 # (what, rows, adapters, whether it is a training step, the target for time / one adapter's time)
 CASES = (("train", 512, 8, True, 1.15), ("decode", 8, 8, False, 1.25), ("decode", 64, 64, False, 1.5))
 HEADER = ("case", "one ms", "one by index ms", "several ms", "several / one")
+# SmolLM2-135M with 8 of its 30 layers and a small vocabulary: what differs between the cases is in the layers.
+MODEL = dict(vocab_size=1024, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MODEL_ROWS, MODEL_R = 64, 8
+NAMED = {1: 1.05, 8: 1.25, 64: 1.6}  # {adapters among the rows: the most that a token may cost over one active adapter}
+MODEL_HEADER = ("a token for 64 rows", "ms", "over set_adapter")
 
 
 def operands(rows: int, adapters: int, dtype: torch.dtype):
@@ -76,6 +85,66 @@ def check(x, weight, A, B, index):
         assert error < 0.01, f"adapter {a}: {error:.3g} from float64"
 
 
+def many_adapters(layers, dtype):
+    """(the frozen model, the same model with an adapter for each of the rows)."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **MODEL)).to(dtype)
+    model = copy.deepcopy(base)
+    config = pf.LoraConfig(r=MODEL_R, lora_alpha=2 * MODEL_R, target_modules=TARGETS)
+    for i in range(MODEL_ROWS):
+        if i == 0:
+            model = pf.get_peft_model(model, config, "0")
+        else:
+            model.add_adapter(str(i), config)
+    liven(model)
+    model.set_adapter("0")
+    return base, model
+
+
+@torch.no_grad()
+def model_steps(layers: int, dtype: torch.dtype) -> dict:
+    """{name: a function that decodes one token for 64 rows}: the frozen model, one active adapter, named rows.
+
+    AssertionError if a row's logits differ from those of its adapter alone by more than rounding.
+    """
+    base, model = many_adapters(layers, dtype)
+    prompt = torch.randint(0, MODEL["vocab_size"], (MODEL_ROWS, 1))
+    made = {"base": token_steps({"base": base}, prompt), "set_adapter": token_steps({"set_adapter": model}, prompt)}
+    for n in NAMED:
+        rows = [str(i % n) for i in range(MODEL_ROWS)]
+        name = f"{n} name{'s' * (n > 1)}"
+        made[name] = token_steps({name: model}, prompt, adapter_names=rows)
+        check_model(model, prompt, rows, made[name][1][name])
+    return {name: steps[name] for name, (steps, _) in made.items()}
+
+
+def check_model(model, prompt, rows, logits):
+    """A first and a last row of the batch, alone with its adapter active, decoding the same token twice."""
+    for row in (0, len(rows) - 1):
+        model.set_adapter(rows[row])
+        _, alone = token_steps({"alone": model}, prompt[row : row + 1])
+        error = (logits[row] - alone["alone"][0]).norm() / alone["alone"][0].norm()
+        assert error < 0.05, f"row {row}, adapter {rows[row]}: {error:.3g} from the adapter alone"
+    model.set_adapter("0")
+
+
+def time_model(layers, dtype, clock, seconds, line, targets):
+    """The rows of the model's table, which are printed as they are made; their targets are added."""
+    steps = model_steps(layers, dtype)
+    with torch.no_grad():
+        times = interleaved(steps, clock, seconds, most=201)
+    rows = [(name, f"{1e3 * t:.2f}", f"{t / times['set_adapter']:.3f}") for name, t in times.items()]
+    for n, limit in NAMED.items():
+        name = f"{n} name{'s' * (n > 1)}"
+        targets.append(
+            at_most(f"token for 64 rows, {name}, over set_adapter", times[name] / times["set_adapter"], limit)
+        )
+    print(*map(line, rows), sep="\n")
+    return rows, times
+
+
 def row(name, times):
     one, by_index, several = times.values()
     return name, *(f"{1e3 * t:.3f}" for t in (one, by_index, several)), f"{several / one:.3f}"
@@ -86,6 +155,7 @@ def main(arguments=None):
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of each case (default: 10)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads; above 1, wall time is measured")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--layers", type=int, default=8, help="of the model (default: 8)")
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -99,9 +169,13 @@ def main(arguments=None):
         times = results[name] = interleaved(made, clock, options.seconds, most=1001)
         targets.append(at_most(f"{name}, over one adapter", times["several"] / times["one adapter"], limit))
         print(line(row(name, times)), flush=True)
-    data = {"machine": about, "threads": options.threads, "dtype": options.dtype, "results": results}
+    line = report.aligned(MODEL_HEADER, ["set_adapter"])
+    print(line(MODEL_HEADER))
+    dtype = getattr(torch, options.dtype)
+    of_model, token = time_model(options.layers, dtype, clock, 3 * options.seconds, line, targets)
+    data = {"machine": about, "threads": options.threads, "dtype": options.dtype, "results": results, "token": token}
     rows = [row(name, times) for name, times in results.items()]
-    tables = [(report.TARGET_HEADER, targets), (HEADER, rows)]
+    tables = [(report.TARGET_HEADER, targets), (HEADER, rows), (MODEL_HEADER, of_model)]
     report.write(options.output, "multi_adapters", {**data, "targets": targets}, tables)
     print(report.verdicts(targets))
 

@@ -132,7 +132,13 @@ def multi_lora_linear(
     if type(weight) not in PLAIN and is_stored(weight):
         _check.frozen(NAME, x, weight)
         _segments.check_adapters(NAME, "x", x, lora_A, lora_B, scalings, ps, *weight.shape)
-    ps = ps if training else (0.0,) * n
+    options = scalings, ps if training else (0.0,) * n, generator
+    return multi_lora_linear_unchecked(x, weight, bias, lora_A, lora_B, index, *options)
+
+
+def multi_lora_linear_unchecked(x, weight, bias, lora_A, lora_B, index, scalings, ps, generator=None):
+    """multi_lora_linear without its checks, outside autocast, of an index [M]: for callers that have checked."""
+    n = len(lora_A)
     seeds = philox.draw_seed(x.device, generator, n) if any(ps) else None
     if not takes_a_function():
         its = list(lora_A), list(lora_B), index, list(scalings), list(ps), seeds

@@ -26,8 +26,9 @@ class FuseReport:
         "fused": on the ops. "fused around the base: " + reason: the frozen layer's own forward was called, and the ops
         added the update. A reason alone: the call ran in PEFT's forward for this reason.
 
-        A batch whose rows belong to several adapters (adapter_names) counts as fused: see mixed_rows.py. Calls with
-        adapters disabled or merged are not counted. Calls inside a graph of torch.compile are not counted.
+        A batch whose rows belong to several adapters (adapter_names) counts as fused if multi_lora_linear ran for the
+        layer. A call with nothing to fuse is not counted: adapters are disabled or merged, or no row has an adapter of
+        the layer. Calls inside a graph of torch.compile are not counted.
         """
         return sum(self._counters, Counter())
 

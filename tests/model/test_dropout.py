@@ -113,16 +113,16 @@ def test_logits_and_gradients_are_pefts_under_our_masks(kind, method, ours, dtyp
 
 SEVERAL = {  # {case: (options of the second adapter, where the layers run)}
     "plain": (dict(), "fused"),
-    "dropout": (dict(lora_dropout=P), "several active adapters with dropout, each with a mask of its own"),
+    "dropout": (dict(lora_dropout=P), "fused"),
     "dora": (dict(use_dora=True), "several active adapters of which one is DoRA"),
 }
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
 @pytest.mark.parametrize("second", list(SEVERAL))
-def test_several_active_adapters_train_as_in_peft(kind, second):
-    """The updates of both adapters are added. A case that cannot be fused runs in PEFT, with the masks of PEFT."""
-    (options, where), outcomes = SEVERAL[second], []
+def test_several_active_adapters_train_as_in_peft(kind, second, seeds):
+    """The updates of both adapters are added, each with a mask of its own. A case that cannot be fused runs in PEFT."""
+    (options, where), outcomes, drawn = SEVERAL[second], [], {}
     for library in (pf, peft):
         model = adapted(library, kind)
         model.add_adapter("second", library.LoraConfig(r=3, lora_alpha=2, target_modules=TARGETS[kind], **options))
@@ -130,6 +130,10 @@ def test_several_active_adapters_train_as_in_peft(kind, second):
         liven(model, 5, "second")
         model.base_model.set_adapter(["default", "second"])
         train_adapters(model)
+        if library is pf:
+            drawn = seeds(adapted_layers(model))
+        for name, layer in adapted_layers(model).items() if library is peft and drawn else ():
+            layer.lora_dropout["second"] = Replayed([drawn[name][0][1:]]).train()
         torch.manual_seed(11)
         with pf.recording() as ran:
             outcomes.append((model, *results(model), [op for op, _ in ran]))
@@ -139,6 +143,7 @@ def test_several_active_adapters_train_as_in_peft(kind, second):
     layers = len(adapted_layers(theirs))
     assert pf.fuse(ours).calls() == {where: layers} and not others
     assert sum(op in ("lora_forward", "lora_linear") for op in ran) == (layers if where == "fused" else 0)
+    assert len(drawn) == (layers if second == "dropout" else 0)
 
 
 def test_several_adapters_with_dropout_drop_independently():

@@ -91,4 +91,30 @@ MERGING = [
              "vector_norm(total, dim=1)", LAYERS),
 ]  # fmt: skip
 
-MUTATIONS = [*AUTOGRAD, *MERGING]
+SUM, MIXED = "tests/autograd/test_lora_sum.py", "tests/model/joints/test_mixed_rows.py"
+KEPT, TRAINING = "tests/model/layers/test_lora_rows.py", "tests/model/joints/test_training_rows.py"
+
+ROWS = [
+    _autograd("sum-mask-of-the-first", "lora_sum.py", "seeds[i : i + 1]", "seeds[:1]", SUM),
+    _autograd("sum-dx-of-the-last", "lora_sum.py", "else dX.add_(lora_dx(*its))", "else lora_dx(*its)", SUM),
+    _autograd("sum-scaling-lost", "lora_sum.py", "B.to(w) * scaling for", "B.to(w) for", SUM),
+    _merging("rows-adapter-of-the-neighbour", "model/joints/named_rows.py", "[place.get(name, -1) for",
+             "[max(place.get(name, -1) - 1, -1) for", MIXED),
+    _merging("rows-of-the-base-get-an-adapter", "model/joints/named_rows.py", "place.get(name, -1)",
+             "place.get(name, 0)", MIXED),
+    _merging("rows-of-one-token", "model/joints/named_rows.py", "index.repeat_interleave(repeats)",
+             "index.repeat(repeats)", MIXED),
+    _merging("rows-of-beams-apart", "model/joints/rows.py", "tuple(name for name in names for _ in range(expand))",
+             "names * expand", "tests/model/joints/test_rows.py -k beams"),
+    _merging("rows-scaling-of-the-neighbour", "model/layers/lora_rows.py", "[part.scaling for part in parts]",
+             "[part.scaling for part in (*parts[1:], parts[0])]", MIXED),
+    _merging("rows-rate-of-the-first", "model/layers/lora_rows.py", "float(part.p) for part in parts",
+             "float(parts[0].p) for part in parts", MIXED, KEPT),
+    _merging("rows-adapters-of-the-batch-before", "model/layers/peft_lora.py", "its.names != active or ", "", KEPT),
+    _merging("rows-scaling-of-the-call-before", "model/layers/lora_rows.py", "self.names)) == self.scalings",
+             "self.names)) is not None", KEPT),
+    _merging("rows-run-again-without-names", "model/joints/checkpointed_rows.py", "if found is not None:", "if False:",
+             TRAINING),
+]  # fmt: skip
+
+MUTATIONS = [*AUTOGRAD, *MERGING, *ROWS]

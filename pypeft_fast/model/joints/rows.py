@@ -6,6 +6,7 @@ call.
 """
 
 import contextlib
+import functools
 import re
 import threading
 from dataclasses import dataclass
@@ -52,13 +53,16 @@ class Rows:
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{count} and {x.shape[0]} respectively, the rows of {where}; give one name a row"
             )
-        if x.shape[0] == count:
-            return self.names
-        return tuple(name for name in self.names for _ in range(self.expand))
+        return self.names if x.shape[0] == count else _expanded(self.names, self.expand)
 
     def groups(self, layer, x) -> list[tuple[str, torch.Tensor]]:
         """[(adapter, indices of the adapter's rows in x)], in order of first appearance."""
         return [(n, torch.tensor(rows, device=x.device)) for n, rows in positions(self.of(layer, x)).items()]
+
+
+@functools.lru_cache(maxsize=32)
+def _expanded(names, expand):
+    return tuple(name for name in names for _ in range(expand))
 
 
 def positions(names) -> dict[str, list[int]]:
@@ -119,23 +123,18 @@ def _count(change):
         in_use = _running > 0
 
 
-def mark(model, layer_kinds) -> None:
-    """Stores in every layer of these classes the layer's name, and why the rows of the layer's input are not the rows
-    of the batch, or None."""
-    config = getattr(model, "config", None)
-    packs = any(getattr(config, name, None) is not None for name in _SOMETHING_ELSE)
+def mark(layer, name, parents) -> None:
+    """Stores in a layer its name, and why the rows of its input are not the rows of the batch, or None. parents: the
+    modules around the layer, the model first."""
+    if "_rows_of_batch" not in vars(layer):
+        layer._rows_of_batch = name, _obstacle(name, parents)
+        layer._in_a_block = any(isinstance(parent, nn.ModuleList) for parent in parents)
+
+
+def _obstacle(name, parents) -> str | None:
+    config = getattr(parents[0], "config", None)
+    packs = any(getattr(config, option, None) is not None for option in _SOMETHING_ELSE)
     time_major = getattr(config, "model_type", None) in TIME_MAJOR
-    around: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        around[name] = module
-        if not isinstance(module, layer_kinds) or "_rows_of_batch" in vars(module):
-            continue
-        parents = [around[".".join(name.split(".")[:i])] for i in range(name.count(".") + 1)]
-        module._rows_of_batch = name, _obstacle(name, parents, packs, time_major)
-        module._in_a_block = any(isinstance(parent, nn.ModuleList) for parent in parents)
-
-
-def _obstacle(name, parents, packs, time_major) -> str | None:
     parts = name.lower().split(".")
     attention = [getattr(p, "self_attn", p) for p in parents]  # nn.TransformerEncoderLayer has no batch_first itself
     if time_major or any(getattr(p, "batch_first", True) is False for p in attention):

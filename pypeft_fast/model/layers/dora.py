@@ -42,7 +42,7 @@ class DoRA(LoRA):
         return LoRA.why_not_beside(of_lora, x) or rules.why_not_dtype(x, magnitude, "lora_magnitude_vector")
 
     @staticmethod
-    def why_not_together(found, x, by_row) -> str | None:
+    def why_not_together(found, x) -> str | None:
         return "several active adapters of which one is DoRA"
 
     def linear(self, x, weight, bias, is_plain):

@@ -21,7 +21,7 @@ from .exact_merge import ExactMerge, in_float32
 from .facts import of_input
 from .lossy_merge import requantized
 from .part import Part, compute, compute_around, why_not
-from .rules import why_not_now
+from .rules import why_not_called, why_not_now
 from .swapped_class import set_class, why_not_forward
 from .switching import Marked
 
@@ -31,12 +31,16 @@ FUSED, AROUND = "fused", "fused around the base: "
 
 
 class Judged:
-    """A cache of the facts of a layer's last call and of the rules' answer; copying and pickling empty the cache."""
+    """Caches of a layer; copying and pickling empty them.
 
-    __slots__ = ("last",)
+    last: the facts of the last call and the rules' answer. rows: the adapters of the last call with adapter_names.
+    was_of_rows: whether the last call had adapter_names.
+    """
+
+    __slots__ = ("last", "rows", "was_of_rows")
 
     def __init__(self):
-        self.last = None, (None, False)
+        self.last, self.rows, self.was_of_rows = (None, (None, False)), None, False
 
     def __reduce__(self):
         return Judged, ()
@@ -81,15 +85,19 @@ class FusedLayer(Marked, ExactMerge):
         raise NotImplementedError
 
     def unadapted(self, x, args, kwargs):
-        """The output of the frozen layer alone. The ops decode a quantised layer: in eval mode on a CPU, Linear4bit's
-        own forward would repack the weight in place and round its scales."""
-        if is_quantized(self.base_layer) and not args and not kwargs and why_not_now() is None:
-            if self._disable_adapters and self.merged:
-                self.unmerge()
-            base, weight, bias = frozen_base.read(self.base_layer, x)
-            if why_not(base, of_input(x), (), False)[0] is None:
-                return compute((Part(),), x, weight, bias)
-        return super().forward(x, *args, **kwargs)
+        """The output of the frozen layer alone."""
+        y = self.decoded(x, args, kwargs)
+        return super().forward(x, *args, **kwargs) if y is None else y
+
+    def decoded(self, x, args, kwargs):
+        """The output of a quantised frozen layer alone, computed by the ops; None for any other layer. In eval mode on
+        a CPU, Linear4bit's own forward would repack the weight in place and round its scales."""
+        if not is_quantized(self.base_layer) or args or kwargs or why_not_now() is not None:
+            return None
+        if self._disable_adapters and self.merged:
+            self.unmerge()
+        base, weight, bias = frozen_base.read(self.base_layer, x)
+        return compute((Part(),), x, weight, bias) if why_not(base, of_input(x), ())[0] is None else None
 
     def active(self):
         """The names of the active adapters that this layer has."""
@@ -105,16 +113,14 @@ class FusedLayer(Marked, ExactMerge):
     def holds(self, name) -> bool:
         return name in self._modules[self.holder]
 
-    def described(self, x, active, args=(), kwargs=None, by_row=False):
+    def described(self, x, active, args=(), kwargs=None):
         """(reason, is_around, parts of the active adapters, weight, bias, is_plain).
 
         reason: why the call cannot be fused, or None. is_around: with a reason, whether the ops can still add the
         update to the frozen layer's own output. is_plain: see `Part`.
         """
         compiling = is_compiling()
-        reason = why_not_now(compiling)
-        if args or kwargs and any(value is not None for value in kwargs.values()):
-            reason = "the call has further arguments"
+        reason = why_not_called(args, kwargs, compiling)
         if reason is not None:  # inside a transform or a trace the facts must not be read
             return reason, False, (), None, None, False
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
@@ -122,15 +128,15 @@ class FusedLayer(Marked, ExactMerge):
         if len(active) == 1:  # inlined: in decoding this takes much of a small layer's time
             kind = method(self, active[0])
             found, part = kind.read(self, active[0])
-            facts, parts = (base, of_x, kind, found, by_row), (part,)
+            facts, parts = (base, of_x, kind, found), (part,)
         else:
             kinds = [method(self, name) for name in active]
             found, parts = zip(*(kind.read(self, name) for kind, name in zip(kinds, active, strict=True)), strict=True)
-            facts = base, of_x, kinds, found, by_row
+            facts = base, of_x, kinds, found
         before, judgement = self._judged.last
         if compiling or facts != before:
             adapters = ((kind, found),) if len(active) == 1 else tuple(zip(kinds, found, strict=True))
-            judgement = why_not(base, of_x, adapters, by_row)
+            judgement = why_not(base, of_x, adapters)
             if not compiling:
                 self._judged.last = facts, judgement
         return *judgement, parts, weight, bias, of_x[-1] is None and not compiling  # is_plain: no autocast

@@ -34,7 +34,7 @@ class IA3(Part):
         return reason or ("ia3_l is on another device" if found[3] != x[3] else None)
 
     @staticmethod
-    def why_not_together(found, x, by_row) -> str | None:
+    def why_not_together(found, x) -> str | None:
         return None
 
     def plus(self, others):

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...autograd.lora import lora_linear, lora_linear_unchecked
+from ...autograd.lora_sum import lora_sum_linear
 from ...autograd.lora_update import lora_update
 from ...nn.merge import lora_delta
 from ...ops._check import ACTIVATIONS
-from ..joints.mixed_rows import mixed_rows_linear
 from . import rules
 from .facts import of_dropout, of_linear
 from .part import Part
@@ -60,11 +60,18 @@ class LoRA(Part):
         return reason
 
     @staticmethod
-    def why_not_together(found, x, by_row) -> str | None:
-        _, p, _, applies = found[2]
-        if by_row and (applies and p > 0 or x[4] < 2):
-            return "adapter_names with dropout, or with an input that has no rows"
-        return "several active adapters with dropout, each with a mask of its own" if applies and p > 0 else None
+    def why_not_together(found, x) -> str | None:
+        return None
+
+    @staticmethod
+    def why_not_rows(adapters, x) -> str | None:
+        if x[4] < 2:
+            return "adapter_names with an input that has no rows"
+        if any(method is not LoRA for method, _ in adapters):
+            return "adapter_names with an adapter that is not plain LoRA"
+        if len({(of_A[1][1], of_B[1][1]) for _, (of_A, of_B, *_) in adapters}) > 1:
+            return "adapter_names with adapters of several dtypes"
+        return None
 
     def linear(self, x, weight, bias, is_plain):
         scaling = self.scaling
@@ -83,17 +90,32 @@ class LoRA(Part):
     def plus(self, others):
         """One adapter whose update is the sum of all updates: A [R, K], scaling * B [N, R], R the sum of the ranks."""
         parts = self, *others
+        if any(part.p for part in parts):
+            return LoRASum(parts)
         return LoRA(torch.cat([part.A for part in parts]), torch.cat([_scaled(part) for part in parts], 1), 1.0, 0.0)
-
-    @staticmethod
-    def by_rows(x, weight, bias, groups):
-        """y for rows of x that belong to different adapters. groups: [(rows along the first dimension, part)]."""
-        adapters = [(rows, part.A, part.B, part.scaling) for rows, part in groups]
-        return mixed_rows_linear(x, weight, bias, adapters)
 
     def merged(self, total, frozen):
         total += lora_delta(self.A, self.B, self.scaling)
         return total
+
+
+class LoRASum(Part):
+    """The updates of several adapters, each with a mask of its own."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def linear(self, x, weight, bias, is_plain):
+        A, B = [part.A for part in self.parts], [part.B for part in self.parts]
+        options = dict(scalings=[part.scaling for part in self.parts], dropout_ps=[part.p for part in self.parts])
+        return lora_sum_linear(x, weight, A, B, bias, **options)
+
+    def around(self, y, x):
+        for part in self.parts:
+            y = part.around(y, x)
+        return y
 
 
 def _scaled(part):

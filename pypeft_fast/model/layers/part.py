@@ -42,10 +42,15 @@ class Part:
         """Why the adapter cannot be fused for an input with facts x, or None."""
 
     @staticmethod
-    def why_not_together(found, x, by_row) -> str | None:
-        """Why the adapter cannot be fused together with other adapters, or None. by_row: each row has one adapter or
-        none; otherwise several adapters are active for all rows."""
-        return "adapter_names" if by_row else "several active adapters"
+    def why_not_together(found, x) -> str | None:
+        """Why the adapter cannot be fused together with other active adapters, or None."""
+        return "several active adapters"
+
+    @staticmethod
+    def why_not_rows(adapters, x) -> str | None:
+        """Why a call cannot be fused in which each row of x has one of these adapters or none, or None. adapters:
+        [(method, facts)]."""
+        return "adapter_names"
 
     def plus(self, others):
         """One part with the contribution of this part and the others, all accepted by `why_not_together`."""
@@ -106,10 +111,11 @@ def compute_around(parts, x, base):
     return y if part.outputs is None else scaled(y, part.outputs)
 
 
-def why_not(base, x, adapters, by_row) -> tuple[str | None, bool]:
+def why_not(base, x, adapters, by_row=False) -> tuple[str | None, bool]:
     """(why a call cannot be fused, or None; whether the ops can add the update to the frozen layer's own output).
 
     base: the facts from frozen_base.read. x: the input's facts. adapters: [(method, facts)] of the active adapters.
+    by_row: whether each row of x has one of these adapters, or none.
     """
     reason = frozen_base.why_not(base)
     is_around = reason is not None and not by_row and all(method.around is not None for method, _ in adapters)
@@ -118,8 +124,6 @@ def why_not(base, x, adapters, by_row) -> tuple[str | None, bool]:
         return reason if further is None else further, further is None
     if reason is None:
         reason = frozen_base.why_not_input(base, x) or _why_not(frozen_base.entering(base, x), adapters, by_row)
-    if reason is None and by_row and base[1][0] is Frozen:
-        reason = "adapter_names over a quantised weight"
     return reason, False
 
 
@@ -127,6 +131,8 @@ def _why_not(x, adapters, by_row):
     reason = None
     for method, found in adapters:
         reason = reason or method.why_not(found) or method.why_not_beside(found, x)
-    for method, found in adapters if by_row or len(adapters) > 1 else ():
-        reason = reason or method.why_not_together(found, x, by_row)
+    if by_row:
+        return reason or adapters[0][0].why_not_rows(adapters, x)
+    for method, found in adapters if len(adapters) > 1 else ():
+        reason = reason or method.why_not_together(found, x)
     return reason

@@ -1,18 +1,24 @@
 """PEFT's lora.Linear on the fused ops: the Part of each adapter, rows of several adapters, pf.register's builder."""
 
+import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import dispatch_default
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.compiler import is_compiling
 
 from ...frozen.operand import Frozen
 from ...frozen.quantized_modules import is_quantized
 from ..joints import rows as rows_of_batch
+from ..joints.named_rows import named_rows
 from . import frozen_base
 from .dora import DoRA
+from .facts import of_input
 from .fused_layer import FusedLayer
 from .lora import LoRA
+from .lora_rows import LoRARows, RowAdapters
 from .part import Part, compute
+from .rules import why_not_called
 
 # {class of an entry in PEFT's lora_variant: the Part of such an adapter}
 VARIANTS: dict[type, type[Part]] = {DoraLinearVariant: DoRA}
@@ -41,33 +47,69 @@ class FusedLoRA(FusedLayer):
         return LoRA if variant is None else VARIANTS.get(type(variant), OtherVariant)
 
     def of_rows(self, x, names, *args, **kwargs):
-        self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
-        rows = rows_of_batch.positions(names)
-        active = [name for name in rows if name in self.lora_A]
-        if active:
-            reason, _, parts, weight, bias, _ = self.described(x, active, args, kwargs, by_row=True)
-            self.count(reason)
-            if reason is None and len(rows) == 1:
-                return compute(parts, x, weight, bias)
-            if reason is None:
-                groups = [(rows[name], part) for name, part in zip(active, parts, strict=True)]
-                return LoRA.by_rows(x, weight, bias, groups)
-        return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
+        batch = named_rows(names)
+        if len(x) != len(batch.names) or self.merged_adapters or True in self.use_dora.values():
+            self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
+        active = batch.held(self._modules["lora_A"]._modules)
+        if not active:
+            y = self.decoded(x, args, kwargs)
+            return self.base_layer(x, *args, **kwargs) if y is None else y
+        describe = self.described if batch.is_one else self.described_rows
+        reason, _, parts, weight, bias, is_plain = describe(x, active, args, kwargs)
+        self.count(reason)
+        if not is_compiling():
+            self._judged.was_of_rows = True
+        if reason is not None:
+            return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
+        if not batch.is_one:
+            parts = (LoRARows(parts, batch.index(active, x)),)
+        return compute(parts, x, weight, bias, is_plain)
+
+    def described_rows(self, x, active, args, kwargs):
+        """`described` where each row of x has one of the adapters, or none; a RowAdapters for the parts."""
+        compiling = is_compiling()
+        reason = why_not_called(args, kwargs, compiling)
+        if reason is not None:
+            return reason, False, None, None, None, False
+        base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
+        beside = base, of_input(x)
+        its = None if compiling else self._judged.rows
+        if its is None or its.names != active or its.beside != beside or not its.still_holds(self):
+            its = RowAdapters(self, active, *beside)
+            if its.reason is None and not compiling and its.watch(self):
+                self._judged.rows = its
+        return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
+
+    def active(self):
+        """RuntimeError in a backward pass, where checkpointing runs the layer again without the rows that it had."""
+        if not is_compiling() and self._judged.was_of_rows:
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    "checkpointing runs this layer again without the adapter_names of its call; checkpoint by "
+                    "model.gradient_checkpointing_enable(), or give the block its names within the checkpoint"
+                )
+            self._judged.was_of_rows = False
+        return super().active()
 
     def as_lora(self, x):
         """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.
 
         The call is counted as fused, so the caller must make it.
         """
-        active = self.active()
+        rows = rows_of_batch.current()
+        if rows is None:
+            active = self.active()
+        else:
+            batch = named_rows(rows.of(self, x))
+            active = batch.held(self.lora_A) if batch.is_one else ()
         if self.disable_adapters or self.merged or len(active) != 1 or self.method(self, active[0]) is not LoRA:
-            return None
-        if rows_of_batch.current() is not None:
             return None
         reason, _, parts, weight, bias, is_plain = self.described(x, active)
         if reason is not None or type(weight) is Frozen and (weight.dtype != x.dtype or not is_plain):
             return None
         self.count(reason)
+        if not is_compiling():
+            self._judged.was_of_rows = rows is not None
         (part,), (_, bias) = parts, frozen_base.cast(x, weight, bias)
         return dict(weight=weight, bias=bias, lora_A=part.A, lora_B=part.B, scaling=part.scaling, dropout_p=part.p)
 

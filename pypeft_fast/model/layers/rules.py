@@ -98,3 +98,10 @@ def why_not_now(compiling=None) -> str | None:
     if _get_tracing_state() is not None:
         return "torch.jit traces the call"
     return None
+
+
+def why_not_called(args, kwargs, compiling) -> str | None:
+    """Why a call with these further arguments cannot be fused now, whatever the layer is."""
+    if args or kwargs and any(value is not None for value in kwargs.values()):
+        return "the call has further arguments"
+    return why_not_now(compiling)

@@ -68,7 +68,6 @@ CHANGES = {
     ),
     "lora_A is torch.float64 beside torch.float32": lambda m, t: t.lora_A.double() and t.lora_B.double(),
     "lora_A is torch.bfloat16 beside torch.float32": lambda m, t: t.lora_A.bfloat16() and t.lora_B.bfloat16(),
-    "several active adapters with dropout": lambda m, t: add_adapter(m, lora_dropout=0.5),
     "several active adapters of which one is DoRA": lambda m, t: add_adapter(m, use_dora=True),
     "the adapter is of a variant, ALoraLinearVariant": lambda m, t: add_adapter(m, alora_invocation_tokens=[1]),
     "lora_bias=True": lambda m, t: add_adapter(m, lora_bias=True),

@@ -234,3 +234,17 @@ def test_a_saved_adapter_loads_over_the_same_quantised_base(folder, tmp_path):
     for a, b in zip(_layers(model), layers, strict=True):
         x = torch.randn(3, a.in_features)
         assert torch.equal(a(x), b(x))
+
+
+@pytest.mark.parametrize("kind", ["nested", "8bit"])
+def test_rows_of_several_adapters_meet_the_decoded_weight(folder, kind):
+    base, names = loaded(folder, kind), ["b", "__base__"]
+    models = [pf.get_peft_model(each, pf.LoraConfig(r=4, target_modules=ALL), "a") for each in (dense(base), base)]
+    for model in models:
+        model.add_adapter("b", pf.LoraConfig(r=2, target_modules=ALL))
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    wanted, y = (model.eval()(input_ids=IDS, adapter_names=names).logits for model in models)
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    assert set(pf.fuse(models[1]).calls()) == {"fused"}

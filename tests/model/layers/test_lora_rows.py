@@ -1,0 +1,150 @@
+"""What a layer keeps of the adapters of a batch's rows: read once, and anew after any change."""
+
+import peft
+import pytest
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from torch.nn.utils import parametrize
+
+import pypeft_fast as pf
+from pypeft_fast.model.layers import peft_lora
+
+NAMES = ["a", "b", "__base__", "c", "b"]
+
+
+def model_of(**options):
+    """One layer with adapters a, b and c of other ranks and scalings."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 9))
+    for r, name in enumerate("abc", 2):
+        config = peft.LoraConfig(r=r, lora_alpha=r * r, target_modules=["0"], init_lora_weights=False, **options)
+        model = model if isinstance(model, peft.PeftModel) else peft.get_peft_model(model, config, name)
+        if name != "a":
+            model.add_adapter(name, config)
+    return model.eval(), model.base_model.model[0]
+
+
+class Doubled(nn.Module):
+    def forward(self, value):
+        return value * 2
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def patched(module):
+    inner = module.forward
+    module.forward = lambda x: 3 * inner(x)
+
+
+def replaced(holder):
+    holder["b"] = nn.Linear(holder["b"].in_features, holder["b"].out_features, bias=False)
+
+
+def doubled(layer):
+    layer.lora_A["b"].weight.data, layer.lora_B["b"].weight.data = (
+        layer.lora_A["b"].weight.data.double(), layer.lora_B["b"].weight.data.double(),
+    )  # fmt: skip
+
+
+def shortened(layer):
+    for holder, part in (("lora_A", slice(0, 1)), ("lora_B", (slice(None), slice(0, 1)))):
+        weight = getattr(layer, holder)["b"].weight
+        weight.data = weight.data[part].clone()
+
+
+# What is done to a layer after a call whose rows have several adapters -> whether the ops then still run.
+CHANGES = {
+    "nothing": (lambda layer: None, True),
+    "a hook": (lambda layer: layer.lora_A["b"].register_forward_pre_hook(lambda m, args: (args[0] * 2,)), False),
+    "a forward": (lambda layer: patched(layer.lora_B["b"]), False),
+    "a class": (lambda layer: setattr(layer.lora_A["b"], "__class__", Scaled), False),
+    "a parametrization": (
+        lambda layer: parametrize.register_parametrization(layer.lora_A["b"], "weight", Doubled()), False,
+    ),
+    "a module": (lambda layer: replaced(layer.lora_A), True),
+    "a parameter": (lambda layer: setattr(layer.lora_B["b"], "weight", nn.Parameter(torch.ones(9, 3))), True),
+    "values": (lambda layer: layer.lora_B["b"].weight.data.mul_(3), True),
+    "data": (lambda layer: setattr(layer.lora_B["b"].weight, "data", torch.ones(9, 3)), True),
+    "the rank": (shortened, True),
+    "a dtype": (doubled, False),
+    "a bias": (lambda layer: setattr(layer.lora_B["b"], "bias", nn.Parameter(torch.ones(9))), False),
+    "the scaling": (lambda layer: layer.set_scale("b", 5.0), True),
+    "a tensor for the scaling": (lambda layer: layer.scaling.update(b=torch.tensor(5.0)), True),
+    "the dropout's module": (lambda layer: layer.lora_dropout.update({"b": Doubled()}), False),
+    "the base's weight": (lambda layer: layer.base_layer.weight.data.mul_(2), True),
+    "a hook on the base": (lambda layer: layer.base_layer.register_forward_hook(lambda *args: 2 * args[2]), False),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_after_a_call_is_seen_by_the_next(name):
+    change, stays = CHANGES[name]
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    report = pf.fuse(model, strict=True)
+    before = model(x, adapter_names=NAMES)
+    change(layer)
+    y = model(x, adapter_names=NAMES)
+    assert report.calls()["fused"] == 1 + stays and sum(report.calls().values()) == 2, report.calls()
+    pf.unfuse(model)
+    torch.testing.assert_close(y, model(x, adapter_names=NAMES))
+    assert torch.equal(y, before) == (name == "nothing")
+
+
+def test_modes_and_rates_of_dropout_are_seen():
+    (model, layer), x = model_of(lora_dropout=0.5), torch.randn(5, 12)
+    report, exact = pf.fuse(model, strict=True), model(x, adapter_names=NAMES)
+    layer.lora_dropout["b"].train()
+    dropped = layer(x, adapter_names=NAMES)
+    assert [torch.equal(*rows) for rows in zip(dropped, exact, strict=True)] == [True, False, True, True, False]
+    layer.lora_dropout["b"].p = 0.0
+    assert torch.equal(layer(x, adapter_names=NAMES), exact)
+    layer.lora_dropout["b"].p = 1.0
+    layer(x, adapter_names=NAMES)
+    assert report.calls() == {"fused": 3, "lora_dropout is in place or drops all: p=1.0": 1}
+
+
+def test_casting_that_is_switched_off_is_seen():
+    (model, layer), x = model_of(), torch.randn(5, 12, dtype=torch.bfloat16)
+    layer.base_layer.bfloat16()
+    report = pf.fuse(model, strict=True)
+    model(x, adapter_names=NAMES)
+    with disable_input_dtype_casting(model):
+        model(x, adapter_names=NAMES)  # in a mixed batch PEFT casts nonetheless
+    assert report.calls() == {"fused": 1, "casting of the input is switched off": 1}
+
+
+def test_moving_and_casting_the_whole_model_is_seen():
+    (model, _), x = model_of(), torch.randn(5, 12)
+    report = pf.fuse(model, strict=True)
+    model(x, adapter_names=NAMES)
+    model.bfloat16()
+    y = model(x.bfloat16(), adapter_names=NAMES)
+    assert y.dtype == torch.bfloat16 and report.calls() == {"fused": 2}
+
+
+def test_adapters_are_read_once_while_nothing_changes(monkeypatch):
+    read, inner = [], peft_lora.RowAdapters
+    monkeypatch.setattr(peft_lora, "RowAdapters", lambda *args: read.append(args[1]) or inner(*args))
+    model, _ = model_of()
+    pf.fuse(model)
+    for rows in (NAMES, NAMES[::-1], NAMES + ["a"]):
+        for _ in range(2):
+            model(torch.randn(len(rows), 12), adapter_names=rows)
+    assert read == [("a", "b", "c"), ("b", "c", "a"), ("a", "b", "c")]
+
+
+def test_rows_in_inference_mode_leave_nothing_that_training_cannot_use():
+    (model, _), x = model_of(), torch.randn(5, 12)
+    model.set_requires_grad(["a", "b", "c"])
+    pf.fuse(model)
+    with torch.inference_mode():
+        y = model(x, adapter_names=NAMES)
+    again = model(x, adapter_names=NAMES)
+    again.sum().backward()
+    assert torch.equal(y, again)
+    assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "lora_" in n)
