@@ -154,10 +154,7 @@ class Op:
             try:
                 return self._direct(*args)
             except RuntimeError:
-                self._check(*self.given(args))  # raises the error with its full message
-                if self.is_native(args):
-                    raise
-                return self._op(*args)
+                return self._op(*args)  # raises the error with its full message, or chooses another kernel
 
     def given(self, args):
         """Converts arguments from the form of the schema to the form of the op's Python functions."""
@@ -166,10 +163,6 @@ class Op:
     def crossing(self, args):
         """Converts arguments from the form of the op's Python functions to the form of the schema."""
         return args
-
-    def is_native(self, args) -> bool:
-        """Whether the C++ kernels can read these arguments, which have the form of the schema."""
-        return True
 
     def takes(self, name, function):
         """Adapts the function of kernel `name` to the arguments of the op's Python functions."""

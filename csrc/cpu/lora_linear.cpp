@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, co
   const int64_t M = x.size(0), N = lora_B.size(0), K = x.size(1);
   const Frozen w = frozen("lora_linear", weight, format, scales, N, K);
   fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, x)) && is_adapter(lora_B, x) && is_adapter(s, x));
-  fits(s.size(0) == M && s.size(1) == lora_B.size(1) && (scale || !need_z));
+  fits(s.size(0) == M && s.size(1) == lora_B.size(1) && s.size(1) > 0 && (scale || !need_z));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
   if (scale) fits(scale->dim() == 1 && scale->size(0) == N && is_adapter(*scale, x));
   const Right across{w, true};

@@ -47,8 +47,8 @@ def _plus_gradient(dX, dY, weight, its):
     """dX + dY W."""
     if not its:
         return torch.addmm(dX, dY, weight)
-    ones, nothing = dY.new_ones(dY.shape[1]), dY.new_empty(0, 0)
-    return dX.add_(ia3_dx_dl(dY, weight, ones, nothing, False, True, False, *crossed(*its))[0])
+    no_update, no_A, no_mask = dY.new_zeros(dY.shape[0], 1), dX.new_zeros(1, dX.shape[1]), dY.new_empty(0, 0).byte()
+    return dX.add_(lora_dx(dY, weight, no_update, no_A, no_mask, 0.0, *crossed(*its)))
 
 
 class DoRALinearFunction(torch.autograd.Function):
@@ -87,7 +87,8 @@ class DoRALinearFunction(torch.autograd.Function):
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
         dZ = None
-        if need_x and p == 0 and lora_B.dtype == dY.dtype:  # B is no finer than dZ = g * dY, which dX needs
+        if need_x and p == 0 and lora_B.dtype == dY.dtype != torch.float16:
+            # B is no finer than dZ = g * dY, which dX needs. In float16 dZ may overflow where scaling * dZ does not.
             dZ = scaled(dY, g.to(dY.dtype) if ctx.dtype_magnitude == dY.dtype else g)
             dS, dB = lora_ds_db(dZ, lora_B, s, ctx.scaling, True, need_B)
             dX = lora_dx(dZ, weight, dS, lora_A, mask, 0.0, *crossed(*ctx.format, *scales)).view(ctx.x_shape)

@@ -50,7 +50,7 @@ def spread(scale, shape) -> tuple[int, int, int]:
     (N, K), blocks = shape, (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
     if scale.numel() == 1:
         return max(1, N), max(1, K), 1
-    if scale.dim() == 2 and scale.shape[1] != 1 and tuple(scale.shape) == blocks:
+    if tuple(scale.shape) == blocks and scale.shape[0] != N:
         return BLOCK, BLOCK, blocks[1]
     return 1, max(1, K), 1
 

@@ -47,9 +47,6 @@ class FrozenOp(Op):
         weight = Frozen.beside(format, tensors, self._sides(named), self._dtype(named))
         return (*args[: self._at], weight, *args[self._at + 1 :])
 
-    def is_native(self, args):
-        return len(args) == len(self._names) or FORMATS[args[len(self._names)] or "dense"].native
-
     @staticmethod
     def _sides(named):
         sides = {}

@@ -82,6 +82,7 @@ def same_device(op, like_name, like, **tensors):
 
 
 def rank(op, lora_A):
+    """Checks that lora_A [r, K] has at least one row."""
     if lora_A.shape[0] < 1:
         raise ValueError(f"{op}: lora_A has shape {tuple(lora_A.shape)}: the rank must be at least 1")
 

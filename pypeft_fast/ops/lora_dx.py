@@ -22,6 +22,7 @@ def _(dY, weight, dS, lora_A, mask, p):
     _check.shape(op, "weight", weight, (N, K), f"[N, K] for dY of shape {tuple(dY.shape)}")
     _check.shape(op, "lora_A", lora_A, (r, K), f"[r, K] for weight of shape {tuple(weight.shape)}")
     _check.shape(op, "dS", dS, (M, r), f"[M, r] for dY {tuple(dY.shape)} and lora_A {tuple(lora_A.shape)}")
+    _check.rank(op, lora_A)
     _check.floating(op, "dY", dY)
     _check.same_dtype(op, "dY", dY, weight=weight)
     _check.adapter_dtype(op, "dY", dY, "lora_A", lora_A)

@@ -35,6 +35,8 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
         op, "lora_B", lora_B, (N, s.shape[1]), f"[N, r] for weight {tuple(weight.shape)} and s {tuple(s.shape)}"
     )
     _check.shape(op, "s", s, (M, lora_B.shape[1]), f"[M, r] for x of shape {tuple(x.shape)}")
+    if lora_B.shape[1] < 1:
+        raise ValueError(f"{op}: lora_B has shape {tuple(lora_B.shape)}: the rank must be at least 1")
     if bias is not None:
         _check.shape(op, "bias", bias, (N,), f"[N] for weight of shape {tuple(weight.shape)}")
     _check.floating(op, "x", x)

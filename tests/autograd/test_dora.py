@@ -321,3 +321,14 @@ def test_nan_stays_nan():
     x, W, A, B, magnitude, bias = (t.detach().clone() for t in tensors())
     W[3, 0] = float("nan")
     assert pf.dora_linear(x, W, A, B, magnitude, bias)[..., 3].isnan().all()
+
+
+def test_gradients_in_float16_do_not_overflow_where_a_small_scaling_follows():
+    """g * dY is beyond float16's range, and scaling * g * dY is not."""
+    x, A = torch.full((2, 8), 0.01).half().requires_grad_(), torch.full((1, 8), 0.01).half().requires_grad_()
+    weight, B = torch.full((4, 8), 0.007).half(), torch.full((4, 1), 0.01).half().requires_grad_()
+    y = pf.dora_linear(x, weight, A, B, torch.ones(4).half(), scaling=1 / 128)
+    dA, dB = torch.autograd.grad(y, [A, B], torch.full_like(y, 1500.0), retain_graph=True)
+    _, dA_with_x, dB_with_x = torch.autograd.grad(y, [x, A, B], torch.full_like(y, 1500.0))
+    assert dA.isfinite().all() and dB.isfinite().all()
+    assert torch.equal(dA, dA_with_x) and torch.equal(dB, dB_with_x)

@@ -160,3 +160,45 @@ def test_every_byte_of_eight_bits_is_decoded_right(stored, rows):
     assert ran == [("dequantize", "cpu")]
     torch.testing.assert_close(decoded, frozen.dequantize(), rtol=1e-6, atol=0, equal_nan=True)
     assert decoded.isnan().sum() == (2 if stored == torch.float8_e4m3fn else 0)
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(37, 1), (1, 37), (2, 1)])
+def test_weights_of_one_row_or_one_column(format, dtype, shape):
+    frozen = pf.quantize(torch.randn(shape).to(dtype), format)
+    x = torch.randn(40, shape[1]).to(dtype)
+    A, B = torch.randn(2, shape[1]).to(dtype), torch.randn(shape[0], 2).to(dtype)
+    expected = pf.lora_linear(x.double(), frozen.dequantize().double(), A.double(), B.double())
+    bound = dict(rtol=2e-2, atol=2e-1) if dtype == torch.bfloat16 else dict(rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pf.lora_linear(x, frozen, A, B).double(), expected, **bound)
+
+
+@pytest.mark.parametrize("shape", [(200, 100), (200, 128), (130, 1), (2, 300)])
+def test_fp8_blocks_of_weights_narrower_than_a_block(shape):
+    N, K = shape
+    weight, scale = torch.randn(N, K).to(torch.float8_e4m3fn), torch.rand(-(-N // 128), -(-K // 128)) + 0.5
+    frozen = pf.Frozen("fp8", (weight, scale), None, torch.float32)
+    spread = scale.repeat_interleave(128, 0)[:N].repeat_interleave(128, 1)[:, :K]
+    torch.testing.assert_close(frozen.dequantize(), weight.float() * spread)
+    x = torch.randn(40, K)
+    torch.testing.assert_close(
+        pf.ia3_linear(x, frozen, torch.ones(N)), x @ frozen.dequantize().t(), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_a_scale_of_the_wrong_shape_is_refused_beside_a_raw_weight():
+    weight, dY, saved = torch.ones(17, 17, dtype=torch.int8), torch.ones(64, 17), torch.ones(64, 17)
+    with pytest.raises(ValueError, match="scale has 1 elements, expected 17"):
+        OPS["ia3_dx_dl"](dY, weight, torch.ones(17), saved, False, True, True, "int8", [torch.ones(1)])
+
+
+def test_dropout_in_dora_over_one_row_of_half_bytes():
+    weight, x = pf.quantize(torch.randn(1, 64), "nf4"), torch.randn(6, 64, requires_grad=True)
+    A, B = torch.randn(2, 64), torch.randn(1, 2)
+    gradients = []
+    for operand in (weight, weight.dequantize()):
+        torch.manual_seed(0)
+        y = pf.dora_linear(x, operand, A, B, torch.full((1,), 5.0), dropout_p=0.5)
+        gradients.append(torch.autograd.grad(y.sum(), x)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

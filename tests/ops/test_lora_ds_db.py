@@ -35,3 +35,12 @@ def test_an_expanded_gradient(kernel):
         dS, dB = lora_ds_db(dY, B, s, 3.0, True, True)
     torch.testing.assert_close(dS, 3 * B.sum(0).expand(9, 2))
     torch.testing.assert_close(dB, 3 * s.sum(0).expand(4, 2))
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("kernel", available(OPS["lora_ds_db"]))
+def test_a_scaling_that_is_nan_reaches_both_gradients(kernel, rows):
+    dY, B, s = torch.randn(rows, 65), torch.randn(65, 65), torch.randn(rows, 65)
+    with using(kernel):
+        dS, dB = OPS["lora_ds_db"](dY, B, s, float("nan"), True, True)
+    assert dS.isnan().all() and dB.isnan().all()

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 import pypeft_fast as pf
+from pypeft_fast._op import OPS
 from pypeft_fast.ops.lora_dx import lora_dx
+from pypeft_fast.testing import available
 from tests.ops.rejections import assert_rejects
 
 
@@ -43,3 +45,14 @@ def test_what_follows_the_codes_in_memory_is_not_read(dtype):
     with pf.using("cpu"):
         dX = lora_dx(*args)
     torch.testing.assert_close(dX, torch.full((M, K), N * 0.5, dtype=dtype))
+
+
+@pytest.mark.parametrize("kernel", available(OPS["lora_dx"]))
+def test_a_rank_of_zero_is_refused(kernel):
+    args = torch.ones(12, 5), torch.ones(5, 8), torch.ones(12, 0), torch.ones(0, 8), torch.empty(0, 0).byte(), 0.0
+    for given in (args, tuple(t.bfloat16() if t.is_floating_point() else t for t in args[:5]) + (0.0,)):
+        with (
+            pf.using(kernel),
+            pytest.raises(ValueError, match=r"lora_A has shape \(0, 8\): the rank must be at least 1"),
+        ):
+            lora_dx(*given)

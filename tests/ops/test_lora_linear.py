@@ -107,3 +107,26 @@ def test_infinity_times_a_scaling_of_0_is_nan(kernel, dtype, M):
     with pf.using(kernel):
         y, _ = lora_linear(x, weight, bias, s, B, 0.0, None, False)
     assert y[:, 4].isnan().all() and y.isfinite().sum() == y.numel() - M
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_rank_of_zero_is_refused(kernel):
+    args = torch.ones(12, 8), torch.ones(5, 8), None, torch.ones(12, 0), torch.ones(5, 0), 1.0, None, False
+    with pf.using(kernel), pytest.raises(ValueError, match=r"lora_B has shape \(5, 0\): the rank must be at least 1"):
+        lora_linear(*args)
+
+
+@pytest.mark.parametrize("trailing", [("dense", []), ("dense", None), (None, None)])
+def test_the_format_of_a_dense_weight_may_be_given(trailing):
+    args = sample("lora_linear", Case())
+    assert torch.equal(lora_linear(*args, *trailing)[0], lora_linear(*args)[0])
+
+
+def test_arguments_of_other_types_are_named():
+    args = sample("lora_linear", Case())
+    with pytest.raises(
+        RuntimeError, match="'Optional\\[Tensor\\]' for argument 'scale' but instead found type 'float'"
+    ):
+        lora_linear(*args[:6], 2.0, False)
+    with pytest.raises(RuntimeError, match=r"lora_linear\(\) is missing value for argument 'need_z'"):
+        lora_linear(*args[:7])

@@ -72,13 +72,13 @@ void read_bytes(Frozen& w, bool is_fp8) {
   const Tensor& scale = w.scales[0];
   c.scale = floats(scale);
   c.scale_rows = 1, c.scale_columns = std::max<int64_t>(1, w.K), c.scales_across = 1;
-  if (scale.numel() == 1) {
+  const int64_t down = ceil_div(w.N, FP8_BLOCK), across = ceil_div(w.K, FP8_BLOCK);
+  if (is_fp8 && scale.numel() == 1) {
     c.scale_rows = std::max<int64_t>(1, w.N);
-  } else if (is_fp8 && scale.dim() == 2 && scale.size(1) != 1) {
-    c.scale_rows = c.scale_columns = FP8_BLOCK, c.scales_across = ceil_div(w.K, FP8_BLOCK);
-    fits(scale.size(0) == ceil_div(w.N, FP8_BLOCK) && scale.size(1) == c.scales_across);
+  } else if (is_fp8 && scale.dim() == 2 && scale.size(0) == down && scale.size(1) == across && down != w.N) {
+    c.scale_rows = c.scale_columns = FP8_BLOCK, c.scales_across = across;
   } else {
-    fits(scale.numel() == w.N);
+    fits(scale.numel() == w.N && (!is_fp8 || scale.dim() == 1 || (scale.dim() == 2 && scale.size(1) == 1)));
   }
 }
 

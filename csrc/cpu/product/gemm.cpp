@@ -13,7 +13,7 @@ constexpr int64_t GEMM_COLUMNS = 48;  // of c that a panel covers
 struct Operand {
   const void* data;
   int64_t row, column;
-  const Codes* codes;  // instead of data: the matrix is this weight, or its transpose if row == 1
+  const Codes* codes;  // instead of data: the matrix is this weight, or its transpose if row == 1; the other step is 0
 };
 
 struct GemmArgs {
@@ -95,13 +95,13 @@ Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
 }
 }  // namespace
 
-bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t r) {
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t half_rank) {
   // From this many rows on, packing b pays. The vendor's bfloat16 product is closer to the peak, but lacks the low-rank
   // part. The pass that adds it costs the less, the longer the sums of the product are; and a large rank is multiplied
   // near the peak as well.
   constexpr int64_t FLOAT_ROWS = 32;
   if (dtype == ScalarType::Float) return rows >= FLOAT_ROWS && selected_isa() <= Isa::avx512;
-  const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5)) + (r > 64 ? 4 * r : 0);
+  const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5)) + (half_rank > 64 ? std::min<int64_t>(512, 4 * half_rank) : 0);
   return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !has_amx_bf16();
 }
 
@@ -127,7 +127,7 @@ Tensor gemm(const Tensor& given_a, const Right& given_b, const LowRank* low_rank
     b = with_a_dense_side(given_b.matrix());
     args.b = operand(*b);
   } else {
-    args.b = {nullptr, given_b.transposed ? 1 : args.N, given_b.transposed ? args.K : 1, &given_b.w.codes};
+    args.b = {nullptr, given_b.transposed ? 1 : 0, given_b.transposed ? 0 : 1, &given_b.w.codes};
   }
   std::optional<Tensor> left, right, mask, bias;
   if (low_rank) {

@@ -7,9 +7,9 @@
 #if defined(__x86_64__)
 namespace pypeft {
 
-// Whether gemm() is the faster way to a product of `rows` rows, sums over K and a low-rank part of rank r (0: none) on
+// Whether gemm() is the faster way to a product of `rows` rows, sums over K and a low-rank part on
 // this CPU; else the vendor multiplies, and a pass over its result adds the rest.
-bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t r);
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t half_rank);
 
 // Whether gemm() takes a quantised weight on this CPU, which it decodes while it packs its panels.
 bool gemm_decodes(ScalarType dtype);

@@ -17,7 +17,7 @@ void vendor_multiply(const Tensor& out, const Tensor& a, const Tensor& b, double
 
 // Whether the vendor multiplies an adapter's matrices of rank r faster than the kernels here, whose strength is that
 // they read a wide matrix once. M is the rows of that matrix, `x` its dtype, `adapter` that of the narrow one. A factor
-// of 0 must reach the sums, as 0 * inf is NaN, and libraries leave the product out.
+// of 0 or NaN must be multiplied with the sums, as 0 * inf is NaN; libraries leave the product out.
 bool vendor_wins(ScalarType x, ScalarType adapter, int64_t M, int64_t r, double factor, bool masked);
 
 }  // namespace pypeft

@@ -34,7 +34,7 @@ void read_eight_bit(Codes& c, const Tensor& scale) {
   c.scale_rows = 1, c.scale_columns = std::max<int64_t>(1, c.K), c.scales_across = 1;
   if (scale.numel() == 1) {
     c.scale_rows = std::max<int64_t>(1, c.N);
-  } else if (c.format == Format::fp8 && scale.dim() == 2 && scale.size(1) != 1) {
+  } else if (c.format == Format::fp8 && scale.dim() == 2 && scale.size(0) != c.N) {
     c.scale_rows = c.scale_columns = kFp8Block, c.scales_across = scale.size(1);
   }
 }
