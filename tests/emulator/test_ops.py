@@ -16,6 +16,7 @@ from pypeft_fast._op import OPS
 from pypeft_fast.frozen.operand import Frozen
 from pypeft_fast.testing import Case, assert_agrees, sample
 from tests import emulator
+from tests.ops.test_lora_shrink import assert_that_a_threshold_decides
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = sorted(name for name, op in OPS.items() if any(k.name == "cuda" for k in op.kernels))
@@ -47,6 +48,12 @@ def test_every_kernel_file_belongs_to_an_op_that_has_the_kernel():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(op, case, poisoned):
     assert_agrees(op, "cuda", case)
+
+
+@pytest.mark.parametrize("adapter", [BF16, F32])
+def test_exactly_the_lanes_that_reach_the_threshold_are_kept(adapter):
+    with pf.using("cuda"):
+        assert_that_a_threshold_decides(BF16, adapter)
 
 
 def test_tickets_are_zero_for_every_launch():

@@ -61,6 +61,18 @@ PYPEFT_DEVICE void cp_async_wait() {
 #endif
 }
 
+// ------------------------------------------------------------------------------------------------- two 16-bit halves
+// 0xFFFF in each half whose highest bit is 1, and 0 in the others.
+PYPEFT_DEVICE uint32_t spread_signs(uint32_t halves) {
+#ifdef __CUDA_ARCH__
+  uint32_t spread;
+  asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(spread) : "r"(halves));  // 8 more than a byte's number: its sign, 8 times
+  return spread;
+#else
+  return (halves >> 15 & 0x00010001u) * 0xFFFFu;
+#endif
+}
+
 // ----------------------------------------------------------------------------------------------- between blocks
 // Draws a number: *ticket as it was; it becomes one more, or 0 after `last`. Whoever draws later sees what this thread
 // stored before, and what the threads stored that it met at a barrier before.

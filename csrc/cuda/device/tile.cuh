@@ -73,19 +73,30 @@ PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, 
   }
 }
 
-// f(row, chunk) for this thread's chunks of a tile: of number thread, thread + kThreads, ..., which lie below each
-// other. The compiler knows the number of turns; of a loop that begins at threadIdx.x it does not, and it would peel
-// that loop.
+// f(row, part) for this thread's parts of kRows rows of kParts each: of number thread, thread + kThreads, ..., which
+// lie below each other. The compiler knows the number of turns; of a loop that begins at threadIdx.x it does not, and
+// it would peel that loop.
+template <int kRows, int kParts, int kThreads, class F>
+PYPEFT_DEVICE void each_part(F&& f) {
+  static_assert(kThreads % kParts == 0);
+  constexpr int kRowsAtOnce = kThreads / kParts;
+  const int first = threadIdx.x / kParts, part = threadIdx.x % kParts;
+#pragma unroll
+  for (int turn = 0; turn < (kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++turn) {
+    const int row = first + turn * kRowsAtOnce;
+    if ((turn + 1) * kRowsAtOnce <= kRows || row < kRows) f(row, part);
+  }
+}
+
+// A tile's chunks, and its groups of 8 elements.
 template <class Tile, int kThreads, class F>
 PYPEFT_DEVICE void each_chunk(F&& f) {
-  static_assert(kThreads % Tile::kChunks == 0);
-  constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
-  const int first = threadIdx.x / Tile::kChunks, chunk = threadIdx.x % Tile::kChunks;
-#pragma unroll
-  for (int turn = 0; turn < (Tile::kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++turn) {
-    const int row = first + turn * kRowsAtOnce;
-    if ((turn + 1) * kRowsAtOnce <= Tile::kRows || row < Tile::kRows) f(row, chunk);
-  }
+  each_part<Tile::kRows, Tile::kChunks, kThreads>(f);
+}
+
+template <class Tile, int kThreads, class F>
+PYPEFT_DEVICE void each_group(F&& f) {
+  each_part<Tile::kRows, Tile::kCols / 8, kThreads>(f);
 }
 
 // tile[i][j] = m[row0 + i][col0 + j], 0 outside of m. By 16-byte asynchronous copies: m has the tile's type and
@@ -106,13 +117,11 @@ PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
 PYPEFT_DEVICE bool odd_first(int group) { return group >> 2 & 1; }
 
 // The same for a tile of floats and an m of 16-bit values with m.vectors: 16 bytes are read, 32 are written. A thread
-// takes the groups of 8 elements of number thread, thread + kThreads, ...
+// takes the groups of 8 elements that each_group gives it.
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0) {
-  constexpr int kGroups = Tile::kCols / 8;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < Tile::kRows * kGroups; i += kThreads) {
-    const int row = i / kGroups, group = i % kGroups, col = col0 + group * 8;
+  each_group<Tile, kThreads>([&](int row, int group) {
+    const int col = col0 + group * 8;
     const int64_t offset = (row0 + row) * m.row + col;
     float v[8] = {};
     if (row0 + row < m.rows && col + 8 <= m.cols) {
@@ -131,7 +140,7 @@ PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0)
     const bool odd = odd_first(group);
     store_shared(Tile::chunk(tile, row, 2 * group + odd), odd ? halves[1] : halves[0]);
     store_shared(Tile::chunk(tile, row, 2 * group + !odd), odd ? halves[0] : halves[1]);
-  }
+  });
 }
 
 // The same for any strides and types, an element at a time; neighbouring threads take neighbours in memory.
