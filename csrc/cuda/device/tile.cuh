@@ -104,11 +104,11 @@ PYPEFT_DEVICE void each_group(F&& f) {
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
   using T = typename Tile::Element;
+  const int first = threadIdx.x / Tile::kChunks, col = col0 + threadIdx.x % Tile::kChunks * Tile::kPerChunk;
+  const T* from = static_cast<const T*>(m.data) + (row0 + first) * m.row + col;
   each_chunk<Tile, kThreads>([&](int row, int chunk) {
-    const int col = col0 + chunk * Tile::kPerChunk;
-    const int inside = row0 + row < m.rows ? min(max(m.cols - col, 0), Tile::kPerChunk) : 0;
-    const T* from = static_cast<const T*>(m.data) + (inside > 0 ? (row0 + row) * m.row + col : 0);
-    cp_async_16(Tile::chunk(tile, row, chunk), from, inside * int(sizeof(T)));
+    const bool inside = row0 + row < m.rows && col < m.cols;
+    cp_async_16(Tile::chunk(tile, row, chunk), from + (row - first) * m.row, inside ? 16 : 0);
   });
 }
 
@@ -124,7 +124,7 @@ PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0)
     const int col = col0 + group * 8;
     const int64_t offset = (row0 + row) * m.row + col;
     float v[8] = {};
-    if (row0 + row < m.rows && col + 8 <= m.cols) {
+    if (row0 + row < m.rows && col < m.cols) {
       const uint4 pairs = load_global<uint4>(static_cast<const uint16_t*>(m.data) + offset);
       const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
 #pragma unroll
@@ -132,9 +132,6 @@ PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0)
         const float2 two = m.dtype == Dtype::bf16 ? unpack2<__nv_bfloat16>(words[j]) : unpack2<__half>(words[j]);
         v[2 * j] = two.x, v[2 * j + 1] = two.y;
       }
-    } else if (row0 + row < m.rows) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = col + j < m.cols ? load_element(m, offset + j) : 0.0f;
     }
     const float4 halves[2] = {make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])};
     const bool odd = odd_first(group);

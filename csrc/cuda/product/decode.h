@@ -9,7 +9,7 @@ constexpr int kDecodeRows = 16;
 // Few rows, no mask, no gradient, and 16-byte loads all along the rows of X and W.
 inline bool decodes(const ProductArgs& p) {
   return p.X.rows <= kDecodeRows && !p.low_rank.mask && !p.inputs.gradient.out && !p.epilogue.scale.gradient.out &&
-         p.X.vectors && p.W.vectors && p.X.cols % (16 / bytes_of(p.X.dtype)) == 0;
+         p.X.vectors && p.W.vectors;
 }
 
 void decode(const OnDevice& on, const ProductArgs& args, bool allow_tf32);
