@@ -36,11 +36,18 @@ struct Tile {
   }
 };
 
-PYPEFT_DEVICE float load_element(const Matrix& m, int64_t offset) {
-  if (m.dtype == Dtype::f32) return load_global<float>(static_cast<const float*>(m.data) + offset);
-  if (m.dtype == Dtype::f16) return to_float(load_global<__half>(static_cast<const __half*>(m.data) + offset));
-  return to_float(load_global<__nv_bfloat16>(static_cast<const __nv_bfloat16*>(m.data) + offset));
+// The bits of an element, and later its value: between the two nothing waits for the load.
+PYPEFT_DEVICE uint32_t load_bits(const Matrix& m, int64_t offset) {
+  if (m.dtype == Dtype::f32) return load_global<uint32_t>(static_cast<const uint32_t*>(m.data) + offset);
+  return load_global<uint16_t>(static_cast<const uint16_t*>(m.data) + offset);
 }
+
+PYPEFT_DEVICE float value_of(uint32_t bits, Dtype dtype) {
+  if (dtype == Dtype::f32) return __uint_as_float(bits);
+  return dtype == Dtype::f16 ? unpack2<__half>(bits).x : unpack2<__nv_bfloat16>(bits).x;
+}
+
+PYPEFT_DEVICE float load_element(const Matrix& m, int64_t offset) { return value_of(load_bits(m, offset), m.dtype); }
 
 PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value) {
   if (dtype == Dtype::f32) store_global(static_cast<float*>(out) + i, value);
