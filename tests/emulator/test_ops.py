@@ -56,6 +56,20 @@ def test_exactly_the_lanes_that_reach_the_threshold_are_kept(adapter):
         assert_that_a_threshold_decides(BF16, adapter)
 
 
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_dx", "lora_da", "lora_ds_db"])
+def test_the_stride_of_a_single_row_may_be_anything(op):
+    """Addresses beyond the only row are computed, of which nothing is read: they are multiples of 16 all the same."""
+    args = sample(op, Case(1, 64, 64, 16, 0.3, BF16))
+    gaps = [torch.cat([a, a.new_zeros(1, 3)], 1)[:, : a.shape[1]] if is_row(a) else a for a in args]
+    assert any(is_row(a) and a.stride(0) % 8 for a in gaps)
+    with pf.using("cuda"):
+        torch.testing.assert_close(OPS[op](*gaps), OPS[op](*args), rtol=0, atol=0)
+
+
+def is_row(value):
+    return isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[0] == 1
+
+
 def test_tickets_are_zero_for_every_launch():
     """One buffer a stream, a larger one when needed; for a captured graph, or on a full device, one of its own."""
     few, many = (sample("lora_shrink", Case(M, 128, 8, 1, 0.0, BF16)) for M in (5, 64 * 260))
