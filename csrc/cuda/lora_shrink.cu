@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   using M = Math<T, kTf32>;
   using TileX = Tile<T, kBlockM, kBlockK>;
   using TileA = Tile<T, kRank, kBlockK>;
-  constexpr int kStageBytes = TileX::kBytes + TileA::kBytes, kGroups = kBlockK / 8;
+  constexpr int kStageBytes = TileX::kBytes + TileA::kBytes;
   [[maybe_unused]] constexpr int kUnroll = M::K == 16 ? 4 : 1;  // floats in three parts fill the registers
   char* shared = shared_memory();
   const int tiles = (p.rank + kRank - 1) / kRank, group = blockIdx.y / tiles, r0 = blockIdx.y % tiles * kRank;
@@ -64,16 +64,16 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
     cp_async_commit();
   };
   auto drop = [&](char* tile, int k0) {
-#pragma unroll 2
-    for (int i = threadIdx.x; i < kBlockM * kGroups; i += kThreads) {
-      const int row = i / kGroups, byte = k0 / 8 + i % kGroups;
-      if (m0 + row >= p.x.rows || byte >= bytes) continue;
+    each_group<TileX, kThreads>([&](int row, int eight) {
+      const int byte = k0 / 8 + eight;
       const uint64_t index = uint64_t(m0 + row) * bytes + byte;
+      Keep keep;
+      philox_keep(keep, index, seed, p.threshold);
+      keep_group<TileX>(tile, row, eight, keep);
+      if (r0 > 0 || m0 + row >= p.x.rows || byte >= bytes) return;
       const uint32_t last = (1u << min(p.x.cols - byte * 8, 8)) - 1;  // bits past the last column are 0
-      const uint32_t keep = philox_byte(index, seed, p.threshold) & last;
-      if (r0 == 0) store_global(p.mask + uint64_t(group) * p.x.rows * bytes + index, uint8_t(keep));
-      keep_group<TileX>(tile, row, i % kGroups, keep);
-    }
+      store_global(p.mask + uint64_t(group) * p.x.rows * bytes + index, uint8_t(packed(keep) & last));
+    });
   };
 
   float sums[kRank / 8][4] = {};

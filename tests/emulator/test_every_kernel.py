@@ -39,7 +39,7 @@ def products(op, **options):
 
 
 def decoding(op, sectors=(1.1, 1.1), **options):
-    """decode.cu with up to 8 and up to 16 rows. With a lora_B each lane reads a different row of lora_B at the end."""
+    """decode.cu with up to 8 and up to 16 rows."""
     return {
         f"decoding {M} rows": Path(
             op, Case(M - 3, 136, 40, 5, options=options), Case(M, 512, 256, 16, options=options), 4, allowed
@@ -89,12 +89,10 @@ FEEDFORWARD = VARIANTS["ia3_linear, feedforward"][1]
 SCALE = VARIANTS["lora_linear, scale"][1]
 BY_OP = {
     "lora_shrink": sums("lora_shrink", 128, 192, 1.15, 1.25, 1.05),
-    "lora_linear": products("lora_linear")
-    | decoding("lora_linear", (2.2, 2.6))
-    | decoding_codes("lora_linear", (3.6, 3.9)),
+    "lora_linear": products("lora_linear") | decoding("lora_linear") | decoding_codes("lora_linear", (3.0, 3.0)),
     "lora_linear, scale": products("lora_linear", **SCALE)
-    | decoding("lora_linear", (2.2, 2.6), **SCALE)
-    | decoding_codes("lora_linear", (3.6, 3.9), **SCALE),
+    | decoding("lora_linear", **SCALE)
+    | decoding_codes("lora_linear", (3.0, 3.0), **SCALE),
     "lora_ds_db": sums("lora_ds_db", 128, 128, 1.1, 1.2, 1.4),
     "lora_dx": products("lora_dx"),
     "lora_da": sums("lora_da", 512, 192, 1.15, 1.3, 1.65),

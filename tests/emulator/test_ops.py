@@ -15,6 +15,7 @@ from pypeft_fast._op import OPS
 from pypeft_fast.frozen.operand import Frozen
 from pypeft_fast.testing import Case, assert_agrees, sample
 from tests import emulator
+from tests.ops.test_lora_shrink import assert_that_a_threshold_decides
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = sorted(name for name, op in OPS.items() if any(k.name == "cuda" for k in op.kernels))
@@ -46,6 +47,26 @@ def test_every_kernel_file_belongs_to_an_op_that_has_the_kernel():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_float64(op, case, poisoned):
     assert_agrees(op, "cuda", case)
+
+
+@pytest.mark.parametrize("adapter", [BF16, F32])
+def test_exactly_the_lanes_that_reach_the_threshold_are_kept(adapter):
+    with pf.using("cuda"):
+        assert_that_a_threshold_decides(BF16, adapter)
+
+
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_dx", "lora_da", "lora_ds_db"])
+def test_the_stride_of_a_single_row_may_be_anything(op):
+    """Addresses beyond the only row are computed, of which nothing is read: they are multiples of 16 all the same."""
+    args = sample(op, Case(1, 64, 64, 16, 0.3, BF16))
+    gaps = [torch.cat([a, a.new_zeros(1, 3)], 1)[:, : a.shape[1]] if is_row(a) else a for a in args]
+    assert any(is_row(a) and a.stride(0) % 8 for a in gaps)
+    with pf.using("cuda"):
+        torch.testing.assert_close(OPS[op](*gaps), OPS[op](*args), rtol=0, atol=0)
+
+
+def is_row(value):
+    return isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[0] == 1
 
 
 def test_tickets_are_zero_for_every_launch():

@@ -3,6 +3,7 @@
 from .mutation import Mutation
 
 QUANTIZED = "tests/emulator/test_quantized.py"
+OPS = "tests/emulator/test_ops.py"
 
 
 def _cuda(name, file, old, new, *tests, **options):
@@ -28,4 +29,10 @@ MUTATIONS = [
     _cuda("fp8-exponent", "frozen/decode.cuh", "* 256.0f", "* 128.0f", f"{QUANTIZED} -k every_byte"),
     _cuda("int8-not-over-127", "dequantize.cu", "(1.0f / 127.0f)", "(1.0f / 128.0f)",
           f"{QUANTIZED} -k 'dequantised_in_one_launch and int8'"),
+    _cuda("threshold-carry", "device/dropout.cuh", "((rest & 0x7FFF) + 1)", "(rest & 0x7FFF)",
+          f"{OPS} -k lanes_that_reach_the_threshold"),
+    _cuda("mask-halves-exchanged", "device/dropout.cuh", "0x00020001u << 2 * j", "0x00010002u << 2 * j",
+          f"{OPS} -k lanes_that_reach_the_threshold"),
+    _cuda("mask-of-the-first-word", "device/dropout.cuh", "spread << (15 - 2 * j)", "spread << 15",
+          f"{OPS} -k 'agrees and lora_da'"),
 ]  # fmt: skip

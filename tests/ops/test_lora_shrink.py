@@ -39,6 +39,32 @@ def test_mask_and_sum_of_a_known_seed():
     assert torch.equal(s[:, 0], 2.0 * philox.unpack(mask, 12).sum(1))
 
 
+def lanes(rows, columns, seed):
+    """The 16-bit lanes of the dropout stream that fall to [rows, columns], 8 columns to a counter."""
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    counters = (philox.philox_4x32_7((i, 0, 0, 0), key) for i in range(rows * columns // 8))
+    return torch.tensor([words[j // 2] >> 16 * (j % 2) & 0xFFFF for words in counters for j in range(8)])
+
+
+def assert_that_a_threshold_decides(x_dtype, A_dtype):
+    """Where a carry out of 15 or 16 bits would decide, and at lanes of the stream and one above."""
+    x, A, seed = torch.ones(3, 64, dtype=x_dtype), torch.ones(1, 64, dtype=A_dtype), 0x0123456789ABCDEF
+    found = lanes(3, 64, seed).view(3, 64)
+    drawn = [int(found.min()), int(found.max()), *found[0, :8].tolist()]
+    for threshold in (0, 1, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0xFFFE, 0xFFFF, *drawn, *(lane + 1 for lane in drawn)):
+        s, mask = lora_shrink(x, A, max(threshold, 0.25) / 65536, torch.tensor([seed]))
+        assert torch.equal(philox.unpack(mask, 64), found >= threshold), threshold
+        kept = (found >= threshold).sum(1, keepdim=True) * 65536 / (65536 - threshold)
+        torch.testing.assert_close(s, kept.to(s.dtype))
+
+
+@pytest.mark.parametrize("kernel", available(OPS["lora_shrink"]))
+@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32])
+def test_exactly_the_lanes_that_reach_the_threshold_are_kept(kernel, adapter):
+    with using(kernel):
+        assert_that_a_threshold_decides(torch.bfloat16, adapter)
+
+
 def test_no_dropout_costs_no_mask():
     _, mask = lora_shrink(torch.ones(4, 9), torch.ones(2, 9), 0.0, None)
     assert mask.shape == (0, 2) and mask.numel() == 0

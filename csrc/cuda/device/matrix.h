@@ -12,7 +12,7 @@ struct Matrix {
   int64_t row, col;
   int rows, cols;
   Dtype dtype;
-  bool vectors;  // each row is contiguous and begins at an address that is a multiple of 16 bytes
+  bool vectors;  // each row is contiguous, a whole number of 16 bytes long, and begins at a multiple of 16 bytes
 };
 
 // The kernels hold sizes as int and offsets as int64_t.
@@ -21,28 +21,21 @@ inline int size_of(int64_t size) {
   return static_cast<int>(size);
 }
 
-inline bool has_vectors(const void* data, int64_t row, int64_t col, int64_t rows, int64_t cols, Dtype dtype) {
+// A stride that leads to no second row may be anything; it becomes 0, so that what is computed from it is aligned.
+inline Matrix matrix(const void* data, int64_t row, int64_t col, int rows, int cols, Dtype dtype) {
+  if (rows <= 1) row = 0;
   const int64_t bytes = bytes_of(dtype);
-  return (col == 1 || cols <= 1) && reinterpret_cast<uintptr_t>(data) % 16 == 0 && (row * bytes % 16 == 0 || rows <= 1);
+  const bool dense = col == 1 || cols == 0, whole = row * bytes % 16 == 0 && cols * bytes % 16 == 0;
+  return {data, row, col, rows, cols, dtype, dense && whole && reinterpret_cast<uintptr_t>(data) % 16 == 0};
 }
 
 inline Matrix view(const Tensor& t) {
-  Matrix m{read(t), t.stride(0), t.stride(1), size_of(t.size(0)), size_of(t.size(1)), dtype_of(t), false};
-  m.vectors = has_vectors(m.data, m.row, m.col, m.rows, m.cols, m.dtype);
-  return m;
+  return matrix(read(t), t.stride(0), t.stride(1), size_of(t.size(0)), size_of(t.size(1)), dtype_of(t));
 }
 
 // The vector v as a matrix of one row.
-inline Matrix as_row(const Tensor& v) {
-  Matrix m{read(v), 0, v.stride(0), 1, size_of(v.size(0)), dtype_of(v), false};
-  m.vectors = has_vectors(m.data, m.row, m.col, m.rows, m.cols, m.dtype);
-  return m;
-}
+inline Matrix as_row(const Tensor& v) { return matrix(read(v), 0, v.stride(0), 1, size_of(v.size(0)), dtype_of(v)); }
 
-inline Matrix transposed(const Matrix& m) {
-  Matrix t{m.data, m.col, m.row, m.cols, m.rows, m.dtype, false};
-  t.vectors = has_vectors(t.data, t.row, t.col, t.rows, t.cols, t.dtype);
-  return t;
-}
+inline Matrix transposed(const Matrix& m) { return matrix(m.data, m.col, m.row, m.cols, m.rows, m.dtype); }
 
 }  // namespace pypeft

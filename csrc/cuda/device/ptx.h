@@ -34,8 +34,8 @@ namespace pypeft {
 // ---------------------------------------------------------------------------------------------- asynchronous copies
 // Copies the first `kept` of 16 bytes from global to shared memory, bypassing L1, and fills the rest with zeros. Both
 // addresses are multiples of 16. The thread that issued the copy may read the bytes after cp_async_wait; the other
-// threads of the block may read them after cp_async_wait and a barrier. With kept = 0 nothing is read, but the address
-// must still be valid.
+// threads of the block may read them after cp_async_wait and a barrier. With kept = 0 nothing is read, and any address
+// is accepted. If the compiler sees that `kept` is 16 or 0, the copy takes four instructions fewer.
 PYPEFT_DEVICE void cp_async_16(void* shared, const void* global, int kept = 16) {
 #ifdef __CUDA_ARCH__
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -61,6 +61,18 @@ PYPEFT_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #elif defined(CUDA_EMULATOR)
   emulator::wait_copies(kPending);
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------- two 16-bit halves
+// 0xFFFF in each half whose highest bit is 1, and 0 in the others.
+PYPEFT_DEVICE uint32_t spread_signs(uint32_t halves) {
+#ifdef __CUDA_ARCH__
+  uint32_t spread;
+  asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(spread) : "r"(halves));  // 8 more than a byte's number: its sign, 8 times
+  return spread;
+#else
+  return (halves >> 15 & 0x00010001u) * 0xFFFFu;
 #endif
 }
 

@@ -36,11 +36,18 @@ struct Tile {
   }
 };
 
-PYPEFT_DEVICE float load_element(const Matrix& m, int64_t offset) {
-  if (m.dtype == Dtype::f32) return load_global<float>(static_cast<const float*>(m.data) + offset);
-  if (m.dtype == Dtype::f16) return to_float(load_global<__half>(static_cast<const __half*>(m.data) + offset));
-  return to_float(load_global<__nv_bfloat16>(static_cast<const __nv_bfloat16*>(m.data) + offset));
+// The bits of an element, and later its value: between the two nothing waits for the load.
+PYPEFT_DEVICE uint32_t load_bits(const Matrix& m, int64_t offset) {
+  if (m.dtype == Dtype::f32) return load_global<uint32_t>(static_cast<const uint32_t*>(m.data) + offset);
+  return load_global<uint16_t>(static_cast<const uint16_t*>(m.data) + offset);
 }
+
+PYPEFT_DEVICE float value_of(uint32_t bits, Dtype dtype) {
+  if (dtype == Dtype::f32) return __uint_as_float(bits);
+  return dtype == Dtype::f16 ? unpack2<__half>(bits).x : unpack2<__nv_bfloat16>(bits).x;
+}
+
+PYPEFT_DEVICE float load_element(const Matrix& m, int64_t offset) { return value_of(load_bits(m, offset), m.dtype); }
 
 PYPEFT_DEVICE void store_element(void* out, Dtype dtype, int64_t i, float value) {
   if (dtype == Dtype::f32) store_global(static_cast<float*>(out) + i, value);
@@ -73,19 +80,30 @@ PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, 
   }
 }
 
-// Calls f(row, chunk) for the chunks of this thread: numbers thread, thread + kThreads, ..., all in one column of
-// chunks. The compiler knows the number of iterations. It would not know the number for a loop that begins at
-// threadIdx.x, and would peel such a loop.
+// Calls f(row, part) for the parts of this thread, of kRows rows of kParts each: numbers thread, thread + kThreads, ...,
+// all in one column of parts. The compiler knows the number of iterations. It would not know the number for a loop that
+// begins at threadIdx.x, and would peel such a loop.
+template <int kRows, int kParts, int kThreads, class F>
+PYPEFT_DEVICE void each_part(F&& f) {
+  static_assert(kThreads % kParts == 0);
+  constexpr int kRowsAtOnce = kThreads / kParts;
+  const int first = threadIdx.x / kParts, part = threadIdx.x % kParts;
+#pragma unroll
+  for (int turn = 0; turn < (kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++turn) {
+    const int row = first + turn * kRowsAtOnce;
+    if ((turn + 1) * kRowsAtOnce <= kRows || row < kRows) f(row, part);
+  }
+}
+
+// Calls f for the chunks of a tile, or for its groups of 8 elements.
 template <class Tile, int kThreads, class F>
 PYPEFT_DEVICE void each_chunk(F&& f) {
-  static_assert(kThreads % Tile::kChunks == 0);
-  constexpr int kRowsAtOnce = kThreads / Tile::kChunks;
-  const int first = threadIdx.x / Tile::kChunks, chunk = threadIdx.x % Tile::kChunks;
-#pragma unroll
-  for (int turn = 0; turn < (Tile::kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++turn) {
-    const int row = first + turn * kRowsAtOnce;
-    if ((turn + 1) * kRowsAtOnce <= Tile::kRows || row < Tile::kRows) f(row, chunk);
-  }
+  each_part<Tile::kRows, Tile::kChunks, kThreads>(f);
+}
+
+template <class Tile, int kThreads, class F>
+PYPEFT_DEVICE void each_group(F&& f) {
+  each_part<Tile::kRows, Tile::kCols / 8, kThreads>(f);
 }
 
 // tile[i][j] = m[row0 + i][col0 + j], 0 outside of m, by asynchronous copies of 16 bytes. m has the type of the tile,
@@ -93,11 +111,11 @@ PYPEFT_DEVICE void each_chunk(F&& f) {
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
   using T = typename Tile::Element;
+  const int first = threadIdx.x / Tile::kChunks, col = col0 + threadIdx.x % Tile::kChunks * Tile::kPerChunk;
+  const T* from = static_cast<const T*>(m.data) + (row0 + first) * m.row + col;
   each_chunk<Tile, kThreads>([&](int row, int chunk) {
-    const int col = col0 + chunk * Tile::kPerChunk;
-    const int inside = row0 + row < m.rows ? min(max(m.cols - col, 0), Tile::kPerChunk) : 0;
-    const T* from = static_cast<const T*>(m.data) + (inside > 0 ? (row0 + row) * m.row + col : 0);
-    cp_async_16(Tile::chunk(tile, row, chunk), from, inside * int(sizeof(T)));
+    const bool inside = row0 + row < m.rows && col < m.cols;
+    cp_async_16(Tile::chunk(tile, row, chunk), from + (row - first) * m.row, inside ? 16 : 0);
   });
 }
 
@@ -107,16 +125,14 @@ PYPEFT_DEVICE void fill_async(char* tile, const Matrix& m, int row0, int col0) {
 PYPEFT_DEVICE bool odd_first(int group) { return group >> 2 & 1; }
 
 // As fill_async, for a tile of floats and an m of 16-bit values with m.vectors: each step reads 16 bytes and writes 32.
-// A thread fills the groups of 8 elements with the numbers thread, thread + kThreads, ...
+// A thread fills the groups of 8 elements that each_group calls it for.
 template <class Tile, int kThreads>
 PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0) {
-  constexpr int kGroups = Tile::kCols / 8;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < Tile::kRows * kGroups; i += kThreads) {
-    const int row = i / kGroups, group = i % kGroups, col = col0 + group * 8;
+  each_group<Tile, kThreads>([&](int row, int group) {
+    const int col = col0 + group * 8;
     const int64_t offset = (row0 + row) * m.row + col;
     float v[8] = {};
-    if (row0 + row < m.rows && col + 8 <= m.cols) {
+    if (row0 + row < m.rows && col < m.cols) {
       const uint4 pairs = load_global<uint4>(static_cast<const uint16_t*>(m.data) + offset);
       const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
 #pragma unroll
@@ -124,15 +140,12 @@ PYPEFT_DEVICE void fill_widened(char* tile, const Matrix& m, int row0, int col0)
         const float2 two = m.dtype == Dtype::bf16 ? unpack2<__nv_bfloat16>(words[j]) : unpack2<__half>(words[j]);
         v[2 * j] = two.x, v[2 * j + 1] = two.y;
       }
-    } else if (row0 + row < m.rows) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] = col + j < m.cols ? load_element(m, offset + j) : 0.0f;
     }
     const float4 halves[2] = {make_float4(v[0], v[1], v[2], v[3]), make_float4(v[4], v[5], v[6], v[7])};
     const bool odd = odd_first(group);
     store_shared(Tile::chunk(tile, row, 2 * group + odd), odd ? halves[1] : halves[0]);
     store_shared(Tile::chunk(tile, row, 2 * group + !odd), odd ? halves[0] : halves[1]);
-  }
+  });
 }
 
 // As fill_async, for any strides and types, element by element. Neighbouring threads read neighbouring elements in

@@ -60,12 +60,23 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
     }
     cp_async_commit();
   };
-  auto drop = [&](char* tile, int m0) {
-    for (int i = threadIdx.x; i < kRows * kGroups; i += kThreads) {
-      const int row = i / kGroups, group = i % kGroups;
-      if (m0 + row >= p.X.rows || n0 + group * 8 >= p.X.cols) continue;
-      keep_group<TileX>(tile, row, group, load_global<uint8_t>(p.mask + (m0 + row) * p.mask_row + n0 / 8 + group));
-    }
+  // The mask's bytes of a stage, requested before the wait for its X; outside of X there are none.
+  uint8_t kept[kRows * kGroups / kThreads] = {};
+  auto load_mask = [&](int m0) {
+    int turn = 0;
+    each_group<TileX, kThreads>([&](int row, int group) {
+      const bool inside = m0 + row < p.X.rows && n0 + group * 8 < p.X.cols;
+      const uint8_t* from = p.mask + (m0 + row) * p.mask_row + n0 / 8 + group;
+      kept[turn++] = inside ? load_global<uint8_t>(from) : uint8_t(0);
+    });
+  };
+  auto drop = [&](char* tile) {
+    int turn = 0;
+    each_group<TileX, kThreads>([&](int row, int group) {
+      Keep keep;
+      unpack(keep, kept[turn++]);
+      keep_group<TileX>(tile, row, group, keep);
+    });
   };
 
   if constexpr (!kTall) {
@@ -76,10 +87,11 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
   for (int step = 0; step < steps; ++step) {
     char* stage = shared + step % kStages * S::kStageBytes;
     [[maybe_unused]] const int m0 = begin + step * kRows;
+    if (p.mask) load_mask(m0);
     cp_async_wait<kStages - 2>();
     if (p.mask) {
       if constexpr (!kMasksItsOwn<kFill, TileX>) __syncthreads();
-      drop(stage, m0);
+      drop(stage);
     }
     __syncthreads();
     copy(step + kStages - 1);  // into the stage that all threads left before this barrier

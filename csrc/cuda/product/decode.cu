@@ -1,26 +1,29 @@
 // Plan. A block computes 16 columns of the output, which are 16 rows of W. Its 8 warps divide K among themselves, in
-// pieces of 64 (16-bit) or 32 (float) columns. W is loaded into registers without shared memory: 16 bytes a load, with
-// four loads of a thread in flight. X is loaded in the same way, from L1 and L2. W is the operand A of the tensor
-// cores, with 16 rows, and X is the operand B, with 8 columns; if X has more than 8 rows, the product is computed
-// twice. The 16 bytes of a lane are consecutive along K, unlike the columns of a fragment. The product is right all the
-// same, because X is permuted along K in the same way. IA3's factors on the inputs multiply X in registers. The warps
-// add their sums in 8.5 KiB of shared memory, and the epilogue adds the low-rank term (in float) and the bias, and
-// multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s are read from L2.
+// pieces of 128 (16-bit) or 32 (float) columns. W is loaded into registers without shared memory: 16 bytes a load, with
+// eight loads of a thread in flight, or four for floats or with IA3's factors. X is loaded in the same way, from L1 and
+// L2. W is the operand A of the tensor cores, with 16 rows, and X is the operand B, with 8 columns; if X has more than 8
+// rows, the product is computed twice. The 16 bytes of a lane are consecutive along K, unlike the columns of a fragment.
+// The product is right all the same, because X is permuted along K in the same way. IA3's factors on the inputs multiply
+// X in registers. The low-rank operands, the bias and the scale are requested before the loop along K, one element a
+// thread, and stay in registers. The warps add their sums in shared memory, and the epilogue adds the low-rank term (in
+// float) and the bias, and multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s are read from L2.
 #include "cuda/product/decode.cuh"
 
 namespace pypeft {
 namespace {
 template <class T, bool kTf32, int kEights, bool kScaled>
 __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(ProductArgs p) {
-  constexpr int kPerLoad = 16 / sizeof(T), kPart = 4 * kPerLoad, kParts = 2, kStep = kDecodeWarps * kParts * kPart;
+  constexpr int kPerLoad = 16 / sizeof(T), kPart = 4 * kPerLoad, kParts = sizeof(T) == 2 && !kScaled ? 4 : 2,
+                kStep = kDecodeWarps * kParts * kPart;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int n0 = blockIdx.x * kDecodeCols;
   auto load_weights = [&](int row, int k) {
     if (row >= p.W.rows || k >= p.W.cols) return make_uint4(0, 0, 0, 0);
     return load_global_streaming(static_cast<const T*>(p.W.data) + row * p.W.row + k);
   };
+  DecodeEnd<T> end(p, n0);
   float c[kEights][4] = {};
-#pragma unroll 2
+#pragma unroll 1
   for (int k0 = warp * kParts * kPart; k0 < p.X.cols; k0 += kStep) {
     uint4 w[kParts][2], x[kParts][kEights];
     [[maybe_unused]] float factors[kParts][kPerLoad] = {};
@@ -42,14 +45,14 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(ProductArgs p
       multiply<T, kTf32, kEights>(c, w[part][0], w[part][1], x[part]);
     }
   }
-  finish_decoding<T, kEights>(p, c, reinterpret_cast<float*>(shared_memory()), n0);
+  end.finish(c, shared_memory());
 }
 }  // namespace
 
 void decode(const OnDevice& on, const ProductArgs& p, bool allow_tf32) {
   dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights, bool kScaled>() {
     launch(on, decode_kernel<T, kTf32, kEights, kScaled>, dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))),
-           dim3(kDecodeThreads), kSumsBytes, p);
+           dim3(kDecodeThreads), DecodeEnd<T>::kBytes, p);
   });
 }
 

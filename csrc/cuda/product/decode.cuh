@@ -74,40 +74,107 @@ PYPEFT_DEVICE void load_input_factors(float (&f)[16 / sizeof(T)], const ProductA
   }
 }
 
-// The epilogue: adds the sums c of the warps in kSumsBytes of shared memory, adds the low-rank term (in float) and the
-// bias, multiplies by the scale, and stores the output. n0 is the first output column of the block.
-template <class T, int kEights>
-PYPEFT_DEVICE void finish_decoding(const ProductArgs& p, const float (&c)[kEights][4], float* sums, int n0) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+// The epilogue: adds the sums of the warps, the low-rank term (in float) and the bias, multiplies by the scale, and
+// stores the output. Its operands are requested before the loop along K, so that no load is waited for after the loop.
+// A thread holds one element of S and one of L for every 16 ranks, up to kRanks, and the bias and the factor of its
+// column of the output. Larger ranks are loaded in further rounds, after the loop.
+template <class T>
+struct DecodeEnd {
+  using Tile16 = Tile<float, kDecodeRows, 16>;           // of S, and of L's 16 rows for the block's columns
+  static constexpr int kParts = sizeof(T) == 2 ? 4 : 1;  // as many as there are registers for
+  static constexpr int kRanks = 16 * kParts, kBytes = kSumsBytes + 2 * kParts * Tile16::kBytes;
+  static_assert(kDecodeThreads == kDecodeRows * 16 && kDecodeCols == kDecodeRows);
+
+  const ProductArgs& p;
+  const int n0, row, col;  // the block's first column of the output; a place in a tile, and of the thread's output
+  uint32_t s[kParts], l[kParts], bias, factor;
+
+  PYPEFT_DEVICE DecodeEnd(const ProductArgs& p, int n0)
+      : p(p), n0(n0), row(threadIdx.x / 16), col(threadIdx.x % 16), bias(0), factor(0) {
+    load_ranks(0);
+    const int n = n0 + col;
+    const Epilogue& end = p.epilogue;
+    if (n >= p.W.rows) return;
+    if (end.bias) bias = load_bits(bias_row(), n * end.bias_stride);
+    if (end.scale.present) factor = load_bits(end.scale.factors, n * end.scale.factors.col);
+  }
+
+  PYPEFT_DEVICE Matrix bias_row() const {
+    return {p.epilogue.bias, 0, p.epilogue.bias_stride, 1, p.W.rows, kDtype<T>, false};
+  }
+
+  PYPEFT_DEVICE void load_ranks(int r0) {
+    const Matrix &S = p.low_rank.S, &L = p.low_rank.L;
 #pragma unroll
-  for (int e = 0; e < kEights; ++e) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      store_shared(sums + (warp * kDecodeCols + g + 8 * h) * kSumsRow + 8 * e + 2 * t,
-                   make_float2(c[e][2 * h], c[e][2 * h + 1]));
+    for (int part = 0; part < kParts; ++part) {
+      const int r = r0 + 16 * part + col;
+      s[part] = row < S.rows && r < S.cols ? load_bits(S, row * S.row + r * S.col) : 0;
+      l[part] = n0 + row < L.rows && r < S.cols ? load_bits(L, (n0 + row) * L.row + r * L.col) : 0;
     }
   }
-  __syncthreads();
-  const int col = threadIdx.x % kDecodeCols, m = threadIdx.x / kDecodeCols, n = n0 + col;
-  if (m >= p.X.rows || n >= p.W.rows) return;
-  float low_rank = 0;
-  const Matrix &S = p.low_rank.S, &L = p.low_rank.L;
-  for (int r = 0; r < S.cols; ++r) {
-    low_rank += load_element(S, m * S.row + r * S.col) * load_element(L, n * L.row + r * L.col);
-  }
-  float total = 0;
+
+  PYPEFT_DEVICE void store_ranks(char* tiles) const {
 #pragma unroll
-  for (int w = 0; w < kDecodeWarps; ++w) total += load_shared<float>(sums + (w * kDecodeCols + col) * kSumsRow + m);
-  total += p.low_rank.factor * low_rank;
-  const Epilogue& end = p.epilogue;
-  auto bias = [&] { return to_float(load_global<T>(static_cast<const T*>(end.bias) + n * end.bias_stride)); };
-  if (end.bias && !end.bias_last) total += bias();
-  const int64_t at = int64_t(m) * p.W.rows + n;
-  if (end.z) store_global(static_cast<T*>(end.z) + at, from_float<T>(total));
-  if (end.scale.present) total *= load_element(end.scale.factors, n * end.scale.factors.col);
-  if (end.bias && end.bias_last) total += bias();
-  store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
-}
+    for (int part = 0; part < kParts; ++part) {
+      char* pair = tiles + 2 * part * Tile16::kBytes;
+      store_shared(Tile16::at(pair, row, col), value_of(s[part], p.low_rank.S.dtype));
+      store_shared(Tile16::at(pair + Tile16::kBytes, row, col), value_of(l[part], p.low_rank.L.dtype));
+    }
+  }
+
+  // Of the thread's output, row `row` of S and row `col` of L.
+  PYPEFT_DEVICE float multiply_ranks(float sum, char* tiles, int ranks) const {
+#pragma unroll 4
+    for (int r = 0; r < min(ranks, kRanks); r += 4) {
+      char* pair = tiles + r / 16 * 2 * Tile16::kBytes;
+      const float4 a = load_shared<float4>(Tile16::chunk(pair, row, r % 16 / 4));
+      const float4 b = load_shared<float4>(Tile16::chunk(pair + Tile16::kBytes, col, r % 16 / 4));
+      sum += a.x * b.x, sum += a.y * b.y, sum += a.z * b.z, sum += a.w * b.w;
+    }
+    return sum;
+  }
+
+  // The warps' sums c meet in shared memory, where the low-rank term, in float, the bias, and l on the outputs join
+  // them. `shared`: kBytes.
+  template <int kEights>
+  PYPEFT_DEVICE void finish(const float (&c)[kEights][4], char* shared) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    float* sums = reinterpret_cast<float*>(shared);
+    char* tiles = shared + kSumsBytes;
+#pragma unroll
+    for (int e = 0; e < kEights; ++e) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        store_shared(sums + (warp * kDecodeCols + g + 8 * h) * kSumsRow + 8 * e + 2 * t,
+                     make_float2(c[e][2 * h], c[e][2 * h + 1]));
+      }
+    }
+    const int ranks = p.low_rank.S.cols;
+    if (ranks > 0) store_ranks(tiles);
+    __syncthreads();
+    float low_rank = multiply_ranks(0, tiles, ranks);
+    for (int r = kRanks; r < ranks; r += kRanks) {
+      load_ranks(r);
+      __syncthreads();
+      store_ranks(tiles);
+      __syncthreads();
+      low_rank = multiply_ranks(low_rank, tiles, ranks - r);
+    }
+    const int n = n0 + col;
+    if (row >= p.X.rows || n >= p.W.rows) return;
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) total += load_shared<float>(sums + (w * kDecodeCols + col) * kSumsRow + row);
+    total += p.low_rank.factor * low_rank;
+    const Epilogue& end = p.epilogue;
+    const int64_t at = int64_t(row) * p.W.rows + n;
+    if (end.bias && !end.bias_last) total += value_of(bias, kDtype<T>);
+    if (end.z) store_global(static_cast<T*>(end.z) + at, from_float<T>(total));
+    if (end.scale.present) total *= value_of(factor, end.scale.factors.dtype);
+    if (end.bias && end.bias_last) total += value_of(bias, kDtype<T>);
+    store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
+  }
+};
 
 // Calls run<T, kTf32, kEights, kScaled>(). kEights is the number of groups of 8 rows of X. kScaled says whether the
 // columns of X have factors.

@@ -9,7 +9,7 @@ constexpr int kDecodeRows = 16;
 // Whether decode() accepts these arguments: few rows, no mask, no gradient, and rows of X and W in loads of 16 bytes.
 inline bool decodes(const ProductArgs& p) {
   return p.X.rows <= kDecodeRows && !p.low_rank.mask && !p.inputs.gradient.out && !p.epilogue.scale.gradient.out &&
-         p.X.vectors && p.W.vectors && p.X.cols % (16 / bytes_of(p.X.dtype)) == 0;
+         p.X.vectors && p.W.vectors;
 }
 
 void decode(const OnDevice& on, const ProductArgs& args, bool allow_tf32);

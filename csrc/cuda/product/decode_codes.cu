@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Product
   char* table = shared_memory();
   fill_table(table, codes.format);
   __syncthreads();
+  DecodeEnd<T> end(p, n0);
   float c[kEights][4] = {};
   for (int k0 = warp * kPart; k0 < p.X.cols; k0 += kDecodeWarps * kParts * kPart) {
     uint4 w[kParts][2];
@@ -76,15 +77,15 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Product
       }
     }
   }
-  finish_decoding<T, kEights>(p, c, reinterpret_cast<float*>(table + kTableBytes), n0);
+  end.finish(c, table + kTableBytes);
 }
 }  // namespace
 
 void decode_codes(const OnDevice& on, const ProductArgs& p, bool allow_tf32) {
   dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights, bool kScaled>() {
     launch(on, decode_codes_kernel<T, kTf32, kEights, kScaled>,
-           dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads), kTableBytes + kSumsBytes,
-           p);
+           dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads),
+           kTableBytes + DecodeEnd<T>::kBytes, p);
   });
 }
 

@@ -40,9 +40,8 @@ PYPEFT_DEVICE void fill_factors(char* factors, const Matrix& l, int col0) {
   if constexpr (kAsync) {
     const int size = l.dtype == Dtype::f32 ? 4 : 2, at = 16 * threadIdx.x;
     if (at >= kCols * size) return;
-    const int64_t from = int64_t(col0) * size + at, left = int64_t(l.cols) * size - from;
-    const int inside = static_cast<int>(min(max(left, int64_t(0)), int64_t(16)));
-    cp_async_16(factors + at, static_cast<const char*>(l.data) + (inside > 0 ? from : 0), inside);
+    const int64_t from = int64_t(col0) * size + at;
+    cp_async_16(factors + at, static_cast<const char*>(l.data) + from, from < int64_t(l.cols) * size ? 16 : 0);
   } else {
     fill_any<Tile<float, 1, kCols>, kThreads>(factors, l, 0, col0);
   }

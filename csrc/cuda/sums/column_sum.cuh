@@ -52,7 +52,7 @@ PYPEFT_DEVICE void sum_columns(char* shared, const Matrix& a, const ColumnSum& s
   const int across = (a.cols + kCols - 1) / kCols, col0 = block % across * kCols, split = block / across;
   const int begin = split * sum.span, end = min(a.rows, begin + sum.span);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool vectors = a.vectors && b.vectors && a.cols % kPerChunk == 0;
+  const bool vectors = a.vectors && b.vectors;
   const T *from_a = static_cast<const T*>(a.data), *from_b = static_cast<const T*>(b.data);
   float sums[kPerChunk] = {};
   if (vectors && col0 + lane * kPerChunk < a.cols) {
