@@ -39,7 +39,7 @@ Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& give
   const bool half = given_A.scalar_type() == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16;
   const Tensor A = half ? given_A : as_float(given_A), B = half ? given_B : as_float(given_B);
   Tensor norm = new_empty(weight, {N}, ScalarType::Float);
-  const int64_t step = block_length(K);
+  const int64_t step = std::max(block_length(K), r);  // A is read once a block
   const Tensor update = new_empty(A, {std::min(N, step), K});
   const auto run = PYPEFT_SELECT(norm_rows);
   NormArgs args{};

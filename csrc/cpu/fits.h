@@ -30,6 +30,12 @@ inline bool is_adapter(const Tensor& t, const Tensor& x) {
 
 inline bool is_probability(double p) { return p >= 0 && p < 1 && std::nearbyint(p * 65536) <= 65535; }
 
+// The packed mask of dropout with probability p, of a matrix [rows, columns]; of any shape if p is 0.
+inline bool is_mask(const Tensor& t, double p, int64_t rows, int64_t columns) {
+  if (!t.is_cpu() || t.scalar_type() != ScalarType::Byte || !is_probability(p)) return false;
+  return p == 0 || (is_matrix(t) && t.size(0) == rows && t.size(1) == (columns + 7) / 8);
+}
+
 inline bool same_shape(const Tensor& t, const Tensor& other) {
   bool same = t.dim() == other.dim();
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == other.size(d);

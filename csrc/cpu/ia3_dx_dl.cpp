@@ -6,6 +6,7 @@
 // The frozen product, and before or after it one pass over dY or dY W that scales its columns and sums them for dl.
 #include <tuple>
 
+#include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/product/scale_columns.h"
 
@@ -16,8 +17,13 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weigh
                                      const std::optional<std::string>& format,
                                      const std::optional<std::vector<Tensor>>& scales) {
   check_storages("ia3_dx_dl", "dY", given_dY, "ia3_l", ia3_l, "saved", given_saved);
+  fits(is_matrix(given_dY) && is_matrix(given_saved) && ia3_l.dim() == 1 && is_activation(given_dY));
+  const int64_t M = given_dY.size(0), N = given_dY.size(1);
+  const Frozen w = frozen("ia3_dx_dl", weight, format, scales, N, feedforward ? ia3_l.size(0) : -1);
+  fits(w.N == N && (!w.is_dense() || like(weight, given_dY)) && ia3_l.size(0) == (feedforward ? w.K : N));
+  fits(is_adapter(ia3_l, given_dY) && like(given_saved, given_dY));
+  if (need_dl) fits(given_saved.size(0) == M && given_saved.size(1) == (feedforward ? w.K : N));
   Tensor dl = new_empty(ia3_l, {need_dl ? ia3_l.size(0) : 0});
-  const Frozen w = frozen("ia3_dx_dl", weight, format, scales, given_dY.size(1), feedforward ? ia3_l.size(0) : -1);
   Tensor dX = new_empty(given_dY, {0, w.K});
   if (!need_dX && !need_dl) return {dX, dl};
   const Tensor saved = need_dl ? with_dense_rows(given_saved) : given_saved;
@@ -28,7 +34,7 @@ std::tuple<Tensor, Tensor> ia3_dx_dl(const Tensor& given_dY, const Tensor& weigh
     return {need_dX ? factor : dX, dl};
   }
   const Tensor dY = with_dense_rows(given_dY);
-  Tensor scaled = new_empty(dY, {need_dX ? dY.size(0) : 0, dY.size(1)});
+  Tensor scaled = new_empty(dY, {need_dX ? M : 0, N});
   scale_columns(dY, ia3_l, need_dX ? &scaled : nullptr, &saved, sum);
   return {need_dX ? product(scaled, {w, false}) : dX, dl};
 }

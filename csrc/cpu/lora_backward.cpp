@@ -32,13 +32,10 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
     fits(x && x->dim() > 0 && like(*x, dY) && (dtype_A == x->scalar_type() || dtype_A == s.scalar_type()));
     fits(rows_of(*x) == M);
   }
-  if (p > 0 && (need_dX || need_dA)) {
-    fits(mask && is_matrix(*mask) && mask->is_cpu() && mask->scalar_type() == ScalarType::Byte && mask->size(0) == M);
-    if (need_dX) fits(mask->size(1) == (w->K + 7) / 8);
-    if (need_dA) fits(mask->size(1) == (x->size(-1) + 7) / 8);
-  }
+  if (p > 0 && (need_dX || need_dA)) fits(mask.has_value());
+  if (mask && need_dX) fits(is_mask(*mask, p, M, w->K));
+  if (mask && need_dA) fits(is_mask(*mask, p, M, x->size(-1)));
 
-  if (mask && (need_dX || need_dA)) fits(mask->is_cpu() && mask->scalar_type() == ScalarType::Byte);
   const auto [dS, dB] = lora_ds_db(grad, lora_B, s, scaling, need_dX || need_dA, need_dB);
   const Tensor kept = p > 0 && mask ? *mask : new_empty(dY, {0, 0}, ScalarType::Byte);
   Tensor dX = need_dX ? in_shape_of(dY, lora_dx(grad, *w, dS, *lora_A, kept, p)) : nothing(dY, dY.scalar_type());

@@ -7,6 +7,7 @@
 // there are follows from the shape alone, so the result does not depend on how many threads there are.
 #include "cpu/lora.h"
 
+#include "cpu/fits.h"
 #include "cpu/kept.h"
 #include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
@@ -102,6 +103,9 @@ namespace {
 std::tuple<Tensor, Tensor> lora_ds_db_entry(const Tensor& dY, const Tensor& lora_B, const Tensor& s, double scaling,
                                             bool need_dS, bool need_dB) {
   check_storages("lora_ds_db", "dY", dY, "lora_B", lora_B, "s", s);
+  fits(is_matrix(dY) && is_matrix(lora_B) && is_matrix(s) && is_activation(dY));
+  fits(is_adapter(lora_B, dY) && is_adapter(s, dY) && lora_B.size(0) == dY.size(1));
+  fits(s.size(0) == dY.size(0) && s.size(1) == lora_B.size(1));
   return lora_ds_db(dY, lora_B, s, scaling, need_dS, need_dB);
 }
 }  // namespace

@@ -6,6 +6,7 @@
 // product() does all of it.
 #include "cpu/lora.h"
 
+#include "cpu/fits.h"
 #include "cpu/product/product.h"
 
 namespace pypeft {
@@ -20,7 +21,11 @@ Tensor lora_dx_entry(const Tensor& dY, const Tensor& weight, const Tensor& dS, c
                      double p, const std::optional<std::string>& format,
                      const std::optional<std::vector<Tensor>>& scales) {
   check_storages("lora_dx", "dY", dY, "dS", dS, "lora_A", lora_A, "mask", mask);
-  const Frozen w = frozen("lora_dx", weight, format, scales, dY.size(1), lora_A.size(1));
+  fits(is_matrix(dY) && is_matrix(dS) && is_matrix(lora_A) && is_activation(dY));
+  const int64_t M = dY.size(0), N = dY.size(1), K = lora_A.size(1);
+  const Frozen w = frozen("lora_dx", weight, format, scales, N, K);
+  fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, dY)) && dS.size(0) == M);
+  fits(dS.size(1) == lora_A.size(0) && is_adapter(lora_A, dY) && is_adapter(dS, dY) && is_mask(mask, p, M, K));
   return lora_dx(dY, w, dS, lora_A, mask, p);
 }
 }  // namespace

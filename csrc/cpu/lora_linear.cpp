@@ -6,6 +6,7 @@
 // product() does all of it.
 #include <tuple>
 
+#include "cpu/fits.h"
 #include "cpu/product/product.h"
 
 namespace pypeft {
@@ -18,10 +19,16 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& weight, co
                                        const std::optional<std::string>& format,
                                        const std::optional<std::vector<Tensor>>& scales) {
   check_storages("lora_linear", "x", x, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
-  const Frozen w = frozen("lora_linear", weight, format, scales, lora_B.size(0), x.size(1));
+  fits(is_matrix(x) && is_matrix(s) && is_matrix(lora_B) && is_activation(x));
+  const int64_t M = x.size(0), N = lora_B.size(0), K = x.size(1);
+  const Frozen w = frozen("lora_linear", weight, format, scales, N, K);
+  fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, x)) && is_adapter(lora_B, x) && is_adapter(s, x));
+  fits(s.size(0) == M && s.size(1) == lora_B.size(1) && (scale || !need_z));
+  if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
+  if (scale) fits(scale->dim() == 1 && scale->size(0) == N && is_adapter(*scale, x));
   const Right across{w, true};
   const Tensor up = transposed(lora_B);
-  const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, w.N});
+  const Tensor z = new_empty(x, {need_z ? M : 0, N});
   const LowRank update{s, up, scaling};
   if (!scale) return {product(x, across, &update, {bias, {}}), z};
   const Tensor factors = as_floats(*scale);

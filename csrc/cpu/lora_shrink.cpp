@@ -8,6 +8,7 @@
 // 65536 / (65536 - T) is applied to the sums.
 #include "cpu/lora.h"
 
+#include "cpu/fits.h"
 #include "cpu/kept.h"
 #include "cpu/product/few_rows.h"
 #include "cpu/product/vendor.h"
@@ -103,6 +104,12 @@ namespace {
 std::tuple<Tensor, Tensor> lora_shrink_entry(const Tensor& x, const Tensor& lora_A, double p,
                                              const std::optional<Tensor>& seed) {
   check_storages("lora_shrink", "x", x, "lora_A", lora_A, "seed", seed);
+  fits(is_matrix(x) && is_matrix(lora_A) && is_activation(x) && is_adapter(lora_A, x) && is_probability(p));
+  fits(lora_A.size(1) == x.size(1) && lora_A.size(0) > 0 && seed.has_value() == (p > 0));
+  if (seed) {
+    fits(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->dim() == 1 && seed->size(0) > 0);
+    fits(lora_A.size(0) % seed->size(0) == 0);
+  }
   return lora_shrink(x, lora_A, p, seed);
 }
 }  // namespace

@@ -86,14 +86,19 @@ class DoRALinearFunction(torch.autograd.Function):
         dY = _check.rows("dora_linear", "dY", grad)
         mask = dY.new_empty(0, 0, dtype=torch.uint8) if mask is None else mask
         dX = dW = dA = dB = None
-        if need_x or need_A or need_B:
-            # (g * dY) B = dY (g * B), and (g * dY)^T s = g * (dY^T s): the smaller matrices take the factor
+        dZ = None
+        if need_x and p == 0 and lora_B.dtype == dY.dtype:  # B is no finer than dZ = g * dY, which dX needs
+            dZ = scaled(dY, g.to(dY.dtype) if ctx.dtype_magnitude == dY.dtype else g)
+            dS, dB = lora_ds_db(dZ, lora_B, s, ctx.scaling, True, need_B)
+            dX = lora_dx(dZ, weight, dS, lora_A, mask, 0.0, *crossed(*ctx.format, *scales)).view(ctx.x_shape)
+        elif need_x or need_A or need_B:
+            # dZ B = dY (g * B), and dZ^T s = g * (dY^T s): the smaller matrices take the factor
             factor = g.to(lora_B.dtype)[:, None]
             scaled_B = factor * lora_B
             dS, dB = lora_ds_db(dY, scaled_B, s, ctx.scaling, need_x or need_A, need_B)
             if need_B:  # without rows dB is 0 for any g
                 dB = factor * dB if dY.shape[0] else dB
-        if need_x:
+        if need_x and dZ is None:
             # One pass over dY, where the magnitude is no finer than dY itself.
             factor = g.to(dY.dtype) if ctx.dtype_magnitude == dY.dtype else g
             dX = _dx(dY, weight, dS, lora_A, mask, p, factor, *ctx.format, *scales).view(ctx.x_shape)

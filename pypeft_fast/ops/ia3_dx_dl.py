@@ -88,7 +88,7 @@ def _(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl):
     return ia3_dx_dl(dY, weight, ia3_l, saved, feedforward, need_dX, need_dl)
 
 
-ia3_dx_dl.native_cpu(_check.no_float64)
+ia3_dx_dl.native_cpu(_check.no_float64, checks=True)
 ia3_dx_dl.native_cuda(_check.no_float64)
 
 

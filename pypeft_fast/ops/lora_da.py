@@ -47,7 +47,7 @@ def _(dS, x, mask, p, dtype):
     return (dS.t() @ philox.dropped(x.to(dS.dtype), mask, p)).to(dtype)
 
 
-lora_da.native_cpu(_check.no_float64)
+lora_da.native_cpu(_check.no_float64, checks=True)
 lora_da.native_cuda(_check.no_float64)
 
 

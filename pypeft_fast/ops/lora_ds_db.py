@@ -56,7 +56,7 @@ def _(dY, lora_B, s, scaling, need_dS, need_dB):
     return dS, dB
 
 
-lora_ds_db.native_cpu(_check.no_float64)
+lora_ds_db.native_cpu(_check.no_float64, checks=True)
 lora_ds_db.native_cuda(_check.no_float64)
 
 

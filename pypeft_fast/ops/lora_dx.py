@@ -56,7 +56,7 @@ def _(dY, weight, dS, lora_A, mask, p):
     return dX.addmm_(dS, lora_A) if p == 0 else dX.add_(philox.dropped(dS @ lora_A, mask, p))
 
 
-lora_dx.native_cpu(_check.no_float64)
+lora_dx.native_cpu(_check.no_float64, checks=True)
 lora_dx.native_cuda(_check.no_float64)
 
 

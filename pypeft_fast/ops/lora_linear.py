@@ -111,7 +111,7 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     return y, z if need_z else no_z
 
 
-lora_linear.native_cpu(_check.no_float64)
+lora_linear.native_cpu(_check.no_float64, checks=True)
 lora_linear.native_cuda(_check.no_float64)
 
 

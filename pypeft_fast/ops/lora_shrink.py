@@ -96,7 +96,7 @@ def _(x, lora_A, p, seed):
     return _shrunk(x, lora_A, p, seed, torch.promote_types(x.dtype, lora_A.dtype))
 
 
-lora_shrink.native_cpu(_check.no_float64)
+lora_shrink.native_cpu(_check.no_float64, checks=True)
 lora_shrink.native_cuda(_check.no_float64)
 
 

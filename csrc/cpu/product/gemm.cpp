@@ -95,12 +95,13 @@ Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
 }
 }  // namespace
 
-bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K) {
-  // From this many rows on, packing b pays. The vendor's bfloat16 is closer to the peak; what it lacks is the low-rank
-  // part, whose pass over the result costs the less the longer the sums of the product are.
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t r) {
+  // From this many rows on, packing b pays. The vendor's bfloat16 product is closer to the peak, but lacks the low-rank
+  // part. The pass that adds it costs the less, the longer the sums of the product are; and a large rank is multiplied
+  // near the peak as well.
   constexpr int64_t FLOAT_ROWS = 32;
   if (dtype == ScalarType::Float) return rows >= FLOAT_ROWS && selected_isa() <= Isa::avx512;
-  const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5));
+  const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5)) + (r > 64 ? 4 * r : 0);
   return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !has_amx_bf16();
 }
 

@@ -7,9 +7,9 @@
 #if defined(__x86_64__)
 namespace pypeft {
 
-// Whether gemm() is the faster way to a product of `rows` rows, sums over K, on this CPU; else the vendor's, and what
-// it lacks in a pass over its result.
-bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K);
+// Whether gemm() is the faster way to a product of `rows` rows, sums over K and a low-rank part of rank r (0: none) on
+// this CPU; else the vendor multiplies, and a pass over its result adds the rest.
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t r);
 
 // Whether gemm() takes a quantised weight on this CPU, which it decodes while it packs its panels.
 bool gemm_decodes(ScalarType dtype);

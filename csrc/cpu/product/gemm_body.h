@@ -204,6 +204,19 @@ PYPEFT_INLINE U decoded_across(const BF16*, const Codes& c, int64_t n, int64_t k
 }
 #endif
 
+// The rows of a unit that pack_panel() reads PREFETCH_ROWS rows later: rows far apart are no stream that a CPU fetches
+// ahead by itself.
+template <class T>
+PYPEFT_INLINE void prefetch_rows(const T* data, int64_t step, int64_t rows) {
+  constexpr int64_t PREFETCH_ROWS = 32;
+  if (rows < PREFETCH_ROWS + PER_UNIT<T>) return;
+  for (int64_t i = 0; i < PER_UNIT<T>; ++i) {
+    const char* row = (const char*)(data + (PREFETCH_ROWS + i) * step);
+    __builtin_prefetch(row);
+    __builtin_prefetch(row + 64);
+  }
+}
+
 // Columns [n, n + J * W) of an operand [K, N], as units: to[u][column].
 template <class T, int J>
 inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t columns, uint32_t* to) {
@@ -211,6 +224,7 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
   const int64_t units = ceil_div(K, PER_UNIT<T>);
   if (from.column == 1) {
     for (int64_t u = 0; u < units; ++u, data += PER_UNIT<T> * from.row) {
+      if (!from.codes) prefetch_rows<T>(data, from.row, K - u * PER_UNIT<T>);
       for (int j = 0; j < J; ++j) {
         const U unit = from.codes
                            ? decoded_across((const T*)nullptr, *from.codes, u * PER_UNIT<T>, n + j * W, columns - j * W)

@@ -13,7 +13,7 @@ Tensor product(const Tensor& a, const Right& b, const LowRank* low_rank, const E
   const bool decodes = !b.w.is_dense(), masked = low_rank && low_rank->mask;
   const bool few = few_rows_win(dtype, rows, decodes) && !masked && has_dense_columns(b);
 #if defined(__x86_64__)
-  if (decodes ? !few && gemm_decodes(dtype) : gemm_wins(dtype, rows, a.size(1))) return gemm(a, b, low_rank, epilogue);
+  if (decodes ? !few && gemm_decodes(dtype) : gemm_wins(dtype, rows, a.size(1), low_rank ? low_rank->left.size(1) : 0)) return gemm(a, b, low_rank, epilogue);
 #endif
   if (few) return few_rows(a, b, low_rank, epilogue);
   const Tensor out = vendor_product(a, b, epilogue.bias);

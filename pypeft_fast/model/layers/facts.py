@@ -15,6 +15,7 @@ from ...ops import _check
 from .swapped_class import has_own_forward
 
 Parameter, Tensor, Dropout, Linear = nn.Parameter, torch.Tensor, nn.Dropout, nn.Linear
+_LINEAR = nn.Linear, False  # what of_module returns for one without hooks
 
 
 def of_module(module):
@@ -52,9 +53,12 @@ def of_linear(module):
         or "forward" in state
         and has_own_forward(module)
     )
-    of_module = kind, True if hooked else False
-    if kind is not Linear and not is_plain(module):
-        return (of_module,), None, None
+    if kind is Linear and not hooked:
+        of_module = _LINEAR
+    else:
+        of_module = kind, True if hooked else False
+        if kind is not Linear and not is_plain(module):
+            return (of_module,), None, None
     parameters = state["_parameters"]
     weight = parameters["weight"] if "weight" in parameters else module.weight
     bias = parameters["bias"] if "bias" in parameters else module.bias

@@ -10,6 +10,7 @@ from collections import Counter
 
 import torch
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.nn import ModuleDict
 
 from ...frozen.modules import is_conv1d
 from ...frozen.operand import Frozen
@@ -98,6 +99,7 @@ class FusedLayer(Marked, ExactMerge):
     def active(self):
         """The active adapters that this layer has."""
         names, held = self._active_adapter, self._modules[self.holder]
+        held = held._modules if type(held) is ModuleDict else held
         if type(names) is str:
             names = (names,)
         for name in names:
