@@ -1,7 +1,7 @@
 """What `pypeft-fast finetune` is told: its options."""
 
-from ..finetune.adapters.methods import DEFAULTS, METHODS
-from .common import add_data, add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
+from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
+from .common import add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .option_values import count, folder, positive, positive_int, probability
 
 SUMMARY = "train an adapter for a language model on your data"
@@ -16,7 +16,12 @@ The loss counts the assistant's tokens only. A part of the data, or --eval-data,
 loss on it is taken before, at each checkpoint and after; the adapter of the lowest one is kept.
 
 The output folder then holds the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
-format), README.md, metrics.json and loss.png; during the run checkpoints too, from which --resume goes on."""
+format), README.md, metrics.json and loss.png; during the run checkpoints too, from which --resume goes on.
+
+Several adapters over one base model: --data desk=FILE --data billing=FILE --output DIR trains both in one run and
+writes DIR/desk, DIR/billing and DIR/loss.png. Each adapter has the steps, the evaluations and the result of a run of
+its own (dropout draws other numbers). A step takes --batch-size examples of each adapter at once, so memory grows with
+the number of adapters. There are no checkpoints and no --resume. Methods: """ + ", ".join(BY_ROWS)
 
 
 def _methods_with(option: str) -> str:
@@ -31,7 +36,13 @@ def _of(option: str, what: str) -> str:
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add_data(parser, "what to learn, see below")
+    add(
+        "--data",
+        required=True,
+        action="append",
+        metavar="[NAME=]FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC",
+        help="what to learn, see below; given several times with NAME=, each trains an adapter of its own",
+    )
     add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
     add("--adapter", metavar="DIR", help="go on training this adapter instead of a new one; its files stay")
@@ -54,7 +65,12 @@ def add_arguments(parser) -> None:
     )
     add("--epochs", type=positive, metavar="X", help="passes over the data (default: 3, more for few examples)")
     add("--max-steps", type=positive_int, metavar="N", help="stop after so many steps, instead of --epochs")
-    add("--batch-size", type=positive_int, metavar="N", help="examples at a time; less takes less memory (default: 4)")
+    add(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="examples at a time, of each adapter; less takes less memory (default: 4)",
+    )
     add("--gradient-accumulation", type=positive_int, metavar="N", help="batches per step (default: 1)")
     add(
         "--learning-rate",
@@ -65,7 +81,12 @@ def add_arguments(parser) -> None:
     add_max_length(parser)
     add_dtype(parser)
     add_quantize(parser)
-    add("--eval-data", metavar="FILE", help="examples to hold out, instead of a part of --data")
+    add(
+        "--eval-data",
+        action="append",
+        metavar="[NAME=]FILE",
+        help="examples to hold out, instead of a part of --data (of that NAME)",
+    )
     add(
         "--eval-fraction",
         type=probability,
