@@ -5,26 +5,14 @@ learning rates, the callbacks. So an adapter's course is that of a run of its ow
 pass are shared, see together.py.
 """
 
-import contextlib
 import itertools
 from pathlib import Path
 
 import torch
 from transformers import TrainerState
 
-from ..data.tokens import Collator
-from .ready_many import Run
+from .ready_many import ReadyMany
 from .train import make_trainer
-
-
-@contextlib.contextmanager
-def only(model, adapter: str):
-    """Within the block this adapter alone is active, and its parameters alone train; then all of them again."""
-    model.set_adapter(adapter)
-    try:
-        yield
-    finally:
-        model.set_adapter(list(model.peft_config))
 
 
 class Course:
@@ -34,16 +22,16 @@ class Course:
     last step.
     """
 
-    def __init__(self, name: str, model, run: Run, collator: Collator, output: Path, callbacks=()):
-        self.name, self.run, self.model = name, run, model
-        with only(model, run.adapter):
-            self.trainer = trainer = make_trainer(model, run.data, collator, run.settings, output, callbacks)
-            trainer.remove_callback(trainer.progress_bar)
+    def __init__(self, name: str, ready: ReadyMany, output: Path, callbacks=()):
+        self.name, self.ready, self.run = name, ready, ready.runs[name]
+        with ready.only(name):
+            run = self.run
+            self.trainer = make_trainer(ready.model, run.data, ready.collator, run.settings, output, callbacks)
+            self.trainer.remove_callback(self.trainer.progress_bar)
             self.steps = run.settings.steps(len(run.data.train))
-            trainer.create_optimizer_and_scheduler(self.steps)
-            self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            self.trainer.create_optimizer_and_scheduler(self.steps)
         # Right after the Trainer, whose seed PyTorch's generator has: the order of the examples follows from it.
-        self._batches = self._all_batches(trainer.get_train_dataloader())
+        self._batches = self._all_batches(self.trainer.get_train_dataloader())
         self._best: dict[str, torch.Tensor] | None = None
         self._start()
 
@@ -76,7 +64,7 @@ class Course:
     def update(self) -> None:
         """Clips this adapter's gradients and makes a step of its optimizer and of its learning rate."""
         trainer, state = self.trainer, self.trainer.state
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), trainer.args.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self.run.parameters.values(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.optimizer.zero_grad()
@@ -90,17 +78,17 @@ class Course:
         trainer.log({"loss": loss})
         if not trainer.control.should_evaluate:
             return
-        with only(self.model, self.run.adapter):
+        with self.ready.only(self.name):
             held_out = trainer.evaluate()["eval_loss"]
         if state.best_metric is None or held_out < state.best_metric:
             state.best_metric, state.best_global_step = held_out, state.global_step
-            self._best = {name: p.detach().clone() for name, p in self.parameters.items()}
+            self._best = {name: p.detach().clone() for name, p in self.run.parameters.items()}
 
     def take_best(self) -> None:
         """Gives the adapter the values of the evaluation with the lowest loss, if there was one."""
         with torch.no_grad():
             for name, value in (self._best or {}).items():
-                self.parameters[name].copy_(value)
+                self.run.parameters[name].copy_(value)
 
     def _tell(self, event: str) -> None:
         trainer = self.trainer

@@ -1,7 +1,10 @@
 """A run of several adapters that is ready to train: one base model with all of them, and the examples of each."""
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+import torch
 import transformers
 
 from ..adapters.adapted import adapted, add_adapter
@@ -22,15 +25,27 @@ class Run:
     adapter: str
     settings: Settings
     data: Data
+    parameters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # of the adapter, by their names
 
 
 @dataclass(frozen=True)
 class ReadyMany:
-    """What `fine_tune_many` takes: a PeftModel with all adapters active, and the runs by the names of their folders."""
+    """What `fine_tune_many` takes: a PeftModel whose adapters all train, and the runs by the names of their folders."""
 
     model: object
     collator: Collator
     runs: dict[str, Run]
+
+    @contextlib.contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Within the block this adapter alone is active, and its parameters alone train; then those of all again."""
+        self.model.set_adapter(self.runs[name].adapter)
+        try:
+            yield
+        finally:
+            for run in self.runs.values():
+                for parameter in run.parameters.values():
+                    parameter.requires_grad_(True)
 
 
 def make_ready_many(
@@ -57,5 +72,8 @@ def make_ready_many(
             model = adapted(base, run.settings, run.adapter)
         else:
             add_adapter(model, run.settings, run.adapter)
-    model.set_adapter(list(model.peft_config))
-    return ReadyMany(model, Collator.of(tokenizer), runs)
+    ready = ReadyMany(model, Collator.of(tokenizer), runs)
+    for name, run in runs.items():
+        with ready.only(name):
+            run.parameters.update((key, p) for key, p in model.named_parameters() if p.requires_grad)
+    return ready

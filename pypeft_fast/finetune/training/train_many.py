@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import about
 from ..report.plot import plot_losses
 from ..whole_files import write_json
-from .course import Course, only
+from .course import Course
 from .ready_many import ReadyMany
 from .results import loss_before, write_results
 from .together import Step, backward, checkpoint_with_rows
@@ -30,33 +30,28 @@ def fine_tune_many(
 
     Raises UserError, and ends the run, if a loss is or becomes NaN or infinite.
     """
-    model, collator = ready.model, ready.collator
     courses, before = [], {}
     for name, run in ready.runs.items():
-        before[name] = _loss_before(model, run, collator)
-        courses.append(Course(name, model, run, collator, output / name, callbacks(name)))
+        with ready.only(name):
+            before[name] = loss_before(ready.model, run.data, ready.collator, run.settings)
+        courses.append(Course(name, ready, output / name, callbacks(name)))
     if any(run.settings.gradient_checkpointing for run in ready.runs.values()):
-        checkpoint_with_rows(model)
+        checkpoint_with_rows(ready.model)
     metrics, curves = {}, {}
-    for course in _in_step(model, collator, courses):
+    for course in _in_step(ready, courses):
         metrics[course.name], curves[course.name] = _end(course, output / course.name, before[course.name])
     plot_losses([curves[name] for name in ready.runs], output / "loss.png")
     return {name: metrics[name] | {"losses": curves[name].losses} for name in ready.runs}
 
 
-def _loss_before(model, run, collator):
-    with only(model, run.adapter):
-        return loss_before(model, run.data, collator, run.settings)
-
-
-def _in_step(model, collator, courses):
+def _in_step(ready, courses):
     """Trains the courses step by step; yields each one when it has ended."""
     with tqdm(total=max(course.steps for course in courses)) as bar:
         while courses:
             steps = [Step(course.run.adapter, *course.next_batches()) for course in courses]
             for course in courses:
                 course.begin()
-            losses = backward(model, collator, steps)
+            losses = backward(ready.model, ready.collator, steps)
             for course in courses:
                 course.update()
             for course, loss in zip(courses, losses, strict=True):
@@ -70,10 +65,10 @@ def _in_step(model, collator, courses):
 
 def _end(course, folder: Path, before: float | None):
     """Writes an adapter that has ended; returns its metrics and its curve."""
-    run, model = course.run, course.model
+    run, ready = course.run, course.ready
     course.take_best()
-    trained, of_all = model.get_nb_trainable_parameters()  # of all adapters
-    with about(course.name), only(model, run.adapter):
+    trained, of_all = ready.model.get_nb_trainable_parameters()  # of all adapters
+    with about(course.name), ready.only(course.name):
         metrics, curve = write_results(course.trainer, run.data, run.settings, folder, before, run.adapter)
     metrics["total_parameters"] = of_all - trained + metrics["trainable_parameters"]
     write_json(folder / "metrics.json", metrics)

@@ -135,7 +135,7 @@ def one_clip(monkeypatch):
     """The norm of all gradients decides how much each adapter's are clipped."""
 
     def shared(parameters, most):
-        every = [p for course in courses for p in course.parameters.values()]
+        every = [p for course in courses for p in course.run.parameters.values()]
         norm = torch.nn.utils.get_total_norm([p.grad for p in every if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(list(parameters), most, norm)
 
@@ -173,7 +173,7 @@ def test_a_planted_fault_is_found(many, alone, tmp_path, monkeypatch, plant):
 
 def test_dropout_drops(many, alone):
     found = many(("billing",), dropout=0.5)["billing"]
-    assert found["losses"][:2] == pytest.approx(alone("billing")[0]["losses"][:2])  # B is 0 until the second step
+    assert found["losses"][0] == pytest.approx(alone("billing")[0]["losses"][0])  # B is 0
     assert abs(found["losses"][-1] - alone("billing")[0]["losses"][-1]) > 1e-4
 
 
