@@ -78,8 +78,13 @@ def check_one_kind(adapters: dict[str, Path]) -> None:
 def check_names(adapters: dict[str, Path]) -> None:
     """UserError if an adapter cannot have its name. Imports PEFT."""
     for name, path in adapters.items():
-        if trouble := _cannot_name(name):
-            raise UserError(f"--adapter {path}: {name!r} {trouble}; give it another name: --adapter NAME={path}")
+        check_name(name, f"--adapter {path}", f"--adapter NAME={path}")
+
+
+def check_name(name: str, given: str, remedy: str) -> None:
+    """UserError, which names what was given and how to give another name, if an adapter cannot have this name."""
+    if trouble := _cannot_name(name):
+        raise UserError(f"{given}: {name!r} {trouble}; give it another name: {remedy}")
 
 
 def other_bases(adapters: dict[str, Path], quantize: str | None) -> list[str]:

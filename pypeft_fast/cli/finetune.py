@@ -1,12 +1,10 @@
 """`pypeft-fast finetune`: trains an adapter for a base model on data."""
 
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
 
 from ..finetune import threads
-from ..finetune.adapters.files import check_files, read_adapter
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.data.load import load_data
@@ -17,7 +15,8 @@ from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.resolve import resolve
-from ..finetune.training.settings import Settings
+from . import finetune_many
+from .finetune_checks import asked_for, counted, parameters_of, read_data_options, starting_adapter
 from .option_names import as_options
 from .terminal import say
 
@@ -26,15 +25,14 @@ def run(arguments) -> None:
     need("transformers", "accelerate", "matplotlib", "jinja2", "tqdm")
     check_base(arguments.model)
     check_quantize(arguments.quantize)
-    adapter = None
-    if arguments.adapter is not None:
-        if not Path(arguments.adapter).is_dir():
-            raise UserError(f"--adapter {arguments.adapter}: no such folder")
-        check_files(Path(arguments.adapter))
-        adapter = read_adapter(Path(arguments.adapter))
-    examples = load_data(arguments.data)
-    held_out = None if arguments.eval_data is None else load_data(arguments.eval_data, "eval_data")
-    asked = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
+    data, eval_data = read_data_options(arguments)
+    adapter = starting_adapter(arguments)
+    if None not in data:
+        finetune_many.run(arguments, data, eval_data, adapter)
+        return
+    examples = load_data(data[None])
+    held_out = load_data(eval_data[None], "eval_data") if eval_data else None
+    asked = asked_for(arguments) | {"data": data[None], "eval_data": eval_data.get(None)}
     settings = resolve(asked, len(examples), adapter)
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
@@ -60,8 +58,8 @@ def _train(arguments, settings, examples, held_out) -> None:
     data = ready.data
 
     say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
-    steps = _counted(settings.steps(len(data.train)), "step")
-    each = _counted(settings.batch_size * settings.gradient_accumulation, "example")
+    steps = counted(settings.steps(len(data.train)), "step")
+    each = counted(settings.batch_size * settings.gradient_accumulation, "example")
     say(f"{steps} of {each}, learning rate {settings.learning_rate:g}")
     for line in (*shortened(data, settings.max_length), *before_training(settings, data)):
         say(as_options(line, arguments))
@@ -69,7 +67,7 @@ def _train(arguments, settings, examples, held_out) -> None:
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
-    say(_count(ready.model))
+    say(parameters_of(ready.model))
     if going_on.checkpoint and going_on.damaged:
         say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
     elif going_on.checkpoint:
@@ -105,12 +103,3 @@ def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
         raise
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _count(model) -> str:
-    trainable, total = model.get_nb_trainable_parameters()
-    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"

@@ -1,7 +1,7 @@
 """The options of `pypeft-fast finetune`."""
 
-from ..finetune.adapters.methods import DEFAULTS, METHODS
-from .common import add_data, add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
+from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
+from .common import add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .option_values import count, folder, positive, positive_int, probability
 
 SUMMARY = "train an adapter for a language model on your data"
@@ -17,7 +17,12 @@ held-out loss is evaluated before training, at each checkpoint and at the end; t
 is kept.
 
 After the run the output folder has the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
-format), README.md, metrics.json and loss.png. During the run it also has checkpoints, from which --resume continues."""
+format), README.md, metrics.json and loss.png. During the run it also has checkpoints, from which --resume continues.
+
+Several adapters over one base model: --data desk=FILE --data billing=FILE --output DIR trains both in one run and
+writes DIR/desk, DIR/billing and DIR/loss.png. Each adapter has the steps, the evaluations and the result of a run of
+its own (dropout draws other numbers). A step takes --batch-size examples of each adapter at once, so memory grows with
+the number of adapters. There are no checkpoints and no --resume. Methods: """ + ", ".join(BY_ROWS)
 
 
 def _methods_with(option: str) -> str:
@@ -32,7 +37,13 @@ def _of(option: str, what: str) -> str:
 def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add_data(parser, "the training data, see below")
+    add(
+        "--data",
+        required=True,
+        action="append",
+        metavar="[NAME=]FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC",
+        help="the training data, see below; give the option several times with NAME= to train an adapter from each",
+    )
     add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
     add("--adapter", metavar="DIR", help="train this adapter further instead of a new one; its files do not change")
@@ -59,7 +70,7 @@ def add_arguments(parser) -> None:
         "--batch-size",
         type=positive_int,
         metavar="N",
-        help="examples per batch; a smaller batch takes less memory (default: 4)",
+        help="examples per batch, of each adapter; a smaller batch takes less memory (default: 4)",
     )
     add("--gradient-accumulation", type=positive_int, metavar="N", help="batches per step (default: 1)")
     add(
@@ -71,7 +82,12 @@ def add_arguments(parser) -> None:
     add_max_length(parser)
     add_dtype(parser)
     add_quantize(parser)
-    add("--eval-data", metavar="FILE", help="examples to hold out, instead of a part of --data")
+    add(
+        "--eval-data",
+        action="append",
+        metavar="[NAME=]FILE",
+        help="examples to hold out, instead of a part of --data (of that NAME)",
+    )
     add(
         "--eval-fraction",
         type=probability,

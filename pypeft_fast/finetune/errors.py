@@ -1,6 +1,8 @@
 """Errors that the user can correct: the command prints one clear line, never a traceback."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 
 from .text import cut, one_line
 
@@ -41,3 +43,12 @@ class as_user_error:
         if any(kind is meant if meant is Exception else issubclass(kind, meant) for meant in self.kinds):
             says = cut(one_line(str(error)), 1000) or kind.__name__
             raise UserError(f"{self.what}: {'unknown or missing: ' if kind is KeyError else ''}{says}") from error
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+    """Within this block the message of every UserError begins with `what`, such as the one of several files."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error

@@ -151,7 +151,7 @@ def test_overwriting_waits_until_everything_else_is_checked(finetune, tmp_path):
     output = tmp_path / "a"
     assert finetune(output, "--save-every", 2)[0] == 0
     there = {p.name for p in output.iterdir()}
-    wrong = (["--model", "nope"], ["--max-length", 3], ["--target-modules", "nope"], ["--data", "nope.jsonl"])
+    wrong = (["--model", "nope"], ["--max-length", 3], ["--target-modules", "nope"], ["--eval-data", "nope.jsonl"])
     for options in wrong:
         assert finetune(output, "--overwrite", *options)[0] == 2
         assert {p.name for p in output.iterdir()} == there and "checkpoint-6" in there

@@ -35,7 +35,15 @@ def run(command, tiny_model, dialogues, tiny_adapter, tmp_path):
         "evaluate": [*model, *data],
         "finetune": [*model, *data, "--output", tmp_path / "a"],
     }
-    return lambda name, *options: command(name, *given[name], *options)
+
+    def run(name, *options):
+        needed = given[name]
+        if "--data" in options and "--data" in needed:  # the option's own takes its place
+            place = needed.index("--data")
+            needed = needed[:place] + needed[place + 2 :]
+        return command(name, *needed, *options)
+
+    return run
 
 
 @pytest.mark.parametrize("name", ["finetune", "evaluate", "chat"])

@@ -1,5 +1,6 @@
 """A base model with the adapter that a run trains: a new adapter, or an adapter from a folder."""
 
+import copy
 import re
 
 import pypeft_fast
@@ -11,14 +12,14 @@ from .methods import method_config
 from .targets import check_targets, short_names, shortened_targets
 
 
-def adapted(base, settings):
-    """The base model with the adapter of these settings.
+def adapted(base, settings, name: str = "default"):
+    """The base model with the adapter of these settings, which it calls `name`.
 
     UserError if the model does not support the method or an option, or if the adapter's files do not fit the model.
     """
     if settings.adapter is not None:
         with as_user_error(f"`adapter` {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
-            return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, is_trainable=True)
+            return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, name, is_trainable=True)
     names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
     check_targets(settings.target_modules, names)
     modules = [name for name, _ in base.named_modules()]
@@ -28,7 +29,7 @@ def adapted(base, settings):
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # RuntimeError: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):
-            model = pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings))
+            model = pypeft_fast.get_peft_model(base, method_config(pypeft_fast, settings), name)
     except UserError as error:
         if settings.target_modules in (None, "all-linear"):
             raise
@@ -40,6 +41,16 @@ def adapted(base, settings):
         (config,) = model.peft_config.values()
         config.target_modules = shortened_targets(set(config.target_modules), modules)
     return model
+
+
+def add_adapter(model, settings, name: str) -> None:
+    """A further adapter of these settings beside the first one of a model that `adapted` returned; not yet active."""
+    if settings.adapter is not None:
+        with as_user_error(f"`adapter` {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
+            model.load_adapter(settings.adapter, name, is_trainable=True)
+        return
+    first = next(iter(model.peft_config.values()))  # its targets are those of the base model's layers alone
+    model.add_adapter(name, copy.deepcopy(first))
 
 
 def _width(layer) -> int:

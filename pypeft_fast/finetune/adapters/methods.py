@@ -12,18 +12,20 @@ TASK = "CAUSAL_LM"
 class Method:
     learning_rate: float
     options: tuple[str, ...]  # the fields of Settings that only some methods have
+    by_rows: bool = True  # whether a batch may hold rows of several such adapters
 
 
 METHODS = {
     "lora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules")),
-    "dora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules")),
+    "dora": Method(5e-4, ("rank", "alpha", "dropout", "target_modules"), by_rows=False),
     "ia3": Method(5e-3, ("target_modules",)),
     "bitfit": Method(1e-3, ("target_modules",)),
     "bottleneck": Method(5e-4, ("reduction_factor", "dropout")),
-    "prompt": Method(2e-2, ("virtual_tokens",)),
-    "prefix": Method(5e-3, ("virtual_tokens",)),
+    "prompt": Method(2e-2, ("virtual_tokens",), by_rows=False),
+    "prefix": Method(5e-3, ("virtual_tokens",), by_rows=False),
 }
 DEFAULTS = {"rank": 16, "alpha": 32, "dropout": 0.05, "reduction_factor": 16, "virtual_tokens": 20}
+BY_ROWS = tuple(name for name, its in METHODS.items() if its.by_rows)
 # Methods with target_modules="all-linear" by default; with the other methods, PEFT or the method's config chooses.
 ALL_LINEAR = ("lora", "dora")
 
@@ -37,6 +39,15 @@ def options_of(method: str, given: dict) -> dict:
             raise UserError(f"`{name}` does not go with `method` {method}; it is for {able}")
     usual = DEFAULTS | {"target_modules": "all-linear" if method in ALL_LINEAR else None}
     return {name: usual[name] if given[name] is None and name in has else given[name] for name in given}
+
+
+def check_by_rows(method: str) -> None:
+    """UserError for a method of which one batch cannot train several adapters."""
+    if method not in BY_ROWS:
+        raise UserError(
+            f"`method` {method} trains one adapter in a run, since a batch cannot hold rows of several; give one "
+            f"`data`, or one of the methods {', '.join(BY_ROWS)}"
+        )
 
 
 def method_of(config: dict, folder) -> str:

@@ -176,3 +176,13 @@ class Collator:
             "attention_mask": rows([[1] * len(e.input_ids) for e in batch], 0),
             "labels": rows([e.labels for e in batch], IGNORE),
         }
+
+    def together(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Several batches of this collator as one, their rows in this order, padded to the longest."""
+        padding = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE}
+        longest = max(batch["input_ids"].shape[1] for batch in batches)
+
+        def padded(rows, value):
+            return torch.nn.functional.pad(rows, (0, longest - rows.shape[1]), value=value)
+
+        return {key: torch.cat([padded(batch[key], value) for batch in batches]) for key, value in padding.items()}

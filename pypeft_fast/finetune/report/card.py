@@ -57,7 +57,7 @@ def command(settings: dict, name: str) -> str:
         option = option.replace("_", "-")
         if value is True:
             words.append(f"--{option}")
-        elif value not in (None, False) and (option, value) != ("max-steps", -1):
+        elif value is not None and value is not False and (option, value) != ("max-steps", -1):
             text = (
                 ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
             )

@@ -9,6 +9,8 @@ from ..errors import need
 from ..text import safe
 from ..whole_files import write_whole
 
+NAMED = 5  # as many runs as matplotlib's ten colours do for, two each, and a title has room for
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -49,24 +51,38 @@ def loss_figure(curves: list[Curve]):
 
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for number, curve in enumerate(curves):
+    for (line, mark), curve in zip(_colours(len(curves)), curves, strict=True):
         name = "" if len(curves) == 1 else f": {_shown(curve.name)}"
         steps = range(1, len(curve.losses) + 1)
-        axes.plot(steps, curve.losses, linewidth=1.2, color=f"C{2 * number}", label=f"training{name}")
+        axes.plot(steps, curve.losses, linewidth=1.2, color=line, label=f"training{name}")
         if marks := curve.evaluations():
             style = "o" if len(marks) <= 2 else "o-"
-            axes.plot(*zip(*marks, strict=True), style, color=f"C{2 * number + 1}", label=f"held out{name}")
+            axes.plot(*zip(*marks, strict=True), style, color=mark, label=f"held out{name}")
         best = dict(marks).get(curve.best_step)
         if best is not None:
-            axes.plot([curve.best_step], [best], "*", markersize=14, color=f"C{2 * number + 1}", label=f"kept{name}")
-    axes.set_title(f"Loss of {' and '.join(_shown(curve.name) for curve in curves)}", wrap=True)
+            axes.plot([curve.best_step], [best], "*", markersize=14, color=mark, label=f"kept{name}")
+    names = [_shown(curve.name) for curve in curves]
+    axes.set_title(f"Loss of {' and '.join(names) if len(names) <= NAMED else f'{len(names)} adapters'}", wrap=True)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss per answer token (nats)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if len(curves) <= NAMED:
+        axes.legend()
+    else:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="xx-small")
     return figure
+
+
+def _colours(count: int) -> list[tuple]:
+    """(the line's, the marks') of each of so many runs: matplotlib's cycle, or for many runs a hue for each, the marks
+    darker."""
+    if count <= NAMED:
+        return [(f"C{2 * i}", f"C{2 * i + 1}") for i in range(count)]
+    from matplotlib.colors import hsv_to_rgb
+
+    return [tuple(tuple(hsv_to_rgb((i / count, 0.8, value))) for value in (0.9, 0.55)) for i in range(count)]
 
 
 def _shown(name: str) -> str:

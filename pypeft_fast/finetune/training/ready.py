@@ -28,9 +28,15 @@ def make_ready(settings: Settings, examples: list[Example], held_out: list[Examp
     example has more tokens than the model has positions.
     """
     base, tokenizer = load_base(settings.model, settings.dtype, settings.quantize)
+    data = make_data(base, tokenizer, settings, examples, held_out)
+    transformers.set_seed(settings.seed)
+    return Ready(adapted(base, settings), data, Collator.of(tokenizer))
+
+
+def make_data(base, tokenizer, settings: Settings, examples: list[Example], held_out: list[Example] | None) -> Data:
+    """The examples as tokens that this base model reads. UserError: see `make_ready`."""
     data = prepare(tokenizer, examples, settings, held_out)
     check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
     longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)
     check_length(base, longest, settings.virtual_tokens, settings.max_length)
-    transformers.set_seed(settings.seed)
-    return Ready(adapted(base, settings), data, Collator.of(tokenizer))
+    return data

@@ -3,25 +3,18 @@
 `model` may be a PeftModel of pypeft_fast or of peft.
 """
 
-import contextlib
-import math
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, TrainingArguments
 
-from ..base_models import public_name
 from ..data.tokens import Collator
-from ..errors import UserError, as_user_error
-from ..held_out import held_out_loss
-from ..report.card import card, is_card
-from ..report.plot import Curve, plot_losses
-from ..whole_files import write_json, write_whole
-from .metrics import metrics_of
+from ..report.plot import plot_losses
+from ..whole_files import write_json
 from .prepare import Data
+from .results import loss_before, write_results
 from .settings import Settings
-from .trainer import TimedTrainer, check_finite, train_to_the_end
+from .trainer import TimedTrainer, train_to_the_end
 
 
 def fine_tune(
@@ -34,42 +27,13 @@ def fine_tune(
 
     Raises UserError, and writes no adapter, if a loss is NaN or infinite.
     """
-    with contextlib.nullcontext() if settings.adapter else model.disable_adapter():
-        before = held_out_loss(model, data.held_out, collator, settings.batch_size)
-    if before is not None and not math.isfinite(before):
-        what = f"`adapter` {settings.adapter}" if settings.adapter else f"`model` {settings.model}"
-        raise UserError(f"the loss before training is already {before}: {what} is damaged; get it again")
+    before = loss_before(model, data, collator, settings)
     trainer = make_trainer(model, data, collator, settings, output, callbacks)
     train_to_the_end(trainer, checkpoint)
-    after = held_out_loss(model, data.held_out, collator, settings.batch_size)
-    check_finite("the loss on held-out data", after)
-    trained = [p.detach() for p in model.parameters() if p.requires_grad]
-    check_finite("the sum of the adapter's values", sum(float(p.sum()) for p in trained))
-    metrics = metrics_of(trainer, data, settings, before, after)
-    readme = output / "README.md"
-    theirs = None if is_card(readme) else readme.read_bytes()
-    with as_user_error(f"the adapter cannot be written to {output}", (OSError, RuntimeError, SafetensorError)):
-        save_portable(model, output, public_name(settings.model))
-    if theirs is None:
-        write_whole(readme, card(metrics, output.resolve().name).encode())
-    else:
-        write_whole(readme, theirs)  # restores the user's README.md, to which PEFT has added text
-
-    losses, held_out = metrics["loss_history"]["train"], metrics["loss_history"]["held_out"]
-    curve = Curve(output.resolve().name, [loss for _, loss in losses], before, after, held_out, metrics["best_step"])
+    metrics, curve = write_results(trainer, data, settings, output, before)
     plot_losses([curve], output / "loss.png")
     write_json(output / "metrics.json", metrics)  # written last: a folder with metrics.json is complete
     return metrics | {"losses": curve.losses}
-
-
-def save_portable(model, output: Path, base: str) -> None:
-    """Saves the adapter with the base's public name in its config, which is the same on every machine.
-
-    The embeddings are not saved, since they were not resized; with "auto", PEFT would ask the Hub whether they were.
-    """
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = base
-    model.save_pretrained(output, save_embedding_layers=False)
 
 
 def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path, callbacks=()) -> TimedTrainer:

@@ -1,0 +1,53 @@
+"""What `pypeft-fast finetune` checks and says, of one adapter and of several. Imports no PyTorch."""
+
+import dataclasses
+from pathlib import Path
+
+from ..finetune.adapters.files import Adapter, check_files, read_adapter
+from ..finetune.data.named import named_data
+from ..finetune.errors import UserError
+from ..finetune.training.settings import Settings
+
+
+def asked_for(arguments) -> dict:
+    """{field of Settings: what was given for it}, with data and eval_data as the lists that they are."""
+    return {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)}
+
+
+def starting_adapter(arguments) -> Adapter | None:
+    """What --adapter names. UserError if its files are not whole."""
+    if arguments.adapter is None:
+        return None
+    folder = Path(arguments.adapter)
+    if not folder.is_dir():
+        raise UserError(f"--adapter {arguments.adapter}: no such folder")
+    check_files(folder)
+    return read_adapter(folder)
+
+
+def read_data_options(arguments) -> tuple[dict[str | None, str], dict[str | None, str]]:
+    """--data and --eval-data by the names of their adapters, None for the one that has no name.
+
+    UserError if the names of --eval-data are not among those of --data.
+    """
+    data = named_data(arguments.data)
+    held_out = named_data(arguments.eval_data, "eval_data") if arguments.eval_data else {}
+    for name, its in held_out.items():
+        if name in data:
+            continue
+        if None in data:
+            raise UserError(f"--eval-data {name}={its} names an adapter, and --data names none: leave {name}= out")
+        names = ", ".join(data)
+        if name is None:
+            raise UserError(f"--eval-data {its} has no name: give NAME={its}, of one of the adapters: {names}")
+        raise UserError(f"--eval-data {name}={its}: no --data has the name {name}; there are: {names}")
+    return data, held_out
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def parameters_of(model) -> str:
+    trainable, total = model.get_nb_trainable_parameters()
+    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"
