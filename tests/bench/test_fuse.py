@@ -10,12 +10,13 @@ FUSE = """
 import sys, torch
 import bench.fuse
 from pypeft_fast.model.layers import lora as fused_lora
+from pypeft_fast.model.layers.lora_rows import LoRARows
 folder, model, *spoiled = sys.argv[1:]
 if "layer" in spoiled:
     right = fused_lora.lora_linear_unchecked
     fused_lora.lora_linear_unchecked = lambda *args: right(*args[:5], 0.5 * args[5], *args[6:])
 if "rows" in spoiled:
-    fused_lora.mixed_rows_linear = lambda x, weight, bias, adapters: torch.nn.functional.linear(x, weight, bias)
+    LoRARows.linear = lambda self, x, weight, bias, is_plain: torch.nn.functional.linear(x, weight, bias)
 options = ["--model", model, "--seconds", "0", "--shape", "2", "9", "--adapters", "3", "2"]
 bench.fuse.main([*options, "--threads", "1", "--output", folder])
 """

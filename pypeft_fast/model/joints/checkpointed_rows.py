@@ -25,7 +25,7 @@ class KeepsRows:
 
 
 def _with_rows(found, function, *args, **kwargs):
-    with rows.using(found):
+    with rows.kept(found):
         return function(*args, **kwargs)
 
 

@@ -19,6 +19,7 @@ class NamedRows:
         self.adapters = tuple(dict.fromkeys(name for name in names if name != BASE))
         self.is_one = len(self.adapters) == 1 and BASE not in names  # one adapter has all rows
         self._indices: dict[tuple, torch.Tensor] = {}
+        self._repeats = 1  # of the kept indices: those of one length of the rows are kept
 
     def held(self, layer_s) -> tuple[str, ...]:
         """Those of the adapters that a layer has, from its {name: ..}."""
@@ -37,6 +38,8 @@ class NamedRows:
         key = adapters, repeats, x.device
         index = self._indices.get(key)
         if index is None:
+            if repeats != self._repeats:
+                self._indices, self._repeats = {}, repeats
             with torch.inference_mode(False):  # else a later call could not save it for its backward pass
                 index = self._indices[key] = self._index(adapters, repeats, x.device)
         return index
@@ -47,7 +50,7 @@ class NamedRows:
         return index if repeats == 1 else index.repeat_interleave(repeats)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def _known(names):
     return NamedRows(names)
 

@@ -23,6 +23,9 @@ def rows_of_call(model, names, args, kwargs):
         return contextlib.nullcontext()
     if isinstance(names, str) or not isinstance(names, (list, tuple)):
         raise TypeError(f"adapter_names={names!r} must be a list of names, one a row of the batch")
+    others = [name for name in names if not isinstance(name, str)]
+    if others:
+        raise TypeError(f"adapter_names holds {others[0]!r}, which is no name; give {rows.BASE!r} for no adapter")
     unknown = sorted(set(names) - {*model.peft_config, rows.BASE})
     if unknown:
         raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; add or load them first")

@@ -80,6 +80,7 @@ class _OfThread(threading.local):
     def __init__(self):
         self.rows: Rows | None = None
         self.is_generating = False
+        self.are_kept = False
 
 
 _thread = _OfThread()
@@ -98,6 +99,22 @@ def generating():
         yield
     finally:
         _thread.is_generating = before
+
+
+@contextlib.contextmanager
+def kept(found: Rows):
+    """`using`, within a checkpoint that gives the block these rows again in the backward pass."""
+    before, _thread.are_kept = _thread.are_kept, True
+    try:
+        with using(found):
+            yield
+    finally:
+        _thread.are_kept = before
+
+
+def are_kept() -> bool:
+    """Whether a checkpoint around this call gives its rows to the block again in the backward pass."""
+    return _thread.are_kept
 
 
 def is_generating() -> bool:

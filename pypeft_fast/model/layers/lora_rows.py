@@ -47,11 +47,10 @@ class RowAdapters:
         linears = [module._parameters for modules in self._modules[:2] for module in modules]
         self._every, self._types = every, list(map(type, every))
         self._states = [module.__dict__ for module in every]
-        self._sizes = list(map(len, self._states))  # a forward of a module's own is one attribute more
-        self._hooks = [state[name] for state in self._states for name in _HOOKS]
-        self._last_hook = RemovableHandle.next_id
+        self._forwards = [state.get("forward") for state in self._states]
+        self._last_hook = self._hook_before = None
         self._linears, self._tensors = linears, [*self.A, *self.B]
-        self._dtypes = list(map(_DTYPE, self._tensors))
+        self._dtypes, self._kinds = list(map(_DTYPE, self._tensors)), list(map(type, self._tensors))
         self._dropouts = [module.__dict__ for module in self._modules[2] if type(module) is nn.Dropout]
         self._rates = list(map(_of_dropout, self._dropouts))
         self.watches = True
@@ -66,24 +65,29 @@ class RowAdapters:
                 for holder, modules in zip(_HOLDERS, self._modules, strict=True)
             )
             and self._has_no_hooks()
-            and list(map(len, self._states)) == self._sizes
+            and all(map(is_, map(dict.get, self._states, repeat("forward")), self._forwards))
             and list(map(type, self._every)) == self._types
             and all(map(is_, map(dict.get, self._linears, repeat("weight")), self._tensors))
             and not any(map(is_not, map(dict.get, self._linears, repeat("bias")), repeat(None)))
             and list(map(_DTYPE, self._tensors)) == self._dtypes
+            and list(map(type, self._tensors)) == self._kinds
             and list(map(_of_dropout, self._dropouts)) == self._rates
-            and list(map(layer.scaling.get, self.names)) == self.scalings
+            and all(map(is_, map(layer.scaling.get, self.names), self.scalings))
             and layer.cast_input_dtype_enabled == self._casts
             and not (layer.lora_variant and any(map(contains, repeat(layer.lora_variant), self.names)))
         )
 
     def _has_no_hooks(self) -> bool:
-        """PyTorch counts the hooks that are registered anywhere: while it has counted none, there is none here."""
+        """PyTorch counts the hooks that are registered anywhere: while it has counted none, there is none here.
+
+        PyTorch counts a hook before it inserts the hook, so a count holds from the second call that sees it on.
+        """
         last = RemovableHandle.next_id
         if last != self._last_hook:
-            if any(self._hooks):
+            if any(state[name] for state in self._states for name in _HOOKS):
                 return False
-            self._last_hook = last
+            self._last_hook = last if last == self._hook_before else None
+            self._hook_before = last
         return True
 
 

@@ -52,13 +52,14 @@ class FusedLoRA(FusedLayer):
             self._check_forward_args(x, adapter_names=names)  # PEFT's own errors
         active = batch.held(self._modules["lora_A"]._modules)
         if not active:
+            if args or kwargs:  # which PEFT may take out before it calls the base layer
+                return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
             y = self.decoded(x, args, kwargs)
-            return self.base_layer(x, *args, **kwargs) if y is None else y
+            return self.base_layer(x) if y is None else y
         describe = self.described if batch.is_one else self.described_rows
         reason, _, parts, weight, bias, is_plain = describe(x, active, args, kwargs)
         self.count(reason)
-        if not is_compiling():
-            self._judged.was_of_rows = True
+        self._remember_rows()
         if reason is not None:
             return self.peft_class.forward(self, x, *args, adapter_names=names, **kwargs)
         if not batch.is_one:
@@ -80,6 +81,11 @@ class FusedLoRA(FusedLayer):
                 self._judged.rows = its
         return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
 
+    def _remember_rows(self):
+        """Notes a call with rows that a checkpoint may lose, for `active`."""
+        if not is_compiling() and self.training and not rows_of_batch.are_kept():
+            self._judged.was_of_rows = True
+
     def active(self):
         """RuntimeError in a backward pass, where checkpointing runs the layer again without the rows that it had."""
         if not is_compiling() and self._judged.was_of_rows:
@@ -88,8 +94,13 @@ class FusedLoRA(FusedLayer):
                     "checkpointing runs this layer again without the adapter_names of its call; checkpoint by "
                     "model.gradient_checkpointing_enable(), or give the block its names within the checkpoint"
                 )
-            self._judged.was_of_rows = False
+            if self.training:  # a call in eval mode may lie between a forward and its backward pass
+                self._judged.was_of_rows = False
         return super().active()
+
+    def delete_adapter(self, adapter_name):
+        super().delete_adapter(adapter_name)
+        self._judged.rows = None  # which holds the parameters
 
     def as_lora(self, x):
         """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.
@@ -108,8 +119,8 @@ class FusedLoRA(FusedLayer):
         if reason is not None or type(weight) is Frozen and (weight.dtype != x.dtype or not is_plain):
             return None
         self.count(reason)
-        if not is_compiling():
-            self._judged.was_of_rows = rows is not None
+        if rows is not None:
+            self._remember_rows()
         (part,), (_, bias) = parts, frozen_base.cast(x, weight, bias)
         return dict(weight=weight, bias=bias, lora_A=part.A, lora_B=part.B, scaling=part.scaling, dropout_p=part.p)
 

@@ -1,5 +1,7 @@
 """Batches whose rows belong to different adapters, on a fused model: PEFT's results, errors and gradients."""
 
+import functools
+
 import peft
 import pytest
 import torch
@@ -235,3 +237,18 @@ def test_outputs_of_a_small_example():
     assert y.tolist() == [[41.5], [-36.5], [125.5]] and report.calls() == {"fused": 1}
     y.sum().backward()
     assert scaled.grad == -40  # a scaling that is a tensor trains
+
+
+def test_layers_without_the_adapters_of_an_activated_lora_batch_take_no_options_of_theirs():
+    """PEFT hands the offsets of aLoRA to every layer, and takes them out before it calls the base layer."""
+    logits = []
+    for library in (peft, pf):
+        model = zoo.build("llama")
+        config = functools.partial(library.LoraConfig, r=2, task_type="CAUSAL_LM", init_lora_weights=False)
+        torch.manual_seed(1)
+        model = library.get_peft_model(model, config(target_modules=["q_proj", "v_proj"]), "c")
+        model.add_adapter("al", config(target_modules=["q_proj"], alora_invocation_tokens=[5, 6]))
+        ids = torch.tensor([[1, 5, 6, 9, 2], [3, 4, 5, 6, 7]])
+        logits.append([model.eval()(ids, adapter_names=names).logits for names in (["al", "al"], ["c", "al"])])
+    for theirs, ours in zip(*logits, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -131,6 +131,26 @@ def test_two_forwards_before_one_backward_keep_their_own_rows():
         torch.testing.assert_close(found[name], grad, rtol=0, atol=1e-5 * grad.abs().max().item())
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_mixed_call_between_a_checkpointed_call_and_its_backward_pass_changes_nothing(reentrant, trains):
+    """As for the logits of a reference adapter."""
+    found = []
+    for between in (False, True):
+        model = model_of()
+        model.set_adapter("a")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=reentrant))
+        model.enable_input_require_grads()
+        loss = loss_of(model, range(6))
+        if between:
+            with torch.no_grad():
+                loss_of(model.train(trains), range(6), adapter_names=["b", "c"] * 3)
+            model.train()
+        loss.backward()
+        found.append(gradients(model))
+    assert len(found[0]) > 3 and all(torch.equal(found[1][n], grad) for n, grad in found[0].items())
+
+
 class Checkpoints(nn.Module):
     """A model that checkpoints a block by itself, where nothing can give the names to the block's second run."""
 
@@ -149,7 +169,10 @@ def test_a_second_run_that_has_lost_its_rows_is_an_error():
     model.set_adapter(["a", "b"])
     x = torch.randn(4, 3, 8, requires_grad=True)
     loss = model.train()(x, adapter_names=["a", "b", "b", "a"]).sum()
+    with torch.no_grad():
+        model.eval()(x)  # between the two passes
     with pytest.raises(RuntimeError, match="runs this layer again without the adapter_names of its call"):
+        model.train()
         loss.backward()
     model.set_adapter("a")
     model(x).sum().backward()  # a call without names is as it was

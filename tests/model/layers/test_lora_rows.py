@@ -1,5 +1,9 @@
 """What a layer keeps of the adapters of a batch's rows: read once, and anew after any change."""
 
+import gc
+import weakref
+from collections import OrderedDict
+
 import peft
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import pypeft_fast as pf
+from pypeft_fast.model.joints.named_rows import named_rows
 from pypeft_fast.model.layers import peft_lora
 
 NAMES = ["a", "b", "__base__", "c", "b"]
@@ -38,6 +43,15 @@ class Scaled(nn.Linear):
 def patched(module):
     inner = module.forward
     module.forward = lambda x: 3 * inner(x)
+
+
+def rehooked(module):
+    module._forward_hooks = OrderedDict()
+    module.register_forward_hook(lambda module, args, output: 3 * output)
+
+
+class Other(nn.Parameter):
+    pass
 
 
 def replaced(holder):
@@ -76,6 +90,8 @@ CHANGES = {
     "a tensor for the scaling": (lambda layer: layer.scaling.update(b=torch.tensor(5.0)), True),
     "the dropout's module": (lambda layer: layer.lora_dropout.update({"b": Doubled()}), False),
     "the base's weight": (lambda layer: layer.base_layer.weight.data.mul_(2), True),
+    "the type of a parameter": (lambda layer: setattr(layer.lora_B["b"].weight, "__class__", Other), False),
+    "new hooks in place of the old": (lambda layer: rehooked(layer.lora_B["b"]), False),
     "a hook on the base": (lambda layer: layer.base_layer.register_forward_hook(lambda *args: 2 * args[2]), False),
 }  # fmt: skip
 
@@ -148,3 +164,44 @@ def test_rows_in_inference_mode_leave_nothing_that_training_cannot_use():
     again.sum().backward()
     assert torch.equal(y, again)
     assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "lora_" in n)
+
+
+def test_a_forward_that_is_patched_restored_and_patched_again_is_seen():
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    report, module = pf.fuse(model, strict=True), layer.lora_B["b"]
+    inner, found = module.forward, []
+    for forward in (inner, lambda x: 3 * inner(x), inner, lambda x: 3 * inner(x)):
+        module.forward = forward
+        found.append(model(x, adapter_names=NAMES))
+    assert torch.equal(found[1], found[3]) and torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+    assert report.calls()["lora_B has hooks or a forward of its own"] == 2
+
+
+def test_a_scaling_that_begins_to_train_at_its_value_gets_its_gradient():
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    pf.fuse(model, strict=True)
+    model(x, adapter_names=NAMES)
+    scaling = layer.scaling["b"] = nn.Parameter(torch.tensor(float(layer.scaling["b"])))
+    model(x, adapter_names=NAMES).sum().backward()
+    found, scaling.grad = scaling.grad, None
+    pf.unfuse(model)
+    model(x, adapter_names=NAMES).sum().backward()
+    torch.testing.assert_close(found, scaling.grad)
+
+
+def test_indices_of_one_length_are_kept_and_no_parameters_of_a_deleted_adapter():
+    (model, layer), rows = model_of(), named_rows(NAMES)
+    pf.fuse(model, strict=True)
+    for length in range(1, 40):
+        model(torch.zeros(5, length, 12), adapter_names=NAMES)
+    assert sum(index.numel() for index in rows._indices.values()) <= 5 * 39
+    gone = weakref.ref(layer.lora_B["b"].weight)
+    model.delete_adapter("b")
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_name_that_is_none_is_refused():
+    model = pf.get_peft_model(nn.Sequential(nn.Linear(12, 9)), pf.LoraConfig(target_modules=["0"]), "a").eval()
+    with pytest.raises(TypeError, match="adapter_names holds None, which is no name; give '__base__' for no adapter"):
+        model(torch.randn(2, 12), adapter_names=["a", None])
