@@ -111,8 +111,8 @@ ROWS = [
     _merging("rows-rate-of-the-first", "model/layers/lora_rows.py", "float(part.p) for part in parts",
              "float(parts[0].p) for part in parts", MIXED, KEPT),
     _merging("rows-adapters-of-the-batch-before", "model/layers/peft_lora.py", "its.names != active or ", "", KEPT),
-    _merging("rows-scaling-of-the-call-before", "model/layers/lora_rows.py", "self.names)) == self.scalings",
-             "self.names)) is not None", KEPT),
+    _merging("rows-scaling-of-the-call-before", "model/layers/lora_rows.py",
+             "all(map(is_, map(layer.scaling.get, self.names), self.scalings))", "True", KEPT),
     _merging("rows-run-again-without-names", "model/joints/checkpointed_rows.py", "if found is not None:", "if False:",
              TRAINING),
 ]  # fmt: skip
