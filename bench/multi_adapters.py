@@ -16,7 +16,7 @@ import torch
 import pypeft_fast as pf
 
 from .harness import report
-from .harness.causal_lm import liven, token_steps
+from .harness.causal_lm import randomize_adapters, token_steps
 from .harness.targets import at_most
 from .harness.timing import interleaved, machine
 
@@ -98,7 +98,7 @@ def many_adapters(layers, dtype):
             model = pf.get_peft_model(model, config, "0")
         else:
             model.add_adapter(str(i), config)
-    liven(model)
+    randomize_adapters(model)
     model.set_adapter("0")
     return base, model
 
