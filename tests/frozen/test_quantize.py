@@ -5,6 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.testing import available
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 functional = bitsandbytes.functional
@@ -165,26 +166,30 @@ def test_every_byte_of_eight_bits_is_decoded_right(stored, rows):
 @pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(37, 1), (1, 37), (2, 1)])
-def test_weights_of_one_row_or_one_column(format, dtype, shape):
+@pytest.mark.parametrize("kernel", available(OPS["lora_linear"]))
+def test_weights_of_one_row_or_one_column(kernel, format, dtype, shape):
     frozen = pf.quantize(torch.randn(shape).to(dtype), format)
     x = torch.randn(40, shape[1]).to(dtype)
     A, B = torch.randn(2, shape[1]).to(dtype), torch.randn(shape[0], 2).to(dtype)
     expected = pf.lora_linear(x.double(), frozen.dequantize().double(), A.double(), B.double())
     bound = dict(rtol=2e-2, atol=2e-1) if dtype == torch.bfloat16 else dict(rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(pf.lora_linear(x, frozen, A, B).double(), expected, **bound)
+    with pf.using(kernel):
+        y = pf.lora_linear(x, frozen, A, B)
+    torch.testing.assert_close(y.double(), expected, **bound)
 
 
 @pytest.mark.parametrize("shape", [(200, 100), (200, 128), (130, 1), (2, 300)])
-def test_fp8_blocks_of_weights_narrower_than_a_block(shape):
+@pytest.mark.parametrize("kernel", available(OPS["ia3_linear"]))
+def test_fp8_blocks_of_weights_narrower_than_a_block(kernel, shape):
     N, K = shape
     weight, scale = torch.randn(N, K).to(torch.float8_e4m3fn), torch.rand(-(-N // 128), -(-K // 128)) + 0.5
     frozen = pf.Frozen("fp8", (weight, scale), None, torch.float32)
     spread = scale.repeat_interleave(128, 0)[:N].repeat_interleave(128, 1)[:, :K]
     torch.testing.assert_close(frozen.dequantize(), weight.float() * spread)
     x = torch.randn(40, K)
-    torch.testing.assert_close(
-        pf.ia3_linear(x, frozen, torch.ones(N)), x @ frozen.dequantize().t(), rtol=1e-4, atol=1e-3
-    )
+    with pf.using(kernel):
+        y = pf.ia3_linear(x, frozen, torch.ones(N))
+    torch.testing.assert_close(y, x @ frozen.dequantize().t(), rtol=1e-4, atol=1e-3)
 
 
 def test_a_scale_of_the_wrong_shape_is_refused_beside_a_raw_weight():

@@ -92,6 +92,34 @@ def test_under_autocast_the_error_is_at_most_twice_peft_s(batch):
         return torch.stack([(a - b).norm() / b.norm() for a, b in parts if b.norm() > 0]).square().mean().sqrt()
 
     assert 0 < error(ours) < 2 * error(theirs)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=0.06 * theirs[0].abs().max().item())
+
+
+def layer_outcome(seed, fused, autocast):
+    """y, dx and the gradients of the adapters of one layer."""
+    torch.manual_seed(seed)
+    config = functools.partial(peft.LoraConfig, target_modules=["0"], init_lora_weights=False)
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(24, 40)), config()).eval()
+    for name in ("b", "c"):
+        model.add_adapter(name, config(r=3))
+    model.base_model.set_adapter(["default", "b", "c"])
+    x, dY = torch.randn(4, 5, 24, requires_grad=True), torch.randn(4, 5, 40)
+    report = pf.fuse(model) if fused else None
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = model(x, adapter_names=["default", "b", "c", "__base__"])
+    y.float().backward(dY)
+    assert report is None or report.calls() == {"fused": 1}
+    return [y.detach().float(), x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_under_autocast_a_layer_s_gradients_are_peft_s(seed):
+    exact = layer_outcome(seed, fused=False, autocast=False)
+    theirs, ours = (layer_outcome(seed, fused, autocast=True) for fused in (False, True))
+    assert len(ours) == len(theirs) == len(exact) == 8
+    for a, b, e in zip(ours, theirs, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0.03 * b.abs().max().item())
+        assert 0 < (a - e).norm() <= 2 * (b - e).norm()
 
 
 def test_mistakes_are_peft_s_own_errors():
