@@ -1,7 +1,9 @@
-"""Interleaved timing: every round runs each step once, in another order, so that a slow phase affects all steps."""
+"""Interleaved timing: every round runs each step once, in a random order. A slow phase affects all steps, and no step
+always finds the caches as the same other step has left them."""
 
 import os
 import platform
+import random
 import statistics
 import time
 from pathlib import Path
@@ -14,11 +16,10 @@ def interleaved(steps, clock=time.process_time, seconds=2.0, least=4, most=51):
 
     After one warm-up round, as many rounds run as fit into `seconds`, but at least `least` and at most `most`.
     """
-    names, times = list(steps), {name: [] for name in steps}
+    names, times, order = list(steps), {name: [] for name in steps}, random.Random(0)
     start, rounds = time.perf_counter(), 0
     while rounds < least + 1 or (rounds < most + 1 and time.perf_counter() - start < seconds):
-        shift = rounds % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in order.sample(names, len(names)):
             began = clock()
             steps[name]()
             times[name].append(clock() - began)

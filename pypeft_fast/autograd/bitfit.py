@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from ..ops import _check
 from ._autocast import autocast_as_linear, without_autocast
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 
 
 class BitFitLinearFunction(torch.autograd.Function):
@@ -44,6 +44,6 @@ def bitfit_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
         raise TypeError(f"bitfit_linear: weight is {weight.dtype}, x is {x.dtype}; they must agree")
     with without_autocast(x.device):
         if takes_a_function():
-            return BitFitLinearFunction.apply(x, weight, bias)
+            return apply_of(BitFitLinearFunction)(x, weight, bias)
         y = F.linear(x, weight, bias.to(x.dtype))
         return y if torch.is_grad_enabled() else y.detach()  # of a single row it is a view

@@ -12,7 +12,7 @@ from ..ops import _check, philox
 from ..ops.lora_da import lora_da
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, without_autocast
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._scaling import scaling_into
 from ._shaped import shaped
 
@@ -158,5 +158,5 @@ def bottleneck(
     with without_autocast(x.device):
         parameters = down, down_bias, up, up_bias, norm_weight, norm_bias
         if takes_a_function():
-            return BottleneckFunction.apply(x, residual, *parameters, activation, scaling, p, seed)
+            return apply_of(BottleneckFunction)(x, residual, *parameters, activation, scaling, p, seed)
         return _forward(x, residual, *parameters, activation, scaling, p, seed)[0]

@@ -19,7 +19,7 @@ from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, autocast_factor, autocast_lora
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._scaling import scaling_into
 from ._shaped import shaped
 from ._still_trains import still_trains
@@ -187,7 +187,7 @@ def dora_linear(
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     weight, its = stored(weight)
     if takes_a_function():
-        return DoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, *its)
+        return apply_of(DoRALinearFunction)(x, weight, bias, lora_A, lora_B, magnitude, norm, scaling, p, seed, *its)
     return _forward(x, weight, bias, lora_A, lora_B, row_scale(magnitude, norm), scaling, p, seed, False, *its)[0]
 
 

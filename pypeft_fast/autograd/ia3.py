@@ -12,7 +12,7 @@ from ..ops._scale import scaled
 from ..ops.ia3_dx_dl import ia3_dx_dl
 from ..ops.ia3_linear import ia3_linear as ia3_linear_op
 from ._autocast import autocast_as_linear, autocast_factor
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._shaped import shaped
 from ._still_trains import still_trains
 
@@ -107,5 +107,5 @@ def ia3_linear(
     ia3_l = autocast_factor(x, ia3_l)
     if takes_a_function():
         weight, its = stored(weight)
-        return IA3LinearFunction.apply(x, weight, bias, ia3_l, bool(feedforward), *its)
+        return apply_of(IA3LinearFunction)(x, weight, bias, ia3_l, bool(feedforward), *its)
     return _forward(x, weight, bias, ia3_l, bool(feedforward), False)[0]

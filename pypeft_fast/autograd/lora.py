@@ -11,7 +11,7 @@ from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward
 from ..ops.lora_forward import lora_forward
 from ._autocast import autocast_as_linear, autocast_lora
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._scaling import scaling_into
 from ._still_trains import still_trains
 
@@ -123,5 +123,5 @@ def lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p, generator
     seed = philox.draw_seed(x.device, generator) if p > 0 else None
     if takes_a_function():
         weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)
-        return LoRALinearFunction.apply(x, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
+        return apply_of(LoRALinearFunction)(x, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
     return lora_forward(x, weight, bias, lora_A, lora_B, scaling, p, seed)[0]

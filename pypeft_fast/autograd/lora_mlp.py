@@ -15,7 +15,7 @@ from ..ops.lora_forward import lora_forward
 from ..ops.swiglu import swiglu
 from ..ops.swiglu_backward import swiglu_backward
 from ._autocast import autocast_as_linear, autocast_lora
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._scaling import scaling_into
 from ._still_trains import still_trains
 from .lora import needed_backward
@@ -118,5 +118,5 @@ def lora_gated_linear(
     seed = philox.draw_seed(gate.device, generator) if p > 0 else None
     if takes_a_function():
         weight, its = stored(weight)
-        return LoRAGatedLinearFunction.apply(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
+        return apply_of(LoRAGatedLinearFunction)(gate, up, weight, bias, lora_A, lora_B, scaling, p, seed, *its)
     return lora_forward(swiglu(gate, up), weight, bias, lora_A, lora_B, scaling, p, seed)[0]

@@ -16,7 +16,7 @@ from ..ops.lora_dx import lora_dx
 from ..ops.lora_linear import lora_linear as lora_linear_op
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_as_linear, autocast_lora, without_autocast
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._shaped import shaped
 from ._still_trains import still_trains
 
@@ -142,5 +142,5 @@ def lora_sum_linear(
         ps = tuple(float(p) for p in dropout_ps)
         stored_weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)
         if takes_a_function():
-            return LoRASumFunction.apply(x, stored_weight, bias, B, seeds, ps, n, *lora_As, *its)
+            return apply_of(LoRASumFunction)(x, stored_weight, bias, B, seeds, ps, n, *lora_As, *its)
         return _forward(x, stored_weight, bias, B, seeds, ps, lora_As, its)[0]

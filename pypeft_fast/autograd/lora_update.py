@@ -13,7 +13,7 @@ from ..ops.lora_ds_db import lora_ds_db
 from ..ops.lora_dx import lora_dx
 from ..ops.lora_shrink import lora_shrink
 from ._autocast import autocast_lora, without_autocast
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._scaling import scaling_into
 from ._still_trains import still_trains
 
@@ -111,5 +111,5 @@ def lora_update(
     seed = philox.draw_seed(x.device) if p > 0 else None
     with without_autocast(x.device):
         if takes_a_function():
-            return LoRAUpdateFunction.apply(base, x, lora_A, lora_B, scaling, p, seed)
+            return apply_of(LoRAUpdateFunction)(base, x, lora_A, lora_B, scaling, p, seed)
         return _forward(base, x, lora_A, lora_B, scaling, p, seed)[0]

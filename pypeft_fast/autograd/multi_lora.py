@@ -13,7 +13,7 @@ from ..ops import _check, _segments, philox
 from ..ops.multi_lora_backward import multi_lora_backward
 from ..ops.multi_lora_forward import multi_lora_forward
 from ._autocast import autocast_as_linear, autocast_lora
-from ._first_order import first_order, takes_a_function
+from ._first_order import apply_of, first_order, takes_a_function
 from ._still_trains import still_trains
 
 NAME = "multi_lora_linear"
@@ -145,7 +145,7 @@ def multi_lora_linear_unchecked(x, weight, bias, lora_A, lora_B, index, scalings
         return multi_lora_forward(x, weight, bias, *its)[0]
     weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)
     args = x, weight, bias, index, seeds, scalings, ps, n
-    return MultiLoRALinearFunction.apply(*args, *lora_A, *lora_B, *its)
+    return apply_of(MultiLoRALinearFunction)(*args, *lora_A, *lora_B, *its)
 
 
 def _listed(name, tensors):
