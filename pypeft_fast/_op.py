@@ -275,7 +275,7 @@ class Op:
         twin = self._twin("cpu", "", self._trailing)
         self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(lambda *args: twin(*self.crossing(args)))
         if checks and _native.missing_cpu() is None:
-            self._direct = twin
+            self._direct = twin._op  # without the Python frame of OpOverload.__call__
 
     def native_cuda(self, rejects=lambda *_: None):
         """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one more argument

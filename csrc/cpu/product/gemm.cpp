@@ -95,14 +95,14 @@ Tensor narrowed(const Tensor& t, ScalarType dtype, float factor, int64_t ld) {
 }
 }  // namespace
 
-bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t half_rank) {
-  // From this many rows on, packing b pays. The vendor's bfloat16 product is closer to the peak, but lacks the low-rank
-  // part. The pass that adds it costs the less, the longer the sums of the product are; and a large rank is multiplied
-  // near the peak as well.
-  constexpr int64_t FLOAT_ROWS = 32;
-  if (dtype == ScalarType::Float) return rows >= FLOAT_ROWS && selected_isa() <= Isa::avx512;
-  const int64_t bf16_rows = std::min<int64_t>(512, std::max<int64_t>(64, K / 5)) + (half_rank > 64 ? std::min<int64_t>(512, 4 * half_rank) : 0);
-  return dtype == ScalarType::BFloat16 && rows >= bf16_rows && selected_isa() == Isa::avx512bf16 && !has_amx_bf16();
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t rank) {
+  if (dtype == ScalarType::Float) {
+    return rows >= std::min<int64_t>(256, std::max<int64_t>(32, rank / 6)) && selected_isa() <= Isa::avx512;
+  }
+  if (dtype != ScalarType::BFloat16 || selected_isa() != Isa::avx512bf16 || has_amx_bf16()) return false;
+  // Of a large rank the vendor multiplies the low-rank part near the peak as well.
+  const int64_t least = rank > 0 ? std::min<int64_t>(448, 3 * K / 8) : std::min<int64_t>(512, K / 5);
+  return rows >= std::max<int64_t>(64, least) + (rank > 64 ? std::min<int64_t>(512, 4 * rank) : 0);
 }
 
 bool gemm_decodes(ScalarType dtype) {

@@ -7,9 +7,11 @@
 #if defined(__x86_64__)
 namespace pypeft {
 
-// Whether gemm() is the faster way to a product of `rows` rows, sums over K and a low-rank part on
-// this CPU; else the vendor multiplies, and a pass over its result adds the rest.
-bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t half_rank);
+// Whether gemm() is the faster way to a product of `rows` rows, sums over K and a low-rank part on this CPU; else the
+// vendor multiplies, and a pass over its result adds the rest. gemm() must pack b, which pays from some number of rows
+// on. The vendor's product is closer to the peak, but lacks the low-rank part. `rank` is that of a low-rank part of a's
+// dtype without a mask, which costs little to add afterwards; else 0.
+bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t rank);
 
 // Whether gemm() takes a quantised weight on this CPU, which it decodes while it packs its panels.
 bool gemm_decodes(ScalarType dtype);

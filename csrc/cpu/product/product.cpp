@@ -11,12 +11,12 @@ Tensor product(const Tensor& a, const Right& b, const LowRank* low_rank, const E
   const ScalarType dtype = a.scalar_type();
   const int64_t rows = a.size(0);
   // A low-rank part of another dtype is multiplied in float32 by the pass after the vendor's product.
-  const bool is_half = low_rank && low_rank->left.scalar_type() == dtype && low_rank->right.scalar_type() == dtype;
-  const int64_t half_rank = dtype != ScalarType::Float && is_half ? low_rank->left.size(1) : 0;
+  const bool is_own = low_rank && low_rank->left.scalar_type() == dtype && low_rank->right.scalar_type() == dtype;
+  const int64_t rank = is_own && !low_rank->mask ? low_rank->left.size(1) : 0;
   const bool decodes = !b.w.is_dense(), masked = low_rank && low_rank->mask;
   const bool few = few_rows_win(dtype, rows, decodes) && !masked && has_dense_columns(b);
 #if defined(__x86_64__)
-  const bool own = decodes ? !few && gemm_decodes(dtype) : gemm_wins(dtype, rows, a.size(1), half_rank);
+  const bool own = decodes ? !few && gemm_decodes(dtype) : gemm_wins(dtype, rows, a.size(1), rank);
   if (own) return gemm(a, b, low_rank, epilogue);
 #endif
   if (few) return few_rows(a, b, low_rank, epilogue);
