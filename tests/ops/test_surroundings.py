@@ -24,9 +24,10 @@ def _behind(tensor):
 
 
 def _between(tensor):
-    """A copy of the tensor with bad elements before and after each row; after the elements of a vector."""
+    """A copy of the tensor with bad elements before and after each row, or between the elements of a vector."""
     if tensor.dim() < 2:
-        return _behind(tensor)
+        wide = tensor.new_full((tensor.shape[0], 3), _bad(tensor))
+        return wide[:, 0].copy_(tensor)
     wide = tensor.new_full((tensor.shape[0] + 1, tensor.shape[1] + 5), _bad(tensor))
     return wide[: tensor.shape[0], 2:-3].copy_(tensor)
 
