@@ -22,8 +22,6 @@ def dora_norm(weight, lora_A, lora_B, scaling):
 
     weight [N, K], lora_A [r, K], lora_B [N, r] of any floating dtypes.
     """
-    # detach(), since torch.export would leave an empty no_grad region in the graph.
-    weight, lora_A, lora_B = weight.detach(), lora_A.detach(), lora_B.detach()
     if not weight.dtype == lora_A.dtype == lora_B.dtype:
         wide = torch.promote_types(weight.dtype, torch.float32)
         lora_A, lora_B = lora_A.to(wide), lora_B.to(wide)

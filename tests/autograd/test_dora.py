@@ -310,10 +310,12 @@ def test_a_row_of_zeros_is_zero_plus_its_update_and_learns(dtype, p):
     assert merged.isfinite().all() and not merged[3].any()
 
 
-def test_a_row_that_its_update_cancels_has_a_length_and_no_root_of_a_negative_number():
+@pytest.mark.parametrize("kernel", available(OPS["dora_norm"]))
+def test_a_row_that_its_update_cancels_has_a_length_and_no_root_of_a_negative_number(kernel):
     A, B = torch.randn(4, 64), torch.randn(200, 4)
     W = -1.5 * B @ A
-    norm = norms.dora_norm(W, A, B, 1.5)
+    with pf.using(kernel):
+        norm = norms.dora_norm(W, A, B, 1.5)
     assert norm.isfinite().all() and (norm <= 1e-2 * W.norm(dim=1)).all()
 
 

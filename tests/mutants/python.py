@@ -36,8 +36,6 @@ AUTOGRAD = [
     _merging("dora-norm-cross-term-once", "ops/dora_norm.py", "beta=2.0", "beta=1.0", NORM),
     _merging("dora-norm-of-a-cancelled-row", "ops/dora_norm.py", ".clamp_min(0)", "", NORM, DORA),
     _autograd("dora-scale-of-a-zero-row", "dora_norm.py", ".masked_fill(norm == 0, 1.0)", "", DORA),
-    _autograd("dora-norm-not-detached", "dora_norm.py", "weight.detach(), lora_A.detach(), lora_B.detach()",
-              "weight, lora_A, lora_B", DORA, "tests/ops/test_derivatives.py"),
     _autograd("ia3-z-always-saved", "ia3.py", "need_z = need_l and not feedforward", "need_z = not feedforward", IA3),
     _autograd("ia3-dl-without-z", "ia3.py", "(rows if feedforward else z)", "(rows if feedforward else dY)", IA3),
     _autograd("ia3-db-not-scaled", "ia3.py", "dZ = dY if feedforward else scaled(dY, ia3_l)", "dZ = dY", IA3),
