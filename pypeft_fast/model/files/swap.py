@@ -1,4 +1,4 @@
-"""Hot swap: an adapter that the model has gets the values of a file, all in one call, while its tensors stay in place."""
+"""Hot swap: a running adapter gets the values of a file, all in one call, while its tensors stay in place."""
 
 import torch
 from torch.nn.modules.module import _IncompatibleKeys
