@@ -25,7 +25,11 @@ def read_tensors(path, pinned) -> dict[str, torch.Tensor]:
     try:
         return load_file(pinned)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path, error) -> ValueError:
+    return ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again")
 
 
 def check(path, tensors, config, place: Place | None, options: dict) -> dict[str, str]:

@@ -16,6 +16,7 @@ from .contents import Contents, without_collections
 from .dry_run import peft_class, present, rehearse
 from .names import check_adapter_name
 from .own_tensors import like_another
+from .places import places_of
 from .quantization_card import state_quantization
 from .reading import CONFIG, WEIGHTS, folder_of, opened
 from .saving import own_names, saving
@@ -90,14 +91,19 @@ class SafeFiles:
         where, options = cls._split_kwargs(kwargs)
         with opened(folder_of(model_id, where), needs_config=config is None) as pair, without_collections():
             contents = Contents.of(pair) if config is None else Contents.of(pair, config)
-            config = contents.config
-            if options.get("key_mapping") is None and not config.is_prompt_learning:
-                options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
-            place = rehearse(model, config, adapter_name)
-            with _snapshot(contents, config, place, options) as folder:
-                loaded = peft_class(cls).from_pretrained(
-                    model, folder, adapter_name, is_trainable, config=config, **options
-                )
+            return cls._first(model, contents, adapter_name, is_trainable, options)
+
+    @classmethod
+    def _first(cls, model, contents, adapter_name, is_trainable, options, place=None) -> peft.PeftModel:
+        """from_pretrained of a file that has been read. place: of the adapter, if that is known already."""
+        config = contents.config
+        if options.get("key_mapping") is None and not config.is_prompt_learning:
+            options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
+        place = place or rehearse(model, config, adapter_name)
+        with _snapshot(contents, config, place, options) as folder:
+            loaded = peft_class(cls).from_pretrained(
+                model, folder, adapter_name, is_trainable, config=config, **options
+            )
         return cls._adopt(loaded)
 
     @classmethod
@@ -117,8 +123,8 @@ class SafeFiles:
         with opened(folder_of(model_id, where), needs_config=is_new) as pair, without_collections():
             return self._load(Contents.of(pair), adapter_name, is_trainable, options)
 
-    def _load(self, contents, adapter_name, is_trainable, options) -> Any:
-        """load_adapter of a file that has been read."""
+    def _load(self, contents, adapter_name, is_trainable, options, place=None) -> Any:
+        """load_adapter of a file that has been read. place: of the adapter, if that is known already."""
         pair, config, mine = contents.pair, contents.config, self.peft_config.get(adapter_name)
         if mine is not None and config is not None:
             check_alike(pair.config_path, adapter_name, mine, config)
@@ -126,21 +132,32 @@ class SafeFiles:
             result = swap(self, adapter_name, pair.weights_path, contents.tensors, is_trainable, options)
             if result is not None:
                 return result
-        place = None
-        if not (mine or config).is_adaption_prompt:  # PEFT keeps inactive adaption prompts outside of the model
-            place = present(self, adapter_name) if mine else _place_of(self, config, adapter_name)
+        if place is None and not (mine or config).is_adaption_prompt:  # PEFT keeps inactive ones outside of the model
+            place = present(self, adapter_name) if mine else like_another(self, config)
+            place = place or rehearse(self, config, adapter_name)
         with _snapshot(contents, mine or config, place, options) as folder:
             return super().load_adapter(folder, adapter_name, is_trainable, **options)
+
+    @classmethod
+    def _load_all(cls, model, contents: dict, is_trainable, options) -> peft.PeftModel:
+        """Loads {name: Contents} into a base model, or into a model of this class; all are checked before any is
+        loaded. Returns the PeftModel."""
+        is_new = not isinstance(model, peft.PeftModel)
+        if is_new and options.get("key_mapping") is None:
+            options = options | {"key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
+        places = places_of(model, contents, options)
+        first = next(iter(contents))
+        if is_new:
+            model = cls._first(model, contents[first], first, is_trainable, dict(options), places[first])
+        for name, its in contents.items():
+            if not is_new or name != first:
+                model._load(its, name, is_trainable, dict(options), places[name])
+        return model
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
         """PEFT's add_adapter. ValueError, before any change, if adapter_name is not a valid name."""
         check_adapter_name(adapter_name)
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
-
-
-def _place_of(model, config, adapter_name):
-    """The Place of a new adapter on this PeftModel."""
-    return like_another(model, config) or rehearse(model, config, adapter_name)
 
 
 @contextlib.contextmanager

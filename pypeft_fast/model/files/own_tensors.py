@@ -52,16 +52,16 @@ def _held(holder, adapter_name):
 def like_another(model, config) -> Place | None:
     """The Place of a new adapter on this PeftModel, without a dry run: that of an adapter whose config has the same
     tensors; None if there is no such adapter. The tensors are on the meta device."""
-    wanted = _shaping(config)
+    wanted = shaping(config)
     for name, its in model.peft_config.items():
-        if its.peft_type == config.peft_type and _shaping(its) == wanted:
+        if its.peft_type == config.peft_type and shaping(its) == wanted:
             tensors = tensors_of(dict(model.named_modules()), its, name)
             if tensors:
                 return Place(model, its, name, {k: torch.empty_like(t, device="meta") for k, t in tensors.items()})
     return None
 
 
-def _shaping(config) -> dict:
+def shaping(config) -> dict:
     """The config's fields without those that change neither names nor shapes, and with lists and sets alike."""
     values = {name: value for name, value in config.to_dict().items() if name not in _SHAPELESS}
     return {name: set(map(str, v)) if isinstance(v, (list, tuple, set)) else v for name, v in values.items()}

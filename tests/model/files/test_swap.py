@@ -65,6 +65,7 @@ def test_a_swap_of_one_adapter_leaves_the_others(tmp_path, pefts_loads):
     made(CONFIGS["lora"], 1).save_pretrained(tmp_path)
     model = made(CONFIGS["lora"], 2)
     model.add_adapter("other", CONFIGS["lora"]())
+    model.set_adapter("other")
     liven(model, 3, "other")
     before = values(model)
     model.load_adapter(tmp_path, "other", is_trainable=True)
