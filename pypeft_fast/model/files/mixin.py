@@ -17,6 +17,7 @@ from .dry_run import peft_class, present, rehearse
 from .names import check_adapter_name
 from .own_tensors import like_another
 from .places import places_of
+from .plain_lora import place_of_plain_lora
 from .quantization_card import state_quantization
 from .reading import CONFIG, WEIGHTS, folder_of, opened
 from .saving import own_names, saving
@@ -99,6 +100,7 @@ class SafeFiles:
         config = contents.config
         if options.get("key_mapping") is None and not config.is_prompt_learning:
             options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
+        place = place or place_of_plain_lora(model, config, adapter_name, contents.tensors, options)
         place = place or rehearse(model, config, adapter_name)
         with _snapshot(contents, config, place, options) as folder:
             loaded = peft_class(cls).from_pretrained(

@@ -6,6 +6,7 @@ from .check import check
 from .config import check_alike
 from .dry_run import Place, present, rehearse
 from .own_tensors import like_another, shaping
+from .plain_lora import place_of_plain_lora
 
 
 def places_of(model, contents: dict, options: dict) -> dict[str, Place | None]:
@@ -30,9 +31,11 @@ def places_of(model, contents: dict, options: dict) -> dict[str, Place | None]:
         elif known and config.is_adaption_prompt:  # PEFT keeps inactive ones outside of the model
             place = None
         else:
-            place = next((place for fields, place in rehearsed if fields == shaping(config)), None)
+            place = like_another(model, config) if known else None
+            place = place or place_of_plain_lora(model, config, name, its.tensors, options)
+            place = place or next((place for fields, place in rehearsed if fields == shaping(config)), None)
             if place is None:
-                place = (like_another(model, config) if known else None) or rehearse(model, config, name)
+                place = rehearse(model, config, name)
                 rehearsed.append((shaping(config), place))
         check(its.pair.weights_path, its.tensors, known.get(name, config), place, dict(options))
         found[name] = place
