@@ -3,7 +3,8 @@
 A training step computes y, dX, dA and dB; decoding computes only y, without a graph. One thread, CPU time, interleaved;
 the times are medians, and the ratio to one adapter is from the same run. Before a case is timed, every row is compared
 with the result of its own adapter. The second table shows one token of a whole model for 64 rows, each of which names
-its adapter, compared with the same model with one active adapter. Writes multi_adapters.json and .md.
+its adapter, compared with the same model with one active adapter. The model's adapters are float32, PEFT's default; the
+last rows have adapters in the base's dtype (autocast_adapter_dtype=False). Writes multi_adapters.json and .md.
 """
 
 import argparse
@@ -30,6 +31,7 @@ MODEL = dict(vocab_size=1024, hidden_size=576, intermediate_size=1536, num_atten
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MODEL_ROWS, MODEL_R = 64, 8
 NAMED = {1: 1.05, 8: 1.25, 64: 1.6}  # {adapters among the rows: the most that a token may cost over one active adapter}
+OWN_DTYPE = ", adapters in the base's dtype"  # the end of such a row's name
 MODEL_HEADER = ("a token for 64 rows", "ms", "over set_adapter")
 
 
@@ -85,8 +87,8 @@ def check(x, weight, A, B, index):
         assert error < 0.01, f"adapter {a}: {error:.3g} from float64"
 
 
-def many_adapters(layers, dtype):
-    """(the frozen model, the same model with an adapter for each of the rows)."""
+def many_adapters(layers, dtype, casts=True):
+    """(the frozen model, the same model with an adapter for each of the rows); casts: half adapters to float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -95,12 +97,23 @@ def many_adapters(layers, dtype):
     config = pf.LoraConfig(r=MODEL_R, lora_alpha=2 * MODEL_R, target_modules=TARGETS)
     for i in range(MODEL_ROWS):
         if i == 0:
-            model = pf.get_peft_model(model, config, "0")
+            model = pf.get_peft_model(model, config, "0", autocast_adapter_dtype=casts)
         else:
-            model.add_adapter(str(i), config)
+            model.add_adapter(str(i), config, autocast_adapter_dtype=casts)
     randomize_adapters(model)
     model.set_adapter("0")
     return base, model
+
+
+def named_steps(model, prompt, counts):
+    """{name: (steps, logits) of token_steps}: one active adapter, and rows of so many adapters, which are checked."""
+    made = {"set_adapter": token_steps({"set_adapter": model}, prompt)}
+    for n in counts:
+        rows = [str(i % n) for i in range(MODEL_ROWS)]
+        name = f"{n} name{'s' * (n > 1)}"
+        made[name] = token_steps({name: model}, prompt, adapter_names=rows)
+        check_model(model, prompt, rows, made[name][1][name])
+    return made
 
 
 @torch.no_grad()
@@ -111,12 +124,11 @@ def model_steps(layers: int, dtype: torch.dtype) -> dict:
     """
     base, model = many_adapters(layers, dtype)
     prompt = torch.randint(0, MODEL["vocab_size"], (MODEL_ROWS, 1))
-    made = {"base": token_steps({"base": base}, prompt), "set_adapter": token_steps({"set_adapter": model}, prompt)}
-    for n in NAMED:
-        rows = [str(i % n) for i in range(MODEL_ROWS)]
-        name = f"{n} name{'s' * (n > 1)}"
-        made[name] = token_steps({name: model}, prompt, adapter_names=rows)
-        check_model(model, prompt, rows, made[name][1][name])
+    made = {"base": token_steps({"base": base}, prompt)} | named_steps(model, prompt, NAMED)
+    if dtype != torch.float32:
+        of_dtype = named_steps(many_adapters(layers, dtype, casts=False)[1], prompt, [MODEL_ROWS])
+        for name, (steps, y) in of_dtype.items():
+            made[name + OWN_DTYPE] = {name + OWN_DTYPE: steps[name]}, y
     return {name: steps[name] for name, (steps, _) in made.items()}
 
 
@@ -135,7 +147,10 @@ def time_model(layers, dtype, clock, seconds, line, targets):
     steps = model_steps(layers, dtype)
     with torch.no_grad():
         times = interleaved(steps, clock, seconds, most=201)
-    rows = [(name, f"{1e3 * t:.2f}", f"{t / times['set_adapter']:.3f}") for name, t in times.items()]
+    rows = []
+    for name, t in times.items():
+        alone = times["set_adapter" + OWN_DTYPE * name.endswith(OWN_DTYPE)]
+        rows.append((name, f"{1e3 * t:.2f}", f"{t / alone:.3f}"))
     for n, limit in NAMED.items():
         name = f"{n} name{'s' * (n > 1)}"
         targets.append(
@@ -169,7 +184,7 @@ def main(arguments=None):
         times = results[name] = interleaved(made, clock, options.seconds, most=1001)
         targets.append(at_most(f"{name}, over one adapter", times["several"] / times["one adapter"], limit))
         print(line(row(name, times)), flush=True)
-    line = report.aligned(MODEL_HEADER, ["set_adapter"])
+    line = report.aligned(MODEL_HEADER, [f"set_adapter{OWN_DTYPE}"])
     print(line(MODEL_HEADER))
     dtype = getattr(torch, options.dtype)
     of_model, token = time_model(options.layers, dtype, clock, 3 * options.seconds, line, targets)

@@ -1,5 +1,5 @@
-"""python -m bench.publish: copies the results of `make bench`, bench-model, bench-fuse, bench-quantized and bench-gpu
-from out/bench into bench/results and the documents.
+"""python -m bench.publish: copies the results of `make bench`, bench-model, bench-fuse, bench-ranks, bench-quantized,
+bench-adapters, bench-files and bench-gpu from out/bench into bench/results and the documents.
 
 Check the results first: other processes on the machine distort the times."""
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from . import readme
 from .harness import report
 
-NAMES = ("layer", "model", "fuse", "gpu", "quantized", "quantized_model")
-PICTURED = set(NAMES) - {"quantized_model"}
+NAMES = (
+    "layer", "model", "fuse", "ranks", "gpu", "quantized", "quantized_model", "multi_adapters", "adapter_files",
+)  # fmt: skip
+PICTURED = {"layer", "model", "fuse", "ranks", "gpu", "quantized"}
 
 
 def publish(source, results):

@@ -51,6 +51,7 @@ _LATE = {
     "PeftModelForTokenClassification": "peft_model",
     "fuse": "fuse",
     "get_peft_model": "peft_model",
+    "load_adapters": "load_adapters",
     "lossy_merge": "layers.lossy_merge",
     "quantize_model": "quantize_model",
     "register": "fuse",

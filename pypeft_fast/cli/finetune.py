@@ -7,7 +7,6 @@ from pathlib import Path
 from ..finetune import threads
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
-from ..finetune.data.load import load_data
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
 from ..finetune.quantized import check_quantize
@@ -16,7 +15,7 @@ from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.resolve import resolve
 from . import finetune_many
-from .finetune_checks import asked_for, counted, parameters_of, read_data_options, starting_adapter
+from .finetune_checks import asked_for, counted, parameters_of, parts_of, starting_adapter
 from .option_names import as_options
 from .terminal import say
 
@@ -25,22 +24,20 @@ def run(arguments) -> None:
     need("transformers", "accelerate", "matplotlib", "jinja2", "tqdm")
     check_base(arguments.model)
     check_quantize(arguments.quantize)
-    data, eval_data = read_data_options(arguments)
     adapter = starting_adapter(arguments)
-    if None not in data:
-        finetune_many.run(arguments, data, eval_data, adapter)
+    parts = parts_of(arguments)
+    if None not in parts:
+        finetune_many.run(arguments, parts, adapter)
         return
-    examples = load_data(data[None])
-    held_out = load_data(eval_data[None], "eval_data") if eval_data else None
-    asked = asked_for(arguments) | {"data": data[None], "eval_data": eval_data.get(None)}
-    settings = resolve(asked, len(examples), adapter)
+    part = parts[None]
+    settings = resolve(asked_for(arguments) | part.settings, len(part.examples), adapter)
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
         run_folder.go_on(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
-        _train(arguments, settings, examples, held_out)
+        _train(arguments, settings, part.examples, part.held_out)
 
 
 def _train(arguments, settings, examples, held_out) -> None:

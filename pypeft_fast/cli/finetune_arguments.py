@@ -22,7 +22,8 @@ format), README.md, metrics.json and loss.png. During the run it also has checkp
 Several adapters over one base model: --data desk=FILE --data billing=FILE --output DIR trains both in one run and
 writes DIR/desk, DIR/billing and DIR/loss.png. Each adapter has the steps, the evaluations and the result of a run of
 its own (dropout draws other numbers). A step takes --batch-size examples of each adapter at once, so memory grows with
-the number of adapters. There are no checkpoints and no --resume. Methods: """ + ", ".join(BY_ROWS)
+the number of adapters. With --by-product there is one --data, and the key "product" of each record names its adapter.
+Checkpoints of all adapters are in DIR. Methods: """ + ", ".join(BY_ROWS)
 
 
 def _methods_with(option: str) -> str:
@@ -44,6 +45,13 @@ def add_arguments(parser) -> None:
         metavar="[NAME=]FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC",
         help="the training data, see below; give the option several times with NAME= to train an adapter from each",
     )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--by-product",
+        action="store_true",
+        help='train an adapter for each product that occurs as "product" in the records of --data',
+    )
+    which.add_argument("--product", metavar="NAME", help="train on the records of this product only")
     add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
     add("--adapter", metavar="DIR", help="train this adapter further instead of a new one; its files do not change")

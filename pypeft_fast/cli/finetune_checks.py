@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..finetune.adapters.files import Adapter, check_files, read_adapter
 from ..finetune.data.named import named_data
+from ..finetune.data.products import Part, of_files, of_one, of_products
 from ..finetune.errors import UserError
 from ..finetune.training.settings import Settings
 
@@ -42,6 +43,23 @@ def read_data_options(arguments) -> tuple[dict[str | None, str], dict[str | None
             raise UserError(f"--eval-data {its} has no name: give NAME={its}, of one of the adapters: {names}")
         raise UserError(f"--eval-data {name}={its}: no --data has the name {name}; there are: {names}")
     return data, held_out
+
+
+def parts_of(arguments) -> dict[str | None, Part]:
+    """The examples of each adapter by its name; of one that has no name, by None.
+
+    UserError: a file, a record or a name is not accepted, or options do not go together.
+    """
+    data, eval_data = read_data_options(arguments)
+    if arguments.by_product or arguments.product is not None:
+        option = "--by-product" if arguments.by_product else "--product"
+        if None not in data:
+            raise UserError(f"{option} does not go with --data NAME=FILE; give one --data FILE")
+        if arguments.by_product:
+            return of_products(data[None], eval_data.get(None))
+    if None in data:
+        return {None: of_one(data[None], eval_data.get(None), arguments.product)}
+    return of_files(data, eval_data)
 
 
 def counted(number: int, noun: str) -> str:

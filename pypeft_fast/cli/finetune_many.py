@@ -1,15 +1,17 @@
-"""`pypeft-fast finetune` with several --data NAME=FILE: an adapter for each, over one base model in one run."""
+"""`pypeft-fast finetune` with several --data NAME=FILE or --by-product: several adapters over one base model."""
 
 import shlex
+import sys
 
 from ..finetune import threads
 from ..finetune.adapters.methods import check_by_rows
 from ..finetune.calm import calm_libraries
-from ..finetune.data.load import load_data
-from ..finetune.data.split import leaked
-from ..finetune.errors import UserError, as_user_error
+from ..finetune.data.products import Part
+from ..finetune.data.split import leaked, split
+from ..finetune.errors import UserError, about, as_user_error
 from ..finetune.report.advice import after_training, before_training, shortened
-from ..finetune.training.many_folder import alone_in_many, begin_many, open_many
+from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on_many, go_on_many, open_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .finetune_checks import asked_for, counted, parameters_of
@@ -17,38 +19,40 @@ from .option_names import as_options
 from .terminal import say
 
 
-def run(arguments, data: dict[str, str], eval_data: dict[str, str], adapter) -> None:
-    """data and eval_data: by the names of the adapters; adapter: what --adapter names, with which each begins."""
-    for option, given in (("resume", arguments.resume), ("keep_checkpoints", arguments.keep_checkpoints)):
-        if given:
-            raise UserError(
-                f"`{option}` does not go with --data NAME=FILE: a run of several adapters writes no checkpoints; leave "
-                "it out, or train one adapter in a run"
-            )
+def run(arguments, data: dict[str, Part], adapter) -> None:
+    """data: by the names of the adapters; adapter: what --adapter names, with which each begins."""
     asked, settings = asked_for(arguments), {}
-    examples = {name: load_data(its) for name, its in data.items()}
-    held_out = {name: load_data(its, "eval_data") for name, its in eval_data.items()}
-    for name, its in examples.items():
-        its_data = {"data": data[name], "eval_data": eval_data.get(name)}
-        settings[name] = resolve(asked | its_data, len(its), adapter)
+    for name, its in data.items():
+        settings[name] = resolve(asked | its.settings, len(its.examples), adapter)
         check_by_rows(settings[name].method)
-    open_many(arguments.output, settings, arguments.overwrite)
+        if its.held_out is None:
+            with about(name):
+                split(its.examples, settings[name].eval_fraction, settings[name].seed)
+    if not arguments.resume:
+        open_many(arguments.output, settings, arguments.overwrite)
+    elif not arguments.output.is_dir():
+        go_on_many(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with alone_in_many(arguments.output, settings):
         threads.use(arguments.threads)
-        _train(arguments, settings, examples, held_out)
+        _train(arguments, settings, data)
 
 
-def _train(arguments, settings, examples, held_out) -> None:
+def _train(arguments, settings, data) -> None:
     import torch
 
     from ..finetune.training.ready_many import make_ready_many
-    from ..finetune.training.train_many import fine_tune_many
-    from .progress import SayEvaluations
 
     output = arguments.output
+    saved, damaged = go_on_many(output, settings) if arguments.resume else (None, [])
+    if arguments.resume and saved is None:
+        say(f"the run in {output} is complete: all of {', '.join(settings)}")
+        return
     calm_libraries()
-    for name in settings:
-        check_name(name, f"--data {name}={settings[name].data}", "--data NAME=FILE")
+    for name, its in settings.items():
+        remedy = "another value of its product" if arguments.by_product else "--data NAME=FILE"
+        check_name(name, f"--data {its.data}", remedy)
+    examples = {name: its.examples for name, its in data.items()}
+    held_out = {name: its.held_out for name, its in data.items() if its.held_out is not None}
     ready = make_ready_many(settings, examples, held_out)
     for name, its in ready.runs.items():
         for line in _plan(its.settings, its.data):
@@ -61,11 +65,14 @@ def _train(arguments, settings, examples, held_out) -> None:
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
     say(parameters_of(ready.model))
-    for name, why in begin_many(output, settings).items():
-        say(f"{name} stays: {why}")
-
-    with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-        metrics = fine_tune_many(ready, output, lambda name: [SayEvaluations(name)])
+    if saved is not None:
+        say(f"{'; '.join([*damaged, 'going on'])} from {saved.path}")
+    else:
+        for name, why in begin_many(output, settings).items():
+            say(f"{name} stays: {why}")
+    metrics = _fine_tune(ready, output, saved, settings)
+    if not arguments.keep_checkpoints:
+        remove_checkpoints(output)
     for name, its in metrics.items():
         for line in after_training(its):
             say(as_options(f"{name}: {line}", arguments))
@@ -76,6 +83,22 @@ def _train(arguments, settings, examples, held_out) -> None:
     quantize = f" --quantize {arguments.quantize}" if arguments.quantize else ""
     adapters = " ".join(f"--adapter {shlex.quote(str(output / name))}" for name in settings)
     say(f"try them: pypeft-fast chat --model {shlex.quote(model)}{quantize} {adapters}")
+
+
+def _fine_tune(ready, output, saved, settings):
+    """Calls `fine_tune_many`. After an interruption or an error, prints how to resume if there is a checkpoint."""
+    import torch
+
+    from ..finetune.training.train_many import fine_tune_many
+    from .progress import SayEvaluations
+
+    try:
+        with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
+            return fine_tune_many(ready, output, lambda name: [SayEvaluations(name)], saved)
+    except (KeyboardInterrupt, UserError):
+        if can_go_on_many(output, settings):
+            say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
+        raise
 
 
 def _plan(settings, data) -> list[str]:

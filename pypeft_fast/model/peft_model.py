@@ -60,11 +60,10 @@ class PeftModel(SafeFiles, peft.PeftModel):
             if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
                 fuse(base)
 
-    def load_adapter(self, *args, **options) -> Any:
-        """PEFT's load_adapter, after checks; the adapter's layers are fused."""
+    def _load(self, *args, **options):
         self._is_loading = True
         try:
-            return super().load_adapter(*args, **options)
+            return super()._load(*args, **options)
         finally:
             self._is_loading = False
 

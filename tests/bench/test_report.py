@@ -72,6 +72,30 @@ def test_what_is_published_is_what_a_run_wrote(tmp_path, lacks):
         assert done.stdout == "['layer']\n" and written == "new", done.stderr
 
 
+def test_tables_of_ranks_adapters_and_files_are_published_into_the_document(tmp_path):
+    """Before a benchmark is published, the document says how to measure it."""
+    found = tmp_path / "out"
+    found.mkdir()
+    (tmp_path / "results").mkdir()
+    for name in ("ranks", "multi_adapters", "adapter_files"):
+        (found / f"{name}.json").write_text("{}")
+        (found / f"{name}.md").write_text(f"the table of {name}\n")
+    (found / "ranks.png").write_bytes(b"")
+    done = python(
+        "-c",
+        "import sys; from pathlib import Path; from bench import publish, readme\n"
+        "folder, document = Path(sys.argv[1]), readme.DOCUMENTS[1].read_text()\n"
+        "marks = [f'<!-- bench:{name} -->' for name in readme.UNMEASURED]\n"
+        "assert all(mark in document for mark in marks)\n"
+        "empty = ''.join(f'{mark}<!-- /bench -->' for mark in marks)\n"
+        "print(readme.filled(empty, folder / 'results').count('bench-publish` measures'))\n"
+        "print(publish.publish(folder / 'out', folder / 'results'))\n"
+        "print(readme.filled(empty, folder / 'results').count('the table of'))",
+        tmp_path,
+    )
+    assert done.stdout == "3\n['ranks', 'multi_adapters', 'adapter_files']\n3\n", done.stderr
+
+
 def test_nothing_to_publish_is_said(tmp_path):
     done = python(
         "-c",

@@ -7,6 +7,7 @@ import torch
 
 from tests.cli.test_bad_input import mistake
 from tests.cli.test_quantize import base  # noqa: F401
+from tests.interpreter import python
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_an_interruption(finetune, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob(".finetune.lock"))
 
 
-NAMES = ["../up", "a/b", "..", ".", "", "__base__", "a b", "a.b", "-x", "x" * 101, "\x1b[31m"]
+NAMES = ["../up", "a/b", "checkpoint-7", "..", ".", "", "__base__", "a b", "a.b", "-x", "x" * 101, "\x1b[31m"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,8 +173,9 @@ def test_names_that_no_folder_may_have(command, tiny_model, files, tmp_path, nam
         (["--data", "third="], "--data third= names no data; give third=FILE"),
         (["--data", "third=nope.jsonl"], "--data nope.jsonl: no such file"),
         (["--data", "keys=chatterbot:food"], "'keys' cannot name an adapter"),
-        (["--resume"], "--resume does not go with --data NAME=FILE"),
-        (["--keep-checkpoints"], "--keep-checkpoints does not go with --data NAME=FILE"),
+        (["--resume"], "--resume: no complete checkpoint in"),
+        (["--by-product"], "--by-product does not go with --data NAME=FILE; give one --data FILE"),
+        (["--product", "desk"], "--product does not go with --data NAME=FILE; give one --data FILE"),
         (["--method", "dora"], "--method dora trains one adapter in a run"),
         (["--method", "prompt"], "one of the methods lora, ia3, bitfit, bottleneck"),
         (["--eval-data", "chatterbot:food"], "--eval-data chatterbot:food has no name: give NAME=chatterbot:food"),
@@ -186,6 +188,62 @@ def test_what_is_refused(command, tiny_model, files, tmp_path, options, says):
     given = ["--rank", 4] if "--method" not in options else []
     common = ["--model", tiny_model, "--output", tmp_path / "a"]
     mistake(command("finetune", *common, *data, *given, *options), says)
+
+
+KILL = """
+import os, signal, sys
+from pypeft_fast.cli.main import main
+from pypeft_fast.finetune.training import train_many
+real, done = train_many.backward, []
+def backward(*arguments):
+    done.append(1)
+    if len(done) > 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+train_many.backward = backward
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_process_is_resumed_to_the_same_adapters(finetune, command, tiny_model, files, tmp_path):
+    options = ("--dropout", 0.2, "--save-every", 2)
+    assert finetune(tmp_path / "whole", *options)[0] == 0
+    data = [f"--data={name}={path}" for name, path in files.items()]
+    common = ["--epochs", 2, "--rank", 4, "--learning-rate", 0.05, "--eval-fraction", 0.2]
+    output = tmp_path / "killed"
+    words = ["finetune", "--model", tiny_model, "--output", output, *data, *common, *options]
+    killed = python("-c", KILL, *map(str, words))
+    assert killed.returncode == -9 and {p.name for p in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    mistake(finetune(output, *options), "already holds checkpoint-")
+    code, out, err = finetune(output, *options, "--resume")
+    assert code == 0 and f"going on from {output / 'checkpoint-4'}" in out, err
+    assert not list(output.glob("*checkpoint-*"))
+    for name in files:
+        (ours, theirs) = (folder / name / "adapter_model.safetensors" for folder in (output, tmp_path / "whole"))
+        assert ours.read_bytes() == theirs.read_bytes()
+    code, out, _ = finetune(output, *options, "--resume")
+    assert code == 0 and "is complete: all of desk, billing" in out
+    mistake(finetune(output, *options, "--seed", 1, "--resume"), "--seed of desk was 0 in the run to go on with")
+
+
+def test_an_interruption_says_how_to_go_on_and_checkpoints_can_stay(finetune, tmp_path, monkeypatch):
+    from pypeft_fast.finetune.training import train_many
+
+    real, left = train_many.backward, iter(range(3))
+
+    def interrupted(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_many, "backward", interrupted)
+        code, _, err = finetune(tmp_path / "a", "--save-every", 2)
+    assert code == 130 and "give the same command with --resume" in err
+    code, _, err = finetune(tmp_path / "a", "--save-every", 2, "--resume", "--keep-checkpoints")
+    assert code == 0 and list((tmp_path / "a").glob("checkpoint-*")), err
+    code, _, err = finetune(tmp_path / "a", "--save-every", 0, "--overwrite")
+    assert code == 0 and not list((tmp_path / "a").glob("checkpoint-*")), err
 
 
 def test_names_for_held_out_data_alone(command, tiny_model, files, tmp_path):

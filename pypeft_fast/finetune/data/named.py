@@ -28,7 +28,7 @@ def named_data(specs: list[str], argument: str = "data") -> dict[str | None, str
                     "trains an adapter of its own, so give each NAME=FILE"
                 )
             return {None: spec}
-        _check_name(name, spec, argument)
+        check_name(name, f"`{argument}` {cut(spec)}")
         if name in found:
             raise UserError(
                 f"`{argument}` {cut(spec)}: the name {quoted(name)} is taken by {cut(found[name])}; give it another "
@@ -40,11 +40,13 @@ def named_data(specs: list[str], argument: str = "data") -> dict[str | None, str
     return found
 
 
-def _check_name(name: str, spec: str, argument: str) -> None:
-    """UserError unless a folder within another, and an adapter, may be called so."""
-    if re.fullmatch(r"\w[\w-]*", name) and name != BASE and len(name) <= LONGEST:
+def check_name(name: str, what: str) -> None:
+    """UserError, which begins with what has the name, unless a folder within another, and an adapter, may be called
+    so."""
+    is_checkpoint = re.fullmatch(r"checkpoint-\d+", name)  # a folder of the run itself
+    if re.fullmatch(r"\w[\w-]*", name) and name != BASE and not is_checkpoint and len(name) <= LONGEST:
         return
     raise UserError(
-        f"`{argument}` {cut(spec)}: {quoted(name)} cannot name an adapter and its folder; give a name of letters, "
-        f"digits, _ and -, at most {LONGEST} characters and not {BASE}"
+        f"{what}: {quoted(name)} cannot name an adapter and its folder; give a name of letters, digits, _ and -, at "
+        f"most {LONGEST} characters, and not {BASE} or checkpoint-NUMBER"
     )

@@ -23,6 +23,7 @@ Alpaca's {"instruction": ..., "input": ..., "output": ...}"""
 class Example:
     messages: tuple[dict[str, str], ...]
     source: str  # "file:line" or "topic:number", for error messages
+    product: object = None  # of the record, unchecked
 
     @property
     def questions(self) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ def conversation(record: dict, source: str) -> Example:
     text is parsed as JSON. UserError for any other record.
     """
     if record.get("messages") is not None:
-        return Example(check_messages(_listed(record["messages"], source), source), source)
+        return Example(check_messages(_listed(record["messages"], source), source), source, record.get("product"))
     if record.get("conversations") is not None:
         turns = _sharegpt(_listed(record["conversations"], source), source)
     elif "instruction" in record and "output" in record:
@@ -55,7 +56,7 @@ def conversation(record: dict, source: str) -> Example:
         raise UserError(f"{source}: expected one of {FORMS}; the keys are: {keys}")
     if record.get("system"):
         turns = [{"role": "system", "content": record["system"]}, *turns]
-    return Example(check_messages(turns, source), source)
+    return Example(check_messages(turns, source), source, record.get("product"))
 
 
 def _pair(question, answer) -> list[dict]:

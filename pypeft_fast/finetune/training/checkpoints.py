@@ -9,11 +9,13 @@ from ..adapters.files import CONFIG, WEIGHTS
 from ..errors import as_user_error
 from . import damage
 
+MANY_NUMBERS, MANY_TENSORS = "adapters.json", "adapters.pt"  # the files in a checkpoint of several adapters
 # The files that Trainer and PEFT write into a checkpoint, and the scratch files that a killed save leaves.
 SCRATCH = ".saving-"
 OWN_FILES = re.compile(
     rf"\.?({CONFIG}|{WEIGHTS})(\..+)?|{damage.STATE}|optimizer\.pt|scheduler\.pt|scaler\.pt"
     r"|rng_state(_\d+)?\.pth|training_args\.bin|README\.md"
+    rf"|{MANY_NUMBERS}|{MANY_TENSORS}"
 )
 
 

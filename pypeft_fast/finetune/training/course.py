@@ -5,11 +5,13 @@ learning rates, the callbacks. So an adapter's course is that of a run of its ow
 pass are shared, see together.py.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 import torch
 from transformers import TrainerState
+from transformers.trainer_callback import ExportableState
 
 from .ready_many import ReadyMany
 from .train import make_trainer
@@ -83,6 +85,40 @@ class Course:
         if state.best_metric is None or held_out < state.best_metric:
             state.best_metric, state.best_global_step = held_out, state.global_step
             self._best = {name: p.detach().clone() for name, p in self.run.parameters.items()}
+
+    def numbers(self) -> dict:
+        """The state of the course that JSON can hold: the steps done, the losses, the counter of early stopping."""
+        callbacks = {type(c).__name__: c.state()["attributes"] for c in self._exportable()}
+        return {"state": dataclasses.asdict(self.trainer.state), "callbacks": callbacks}
+
+    def tensors(self) -> dict:
+        """The state of the course beside `numbers`: the adapter, the best adapter, the optimizer, the learning rate."""
+        trainer = self.trainer
+        return {
+            "parameters": {name: p.detach() for name, p in self.run.parameters.items()},
+            "best": self._best or {},
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.lr_scheduler.state_dict(),
+        }
+
+    def go_on(self, numbers: dict, tensors: dict) -> None:
+        """Continues a course of the same run from this state. The generator of random numbers is not restored."""
+        trainer, best = self.trainer, tensors["best"]
+        trainer.state = TrainerState(**numbers["state"])
+        for callback in self._exportable():
+            for name, value in numbers["callbacks"][type(callback).__name__].items():
+                setattr(callback, name, value)
+        with torch.no_grad():
+            for name, parameter in self.run.parameters.items():
+                parameter.copy_(tensors["parameters"][name])
+        self._best = {name: value.to(self.run.parameters[name].device) for name, value in best.items()} or None
+        trainer.optimizer.load_state_dict(tensors["optimizer"])
+        trainer.lr_scheduler.load_state_dict(tensors["scheduler"])
+        for _ in range(trainer.state.global_step):  # the order of the examples depends on the seed and the epoch alone
+            self.next_batches()
+
+    def _exportable(self):
+        return [c for c in self.trainer.callback_handler.callbacks if isinstance(c, ExportableState)]
 
     def take_best(self) -> None:
         """Gives the adapter the values of the evaluation with the lowest loss, if there was one."""

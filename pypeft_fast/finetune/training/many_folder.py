@@ -2,12 +2,16 @@
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from .. import json_text
+from ..errors import UserError, as_user_error
+from ..text import cut
 from ..whole_files import write_json
-from . import run_folder
+from . import checkpoints, many_checkpoints, run_folder
+from .many_checkpoints import Saved
 from .settings import Settings
 
 
@@ -39,9 +43,59 @@ def alone_in_many(output: Path, names: Iterable[str]) -> Iterator[None]:
 def begin_many(output: Path, settings: dict[str, Settings]) -> dict[str, str]:
     """Removes the metrics and checkpoints of earlier runs and writes the settings: of each adapter into its folder, of
     all into output. Returns what stays, as `run_folder.begin` does."""
-    left = {}
+    _remove_scratch(output)
+    left = checkpoints.remove(output)
     for name, its in settings.items():
         left |= {f"{name}/{file}": why for file, why in run_folder.begin(output / name, its).items()}
     values = {name: dataclasses.asdict(its) for name, its in settings.items()}
     write_json(output / run_folder.SETTINGS_FILE, {"adapters": values})
     return left
+
+
+def go_on_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved | None, list[str]]:
+    """(the checkpoint that `resume` goes on from, the faults of newer ones); (None, []) if the run is complete.
+
+    Raises UserError if the folder has no run, if its run has other adapters or other settings, or if no checkpoint is
+    whole.
+    """
+    path = output / run_folder.SETTINGS_FILE
+    none = f"`resume`: no complete checkpoint in {output}; start without `resume`"
+    if not path.is_file():
+        raise UserError(none)
+    saved = json_text.read_object(path, f"`resume`: {path}").get("adapters")
+    if not isinstance(saved, dict):
+        raise UserError(f"`resume`: {path} is not of a run of several adapters; start again with `overwrite`")
+    if sorted(saved) != sorted(settings):
+        theirs, ours = (cut(", ".join(sorted(names))) for names in (saved, settings))
+        raise UserError(f"`resume`: the run to go on with has the adapters {theirs}, and now there are {ours}")
+    for name, its in settings.items():
+        run_folder.check_settings(output / name / run_folder.SETTINGS_FILE, dataclasses.asdict(its), name)
+    if all(is_complete(output, name, its) for name, its in settings.items()):
+        return None, []
+    with as_user_error(f"`output` {output} cannot be read", (OSError,)):
+        found, damaged = many_checkpoints.newest(output, settings, lambda n: is_complete(output, n, settings[n]))
+    if found is None and damaged:
+        raise UserError(f"`resume`: {'; '.join(damaged)}: no whole checkpoint is left; start again with `overwrite`")
+    if found is None:
+        raise UserError(none)
+    return found, damaged
+
+
+def can_go_on_many(output: Path, settings: dict[str, Settings]) -> bool:
+    """Whether `resume` with the same options would find a checkpoint."""
+    try:
+        return go_on_many(output, settings)[0] is not None
+    except UserError:
+        return False
+
+
+def is_complete(output: Path, name: str, settings: Settings) -> bool:
+    """Whether the folder of this adapter has the result of a run with these settings."""
+    return run_folder.steps_of_complete(output / name, dataclasses.asdict(settings)) is not None
+
+
+def _remove_scratch(output: Path) -> None:
+    """Deletes what killed writings of checkpoints have left."""
+    for path in output.glob(".checkpoint-*.*"):
+        if path.is_dir() and not path.is_symlink() and checkpoints.foreign_file(path) is None:
+            shutil.rmtree(path, ignore_errors=True)

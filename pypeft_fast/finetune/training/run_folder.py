@@ -103,8 +103,8 @@ def go_on(output: Path, settings) -> GoingOn:
         raise UserError(none)
     _check_names(output)
     now = dataclasses.asdict(settings)
-    earlier = _check_settings(output / SETTINGS_FILE, now)
-    if (steps := _steps_of_complete(output, now)) is not None:
+    earlier = check_settings(output / SETTINGS_FILE, now)
+    if (steps := steps_of_complete(output, now)) is not None:
         return GoingOn(None, steps_done=steps)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         checkpoint, damaged = checkpoints.newest_whole(output, earlier)
@@ -137,8 +137,12 @@ def _check_names(output: Path) -> None:
         raise UserError(f"`output` {output}: {blocked} in it is not a file; move it away or name another folder")
 
 
-def _check_settings(path: Path, now: dict) -> dict[str, str]:
-    """The file's {name: fingerprint} of earlier checkpoints. UserError if the file's settings are not exactly `now`."""
+def check_settings(path: Path, now: dict, adapter: str | None = None) -> dict[str, str]:
+    """The file's {name: fingerprint} of earlier checkpoints. UserError if the file's settings are not exactly `now`.
+
+    adapter: the name of one among several, for messages.
+    """
+    of_adapter = f" of {adapter}" if adapter else ""
     remedy = "start again with `overwrite`"
     try:
         saved = json_text.read_object(path, str(path))
@@ -152,13 +156,13 @@ def _check_settings(path: Path, now: dict) -> dict[str, str]:
     for name, value in now.items():
         if saved[name] != value:
             raise UserError(
-                f"`resume`: `{name}` was {quoted(saved[name])} in the run to go on with and is "
+                f"`resume`: `{name}`{of_adapter} was {quoted(saved[name])} in the run to go on with and is "
                 f"{quoted(value)} now; give the same options"
             )
     return earlier
 
 
-def _steps_of_complete(output: Path, settings: dict) -> int | None:
+def steps_of_complete(output: Path, settings: dict) -> int | None:
     """The number of steps of a finished run with these settings, from metrics.json; None if there is no such run."""
     try:
         metrics = json_text.read_object(output / METRICS_FILE, METRICS_FILE)

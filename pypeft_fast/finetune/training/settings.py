@@ -13,6 +13,7 @@ class Settings:
 
     model: str
     data: str
+    product: str | None = None  # only the examples of this product
     method: str = "lora"
     rank: int | None = 16  # None: the method does not have this option
     alpha: float | None = 32

@@ -1,6 +1,7 @@
 """Checks, before the model changes, that a file's tensors fit the model: names, shapes, dtypes, values."""
 
 import contextlib
+import math
 import re
 
 import torch
@@ -11,6 +12,7 @@ from .dry_run import Place, can_ignore
 from .names import plain, plain_names
 
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_SUMS = {dtype: torch.promote_types(dtype, torch.float32) for dtype in FLOATS}
 MAY_BE_INFINITE = ".vblora_logits"  # VB-LoRA writes minus infinity as the logit of a vector that was not chosen
 OLD_FILES = ("BITFIT", "BOTTLENECK")  # methods whose tensors had other names in earlier versions of this package
 
@@ -23,7 +25,11 @@ def read_tensors(path, pinned) -> dict[str, torch.Tensor]:
     try:
         return load_file(pinned)
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again") from error
+        raise damaged(path, error) from error
+
+
+def damaged(path, error) -> ValueError:
+    return ValueError(f"{path} is truncated or corrupt ({error}); copy or save the adapter again")
 
 
 def check(path, tensors, config, place: Place | None, options: dict) -> dict[str, str]:
@@ -57,8 +63,7 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
             if verdict is not None:
                 fault = fault or f"does not fit this model: {verdict}"
                 raise ValueError(f"{path} {fault}; is it an adapter of this base model?")
-    for key, name in names.items():
-        _check_values(path, key, tensors[key], known.get(name))
+    check_values(path, tensors, {key: known.get(name) for key, name in names.items()})
     return names
 
 
@@ -75,16 +80,26 @@ def _fault(held, place, known, ignore_mismatched_sizes) -> str | None:
     return None
 
 
-def _check_values(path, key, tensor, reference):
-    """ValueError if the tensor's dtype is not one of an adapter, or a value is NaN or infinite.
+def check_values(path, tensors, references) -> None:
+    """ValueError if a tensor's dtype is not one of an adapter, or a value is NaN or infinite.
 
-    reference: the model's tensor of this name, or None. If the reference itself has values that are not finite, so may
-    the tensor.
+    references: {name in the file: the model's tensor, or None}. If a reference itself has values that are not finite,
+    so may the tensor.
     """
-    needs_float = reference is not None and reference.is_floating_point()
-    if tensor.dtype not in FLOATS and (needs_float or tensor.is_floating_point() or tensor.is_complex()):
-        why = "this model has a floating-point tensor there" if needs_float else "no adapter has this dtype"
-        raise ValueError(f"{path}: {key} has dtype {tensor.dtype}, but {why}; save it as float32, float16 or bfloat16")
+    for key, tensor in tensors.items():
+        reference = references[key]
+        needs_float = reference is not None and reference.is_floating_point()
+        if tensor.dtype not in FLOATS and (needs_float or tensor.is_floating_point() or tensor.is_complex()):
+            why = "this model has a floating-point tensor there" if needs_float else "no adapter has this dtype"
+            raise ValueError(
+                f"{path}: {key} has dtype {tensor.dtype}, but {why}; save it as float32, float16 or bfloat16"
+            )
+        # The sum is finite only if all values are: one pass over the file's bytes, without a mask of them.
+        if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=_SUMS[tensor.dtype])):
+            _check_finite(path, key, tensor, reference)
+
+
+def _check_finite(path, key, tensor, reference):
     bad = ~torch.isfinite(tensor)
     if not bad.any() or (MAY_BE_INFINITE in key and not tensor.isnan().any()):
         return

@@ -10,13 +10,18 @@ import peft
 from safetensors.torch import save_file
 from torch import nn
 
-from .check import check, read_tensors
-from .config import check_alike, read_config
+from .check import check
+from .config import check_alike
+from .contents import Contents, without_collections
 from .dry_run import peft_class, present, rehearse
 from .names import check_adapter_name
+from .own_tensors import like_another
+from .places import places_of
+from .plain_lora import place_of_plain_lora
 from .quantization_card import state_quantization
 from .reading import CONFIG, WEIGHTS, folder_of, opened
 from .saving import own_names, saving
+from .swap import swap
 from .vocabulary import resolve
 
 
@@ -85,15 +90,22 @@ class SafeFiles:
         changes, names the file, the field or the tensor."""
         check_adapter_name(adapter_name)
         where, options = cls._split_kwargs(kwargs)
-        with opened(folder_of(model_id, where), needs_config=config is None) as pair:
-            config, fields = (config, None) if config is not None else read_config(pair.config_path, pair.config)
-            if options.get("key_mapping") is None and not config.is_prompt_learning:
-                options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
-            place = rehearse(model, config, adapter_name)
-            with _snapshot(pair, fields, config, place, options) as folder:
-                loaded = peft_class(cls).from_pretrained(
-                    model, folder, adapter_name, is_trainable, config=config, **options
-                )
+        with opened(folder_of(model_id, where), needs_config=config is None) as pair, without_collections():
+            contents = Contents.of(pair) if config is None else Contents.of(pair, config)
+            return cls._first(model, contents, adapter_name, is_trainable, options)
+
+    @classmethod
+    def _first(cls, model, contents, adapter_name, is_trainable, options, place=None) -> peft.PeftModel:
+        """from_pretrained of a file that has been read. place: of the adapter, if that is known already."""
+        config = contents.config
+        if options.get("key_mapping") is None and not config.is_prompt_learning:
+            options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
+        place = place or place_of_plain_lora(model, config, adapter_name, contents.tensors, options)
+        place = place or rehearse(model, config, adapter_name)
+        with _snapshot(contents, config, place, options) as folder:
+            loaded = peft_class(cls).from_pretrained(
+                model, folder, adapter_name, is_trainable, config=config, **options
+            )
         return cls._adopt(loaded)
 
     @classmethod
@@ -109,16 +121,40 @@ class SafeFiles:
         """
         check_adapter_name(adapter_name)
         where, options = self._split_kwargs(kwargs)
-        mine = self.peft_config.get(adapter_name)
-        with opened(folder_of(model_id, where), needs_config=mine is None) as pair:
-            config, fields = read_config(pair.config_path, pair.config) if pair.config is not None else (None, None)
-            if mine is not None and config is not None:
-                check_alike(pair.config_path, adapter_name, mine, config)
-            place = None
-            if not (mine or config).is_adaption_prompt:  # PEFT keeps inactive adaption prompts outside of the model
-                place = present(self, adapter_name) if mine else rehearse(self, config, adapter_name)
-            with _snapshot(pair, fields, mine or config, place, options) as folder:
-                return super().load_adapter(folder, adapter_name, is_trainable, **options)
+        is_new = adapter_name not in self.peft_config
+        with opened(folder_of(model_id, where), needs_config=is_new) as pair, without_collections():
+            return self._load(Contents.of(pair), adapter_name, is_trainable, options)
+
+    def _load(self, contents, adapter_name, is_trainable, options, place=None) -> Any:
+        """load_adapter of a file that has been read. place: of the adapter, if that is known already."""
+        pair, config, mine = contents.pair, contents.config, self.peft_config.get(adapter_name)
+        if mine is not None and config is not None:
+            check_alike(pair.config_path, adapter_name, mine, config)
+        if mine is not None:
+            result = swap(self, adapter_name, pair.weights_path, contents.tensors, is_trainable, options)
+            if result is not None:
+                return result
+        if place is None and not (mine or config).is_adaption_prompt:  # PEFT keeps inactive ones outside of the model
+            place = present(self, adapter_name) if mine else like_another(self, config)
+            place = place or rehearse(self, config, adapter_name)
+        with _snapshot(contents, mine or config, place, options) as folder:
+            return super().load_adapter(folder, adapter_name, is_trainable, **options)
+
+    @classmethod
+    def _load_all(cls, model, contents: dict, is_trainable, options) -> peft.PeftModel:
+        """Loads {name: Contents} into a base model, or into a model of this class; all are checked before any is
+        loaded. Returns the PeftModel."""
+        is_new = not isinstance(model, peft.PeftModel)
+        if is_new and options.get("key_mapping") is None:
+            options = options | {"key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
+        places = places_of(model, contents, options)
+        first = next(iter(contents))
+        if is_new:
+            model = cls._first(model, contents[first], first, is_trainable, dict(options), places[first])
+        for name, its in contents.items():
+            if not is_new or name != first:
+                model._load(its, name, is_trainable, dict(options), places[name])
+        return model
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
         """PEFT's add_adapter. ValueError, before any change, if adapter_name is not a valid name."""
@@ -127,16 +163,16 @@ class SafeFiles:
 
 
 @contextlib.contextmanager
-def _snapshot(pair, fields, config, place, options):
+def _snapshot(contents, config, place, options):
     """A temporary folder with the checked files alone: the config's known fields, and a link to the open weights file,
     or a copy of the weights if tensors have to be renamed."""
-    tensors = read_tensors(pair.weights_path, pair.pinned)
+    pair, tensors = contents.pair, contents.tensors
     names = check(pair.weights_path, tensors, config, place, options)
     options["key_mapping"] = {}  # `check` has applied it
     with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
-        if fields is not None:
+        if contents.fields is not None:
             with open(os.path.join(folder, CONFIG), "w", encoding="utf-8") as file:
-                json.dump(fields, file)
+                json.dump(contents.fields, file)
         if all(old == new for old, new in names.items()):
             os.symlink(pair.pinned, os.path.join(folder, WEIGHTS))
         else:

@@ -9,6 +9,7 @@ from torch import nn
 
 import pypeft_fast as pf
 from pypeft_fast.model.joints import rows
+from pypeft_fast.model.layers import lora_rows
 from tests.model.zoo import IDS, adapted, assert_same, build, liven, logits
 
 
@@ -257,3 +258,30 @@ def test_num_beams_does_not_multiply_the_rows_of_a_forward():
     model.generation_config.num_beams = 2
     with pytest.raises(ValueError, match="but got 2 and 4 respectively"):
         model(IDS[[0, 1, 2, 0]], adapter_names=["one", "two"])
+
+
+@pytest.mark.parametrize("casts,dtype", [(True, torch.float32), (False, torch.bfloat16)])
+def test_rows_of_adapters_in_the_bases_dtype_are_multiplied_in_it(casts, dtype, monkeypatch):
+    """With autocast_adapter_dtype=False a row's adapter is half the bytes, which bound a batch of many adapters."""
+    torch.manual_seed(0)
+    config = pf.LoraConfig(r=8, target_modules=["0"], init_lora_weights=False)
+    base = nn.Sequential(nn.Linear(64, 48)).bfloat16()
+    model = pf.get_peft_model(base, config, "one", autocast_adapter_dtype=casts)
+    model.add_adapter("two", config, autocast_adapter_dtype=casts)
+    seen, real = [], lora_rows.multi_lora_linear_unchecked
+
+    def spied(x, weight, bias, A, B, *rest):
+        seen.extend(tensor.dtype for tensor in (*A, *B))
+        return real(x, weight, bias, A, B, *rest)
+
+    monkeypatch.setattr(lora_rows, "multi_lora_linear_unchecked", spied)
+    x, alone = torch.randn(4, 64).bfloat16(), {}
+    with torch.no_grad():
+        for name in ("one", "two"):
+            model.set_adapter(name)
+            alone[name] = model.eval()(x)
+        names = ["one", "two", "two", "one"]
+        y = model(x, adapter_names=names)
+    assert set(seen) == {dtype}
+    for row, name in enumerate(names):
+        torch.testing.assert_close(y[row], alone[name][row], rtol=0.02, atol=0.02)
