@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _tuning
@@ -41,6 +42,7 @@ class Config:
 # The configurations of the interpreter are small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
 GEMMS = ("lora_linear", "lora_linear, scale", "lora_dx", "ia3_linear", "ia3_dx_dl")
+SEGMENTS = ", segments"  # ends the name of a launch over rows of several adapters, which has the tiles of one adapter's
 ELEMENTWISE = ("swiglu", "swiglu_backward", "dequantize")  # without a product: only BM, BO, warps and stages are used
 
 
@@ -67,6 +69,7 @@ def known(arch):
 @functools.cache
 def default(op, arch, bits):
     """The configuration before tuning; bits as `bits_of` returns them."""
+    op = op.removesuffix(SEGMENTS)
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
@@ -114,7 +117,7 @@ _SPILLING = {("lora_shrink", 100): {(32, 64, 8)}, ("lora_ds_db", 100): {(16, 128
 def fits(op, config, arch, bits):
     """Whether all stages fit into shared memory, the accumulator fits into the registers of its warps, and every
     thread has at least 16 bytes of a tile to load."""
-    arch = known(arch)
+    op, arch = op.removesuffix(SEGMENTS), known(arch)
     lanes = 64 if arch == "gfx942" else 32
     if op in GEMMS:
         accumulator = config.BM * config.BO
@@ -137,7 +140,7 @@ def candidates(op, arch, bits):
     base = default(op, arch, bits)
     if arch == "interpreter":
         return {str(base): base}
-    arch = known(arch)
+    op, arch = op.removesuffix(SEGMENTS), known(arch)
     tma = arch in (90, 100)
     if op in GEMMS:
         inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # lora_dx's masked loads need registers
@@ -188,6 +191,11 @@ def launch(op, run, operands, sizes, *options):
 def shrunk(tile, size):
     """`tile`, or if the axis is shorter the next power of two of `size`, but at least 16 for the tensor cores."""
     return tile if size >= tile else max(16, _tuning.bucket(size))
+
+
+def element(dtype):
+    """Triton's name of a dtype of PyTorch."""
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
 def cdiv(size, tile):
