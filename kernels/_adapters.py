@@ -29,11 +29,13 @@ _lock = threading.Lock()
 @dataclass(frozen=True)
 class Adapters:
     """table int64 [n, COLUMNS]; align_A, align_B: 0 if some matrix has columns that are not adjacent in memory, else
-    the largest power of two up to 16 that divides the address in bytes of every row of these matrices."""
+    the largest power of two up to 16 that divides the address in bytes of every row of these matrices; step: the
+    largest power of two up to 16 that divides every rank."""
 
     table: torch.Tensor
     align_A: int
     align_B: int
+    step: int
 
 
 @triton.jit
@@ -65,6 +67,12 @@ def _write_adapter(
 def integer(table_ptr, adapter, column: tl.constexpr):
     """A value of the adapter, int64."""
     return tl.load(table_ptr + adapter.to(tl.int64) * COLUMNS + column)
+
+
+@triton.jit
+def rank_of(table_ptr, adapter, STEP: tl.constexpr):
+    """The adapter's rank, a multiple of STEP, so that ranks are loaded several at once."""
+    return tl.multiple_of(integer(table_ptr, adapter, RANK).to(tl.int32), STEP)
 
 
 @triton.jit
@@ -113,10 +121,18 @@ def _align(matrices):
     return bits & -bits
 
 
-def _filled(table, values):
+def _step(lora_A):
+    """STEP of these adapters."""
+    bits = 16
+    for one in lora_A:
+        bits |= one.shape[0]
+    return bits & -bits
+
+
+def _written(table, values, lora_A, lora_B):
     for row, its in enumerate(values):
         _write_adapter[(1,)](table, row, *its, num_warps=1)
-    return table
+    return Adapters(table, _align(lora_A), _align(lora_B), _step(lora_A))
 
 
 def adapters(lora_A, lora_B, scalings, thresholds, kept):
@@ -140,7 +156,7 @@ def adapters(lora_A, lora_B, scalings, thresholds, kept):
     if on_gpu:
         table = kept_zeros(size, torch.int64, device, stream)
         table.record_stream(stream)
-    made = Adapters(_filled(table, values[3:]), _align(lora_A), _align(lora_B))
+    made = _written(table, values[3:], lora_A, lora_B)
     with _lock:
         _tables[key] = made
         while len(_tables) > MOST_TABLES:
@@ -157,4 +173,4 @@ def _in_capture(values, lora_A, lora_B, size):
             _captured[found.table.data_ptr()] = found
             return found
     table = torch.empty(size, dtype=torch.int64, device=values[0])
-    return Adapters(_filled(table, values[3:]), _align(lora_A), _align(lora_B))
+    return _written(table, values[3:], lora_A, lora_B)

@@ -9,7 +9,20 @@ import triton
 import triton.language as tl
 
 from . import _tiles
-from ._adapters import A, B, KEPT, RANK, SCALING, THRESHOLD, adapters, integer, load_transposed, matrix, real
+from ._adapters import (
+    KEPT,
+    RANK,
+    SCALING,
+    THRESHOLD,
+    A,
+    B,
+    adapters,
+    integer,
+    load_transposed,
+    matrix,
+    rank_of,
+    real,
+)
 from ._dot import dot, precision
 from ._gemm import accumulate, load_2d, load_row, store_tile, tile_origin
 from ._philox import drop
@@ -73,7 +86,7 @@ def _multi_shrink(
 @triton.jit
 def _multi_linear(
     x, w, bias_ptr, s_ptr, table_ptr, index_ptr, y, M, N, K, R, n, x_m, x_k, w_n, w_k, bias_n, index_m,
-    B_DTYPE: tl.constexpr, ALIGN: tl.constexpr,
+    B_DTYPE: tl.constexpr, ALIGN: tl.constexpr, STEP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
     TMA: tl.constexpr, W_BY_ROWS: tl.constexpr, SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -84,7 +97,7 @@ def _multi_linear(
         acc = tl.zeros((BM, BN), tl.float32)
         adapter = next_adapter(own, -1, n)
         while adapter < n:
-            r = integer(table_ptr, adapter, RANK).to(tl.int32)
+            r = rank_of(table_ptr, adapter, STEP)
             b_ptr, b_n, b_r = matrix(table_ptr, adapter, B, B_DTYPE, ALIGN)
             up = tl.zeros((BM, BN), tl.float32)
             for rank0 in tl.range(0, r, BR, num_stages=1):
@@ -140,14 +153,14 @@ def _linear(x, weight, bias, s, lora_B, adapter_index, known):
         _multi_linear[(tile.programs,)](
             tile.x, tile.w, bias, s, known.table, adapter_index, tile.out, M, N, K, R, n, *x.stride(),
             *weight.stride(), 0 if bias is None else bias.stride(0), adapter_index.stride(0),
-            B_DTYPE=_tiles.element(lora_B[0].dtype), ALIGN=known.align_B,
+            B_DTYPE=_tiles.element(lora_B[0].dtype), ALIGN=known.align_B, STEP=known.step,
             BM=tile.BM, BN=tile.BO, BK=tile.BI, BR=tile.BR, GROUP=tile.group, TMA=tile.tma,
             W_BY_ROWS=tile.w_by_rows, SPECIALIZE=tile.specialize,
             PRECISION=precision(x.device, x.dtype, s.dtype, lora_B[0].dtype, rounded_to=x.dtype),
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
-    options = lora_B[0].dtype, weight.stride(1) == 1, known.align_B
+    options = lora_B[0].dtype, weight.stride(1) == 1, known.align_B, known.step
     _tiles.launch("lora_linear, segments", launch, (x,), (M, N, K, R, n), *options)
     return y
 

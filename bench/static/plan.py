@@ -27,12 +27,26 @@ LAUNCHES = {
     "lora_dx": ("", DROPOUT),
     "lora_da": ("", DROPOUT),
 }
+# Ops with several launches that have tiles: {name: the launch's name in _tiles}.
+SEGMENTED = {
+    "multi_lora_forward, shrink": "lora_shrink, segments",
+    "multi_lora_forward, linear": "lora_linear, segments",
+    "multi_lora_backward, ds_db": "lora_ds_db, segments",
+    "multi_lora_backward, dx": "lora_dx, segments",
+    "multi_lora_backward, da": "lora_da, segments",
+}
+ADAPTERS = {"adapters": 8}
 # {name: (op, options, launch)} for each variant of each op with a Triton kernel.
 NAMES = {
     title + launch: (op, options, launch)
     for title, (op, options) in VARIANTS.items()
-    if any(kernel.name == "triton" for kernel in OPS[op].kernels)
+    if any(kernel.name == "triton" for kernel in OPS[op].kernels) and not op.startswith("multi")
     for launch in LAUNCHES.get(op, ("",))
+} | {
+    name + launch: (name.partition(",")[0], ADAPTERS, launch)
+    for name, tiles in SEGMENTED.items()
+    for launch in LAUNCHES.get(tiles.partition(",")[0], ("",))
+    if GROUPS not in launch
 }
 # The launches that need the most registers: FULL for the ops whose kernel depends on the rank, TILED for the ops with
 # separate tiles (lora_da has the tiles of lora_shrink, ia3_linear those of lora_linear).
@@ -63,7 +77,15 @@ class Job:
     @property
     def tuned(self) -> str:
         """The name of the launch in _tiles."""
+        op, _, rest = self.name.partition(", ")
+        if op.startswith("multi"):
+            return SEGMENTED[f"{op}, {rest.partition(',')[0]}"]
         return self.name if self.name in _tiles.GEMMS else self.op
+
+    @property
+    def like(self) -> str:
+        """The launch whose tiles it has: its own name in _tiles, or that of the launch for one adapter."""
+        return self.tuned.removesuffix(_tiles.SEGMENTS)
 
     @property
     def arch(self):
@@ -72,7 +94,7 @@ class Job:
     @property
     def bits(self) -> int:
         """The bits of an element of the operands that decide the tiles: those of the frozen product, or all."""
-        return _tiles.bits_of(self.arch, (self.x,) if self.op in _tiles.GEMMS else (self.x, self.adapter))
+        return _tiles.bits_of(self.arch, (self.x,) if self.like in _tiles.GEMMS else (self.x, self.adapter))
 
     @property
     def tiles(self) -> _tiles.Config:
@@ -115,7 +137,7 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
         for name in NAMES:
             yield Job(target, name)
             yield Job(target, name, F32, F32)
-            if name.startswith("lora"):
+            if name.startswith(("lora", "multi")):
                 yield Job(target, name, BF16, F32)
             if target in FAMILIES:
                 yield Job(target, name, F16, F16)
