@@ -18,7 +18,7 @@ from ._gemm import load_2d
 from ._reduce import kept_zeros
 
 # The columns of the table. A and B: the address, the stride of the rows and the stride of the columns.
-A, B, RANK, BEFORE, SCALING, THRESHOLD, KEPT, COLUMNS = (tl.constexpr(i) for i in (0, 3, 6, 7, 8, 9, 10, 11))
+A, B, RANK, SCALING, THRESHOLD, KEPT, COLUMNS = (tl.constexpr(i) for i in (0, 3, 6, 7, 8, 9, 10))
 MOST_TABLES = 1024
 
 _tables: OrderedDict[tuple, "Adapters"] = OrderedDict()  # {(stream, values): table}, the latest used last
@@ -44,10 +44,10 @@ def _bits(value):
     return tl.cast(value, tl.float32).to(tl.int32, bitcast=True).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["row", "a", "a_r", "a_k", "b", "b_n", "b_r", "rank", "before", "threshold"])
+@triton.jit(do_not_specialize=["row", "a", "a_r", "a_k", "b", "b_n", "b_r", "rank", "threshold"])
 def _write_adapter(
     table_ptr, row: tl.int64, a: tl.int64, a_r: tl.int64, a_k: tl.int64, b: tl.int64, b_n: tl.int64, b_r: tl.int64,
-    rank: tl.int64, before: tl.int64, scaling, threshold: tl.int64, kept,
+    rank: tl.int64, scaling, threshold: tl.int64, kept,
 ):  # fmt: skip
     table_ptr += row * COLUMNS
     tl.store(table_ptr + A, a)
@@ -57,7 +57,6 @@ def _write_adapter(
     tl.store(table_ptr + B + 1, b_n)
     tl.store(table_ptr + B + 2, b_r)
     tl.store(table_ptr + RANK, rank)
-    tl.store(table_ptr + BEFORE, before)
     tl.store(table_ptr + SCALING, _bits(scaling))
     tl.store(table_ptr + THRESHOLD, threshold)
     tl.store(table_ptr + KEPT, _bits(kept))
@@ -137,12 +136,12 @@ def _written(table, values, lora_A, lora_B):
 
 def adapters(lora_A, lora_B, scalings, thresholds, kept):
     """The table of n adapters. thresholds, kept: of the dropout, -1 and 1.0 for an adapter without dropout."""
-    values, before = [], 0
-    for one, up, *numbers in zip(lora_A, lora_B, scalings, thresholds, kept, strict=True):
-        values.append((one.data_ptr(), *one.stride(), up.data_ptr(), *up.stride(), one.shape[0], before, *numbers))
-        before += one.shape[0]
-    device, size = lora_A[0].device, (len(values), COLUMNS.value)
-    values = (device, lora_A[0].dtype, lora_B[0].dtype, *values)
+    rows = [
+        (one.data_ptr(), *one.stride(), up.data_ptr(), *up.stride(), one.shape[0], *numbers)
+        for one, up, *numbers in zip(lora_A, lora_B, scalings, thresholds, kept, strict=True)
+    ]
+    device, size = lora_A[0].device, (len(rows), COLUMNS.value)
+    values = (device, lora_A[0].dtype, lora_B[0].dtype, *rows)
     on_gpu = device.type == "cuda"
     if on_gpu and torch.cuda.is_current_stream_capturing():
         return _in_capture(values, lora_A, lora_B, size)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import _tiles
-from ._adapters import BEFORE, KEPT, SCALING, THRESHOLD, B, integer, load_matrix, matrix, rank_of, real
+from ._adapters import KEPT, SCALING, THRESHOLD, B, integer, load_matrix, matrix, rank_of, real
 from ._dot import cut, dot, dot_parts, precision
 from ._gemm import load_2d, store_2d
 from ._philox import load_keep
@@ -20,9 +20,18 @@ from ._segments import groups, part_of, rows_at, slots
 
 
 @triton.jit
+def chosen(pointers, adapter, n: tl.constexpr, dtype: tl.constexpr):
+    """pointers[adapter] of a tuple of n: the gradients are arguments, because each call has new ones."""
+    address = pointers[0].to(tl.int64)
+    for at in tl.static_range(1, n):
+        address = tl.where(adapter == at, pointers[at].to(tl.int64), address)
+    return tl.multiple_of(address.to(tl.pointer_type(dtype)), 16)
+
+
+@triton.jit
 def _multi_ds_db(
-    dy_ptr, table_ptr, s_ptr, order_ptr, starts_ptr, ds_ptr, db_ptr, ds_parts_ptr, db_parts_ptr, ticket_ptr,
-    M, N, R, n, stripe_rows, dy_m, dy_n, s_m, s_r,
+    dy_ptr, table_ptr, s_ptr, order_ptr, starts_ptr, ds_ptr, db_ptrs, ds_parts_ptr, db_parts_ptr, ticket_ptr,
+    M, N, R, n: tl.constexpr, stripe_rows, dy_m, dy_n, s_m, s_r,
     NEED_DS: tl.constexpr, NEED_DB: tl.constexpr, IN_PARTS: tl.constexpr, B_DTYPE: tl.constexpr, ALIGN: tl.constexpr,
     STEP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -57,8 +66,8 @@ def _multi_ds_db(
             db = dot(dy.T, s, db, PRECISION)
     stripes = tl.cdiv(all_end - all_first, stripe_rows)
     parts_ptr = db_parts_ptr + 2 * (all_first // stripe_rows) * matrix_b
-    db_ptr += integer(table_ptr, adapter, BEFORE) * N
     if NEED_DB:
+        db_ptr = chosen(db_ptrs, adapter, n, B_DTYPE)
         if stripes > 1:
             store_2d(parts_ptr + stripe * matrix_b, db * scaling, column, rank, R, N, r)
         else:
@@ -83,9 +92,9 @@ def _multi_ds_db(
 
 @triton.jit
 def _multi_da(
-    ds_ptr, x_ptr, mask_ptr, table_ptr, order_ptr, starts_ptr, da_ptr, parts_ptr, ticket_ptr,
-    M, K, R, n, stripe_rows, x_m, x_k,
-    DROPOUT: tl.constexpr, STEP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
+    ds_ptr, x_ptr, mask_ptr, table_ptr, order_ptr, starts_ptr, da_ptrs, parts_ptr, ticket_ptr,
+    M, K, R, n: tl.constexpr, stripe_rows, x_m, x_k,
+    DROPOUT: tl.constexpr, A_DTYPE: tl.constexpr, STEP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, slot, rank_block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -112,7 +121,7 @@ def _multi_da(
     if DROPOUT:
         da *= real(table_ptr, adapter, KEPT)
     stripes, matrix_a = tl.cdiv(all_end - all_first, stripe_rows), tl.cast(R, tl.int64) * K
-    da_ptr += integer(table_ptr, adapter, BEFORE) * K
+    da_ptr = chosen(da_ptrs, adapter, n, A_DTYPE)
     if stripes > 1:
         parts_ptr += 2 * (all_first // stripe_rows) * matrix_a
         store_2d(parts_ptr + stripe * matrix_a, da, rank, column, K, r, K)
@@ -135,13 +144,13 @@ def _stripes(config, M, columns, R, n, device):
 
 
 def ds_db(dY, lora_B, s, order, starts, known, need_dS, need_dB):
-    """dY [M, N], s [M, R], any strides -> dS [M, R], written at the rows of adapters up to their ranks, and the
-    gradients of lora_B, one after another in a vector."""
+    """dY [M, N], s [M, R], any strides -> dS [M, R], written at the rows of adapters up to their ranks, and a list of the
+    gradients of lora_B; empty ones [0, R] and [0] if not needed."""
     (M, N), R, n = dY.shape, s.shape[1], len(lora_B)
     dS = s.new_empty(M if need_dS else 0, R)
-    dB = lora_B[0].new_empty(N * sum(up.shape[1] for up in lora_B) if need_dB else 0)
+    dB = tuple(up.new_empty(up.shape if need_dB else 0) for up in lora_B)
     if M == 0 or N == 0:
-        return dS.zero_(), dB.zero_()
+        return dS.zero_(), [up.zero_() for up in dB]
 
     def launch(config):
         BM, BN, BR, blocks, stripe_rows, count, rank_blocks = _stripes(config, M, N, R, n, dY.device)
@@ -151,7 +160,7 @@ def ds_db(dY, lora_B, s, order, starts, known, need_dS, need_dB):
         dS_parts = torch.empty(blocks if need_dS and blocks > 1 else 0, M, R, **parts)
         dB_parts = torch.empty(2 * (M // stripe_rows) if need_dB else 0, N, R, **parts)
         _multi_ds_db[(blocks, count, rank_blocks)](
-            dY, known.table, s, order, starts, dS, dB, dS_parts, dB_parts,
+            dY, known.table, s, order, starts, dS, dB if need_dB else None, dS_parts, dB_parts,
             tickets(count * (blocks + 1) * rank_blocks, dY.device), M, N, R, n, stripe_rows, *dY.stride(), *s.stride(),
             NEED_DS=need_dS, NEED_DB=need_dB, IN_PARTS=blocks > 1, B_DTYPE=_tiles.element(lora_B[0].dtype),
             ALIGN=known.align_B, STEP=known.step, GROUPS=groups(n), BM=BM, BN=BN, BR=BR,
@@ -161,16 +170,15 @@ def ds_db(dY, lora_B, s, order, starts, known, need_dS, need_dB):
 
     sizes, options = (M, N, R, n), (need_dS, need_dB, dY.stride(1) == 1, known.align_B, known.step)
     _tiles.launch("lora_ds_db, segments", launch, (dY, lora_B[0], s), sizes, *options)
-    return dS, dB
+    return dS, list(dB)
 
 
 def da(dS, x, mask, lora_A, order, starts, known):
-    """dS [M, R] from ds_db, x [M, K], any strides, mask [M, K/8] or None -> the gradients of lora_A, one after another
-    in a vector."""
+    """dS [M, R] from ds_db, x [M, K], any strides, mask [M, K/8] or None -> a list of the gradients of lora_A."""
     (M, K), R, n = x.shape, dS.shape[1], len(lora_A)
-    dA = lora_A[0].new_empty(K * sum(one.shape[0] for one in lora_A))
+    dA = tuple(one.new_empty(one.shape) for one in lora_A)
     if M == 0 or K == 0:
-        return dA.zero_()
+        return [one.zero_() for one in dA]
 
     def launch(config):
         BM, BK, BR, blocks, stripe_rows, count, rank_blocks = _stripes(config, M, K, R, n, x.device)
@@ -178,10 +186,10 @@ def da(dS, x, mask, lora_A, order, starts, known):
         _multi_da[(blocks, count, rank_blocks)](
             dS, x, mask, known.table, order, starts, dA, parts, tickets(count * blocks * rank_blocks, x.device),
             M, K, R, n, stripe_rows, *x.stride(),
-            DROPOUT=mask is not None, STEP=known.step, GROUPS=groups(n), BM=BM, BK=BK, BR=BR,
+            DROPOUT=mask is not None, A_DTYPE=_tiles.element(lora_A[0].dtype), STEP=known.step, GROUPS=groups(n), BM=BM, BK=BK, BR=BR,
             PRECISION=precision(x.device, x.dtype, dS.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
     options = mask is not None, x.stride(1) == 1, known.step
     _tiles.launch("lora_da, segments", launch, (x, dS), (M, K, R, n), *options)
-    return dA
+    return list(dA)

@@ -38,10 +38,11 @@ def _multi_dx(
         while adapter < n:
             r = rank_of(table_ptr, adapter, STEP)
             a_ptr, a_r, a_k = matrix(table_ptr, adapter, A, A_DTYPE, ALIGN)
+            its = tl.where(own == adapter, row, M)
             low = tl.zeros((BM, BK), tl.float32)
             for rank0 in tl.range(0, r, BR, num_stages=1):
                 rank = rank0 + tl.arange(0, BR)
-                ds = load_2d(ds_ptr, row, rank, R, 1, M, r)
+                ds = load_2d(ds_ptr, its, rank, R, 1, M, r)
                 a = load_matrix(a_ptr, rank, column, a_r, a_k, r, K, ALIGN)
                 low = dot(ds, a, low, PRECISION)
             # Chosen, not added: infinity in this adapter must not reach the other rows of the tile.
@@ -85,11 +86,12 @@ def multi_lora_backward(
     dY, x, weight, lora_A, lora_B, adapter_index, s, mask, scalings, thresholds, kept, need_dX, need_dA, need_dB
 ):
     """dY [M, N], x [M, K] for dA, weight [N, K] for dX, s [M, max r] and mask [M, K/8] (None without dropout) from the
-    forward pass, any strides; the other arguments as in the forward pass -> dX [M, K], and the gradients of lora_A and
-    of lora_B, each one after another in a vector; None for what is not needed."""
+    forward pass, any strides; the other arguments as in the forward pass -> dX [M, K], and lists of the gradients of
+    lora_A and of lora_B; [0], or a list of such, for what is not needed."""
     known = adapters(lora_A, lora_B, scalings, thresholds, kept)
     mask = None if mask is None else mask.contiguous()
-    order = starts = dX = dA = None
+    order = starts = None
+    dX, dA = dY.new_empty(0), [one.new_empty(0) for one in lora_A]
     if dY.shape[0] > 0:
         order, starts = grouped(adapter_index, len(lora_A))
     dS, dB = ds_db(dY, lora_B, s, order, starts, known, need_dX or need_dA, need_dB)
@@ -97,4 +99,4 @@ def multi_lora_backward(
         dX = _dx(dY, weight, dS, mask, lora_A, adapter_index, known)
     if need_dA:
         dA = da(dS, x, mask, lora_A, order, starts, known)
-    return dX, dA, dB if need_dB else None
+    return dX, dA, dB

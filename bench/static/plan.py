@@ -21,9 +21,13 @@ FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 RANKS = (64, 128)
 P, FEW = 0.05, 64  # the dropout rate, and a number of rows for which K is split
 # The features of a launch besides the options of its op's variant.
-DROPOUT, GROUPS, SPLIT = ", dropout", ", 3 groups", ", split K"
+DROPOUT, GROUPS, SPLIT, BY_ROW = ", dropout", ", 3 groups", ", split K", ", few rows"
 LAUNCHES = {
     "lora_shrink": ("", DROPOUT, DROPOUT + GROUPS, DROPOUT + SPLIT),
+    "lora_shrink, segments": ("", DROPOUT, DROPOUT + SPLIT),
+    "lora_linear, segments": ("", BY_ROW),
+    "lora_dx, segments": ("", DROPOUT),
+    "lora_da, segments": ("", DROPOUT),
     "lora_dx": ("", DROPOUT),
     "lora_da": ("", DROPOUT),
 }
@@ -45,8 +49,7 @@ NAMES = {
 } | {
     name + launch: (name.partition(",")[0], ADAPTERS, launch)
     for name, tiles in SEGMENTED.items()
-    for launch in LAUNCHES.get(tiles.partition(",")[0], ("",))
-    if GROUPS not in launch
+    for launch in LAUNCHES.get(tiles, ("",))
 }
 # The launches that need the most registers: FULL for the ops whose kernel depends on the rank, TILED for the ops with
 # separate tiles (lora_da has the tiles of lora_shrink, ia3_linear those of lora_linear).
@@ -122,7 +125,8 @@ def architecture(target: str):
 def arguments(job: Job) -> tuple:
     """The op's arguments, as meta tensors: a launch is compiled and never run."""
     op, options, launch = NAMES[job.name]
-    case = Case(FEW if SPLIT in launch else M, K, N, job.rank, P if DROPOUT in launch else 0.0, job.x, job.adapter)
+    rows = FEW if SPLIT in launch or BY_ROW in launch else M
+    case = Case(rows, K, N, job.rank, P if DROPOUT in launch else 0.0, job.x, job.adapter)
     with torch.device("meta"):
         args = sample(op, replace(case, options=options))
         if GROUPS in launch:

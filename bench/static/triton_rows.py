@@ -81,6 +81,9 @@ def source(kernel, values):
             types[name] = f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, torch.Tensor):
             types[name], aligned = f"*{NAMES[value.dtype]}", True
+        elif isinstance(value, tuple):  # of tensors
+            types[name] = tuple(f"*{NAMES[tensor.dtype]}" for tensor in value)
+            attributes |= {(at, i): [["tt.divisibility", 16]] for i in range(len(value))}
         elif isinstance(value, float):
             types[name] = "fp32"
         else:

@@ -32,13 +32,6 @@ def dropout(ps):
     return [philox.threshold(p) if p > 0 else -1 for p in ps], [philox.scale(p) if p > 0 else 1.0 for p in ps]
 
 
-def split(grads, matrices):
-    """The gradients of these matrices from a vector that has them one after another; empty ones if it is None."""
-    if grads is None:
-        return [t.new_empty(0) for t in matrices]
-    return [part.view(t.shape) for part, t in zip(grads.split([t.numel() for t in matrices]), matrices, strict=True)]
-
-
 def check_adapters(op, like_name, like, lora_A, lora_B, scalings, ps, N, K):
     """lora_A [r_a, K] and lora_B [N, r_a], one pair, one scaling and one p for each adapter, as `like` takes them."""
     n = len(lora_A)

@@ -108,8 +108,4 @@ def _(dY, x, weight, lora_A, lora_B, adapter_index, s, mask, scalings, ps, need_
     bits, dropout = mask if any(ps) and (need_dX or need_dA) else None, _segments.dropout(ps)
     given = grad, rows, weight, lora_A, lora_B, adapter_index, s, bits, scalings
     dX, dA, dB = multi_lora_backward(*given, *dropout, need_dX, need_dA, need_dB)
-    return (
-        dX.view(*dY.shape[:-1], dX.shape[1]) if need_dX else dY.new_empty(0),
-        _segments.split(dA, lora_A),
-        _segments.split(dB, lora_B),
-    )
+    return dX.view(*dY.shape[:-1], dX.shape[1]) if need_dX else dX, dA, dB
