@@ -53,11 +53,16 @@ NAMES = {
 }
 # The launches that need the most registers: FULL for the ops whose kernel depends on the rank, TILED for the ops with
 # separate tiles (lora_da has the tiles of lora_shrink, ia3_linear those of lora_linear).
-FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
+FORWARD, BACKWARD = "multi_lora_forward", "multi_lora_backward"
+FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout",
+        f"{FORWARD}, shrink, dropout", f"{FORWARD}, linear", f"{BACKWARD}, ds_db", f"{BACKWARD}, dx, dropout",
+        f"{BACKWARD}, da, dropout")  # fmt: skip
 TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
-         "ia3_dx_dl, feedforward")  # fmt: skip
+         "ia3_dx_dl, feedforward", f"{FORWARD}, shrink, dropout", f"{FORWARD}, linear", f"{FORWARD}, linear, few rows",
+         f"{BACKWARD}, ds_db", f"{BACKWARD}, dx, dropout")  # fmt: skip
 # Of these, those that cut a float32 adapter beside bfloat16 into parts.
-TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout")
+TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout", f"{FORWARD}, shrink, dropout",
+                  f"{BACKWARD}, ds_db", f"{BACKWARD}, da, dropout")  # fmt: skip
 IN_PARTS = (*TILED_IN_PARTS, "lora_shrink, dropout, 3 groups")
 
 
@@ -156,7 +161,7 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
                     yield from (Job(target, name, BF16, F32, rank=r) for r in RANKS)
                 for name in TILED_IN_PARTS:
                     yield from other_tiles(Job(target, name, BF16, F32))
-            for name in ("lora_linear", "lora_linear, scale"):
+            for name in ("lora_linear", "lora_linear, scale", f"{FORWARD}, linear"):
                 yield from other_tiles(Job(target, name, F32, F32, tf32=True))
 
 
