@@ -1,4 +1,4 @@
-"""dS and the gradients of B, and the gradients of A, of rows of several adapters: two launches, each a pass over dY or x.
+"""Rows of several adapters: dS and the gradients of B in one pass over dY, the gradients of A in one over x.
 
 A program owns a block of columns and a stripe of rows of one adapter, as in lora_ds_db and lora_da. An adapter's rows
 begin a stripe of their own, so its sums do not depend on the other adapters' rows. An adapter with several stripes has
@@ -33,7 +33,8 @@ def _multi_ds_db(
     dy_ptr, table_ptr, s_ptr, order_ptr, starts_ptr, ds_ptr, db_ptrs, ds_parts_ptr, db_parts_ptr, ticket_ptr,
     M, N, R, n: tl.constexpr, stripe_rows, dy_m, dy_n, s_m, s_r,
     NEED_DS: tl.constexpr, NEED_DB: tl.constexpr, IN_PARTS: tl.constexpr, B_DTYPE: tl.constexpr, ALIGN: tl.constexpr,
-    STEP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
+    STEP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, slot, rank_block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks, column, rank = tl.num_programs(0), block * BN + tl.arange(0, BN), rank_block * BR + tl.arange(0, BR)
@@ -94,7 +95,8 @@ def _multi_ds_db(
 def _multi_da(
     ds_ptr, x_ptr, mask_ptr, table_ptr, order_ptr, starts_ptr, da_ptrs, parts_ptr, ticket_ptr,
     M, K, R, n: tl.constexpr, stripe_rows, x_m, x_k,
-    DROPOUT: tl.constexpr, A_DTYPE: tl.constexpr, STEP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
+    DROPOUT: tl.constexpr, A_DTYPE: tl.constexpr, STEP: tl.constexpr, GROUPS: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     block, slot, rank_block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -144,7 +146,7 @@ def _stripes(config, M, columns, R, n, device):
 
 
 def ds_db(dY, lora_B, s, order, starts, known, need_dS, need_dB):
-    """dY [M, N], s [M, R], any strides -> dS [M, R], written at the rows of adapters up to their ranks, and a list of the
+    """dY [M, N], s [M, R], any strides -> dS [M, R], written at the rows of adapters up to their ranks, and the list of
     gradients of lora_B; empty ones [0, R] and [0] if not needed."""
     (M, N), R, n = dY.shape, s.shape[1], len(lora_B)
     dS = s.new_empty(M if need_dS else 0, R)
@@ -186,8 +188,9 @@ def da(dS, x, mask, lora_A, order, starts, known):
         _multi_da[(blocks, count, rank_blocks)](
             dS, x, mask, known.table, order, starts, dA, parts, tickets(count * blocks * rank_blocks, x.device),
             M, K, R, n, stripe_rows, *x.stride(),
-            DROPOUT=mask is not None, A_DTYPE=_tiles.element(lora_A[0].dtype), STEP=known.step, GROUPS=groups(n), BM=BM, BK=BK, BR=BR,
-            PRECISION=precision(x.device, x.dtype, dS.dtype), num_warps=config.warps, num_stages=config.stages,
+            DROPOUT=mask is not None, A_DTYPE=_tiles.element(lora_A[0].dtype), STEP=known.step, GROUPS=groups(n),
+            BM=BM, BK=BK, BR=BR, PRECISION=precision(x.device, x.dtype, dS.dtype),
+            num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
     options = mask is not None, x.stride(1) == 1, known.step

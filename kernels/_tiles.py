@@ -78,7 +78,9 @@ def default(op, arch, bits):
         narrow = wide or arch == "gfx942"  # 256 columns spill there with more than 32 ranks
         # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill.
         warps = 4 if arch == 90 and not narrow else 8
-        return Config(16 if wide else 32, 128 if narrow else 256, BR=16 if wide and segments else 32, warps=warps, stages=2)
+        return Config(
+            16 if wide else 32, 128 if narrow else 256, BR=16 if wide and segments else 32, warps=warps, stages=2
+        )
     if op not in GEMMS:  # bandwidth-bound: small tiles, several blocks a multiprocessor
         if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90
             stages = 2 if (op, arch) == ("lora_shrink", 90) else stages

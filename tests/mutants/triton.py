@@ -3,6 +3,7 @@
 from .mutation import Mutation
 
 EVERY, MEMORY = "tests/ops/test_every_op.py", "tests/ops/test_triton_memory.py"
+SEGMENTS = "tests/ops/test_triton_segments.py"
 
 
 def agrees(op):
@@ -49,5 +50,38 @@ MUTATIONS = [
             "tests/ops/test_ia3_dx_dl.py"),
     _triton("dl-rows-past-the-end", "ia3_dx_dl.py", "tl.where(row[:, None] < M, acc * x.to(tl.float32), 0.0)",
             "acc * x.to(tl.float32)", agrees("ia3_dx_dl"), "tests/ops/test_ia3_dx_dl.py"),
+    _triton("segment-of-the-neighbours-adapter", "_segments.py", "return own - 1, slot",
+            "return tl.minimum(own, n - 1), slot",
+            agrees("multi_lora_forward")),
+    _triton("segment-rows-off-by-one-at-a-blocks-edge", "_segments.py", "mask=at < end, other=M",
+            "mask=at <= end, other=M",
+            agrees("multi_lora_backward")),
+    _triton("segment-slots-of-groups-collide", "_segments.py", "start // L + group <= slot",
+            "start // L + group < slot", SEGMENTS),
+    _triton("segment-order-within-an-adapter", "_segments.py", "tl.cumsum(count, axis=0) - 1",
+            "tl.sum(count, axis=0) - tl.cumsum(count, axis=0)", SEGMENTS),
+    _triton("segment-index-not-checked", "_segments.py", "(adapter >= 0) & (adapter < n)", "adapter >= 0", SEGMENTS),
+    _triton("multi-neighbours-scaling", "multi_lora_forward.py", "up * real(table_ptr, adapter, SCALING)",
+            "up * real(table_ptr, (adapter + 1) % n, SCALING)", agrees("multi_lora_forward")),
+    _triton("multi-row-loads-the-neighbours-b", "multi_lora_forward.py", "tl.maximum(own, 0).to(tl.int64)[:",
+            "tl.maximum(own - 1, 0).to(tl.int64)[:", agrees("multi_lora_forward")),
+    _triton("multi-low-rank-added-to-every-row", "multi_lora_forward.py", "tl.where(own[:, None] == adapter, up *",
+            "tl.where(own[:, None] >= 0, up *", agrees("multi_lora_forward")),
+    _triton("multi-s-beyond-the-rank", "_segment_shrink.py", "tl.where(rank[None, :] < r, s, 0.0)", "s",
+            "tests/ops/test_multi_lora_forward.py -k 'leak and triton'", SEGMENTS),
+    _triton("multi-mask-left-without-dropout", "_segment_shrink.py", "if threshold < 0:", "if threshold < -1:",
+            agrees("multi_lora_forward")),
+    _triton("multi-seed-of-the-first-adapter", "_segment_shrink.py", "seeds_ptr + known.to(tl.int64) * seeds_n",
+            "seeds_ptr", agrees("multi_lora_forward")),
+    _triton("multi-ds-neighbours-scaling", "_segment_gradients.py", "real(table_ptr, adapter, SCALING), tl",
+            "real(table_ptr, (adapter + 1) % n, SCALING), tl", agrees("multi_lora_backward")),
+    _triton("multi-db-parts-of-two-adapters-collide", "_segment_gradients.py",
+            "db_parts_ptr + 2 * (all_first // stripe_rows)", "db_parts_ptr + (all_first // stripe_rows)", SEGMENTS),
+    _triton("multi-gradient-of-the-neighbour", "_segment_gradients.py", "tl.where(adapter == at, pointers[at]",
+            "tl.where(adapter + 1 == at, pointers[at]", agrees("multi_lora_backward")),
+    _triton("multi-dx-dropout-of-every-row", "multi_lora_backward.py", "THRESHOLD, -1) >= 0", "THRESHOLD, -1) >= -1",
+            agrees("multi_lora_backward")),
+    _triton("multi-table-not-of-these-values", "_adapters.py", "key = (stream.cuda_stream if on_gpu else None, values)",
+            "key = (stream.cuda_stream if on_gpu else None, values[:4])", SEGMENTS),
     _triton("sigmoid-of-the-size", "swiglu.py", "tl.where(x < 0, small, 1.0)", "1.0", agrees("swiglu")),
 ]  # fmt: skip

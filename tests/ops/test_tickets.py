@@ -58,7 +58,7 @@ LONG, WIDE = Case(150, 130, 140, 4, 0.3), Case(20, 300, 17, 4, 0.3)
 SEVERAL = Case(300, 40, 80, 4, 0.3, options={"adapters": 2})
 # Each sum has several parts. {op: (case, the file of its kernels with sums)}.
 SUMS = {"lora_shrink": (WIDE, "lora_shrink"), "lora_ds_db": (LONG, "lora_ds_db"), "lora_da": (LONG, "lora_da"),
-        "ia3_dx_dl": (LONG, "ia3_dx_dl"), "multi_lora_forward": (WIDE, "multi_lora_forward"),
+        "ia3_dx_dl": (LONG, "ia3_dx_dl"), "multi_lora_forward": (WIDE, "_segment_shrink"),
         "multi_lora_backward": (SEVERAL, "_segment_gradients")}  # fmt: skip
 
 

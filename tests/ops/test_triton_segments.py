@@ -1,4 +1,4 @@
-"""What the Triton kernels for rows of several adapters share: groups of rows, slots, the table of adapters, launches."""
+"""Triton kernels for rows of several adapters: groups of rows, slots, the table of adapters, launches, traffic."""
 
 from unittest import mock
 
@@ -107,8 +107,8 @@ def test_the_number_of_launches_does_not_depend_on_the_number_of_adapters(n, mon
 
 
 def test_the_adapters_and_x_and_w_are_read_once_for_each_block_of_rows():
-    """s: x once, A once for each block of rows of its adapter; y: x and W once, B once for each tile of rows and columns
-    that has rows of its adapter."""
+    """s: x once, A once for each block of rows of its adapter; y: x and W once, B once for each tile that has rows of
+    its adapter."""
     case = Case(130, 40, 48, 4, 0.3, options={"adapters": 3})
     args = sample("multi_lora_forward", case)
     x, W, _, A, B, index, *_ = args
@@ -209,6 +209,13 @@ def test_a_captured_graph_keeps_its_table(monkeypatch):
     assert _adapters._in_capture(values, A, B, known.table.shape) is known
     assert list(_adapters._captured.values()) == [known]
     others, A, B = adapters()
-    values = (*values[:3], *((a.data_ptr(), 16, 1, b.data_ptr(), *b.stride(), 4, 1.0, -1, 1.0) for a, b in zip(A, B)))
+    each = zip(A, B, (4, 8), strict=True)
+    values = (*values[:3], *((a.data_ptr(), 16, 1, b.data_ptr(), *b.stride(), r, 1.0, -1, 1.0) for a, b, r in each))
     own = _adapters._in_capture(values, A, B, known.table.shape)
     assert own.table[0, 0] == A[0].data_ptr() and len(_adapters._tables) == len(_adapters._captured) == 1
+
+
+@pytest.mark.parametrize("op", [FORWARD, BACKWARD])
+def test_cuda_has_no_kernel_and_says_so(op):
+    with pf.using("cuda"), pytest.raises(RuntimeError, match="the op has no such kernel. This op has: triton, cpu, blas"):
+        op(*sample(op.name, Case()))
