@@ -217,5 +217,8 @@ def test_a_captured_graph_keeps_its_table(monkeypatch):
 
 @pytest.mark.parametrize("op", [FORWARD, BACKWARD])
 def test_cuda_has_no_kernel_and_says_so(op):
-    with pf.using("cuda"), pytest.raises(RuntimeError, match="the op has no such kernel. This op has: triton, cpu, blas"):
+    with (
+        pf.using("cuda"),
+        pytest.raises(RuntimeError, match="the op has no such kernel. This op has: triton, cpu, blas"),
+    ):
         op(*sample(op.name, Case()))
