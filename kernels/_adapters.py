@@ -151,10 +151,11 @@ def adapters(lora_A, lora_B, scalings, thresholds, kept):
         if key in _tables:
             _tables.move_to_end(key)
             return _tables[key]
-    table = torch.empty(size, dtype=torch.int64, device=device)
     if on_gpu:
         table = kept_zeros(size, torch.int64, device, stream)
         table.record_stream(stream)
+    else:
+        table = torch.empty(size, dtype=torch.int64)
     made = _written(table, values[3:], lora_A, lora_B)
     with _lock:
         _tables[key] = made

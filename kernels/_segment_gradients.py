@@ -2,8 +2,8 @@
 
 A program owns a block of columns and a stripe of rows of one adapter, as in lora_ds_db and lora_da. An adapter's rows
 begin a stripe of their own, so its sums do not depend on the other adapters' rows. An adapter with several stripes has
-a partial sum for each of them. Adapters with more rows than a stripe have at most twice their whole stripes, so the
-partial sums of the adapter whose rows begin at `first` begin at number 2 * (first // stripe_rows).
+a partial sum for each of them. It has at most twice as many stripes as whole stripes, so the partial sums of an adapter
+whose rows begin at number `first` of `order` begin at number 2 * (first // stripe_rows).
 """
 
 import torch

@@ -172,6 +172,18 @@ def test_infinity_in_one_adapter_does_not_leak_into_the_tiles_other_rows(bad):
     assert not spoiled_dX[~others].isfinite().all() and torch.equal(spoiled_dX[others], dX[others])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_s_is_zero_beyond_an_adapters_rank_where_x_is_infinite():
+    args = list(sample("multi_lora_forward", Case(40, 33, 49, 4, 0.0, options={"adapters": 4})))
+    args[0][:] = float("inf")
+    with pf.using("triton"):
+        _, s, _ = FORWARD(*args)
+    for a, A in enumerate(args[3]):
+        own = s[args[5] == a]
+        assert not own[:, : A.shape[0]].isfinite().any() and not own[:, A.shape[0] :].any()
+    assert not s[args[5] < 0].any()
+
+
 def adapters(scaling=1.0, ranks=(4, 8)):
     A, B = [torch.randn(r, 16) for r in ranks], [torch.randn(24, r) for r in ranks]
     return (A, B, [scaling] * len(ranks), [-1] * len(ranks), [1.0] * len(ranks)), A, B

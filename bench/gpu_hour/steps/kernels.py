@@ -32,6 +32,7 @@ def cases(op):
     options = [options for name, options in VARIANTS.values() if name == op]
     pairs = device.sized(DTYPES, DTYPES[2:3])
     if op in SEGMENTS:
+        options = device.sized(options, options[:1])
         first = [replace(TYPICAL, dtype=BF16, adapter=F32, options=o) for o in options]
         return [*first, *device.sized([*(replace(TYPICAL, dtype=d, adapter=a) for d, a in pairs), *CASES[::8]], [])]
     first = [replace(TYPICAL, dtype=d, adapter=a, options=o) for o, (d, a) in itertools.product(options, pairs)]
