@@ -2,8 +2,7 @@
 
 A program owns a block of columns and a stripe of rows of one adapter, as in lora_ds_db and lora_da. An adapter's rows
 begin a stripe of their own, so its sums do not depend on the other adapters' rows. An adapter with several stripes has
-a partial sum for each of them. It has at most twice as many stripes as whole stripes, so the partial sums of an adapter
-whose rows begin at number `first` of `order` begin at number 2 * (first // stripe_rows).
+a partial sum for each of them, and the program that ends last adds these sums.
 """
 
 import torch
@@ -16,7 +15,7 @@ from ._dot import cut, dot, dot_parts, precision
 from ._gemm import load_2d, store_2d
 from ._philox import load_keep
 from ._reduce import add_partials, last_of, tickets
-from ._segments import groups, part_of, rows_at, slots
+from ._segments import first_partial, groups, part_of, partials, rows_at, slots
 
 
 @triton.jit
@@ -66,7 +65,7 @@ def _multi_ds_db(
             s = load_2d(s_ptr, row, rank, s_m, s_r, M, r)
             db = dot(dy.T, s, db, PRECISION)
     stripes = tl.cdiv(all_end - all_first, stripe_rows)
-    parts_ptr = db_parts_ptr + 2 * (all_first // stripe_rows) * matrix_b
+    parts_ptr = db_parts_ptr + first_partial(all_first, stripe_rows) * matrix_b
     if NEED_DB:
         db_ptr = chosen(db_ptrs, adapter, n, B_DTYPE)
         if stripes > 1:
@@ -125,7 +124,7 @@ def _multi_da(
     stripes, matrix_a = tl.cdiv(all_end - all_first, stripe_rows), tl.cast(R, tl.int64) * K
     da_ptr = chosen(da_ptrs, adapter, n, A_DTYPE)
     if stripes > 1:
-        parts_ptr += 2 * (all_first // stripe_rows) * matrix_a
+        parts_ptr += first_partial(all_first, stripe_rows) * matrix_a
         store_2d(parts_ptr + stripe * matrix_a, da, rank, column, K, r, K)
         ticket_ptr += (rank_block * tl.num_programs(1) + slot - stripe) * blocks + block
         if last_of(ticket_ptr, stripes):
@@ -160,7 +159,7 @@ def ds_db(dY, lora_B, s, order, starts, known, need_dS, need_dB):
         warps = 8 if BN > 128 and BR > 16 and lora_B[0].dtype != dY.dtype else config.warps
         parts = dict(dtype=torch.float32, device=dY.device)
         dS_parts = torch.empty(blocks if need_dS and blocks > 1 else 0, M, R, **parts)
-        dB_parts = torch.empty(2 * (M // stripe_rows) if need_dB else 0, N, R, **parts)
+        dB_parts = torch.empty(partials(M, stripe_rows) if need_dB else 0, N, R, **parts)
         _multi_ds_db[(blocks, count, rank_blocks)](
             dY, known.table, s, order, starts, dS, dB if need_dB else None, dS_parts, dB_parts,
             tickets(count * (blocks + 1) * rank_blocks, dY.device), M, N, R, n, stripe_rows, *dY.stride(), *s.stride(),
@@ -184,7 +183,7 @@ def da(dS, x, mask, lora_A, order, starts, known):
 
     def launch(config):
         BM, BK, BR, blocks, stripe_rows, count, rank_blocks = _stripes(config, M, K, R, n, x.device)
-        parts = torch.empty(2 * (M // stripe_rows), R, K, dtype=torch.float32, device=x.device)
+        parts = torch.empty(partials(M, stripe_rows), R, K, dtype=torch.float32, device=x.device)
         _multi_da[(blocks, count, rank_blocks)](
             dS, x, mask, known.table, order, starts, dA, parts, tickets(count * blocks * rank_blocks, x.device),
             M, K, R, n, stripe_rows, *x.stride(),

@@ -63,6 +63,13 @@ def part_of(slot, starts_ptr, n, L, GROUPS: tl.constexpr):
 
 
 @triton.jit
+def first_partial(first, L):
+    """The number of the first partial sum of a group with several parts of L rows, whose rows begin at `first`. Such a
+    group has at most twice as many parts as whole parts: no two groups share a partial sum."""
+    return 2 * (first // L)
+
+
+@triton.jit
 def rows_at(order_ptr, first, end, M, BM: tl.constexpr):
     """The numbers of rows order[first], .. of a part, int64 [BM]; M, which is no row, from `end` on."""
     at = first + tl.arange(0, BM)
@@ -77,6 +84,11 @@ def groups(n):
 def slots(M, n, L):
     """The number of slots for parts of L of M rows."""
     return M // L + n + 1
+
+
+def partials(M, L):
+    """The number of partial sums for parts of L of M rows."""
+    return 2 * (M // L)
 
 
 def grouped(adapter_index, n):

@@ -64,30 +64,34 @@ def test_a_number_that_no_adapter_has_is_no_adapter():
 def _every_part(starts_ptr, out_ptr, n, L, GROUPS: tl.constexpr):
     slot = tl.program_id(0)
     adapter, part, first, end = _segments.part_of(slot, starts_ptr, n, L, GROUPS)
-    tl.store(out_ptr + slot * 4, adapter)
-    tl.store(out_ptr + slot * 4 + 1, part)
-    tl.store(out_ptr + slot * 4 + 2, first)
-    tl.store(out_ptr + slot * 4 + 3, end)
+    tl.store(out_ptr + slot * 5, adapter)
+    tl.store(out_ptr + slot * 5 + 1, part)
+    tl.store(out_ptr + slot * 5 + 2, first)
+    tl.store(out_ptr + slot * 5 + 3, end)
+    tl.store(out_ptr + slot * 5 + 4, _segments.first_partial(first, L) + part)
 
 
 @pytest.mark.parametrize("L", [1, 4, 16, 64])
 @pytest.mark.parametrize(
     "counts", [[0, 5], [3, 0, 0], [0, 16, 16, 0, 1], [7, 1, 1, 1, 40, 0, 64], [0] * 9, [15, 17, 31, 33, 2]], ids=str
 )
-def test_every_part_of_every_group_has_one_slot(counts, L):
-    """Also a group without rows has a slot for its part 0, in which its gradients become zero."""
+def test_every_part_of_every_group_has_a_slot_and_a_partial_sum_of_its_own(counts, L):
+    """Also a group without rows has a slot for its part 0, in which its gradients become zero. A group with one part
+    needs no partial sum."""
     n, M = len(counts) - 1, sum(counts)
     starts = torch.tensor([sum(counts[:g]) for g in range(n + 2)], dtype=torch.int32)
     slots = _segments.slots(M, n, L)
-    out = torch.empty(slots, 4, dtype=torch.int32)
+    out = torch.empty(slots, 5, dtype=torch.int32)
     _every_part[(slots,)](starts, out, n, L, GROUPS=_segments.groups(n))
-    found = {}
-    for adapter, part, first, end in out.tolist():
+    found, partials = set(), []
+    for adapter, part, first, end, partial in out.tolist():
         assert (first, end) == (starts[adapter + 1], starts[adapter + 2])
         if part == 0 or first + part * L < end:
             assert (adapter, part) not in found
-            found[adapter, part] = True
-    assert set(found) == {(g - 1, i) for g, c in enumerate(counts) for i in range(max(1, _tiles.cdiv(c, L)))}
+            found.add((adapter, part))
+            partials += [partial] if end - first > L else []
+    assert len(set(partials)) == len(partials) and max(partials, default=-1) < max(1, _segments.partials(M, L))
+    assert found == {(g - 1, i) for g, c in enumerate(counts) for i in range(max(1, _tiles.cdiv(c, L)))}
 
 
 @pytest.mark.parametrize("n", [1, 8, 64])
@@ -102,7 +106,7 @@ def test_the_number_of_launches_does_not_depend_on_the_number_of_adapters(n, mon
     x, W, _, A, B, index, scalings, ps, _ = args
     back = (dY, x, W, A, B, index, s, mask, scalings, ps, True, True, True)
     assert names(BACKWARD, back) == ["_group_rows", DS_DB, DX, DA]
-    other = (*args[:6], [2 * scaling for scaling in scalings], *args[7:])
+    other = (*args[:6], [*scalings[:-1], 2 * scalings[-1]], *args[7:])
     assert names(FORWARD, other)[:n] == ["_write_adapter"] * n
 
 
