@@ -81,6 +81,7 @@ def shrink(x, lora_A, order, starts, known, seeds):
     def launch(config):
         BM = _tiles.shrunk(config.BM, _tiles.cdiv(M, n))  # many adapters have few rows each
         BK, BR = _tiles.shrunk(config.BO, K), _tiles.shrunk(config.BR, R)
+        warps = max(2, config.warps // 2) if BM == 16 else config.warps  # ptxas spills with 4 warps on sm_100
         row_slots, rank_blocks = slots(M, n, BM), _tiles.cdiv(R, BR)
         part_k, count = _tiles.split(K, BK, row_slots * rank_blocks, x.device)
         parts = torch.empty(count if count > 1 else 0, M, R, dtype=torch.float32, device=x.device)
@@ -88,7 +89,7 @@ def shrink(x, lora_A, order, starts, known, seeds):
             x, known.table, seeds, order, starts, s, mask, parts, tickets(row_slots * rank_blocks, x.device),
             M, K, R, n, part_k, *x.stride(), 0 if seeds is None else seeds.stride(0),
             DROPOUT=drops, IN_PARTS=count > 1, ALIGN=known.align_A, GROUPS=groups(n), BM=BM, BK=BK, BR=BR,
-            PRECISION=precision(x.device, x.dtype, lora_A[0].dtype), num_warps=config.warps, num_stages=config.stages,
+            PRECISION=precision(x.device, x.dtype, lora_A[0].dtype), num_warps=warps, num_stages=config.stages,
         )  # fmt: skip
 
     sizes = M, K, R, n
