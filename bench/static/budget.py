@@ -3,7 +3,8 @@
 Static counts of SASS, as loop.step reads them, at the default tiles and r = 16; a twentieth more than the worst of the
 Tritons that tests/versions tries (on sm_90; the newest alone elsewhere), and than nvcc 13.0. Who makes a kernel
 leaner lowers its budget, and who changes its tiles counts anew. The launches over rows of several adapters have the
-ranks of eight adapters, up to 32; on sm_90 a fifth more than with Triton 3.9, the only one that was tried. (lora_ds_db and lora_da are gradient::kernel in CUDA.)
+ranks of eight adapters, up to 32; on sm_90 a fifth more than with Triton 3.9, the only one that was tried. (lora_ds_db
+and lora_da are gradient::kernel in CUDA.)
 """
 
 # {(kernel, dtypes, config): {target: instructions}}
