@@ -41,6 +41,21 @@ def keep_lanes(counter, seed, threshold):
 
 
 @triton.jit
+def drop(x, seed, mask_ptr, row, k0, M, K, threshold, rank_block, BK: tl.constexpr):
+    """x where the stream of this seed keeps it; the first block of ranks stores the packed mask."""
+    bytes_per_row = tl.cdiv(K, 8)
+    byte = k0 // 8 + tl.arange(0, BK // 8)
+    index = row[:, None] * bytes_per_row + byte[None, :]
+    keep, packed = keep_lanes(index, seed, threshold)
+    # Bits past the last column are 0: the last byte keeps its first K - 8 * byte bits.
+    packed = packed & ((1 << tl.minimum(K - byte * 8, 8).to(tl.int32)) - 1)[None, :]
+    if rank_block == 0:
+        inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)
+        tl.store(mask_ptr + index, packed.to(tl.uint8), mask=inside)
+    return tl.where(keep, x, 0.0)
+
+
+@triton.jit
 def load_keep(mask_ptr, row, k, M, K, BM: tl.constexpr, BK: tl.constexpr):
     """keep, int1 [BM, BK], of these rows and of BK columns from k on; k is a multiple of 8. Elements outside are 0."""
     bytes_per_row = tl.cdiv(K, 8)

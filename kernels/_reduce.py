@@ -46,17 +46,17 @@ def tickets(count, device):
     size = max(4096, triton.next_power_of_2(count))  # smaller buffers stay: queued launches may use them
     key = (device.index, stream.cuda_stream, size)
     if key not in _tickets:
-        _tickets[key] = _kept(size, device, stream)
+        _tickets[key] = kept_zeros(size, torch.int32, device, stream)
     return _tickets[key]
 
 
-def _kept(size, device, stream):
-    """Zeros that are kept for the whole process, allocated in a thread of their own.
+def kept_zeros(size, dtype, device, stream):
+    """Zeros that are kept beyond this call, allocated in a thread of their own.
 
     If the current thread warms up for a CUDA graph of torch.compile, its allocations come from the pool of the graph.
     A tensor that is kept there is an error or is overwritten.
     """
     with ThreadPoolExecutor(1) as other:
-        buffer = other.submit(torch.zeros, size, dtype=torch.int32, device=device).result()
+        buffer = other.submit(torch.zeros, size, dtype=dtype, device=device).result()
     stream.wait_stream(torch.cuda.default_stream(device))  # the other thread writes the zeros on the default stream
     return buffer

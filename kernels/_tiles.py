@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .. import _tuning
@@ -41,6 +42,7 @@ class Config:
 # The configurations of the interpreter are small, so that small tensors have several tiles.
 _INTERPRETER = {"gemm": Config(64, 32, 64, 32), "rows": Config(64, 64, 64, 64), "lora_shrink": Config(32, 32, 64, 64)}
 GEMMS = ("lora_linear", "lora_linear, scale", "lora_dx", "ia3_linear", "ia3_dx_dl")
+SEGMENTS = ", segments"  # ends the name of a launch over rows of several adapters, which has the tiles of one adapter's
 ELEMENTWISE = ("swiglu", "swiglu_backward", "dequantize")  # without a product: only BM, BO, warps and stages are used
 
 
@@ -67,6 +69,7 @@ def known(arch):
 @functools.cache
 def default(op, arch, bits):
     """The configuration before tuning; bits as `bits_of` returns them."""
+    segments, op = op.endswith(SEGMENTS), op.removesuffix(SEGMENTS)
     if arch == "interpreter":
         return _INTERPRETER.get(op) or _INTERPRETER["gemm" if op in GEMMS else "rows"]
     arch, wide = known(arch), bits == 32
@@ -75,7 +78,9 @@ def default(op, arch, bits):
         narrow = wide or arch == "gfx942"  # 256 columns spill there with more than 32 ranks
         # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill.
         warps = 4 if arch == 90 and not narrow else 8
-        return Config(16 if wide else 32, 128 if narrow else 256, BR=32, warps=warps, stages=2)
+        return Config(
+            16 if wide else 32, 128 if narrow else 256, BR=16 if wide and segments else 32, warps=warps, stages=2
+        )
     if op not in GEMMS:  # bandwidth-bound: small tiles, several blocks a multiprocessor
         if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90
             stages = 2 if (op, arch) == ("lora_shrink", 90) else stages
@@ -83,7 +88,7 @@ def default(op, arch, bits):
         warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 warps ptxas allows 32 registers, and spills
         return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=warps, stages=stages)
     if wide:  # no spills: ptxas limits 8 warps on sm_100 to 128 registers, and 3 stages on sm_80 to 80
-        warps = 4 if op == "ia3_dx_dl" and arch in (80, 100) else 8
+        warps = 4 if segments or (op == "ia3_dx_dl" and arch in (80, 100)) else 8
         return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 else stages)
     if arch in (90, 100):
         return Config(128, 128, 64, 16, warps=8, stages=4, tma=True)
@@ -114,7 +119,7 @@ _SPILLING = {("lora_shrink", 100): {(32, 64, 8)}, ("lora_ds_db", 100): {(16, 128
 def fits(op, config, arch, bits):
     """Whether all stages fit into shared memory, the accumulator fits into the registers of its warps, and every
     thread has at least 16 bytes of a tile to load."""
-    arch = known(arch)
+    op, arch = op.removesuffix(SEGMENTS), known(arch)
     lanes = 64 if arch == "gfx942" else 32
     if op in GEMMS:
         accumulator = config.BM * config.BO
@@ -137,14 +142,15 @@ def candidates(op, arch, bits):
     base = default(op, arch, bits)
     if arch == "interpreter":
         return {str(base): base}
-    arch = known(arch)
+    segments, op, arch = op.endswith(SEGMENTS), op.removesuffix(SEGMENTS), known(arch)
     tma = arch in (90, 100)
     if op in GEMMS:
         inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # lora_dx's masked loads need registers
         shapes = [(16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
         # ia3_dx_dl holds a tile of x beside the accumulator, and would spill with 128 registers for each. lora_linear
         # with a scale would spill on sm_100: a thread reads a whole row from tensor memory, with its scale and bias.
-        if op != "ia3_dx_dl" and (op, arch) != ("lora_linear, scale", 100):
+        # The accumulator of an adapter beside that of the tile takes as many registers.
+        if not segments and op != "ia3_dx_dl" and (op, arch) != ("lora_linear, scale", 100):
             shapes.append((128, 256, 8))
             if arch != 100 and bits == 16:  # spills when read from tensor memory, and beside tf32 fragments
                 shapes.append((128, 128, 4))
@@ -188,6 +194,11 @@ def launch(op, run, operands, sizes, *options):
 def shrunk(tile, size):
     """`tile`, or if the axis is shorter the next power of two of `size`, but at least 16 for the tensor cores."""
     return tile if size >= tile else max(16, _tuning.bucket(size))
+
+
+def element(dtype):
+    """Triton's name of a dtype of PyTorch."""
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
 def cdiv(size, tile):

@@ -12,23 +12,8 @@ import triton.language as tl
 from . import _tiles
 from ._dot import dot, precision
 from ._gemm import load_2d
-from ._philox import keep_lanes
+from ._philox import drop
 from ._reduce import add_partials, last_of, tickets
-
-
-@triton.jit
-def _drop(x, seed, mask_ptr, row, k0, M, K, threshold, rank_block, BK: tl.constexpr):
-    """x where the stream of this seed keeps it; the first block of ranks stores the packed mask."""
-    bytes_per_row = tl.cdiv(K, 8)
-    byte = k0 // 8 + tl.arange(0, BK // 8)
-    index = row[:, None] * bytes_per_row + byte[None, :]
-    keep, packed = keep_lanes(index, seed, threshold)
-    # Bits past the last column are 0: the last byte keeps its first K - 8 * byte bits.
-    packed = packed & ((1 << tl.minimum(K - byte * 8, 8).to(tl.int32)) - 1)[None, :]
-    if rank_block == 0:
-        inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)
-        tl.store(mask_ptr + index, packed.to(tl.uint8), mask=inside)
-    return tl.where(keep, x, 0.0)
 
 
 @triton.jit
@@ -54,7 +39,7 @@ def _lora_shrink(
             kept = x
             if DROPOUT:
                 group_mask = mask_ptr + g * (tl.cast(M, tl.int64) * tl.cdiv(K, 8))
-                kept = _drop(x, tl.load(seed_ptr + g), group_mask, row, k0, M, K, threshold, rank_block, BK)
+                kept = drop(x, tl.load(seed_ptr + g), group_mask, row, k0, M, K, threshold, rank_block, BK)
             a = load_2d(a_ptr + g * tl.cast(r, tl.int64) * a_r, k, rank, a_k, a_r, K, r)
             sums = sums + (dot(kept, a, accs[g], PRECISION),)
         accs = sums

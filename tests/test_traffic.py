@@ -57,6 +57,20 @@ def test_each_launch_of_ours_makes_the_passes_it_should(data):
     }
 
 
+def test_rows_of_several_adapters_make_the_same_passes(data):
+    """And one launch each way that groups the rows. Without rows of the base alone, which the passes over rows skip."""
+    found = [(r["kernel"], r["reads"], r["writes"]) for r in data["launches"] if r["of"] == "LoRA, 3 adapters"]
+    assert found == [
+        ("_group_rows", "0", "0"),
+        ("_multi_shrink", "2 MK", "0.125 MK"),
+        ("_multi_linear", "2 MK + 2 NK", "2 MN"),
+        ("_group_rows", "0", "0"),
+        ("_multi_ds_db", "2 MN", "0"),
+        ("_multi_dx", "0.125 MK + 2 MN + 2 NK", "2 MK"),
+        ("_multi_da", "2.125 MK", "0"),
+    ]
+
+
 def test_ia3_moves_a_fraction_of_what_peft_moves(rows):
     found = {name: (*coefficients(row), row["forward"], row["backward"]) for name, row in rows["ia3"].items()}
     assert found == {

@@ -22,8 +22,14 @@ DIFFERENT = {
 }
 
 
-def key_of_tiles(monkeypatch, call, arch=90):
-    """What _tiles.launch asks _tuning with in this call, whose kernel is not run."""
+def key_of_tiles(monkeypatch, call):
+    """What _tiles.launch asks _tuning with in this call of one launch, whose kernel is not run."""
+    (key,) = keys_of_tiles(monkeypatch, call)
+    return key
+
+
+def keys_of_tiles(monkeypatch, call, arch=90):
+    """The same for a call of several launches with tiles."""
     from pypeft_fast.kernels import _tiles
 
     keys = []
@@ -37,8 +43,7 @@ def key_of_tiles(monkeypatch, call, arch=90):
     monkeypatch.setattr(_tiles, "launch", launch)
     call()
     monkeypatch.undo()
-    (key,) = keys
-    return key
+    return keys
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
@@ -66,3 +71,23 @@ def test_groups_are_in_both_keys(monkeypatch):
     op, calls = OPS["lora_shrink"], [(x, A, p, seed.expand(groups)) for groups in (1, 3)]
     assert len({op._depends(*args) for args in calls}) == 2
     assert len({key_of_tiles(monkeypatch, lambda args=args: op.function("triton")(*args)) for args in calls}) == 2
+
+
+@pytest.mark.parametrize("name,launches", [("multi_lora_forward", 2), ("multi_lora_backward", 3)])
+def test_rows_of_several_adapters_are_in_the_keys_of_tiles_only(name, launches, monkeypatch):
+    """No kernel is chosen by timing, because "blas" waits for the device."""
+    op, case = OPS[name], Case(M=6, K=40, N=40, r=4)
+    assert op._depends is None
+    first = sample(name, dataclasses.replace(case, options={"adapters": 8}))
+    others = [
+        sample(name, dataclasses.replace(case, options={"adapters": 9})),
+        sample(name, dataclasses.replace(case, r=8, options={"adapters": 8})),
+        sample(name, dataclasses.replace(case, M=9, options={"adapters": 8})),
+        sample(name, dataclasses.replace(case, dtype=BF16, options={"adapters": 8})),
+    ]
+    triton = op.function("triton")
+    keys = keys_of_tiles(monkeypatch, lambda: triton(*first))
+    assert len(set(keys)) == launches
+    for other in others:
+        changed = keys_of_tiles(monkeypatch, lambda other=other: triton(*other))
+        assert not any(a == b for a, b in zip(keys, changed, strict=True))

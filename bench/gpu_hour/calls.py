@@ -1,4 +1,9 @@
-"""The cases of the layer table, and the calls of ops that a forward and backward pass of such a layer makes."""
+"""The cases of the layer table, and the calls of ops that a forward and backward pass of such a layer makes.
+
+For the first case with bfloat16 adapters also the calls of this layer for rows of eight adapters.
+"""
+
+from dataclasses import replace
 
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import Case as OpCase
@@ -10,6 +15,7 @@ from .device import BF16, F32
 
 SHAPES = device.sized(((4096, 4096, 4096), (4096, 4096, 14336), (512, 4096, 4096), (16, 4096, 4096)), ((16, 24, 40),))
 LORA = ("lora_shrink", "lora_linear", "lora_ds_db", "lora_dx", "lora_da")
+SEGMENTS, ADAPTERS = ("multi_lora_forward", "multi_lora_backward"), {"adapters": 8}
 
 
 def layer_cases():
@@ -25,4 +31,7 @@ def layer_cases():
 def ops_of(case):
     """[(op, arguments)] of one forward and backward pass of the layer, without bias, with all gradients."""
     sizes = OpCase(case.M, case.K, case.N, case.r, case.p, case.dtype, case.adapter, bias=False)
-    return [(OPS[name], sample(name, sizes)) for name in LORA]
+    calls = [(OPS[name], sample(name, sizes)) for name in LORA]
+    if case == next((each for each in layer_cases() if each.adapter == BF16), layer_cases()[0]):
+        calls += [(OPS[name], sample(name, replace(sizes, options=ADAPTERS))) for name in SEGMENTS]
+    return calls

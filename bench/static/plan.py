@@ -21,26 +21,48 @@ FAMILIES = ("sm_80", "sm_90", "sm_100", "gfx942")
 RANKS = (64, 128)
 P, FEW = 0.05, 64  # the dropout rate, and a number of rows for which K is split
 # The features of a launch besides the options of its op's variant.
-DROPOUT, GROUPS, SPLIT = ", dropout", ", 3 groups", ", split K"
+DROPOUT, GROUPS, SPLIT, BY_ROW = ", dropout", ", 3 groups", ", split K", ", few rows"
 LAUNCHES = {
     "lora_shrink": ("", DROPOUT, DROPOUT + GROUPS, DROPOUT + SPLIT),
+    "lora_shrink, segments": ("", DROPOUT, DROPOUT + SPLIT),
+    "lora_linear, segments": ("", BY_ROW),
+    "lora_dx, segments": ("", DROPOUT),
+    "lora_da, segments": ("", DROPOUT),
     "lora_dx": ("", DROPOUT),
     "lora_da": ("", DROPOUT),
 }
+# Ops with several launches that have tiles: {name: the launch's name in _tiles}.
+SEGMENTED = {
+    "multi_lora_forward, shrink": "lora_shrink, segments",
+    "multi_lora_forward, linear": "lora_linear, segments",
+    "multi_lora_backward, ds_db": "lora_ds_db, segments",
+    "multi_lora_backward, dx": "lora_dx, segments",
+    "multi_lora_backward, da": "lora_da, segments",
+}
+ADAPTERS = {"adapters": 8}
 # {name: (op, options, launch)} for each variant of each op with a Triton kernel.
 NAMES = {
     title + launch: (op, options, launch)
     for title, (op, options) in VARIANTS.items()
-    if any(kernel.name == "triton" for kernel in OPS[op].kernels)
+    if any(kernel.name == "triton" for kernel in OPS[op].kernels) and not op.startswith("multi")
     for launch in LAUNCHES.get(op, ("",))
+} | {
+    name + launch: (name.partition(",")[0], ADAPTERS, launch)
+    for name, tiles in SEGMENTED.items()
+    for launch in LAUNCHES.get(tiles, ("",))
 }
 # The launches that need the most registers: FULL for the ops whose kernel depends on the rank, TILED for the ops with
 # separate tiles (lora_da has the tiles of lora_shrink, ia3_linear those of lora_linear).
-FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
+FORWARD, BACKWARD = "multi_lora_forward", "multi_lora_backward"
+FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout",
+        f"{FORWARD}, shrink, dropout", f"{FORWARD}, linear", f"{BACKWARD}, ds_db", f"{BACKWARD}, dx, dropout",
+        f"{BACKWARD}, da, dropout")  # fmt: skip
 TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
-         "ia3_dx_dl, feedforward")  # fmt: skip
+         "ia3_dx_dl, feedforward", f"{FORWARD}, shrink, dropout", f"{FORWARD}, linear", f"{FORWARD}, linear, few rows",
+         f"{BACKWARD}, ds_db", f"{BACKWARD}, dx, dropout")  # fmt: skip
 # Of these, those that cut a float32 adapter beside bfloat16 into parts.
-TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout")
+TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout", f"{FORWARD}, shrink, dropout",
+                  f"{BACKWARD}, ds_db", f"{BACKWARD}, da, dropout")  # fmt: skip
 IN_PARTS = (*TILED_IN_PARTS, "lora_shrink, dropout, 3 groups")
 
 
@@ -63,7 +85,15 @@ class Job:
     @property
     def tuned(self) -> str:
         """The name of the launch in _tiles."""
+        op, _, rest = self.name.partition(", ")
+        if op.startswith("multi"):
+            return SEGMENTED[f"{op}, {rest.partition(',')[0]}"]
         return self.name if self.name in _tiles.GEMMS else self.op
+
+    @property
+    def like(self) -> str:
+        """The launch whose tiles it has: its own name in _tiles, or that of the launch for one adapter."""
+        return self.tuned.removesuffix(_tiles.SEGMENTS)
 
     @property
     def arch(self):
@@ -72,7 +102,7 @@ class Job:
     @property
     def bits(self) -> int:
         """The bits of an element of the operands that decide the tiles: those of the frozen product, or all."""
-        return _tiles.bits_of(self.arch, (self.x,) if self.op in _tiles.GEMMS else (self.x, self.adapter))
+        return _tiles.bits_of(self.arch, (self.x,) if self.like in _tiles.GEMMS else (self.x, self.adapter))
 
     @property
     def tiles(self) -> _tiles.Config:
@@ -100,7 +130,8 @@ def architecture(target: str):
 def arguments(job: Job) -> tuple:
     """The op's arguments, as meta tensors: a launch is compiled and never run."""
     op, options, launch = NAMES[job.name]
-    case = Case(FEW if SPLIT in launch else M, K, N, job.rank, P if DROPOUT in launch else 0.0, job.x, job.adapter)
+    rows = FEW if SPLIT in launch or BY_ROW in launch else M
+    case = Case(rows, K, N, job.rank, P if DROPOUT in launch else 0.0, job.x, job.adapter)
     with torch.device("meta"):
         args = sample(op, replace(case, options=options))
         if GROUPS in launch:
@@ -115,7 +146,7 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
         for name in NAMES:
             yield Job(target, name)
             yield Job(target, name, F32, F32)
-            if name.startswith("lora"):
+            if name.startswith(("lora", "multi")):
                 yield Job(target, name, BF16, F32)
             if target in FAMILIES:
                 yield Job(target, name, F16, F16)
@@ -130,7 +161,7 @@ def plan(targets: tuple[str, ...]) -> Iterator[Job]:
                     yield from (Job(target, name, BF16, F32, rank=r) for r in RANKS)
                 for name in TILED_IN_PARTS:
                     yield from other_tiles(Job(target, name, BF16, F32))
-            for name in ("lora_linear", "lora_linear, scale"):
+            for name in ("lora_linear", "lora_linear, scale", f"{FORWARD}, linear"):
                 yield from other_tiles(Job(target, name, F32, F32, tf32=True))
 
 

@@ -45,15 +45,17 @@ def fp32_precision(value):
 
 
 def captured(job):
-    """(kernel, {argument: value}, options) of the job's launch; the kernel does not run."""
-    found = []
+    """(kernel, {argument: value}, options) of the job's launch; no kernel of the op runs."""
+    launched, found = [], []
 
     def run(kernel, *args, grid, warmup, **kwargs):
         options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages") if k in kwargs}
-        found.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
+        launched.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | kwargs, options))
 
     def launch(name, go, operands, sizes, *options):
-        go(job.tiles)
+        if name == job.tuned:
+            go(job.tiles)
+            found.append(launched[-1])
 
     with (
         mock.patch.object(JITFunction, "run", run),
@@ -79,6 +81,9 @@ def source(kernel, values):
             types[name] = f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, torch.Tensor):
             types[name], aligned = f"*{NAMES[value.dtype]}", True
+        elif isinstance(value, tuple):  # of tensors
+            types[name] = tuple(f"*{NAMES[tensor.dtype]}" for tensor in value)
+            attributes |= {(at, i): [["tt.divisibility", 16]] for i in range(len(value))}
         elif isinstance(value, float):
             types[name] = "fp32"
         else:
@@ -139,7 +144,7 @@ def _planned(job, found):
         return None
     if job.target == "gfx942":
         return "MFMA"
-    if job.op in _tiles.GEMMS and job.bits == 16 and job.tiles.BM >= 64 and job.target in ("sm_90", "sm_100"):
+    if job.like in _tiles.GEMMS and job.bits == 16 and job.tiles.BM >= 64 and job.target in ("sm_90", "sm_100"):
         return {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}[job.target]
     return next(iter(found), "HMMA")
 
@@ -149,7 +154,7 @@ def row(job):
     binary = _compiled(job, kernel, values, options)
     read = _amd if job.target == "gfx942" else _nvidia
     registers, spills, local, tensor_core, loads, specialized, instructions = read(binary)
-    axes = LONG.get(job.op)
+    axes = LONG.get(job.like)
     return Row(
         job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
         local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from ..harness.report import RESULTS
-from .interpreted import IA3, IA3_FEEDFORWARD, LORA, TRACED
+from .interpreted import IA3, IA3_FEEDFORWARD, LORA, SEGMENTS, TRACED
 from .providers import IA3_PROVIDERS, LORA_PROVIDERS
 from .report import SIZE, launches, report, row
 
@@ -20,7 +20,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     lora = [row(name, provider) for name, provider in LORA_PROVIDERS.items()]
     ia3 = [row(name, provider) for name, provider in IA3_PROVIDERS.items()]
-    traced = launches({"LoRA": LORA, "IA3": IA3, "IA3, feedforward": IA3_FEEDFORWARD})
+    methods = {"LoRA": LORA, "LoRA, 3 adapters": SEGMENTS, "IA3": IA3, "IA3, feedforward": IA3_FEEDFORWARD}
+    traced = launches(methods)
     text = report(lora, ia3, traced)
     options.output.mkdir(parents=True, exist_ok=True)
     data = {"traced": str(TRACED), "size": str(SIZE), "lora": lora, "ia3": ia3, "launches": traced}

@@ -20,7 +20,6 @@ if os.environ["TRITON_INTERPRET"] != "1":
 
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
-from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 import pypeft_fast as pf  # noqa: E402
 from pypeft_fast._op import OPS  # noqa: E402
@@ -36,12 +35,14 @@ SCALING, P = 2.0, 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One of our layers: LoRA, IA3 on the outputs, or IA3 on the inputs (feedforward)."""
+    """One of our layers: LoRA, LoRA with rows of several adapters, IA3 on the outputs, or on the inputs
+    (feedforward)."""
 
     name: str
     p: float = P
     adapter: torch.dtype = torch.bfloat16
     feedforward: bool = False
+    count: int = 1  # of adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Traced:
 
 
 LORA, IA3, IA3_FEEDFORWARD = Method("lora"), Method("ia3"), Method("ia3", feedforward=True)
+SEGMENTS = Method("segments", count=3)
 
 
 @contextlib.contextmanager
@@ -83,15 +85,13 @@ def _as_on_gpu(run):
         yield
 
 
-def _tensors(executor, args, kwargs):
-    values = dict(zip(executor.arg_names, args, strict=False)) | kwargs
-    values = {n: v.base if isinstance(v, TensorDescriptor) else v for n, v in values.items()}
-    return {n: v for n, v in values.items() if isinstance(v, torch.Tensor)}
-
-
 def _leaves(shape, method, make):
     x, dY, weight = make(shape.M, shape.K), make(shape.M, shape.N), make(shape.N, shape.K)
-    if method.name == "lora":
+    if method.name == "segments":
+        ranks = [max(1, shape.r >> a) for a in range(method.count)]
+        adapters = [make(r, shape.K).to(method.adapter) for r in ranks]
+        adapters += [make(shape.N, r).to(method.adapter) for r in ranks]
+    elif method.name == "lora":
         adapters = make(shape.r, shape.K).to(method.adapter), make(shape.N, shape.r).to(method.adapter)
     else:
         adapters = (make(shape.K if method.feedforward else shape.N).to(method.adapter),)
@@ -99,6 +99,10 @@ def _leaves(shape, method, make):
 
 
 def _forward(method, x, weight, adapters):
+    if method.name == "segments":
+        index = torch.arange(x.shape[0]) * 7 % method.count
+        its = adapters[: method.count], adapters[method.count :]
+        return pf.multi_lora_linear(x, weight, *its, index, scalings=SCALING, dropout_ps=method.p)
     if method.name == "lora":
         return pf.lora_linear(x, weight, *adapters, scaling=SCALING, dropout_p=method.p)
     return pf.ia3_linear(x, weight, *adapters, feedforward=method.feedforward)
@@ -111,17 +115,22 @@ def traced(method, r) -> list[Traced]:
     execute = interpreter.GridExecutor.__call__
 
     def run(executor, *args, **kwargs):
-        operands.append(_tensors(executor, args, kwargs))
+        operands.append(triton_accesses.tensors_of(executor.arg_names, args, kwargs))
         execute(executor, *args, **kwargs)
 
     shape = dataclasses.replace(TRACED, r=r)
     x, weight, adapters, dY = _leaves(shape, method, lambda *s: torch.randn(*s).to(torch.bfloat16))
-    with _as_on_gpu(run), triton_accesses.traced() as launches:
+    beside = {}
+    if method.name == "segments":
+        beside = {f"adapters[{i}]": adapter for i, adapter in enumerate(adapters)}
+        with pf.using("triton"):  # what a first call writes of the adapters' addresses, later calls read
+            torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
+    with _as_on_gpu(run), triton_accesses.traced(beside) as launches:
         torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
     if any(launch.outside for launch in launches):
         raise RuntimeError(f"accesses outside the operands: {launches}")
     return [
-        Traced(launch, {name: (tensor, shape.class_of(tensor)) for name, tensor in tensors.items()})
+        Traced(launch, {name: (tensor, shape.class_of(tensor)) for name, tensor in (beside | tensors).items()})
         for launch, tensors in zip(launches, operands, strict=True)
     ]
 
@@ -148,7 +157,7 @@ def ours(shape, method=LORA) -> Step:
     def record(executor, *args, **kwargs):
         small = next(seen)
         kernel = Kernel(executor.fn.__name__, counting.backward, flops=_flops(executor.fn.__name__, shape))
-        for name, tensor in _tensors(executor, args, kwargs).items():
+        for name, tensor in triton_accesses.tensors_of(executor.arg_names, args, kwargs).items():
             read, written = small.passes(name)
             traced_tensor, kind = small.operands[name]
             if bytes_of(tensor) and not bytes_of(traced_tensor):

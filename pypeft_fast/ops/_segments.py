@@ -5,7 +5,7 @@ import math
 import torch
 
 from .. import _storage
-from . import _check
+from . import _check, philox
 
 
 def rows_of(x) -> int:
@@ -25,6 +25,11 @@ def at_least_float(x, _=None):
 def needed(grads, needs):
     """Of the gradients of a list of tensors those that are asked for, None for the rest."""
     return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+
+
+def dropout(ps):
+    """(thresholds, scales) of the adapters' dropout; -1 and 1.0 for an adapter without dropout."""
+    return [philox.threshold(p) if p > 0 else -1 for p in ps], [philox.scale(p) if p > 0 else 1.0 for p in ps]
 
 
 def check_adapters(op, like_name, like, lora_A, lora_B, scalings, ps, N, K):

@@ -13,7 +13,7 @@ the sums over the rows of adapter a alone.
 import torch
 
 from ..frozen.op import FrozenOp
-from . import _check, _segments, philox
+from . import _check, _segments, _triton, philox
 
 multi_lora_backward = FrozenOp(
     "multi_lora_backward(Tensor dY, Tensor? x, Tensor? weight, Tensor[] lora_A, Tensor[] lora_B, Tensor adapter_index,"
@@ -97,3 +97,15 @@ def _backward(of_product, of_adapters):
 multi_lora_backward.reference(_backward(_segments.at_least_float, _segments.at_least_float))
 multi_lora_backward.kernel("blas")(_backward(lambda dY: dY.dtype, lambda dY, lora_A: lora_A[0].dtype))
 multi_lora_backward.native_cpu(_check.no_float64, checks=True)
+
+
+@multi_lora_backward.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(dY, x, weight, lora_A, lora_B, adapter_index, s, mask, scalings, ps, need_dX, need_dA, need_dB):
+    from ..kernels.multi_lora_backward import multi_lora_backward
+
+    grad = _check.rows("multi_lora_backward", "dY", dY)
+    rows = _check.rows("multi_lora_backward", "x", x) if need_dA else None
+    bits, dropout = mask if any(ps) and (need_dX or need_dA) else None, _segments.dropout(ps)
+    given = grad, rows, weight, lora_A, lora_B, adapter_index, s, bits, scalings
+    dX, dA, dB = multi_lora_backward(*given, *dropout, need_dX, need_dA, need_dB)
+    return dX.view(*dY.shape[:-1], dX.shape[1]) if need_dX else dX, dA, dB

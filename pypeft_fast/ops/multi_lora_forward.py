@@ -10,7 +10,7 @@ stream: whose rows lie around it changes nothing. Source of LoRA: Hu et al., arX
 import torch
 
 from ..frozen.op import FrozenOp
-from . import _check, _segments, philox
+from . import _check, _segments, _triton, philox
 from .multi_lora_backward import multi_lora_backward
 
 multi_lora_forward = FrozenOp(
@@ -113,3 +113,12 @@ def _forward(of_product, of_adapters):
 multi_lora_forward.reference(_forward(_segments.at_least_float, _segments.at_least_float))
 multi_lora_forward.kernel("blas")(_forward(lambda x: x.dtype, lambda x, lora_A: lora_A[0].dtype))
 multi_lora_forward.native_cpu(_check.no_float64, checks=True)
+
+
+@multi_lora_forward.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x, weight, bias, lora_A, lora_B, adapter_index, scalings, ps, seeds):
+    from ..kernels.multi_lora_forward import multi_lora_forward
+
+    rows, dropout = _check.rows("multi_lora_forward", "x", x), _segments.dropout(ps)
+    y, s, mask = multi_lora_forward(rows, weight, bias, lora_A, lora_B, adapter_index, scalings, *dropout, seeds)
+    return y.view(*x.shape[:-1], weight.shape[0]), s, mask

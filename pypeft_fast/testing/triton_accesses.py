@@ -4,7 +4,8 @@ kernel's arguments.
     with traced() as launches:
         op(...)
 
-A kernel may access only elements of its tensor arguments, and not the gaps between strided rows.
+A kernel may access only elements of its tensor arguments, and not the gaps between strided rows. The elements of an
+argument that is a tuple are arguments with names such as "db_ptrs[0]".
 """
 
 import contextlib
@@ -58,9 +59,21 @@ def _line(launch):
     return tuple(lines)
 
 
+def tensors_of(names, args, kwargs):
+    """{name: tensor} of a launch's arguments; of a descriptor its tensor."""
+    found = {}
+    for name, value in (dict(zip(names, args, strict=False)) | kwargs).items():
+        parts = {f"{name}[{i}]": part for i, part in enumerate(value)} if type(value) is tuple else {name: value}
+        found |= {n: v.base if isinstance(v, TensorDescriptor) else v for n, v in parts.items()}
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
 @contextlib.contextmanager
-def traced():
-    """Yields a list that gets one Launch for every Triton kernel that is interpreted in the block."""
+def traced(beside=None):
+    """Yields a list that gets one Launch for every Triton kernel that is interpreted in the block.
+
+    beside: {name: tensor} of tensors that are no arguments, whose addresses the kernels load.
+    """
     launches: list[Launch] = []
     arguments: list[_Argument] = []
     call = interpreter.GridExecutor.__call__
@@ -68,9 +81,8 @@ def traced():
     rmw = interpreter.InterpreterBuilder.create_atomic_rmw
 
     def launch(executor, *args, **kwargs):
-        values = dict(zip(executor.arg_names, args, strict=False)) | kwargs
-        values = {n: v.base if isinstance(v, TensorDescriptor) else v for n, v in values.items()}
-        arguments[:] = [_Argument(n, v) for n, v in values.items() if isinstance(v, torch.Tensor)]
+        tensors = (beside or {}) | tensors_of(executor.arg_names, args, kwargs)
+        arguments[:] = [_Argument(name, tensor) for name, tensor in tensors.items()]
         launches.append(Launch(executor.fn.__name__, int(np.prod(executor.grid))))
         call(executor, *args, **kwargs)
         for argument in arguments:

@@ -105,6 +105,37 @@ def test_ia3_replays_on_new_values(kernel, feedforward):
         assert_replay_agrees(kernel, results, step())
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_rows_of_several_adapters_replay_on_new_values_and_another_index(warm, monkeypatch):
+    """The rows are grouped in the graph. The table of adapters is that of the calls before, or the graph's own."""
+    from pypeft_fast.kernels import _adapters
+
+    x, W, dY = (torch.randn(s, dtype=torch.bfloat16) for s in ((300, 520), (392, 520), (300, 392)))
+    A, B = [torch.randn(r, 520) / 20 for r in (8, 4, 16)], [torch.randn(392, r) for r in (8, 4, 16)]
+    index = torch.arange(300) % 4 - 1
+    leaves = [t.requires_grad_() for t in (x, *A, *B)]
+
+    def step():
+        y = pf.multi_lora_linear(x, W, A, B, index, scalings=[0.5, 1.0, 2.0])
+        return y, *torch.autograd.grad(y, leaves, dY)
+
+    with pf.using("triton"):
+        if warm:
+            graph, results = captured(step)
+        else:
+            step()
+            torch.cuda.synchronize()
+            monkeypatch.setattr(_adapters, "_tables", _adapters.OrderedDict())
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                results = step()
+        for shift in (1, 2):
+            renew(leaves)
+            index.copy_((torch.arange(300) + shift) % 4 - 1)
+            graph.replay()
+            assert_replay_agrees("triton", results, step())
+
+
 def test_tuning_never_happens_inside_a_capture(monkeypatch, tmp_path):
     """For a new shape a graph uses the first candidate, and the next eager call times the candidates."""
     from pypeft_fast.kernels import _tiles

@@ -60,7 +60,7 @@ def test_each_adapter_equals_its_run_alone(kernel, n):
     dY, x, W, A, B, index, s, mask, scalings, ps, *needs = args
     with pf.using(kernel):
         dX, dA, dB = multi_lora_backward(*args)
-        for a in range(n):
+        for a in range(0, n, max(1, n // 8) if kernel == "triton" else 1):  # Triton's interpreter is slow
             own, r = index == a, A[a].shape[0]
             of_s, bits = s[own, :r].contiguous(), mask[own] if ps[a] > 0 else None
             alone = lora_backward(

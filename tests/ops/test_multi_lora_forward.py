@@ -80,7 +80,7 @@ def test_each_adapter_equals_its_run_alone(kernel, n):
     x, W, b, A, B, index, scalings, ps, seeds = args
     with pf.using(kernel):
         y, s, mask = multi_lora_forward(*args)
-        for a in range(n):
+        for a in range(0, n, max(1, n // 8) if kernel == "triton" else 1):  # Triton's interpreter is slow
             own, r = index == a, A[a].shape[0]
             seed = seeds[a : a + 1] if ps[a] > 0 else None
             alone = lora_forward(x, W, b, A[a], B[a], scalings[a], ps[a], seed)

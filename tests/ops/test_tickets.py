@@ -55,16 +55,21 @@ def test_a_captured_graph_gets_tickets_of_its_own(made):
 
 
 LONG, WIDE = Case(150, 130, 140, 4, 0.3), Case(20, 300, 17, 4, 0.3)
-SUMS = {"lora_shrink": WIDE, "lora_ds_db": LONG, "lora_da": LONG, "ia3_dx_dl": LONG}  # each sum has several parts
+SEVERAL = Case(300, 40, 80, 4, 0.3, options={"adapters": 2})
+# Each sum has several parts. {op: (case, the file of its kernels with sums)}.
+SUMS = {"lora_shrink": (WIDE, "lora_shrink"), "lora_ds_db": (LONG, "lora_ds_db"), "lora_da": (LONG, "lora_da"),
+        "ia3_dx_dl": (LONG, "ia3_dx_dl"), "multi_lora_forward": (WIDE, "_segment_shrink"),
+        "multi_lora_backward": (SEVERAL, "_segment_gradients")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(SUMS))
 def test_a_launch_sets_its_tickets_back_to_zero(name, monkeypatch):
     """On a GPU the next launch uses the same tickets. On a CPU each launch has its own."""
+    case, file = SUMS[name]
     kept = torch.zeros(1000, dtype=torch.int32)
-    kernel = importlib.import_module(f"pypeft_fast.kernels.{name}")
+    kernel = importlib.import_module(f"pypeft_fast.kernels.{file}")
     monkeypatch.setattr(kernel, "tickets", lambda count, device: kept)
-    args = sample(name, SUMS[name])
+    args = sample(name, case)
     with pf.using("triton"):
         first = OPS[name](*args)
         assert not kept.any()

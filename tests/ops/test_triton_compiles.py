@@ -27,7 +27,8 @@ on_blackwell = _tiles.candidates("lora_linear", 100, 16).values()
 jobs = [Job("sm_80", "lora_dx, dropout"), Job("sm_90", "lora_linear"), Job("gfx942", "lora_ds_db"),
         Job("sm_100", "lora_linear", config=specialized)]
 planned = {(job.target, job.tuned, str(job.tiles)) for job in plan(FAMILIES)}
-tiled = "lora_shrink", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx", "ia3_dx_dl"
+tiled = ["lora_shrink", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx", "ia3_dx_dl"]
+tiled += [f"{op}{_tiles.SEGMENTS}" for op in ("lora_shrink", "lora_ds_db", "lora_linear", "lora_dx")]
 wanted = {(target, op, str(config)) for target in FAMILIES for op in tiled
           for bits in (16, 32) if bits == 16 or op.startswith("lora_linear")
           for config in _tiles.candidates(op, architecture(target), bits).values()}
@@ -95,4 +96,4 @@ def test_the_steps_instructions_are_counted(sample):
 @pytest.mark.parametrize("target", PLANNED)
 def test_every_kernel_spills_nothing_and_uses_the_tensor_cores_it_plans(target):
     rows = report(EVERY, target)
-    assert len(rows) == 20 and all(faults == [] for _, _, faults, *_ in rows)
+    assert len(rows) == 30 and all(faults == [] for _, _, faults, *_ in rows)

@@ -17,6 +17,7 @@ from pypeft_fast._op import KERNELS, OPS
 from pypeft_fast.testing import CASES, TYPICAL, VARIANTS, assert_agrees, available
 
 from .. import device, found
+from ..calls import SEGMENTS
 from ..device import BF16, F16, F32
 
 DTYPES = ((F32, None), (BF16, None), (BF16, F32), (F16, None), (F16, F32))
@@ -24,9 +25,16 @@ SLOWEST_FIRST = ("triton", "cuda", "blas", "reference", "cpu")
 
 
 def cases(op):
-    """The op's variants in every pair of dtypes first, then the sizes, layouts and probabilities of CASES."""
+    """The op's variants in every pair of dtypes first, then the sizes, layouts and probabilities of CASES.
+
+    Of an op over rows of several adapters a part: ranks and alignments are constants, so Triton compiles most cases.
+    """
     options = [options for name, options in VARIANTS.values() if name == op]
     pairs = device.sized(DTYPES, DTYPES[2:3])
+    if op in SEGMENTS:
+        options = device.sized(options, options[:1])
+        first = [replace(TYPICAL, dtype=BF16, adapter=F32, options=o) for o in options]
+        return [*first, *device.sized([*(replace(TYPICAL, dtype=d, adapter=a) for d, a in pairs), *CASES[::8]], [])]
     first = [replace(TYPICAL, dtype=d, adapter=a, options=o) for o, (d, a) in itertools.product(options, pairs)]
     return [*first, *device.sized(CASES, [])]
 
