@@ -21,6 +21,7 @@ from ..finetune.library_errors import LIBRARY_ERRORS
 from .errors import ApiError, unknown_model
 from .limits import Limits
 from .names import check_name
+from .servable import check_servable
 
 BASE = "__base__"  # in adapter_names: a row without an adapter
 
@@ -109,6 +110,7 @@ class Adapters:
         self.check_new(name)
         new = Adapter(name, f"a{next(self._numbers)}")
         check_files(folder)
+        check_servable(folder)
         with as_user_error(f"`adapter` {folder.name} cannot be loaded", LIBRARY_ERRORS):
             if isinstance(self.model, pypeft_fast.PeftModel):
                 self.model.load_adapter(folder, new.inner)
@@ -118,7 +120,7 @@ class Adapters:
         try:
             self._try(new, folder)
         except UserError:
-            self.model.delete_adapter(new.inner)
+            self._delete(new)
             raise
         with self._lock:
             old = self._named.pop(name, None)
@@ -129,8 +131,6 @@ class Adapters:
     def _try(self, adapter: Adapter, folder: Path) -> None:
         """UserError if the adapter cannot run in a batch with rows of others, or gives logits that are not finite."""
         kinds = (ValueError, TypeError, RuntimeError, IndexError)
-        if self.model._is_prompt_learning:
-            raise UserError(f"`adapter` {folder.name} is of a method whose adapters cannot share a batch with others")
         ids = torch.zeros(2, 2, dtype=torch.int64, device=self.model.device)
         with as_user_error(f"`adapter` {folder.name} cannot share a batch with others", kinds), torch.no_grad():
             logits = self.forward([adapter, self.base], input_ids=ids).logits
@@ -151,5 +151,11 @@ class Adapters:
             self._retired = [adapter for adapter in self._retired if adapter.users]
             used = {adapter.name for adapter in (*self._named.values(), *self._retired)}
         for adapter in free:
-            self.model.delete_adapter(adapter.inner)
+            self._delete(adapter)
         return sorted({adapter.name for adapter in free} - used)
+
+    def _delete(self, adapter: Adapter) -> None:
+        if len(self.model.peft_config) == 1:
+            self.model = self.model.unload()  # a model without adapters takes the next adapter of any method
+        else:
+            self.model.delete_adapter(adapter.inner)

@@ -30,8 +30,8 @@ def administration_routes(scheduler: Scheduler, allowed: Administration | None) 
     def authorised(request: Request) -> None:
         if allowed is None:
             raise ApiError(403, "this server's adapters cannot be changed; start it with --adapter-folder to allow it")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not hmac.compare_digest(given.encode(), allowed.token.encode()):
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {allowed.token}".encode()):
             raise ApiError(401, "a change needs the server's token: Authorization: Bearer TOKEN", code="invalid_token")
 
     routes = APIRouter(dependencies=[Depends(authorised)])
@@ -39,7 +39,7 @@ def administration_routes(scheduler: Scheduler, allowed: Administration | None) 
     @routes.put("/v1/models/{name:path}")
     async def put(name: str, body: AdapterRequest | None = None) -> JSONResponse:
         scheduler.adapters.check_new(name)
-        folder = folder_within(allowed.folder, (body and body.folder) or name)
+        folder = folder_within(allowed.folder, name if body is None or body.folder is None else body.folder)
         try:
             replaced = await asyncio.wrap_future(scheduler.call(lambda: scheduler.adapters.load(name, folder)))
         except UserError as error:

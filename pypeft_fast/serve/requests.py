@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from .errors import ApiError
 from .limits import LONGEST_STOP, MOST_STOPS
@@ -31,7 +31,19 @@ LACKING: dict[str, tuple] = {
     "verbosity": (),
     "web_search_options": (),
 }
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
+
+
+def _unicode(text: str) -> str:
+    """JSON can hold half of a surrogate pair, as \\ud800, which tokenizers do not take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the text holds half of a surrogate pair, which is not Unicode") from error
+    return text
+
+
+Content = Annotated[str, AfterValidator(_unicode)]
+Stop = Annotated[Content, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
 
 
 class _Part(BaseModel):
@@ -45,12 +57,12 @@ def _without_nulls(value: Any) -> Any:
 
 class Text(_Part):
     type: Literal["text"]
-    text: str
+    text: Content
 
 
 class Message(_Part):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Text]
+    content: Content | list[Text]
     name: str | None = None
 
     _nulls = model_validator(mode="before")(_without_nulls)

@@ -31,14 +31,6 @@ def folders(tmp_path_factory, tiny_model):  # noqa: F811
     return {name: save_adapter(tiny_model, root / name, seed) for seed, name in enumerate(NAMES)}
 
 
-@pytest.fixture
-def load(tiny_model):  # noqa: F811
-    """load() -> (model, tokenizer), both new."""
-    from pypeft_fast.finetune.base_models import load_base
-
-    return lambda: load_base(str(tiny_model))
-
-
 @contextlib.contextmanager
 def running(served, grace=5):
     """The URL of a server that runs in a thread during the block."""
@@ -65,20 +57,34 @@ def eventually(condition, seconds=20.0):
         time.sleep(0.005)
 
 
-@pytest.fixture
-def serve(load, folders):
-    """serve(limits, administration, adapters) -> (URL, scheduler) of a new server, which ends with the test."""
+@contextlib.contextmanager
+def _servers(model_folder, folders):
+    from pypeft_fast.finetune.base_models import load_base
     from pypeft_fast.serve.limits import Limits
     from pypeft_fast.serve.server import build
 
     with contextlib.ExitStack() as stack:
 
         def start(limits=None, administration=None, adapters=None, grace=5):
-            limits = limits or Limits(context=256)
-            served = build(*load(), "tiny", folders if adapters is None else adapters, limits, administration)
+            limits, adapters = limits or Limits(context=256), folders if adapters is None else adapters
+            served = build(*load_base(str(model_folder)), "tiny", adapters, limits, administration)
             return stack.enter_context(running(served, grace)), served.scheduler
 
         yield start
+
+
+@pytest.fixture
+def serve(tiny_model, folders):  # noqa: F811
+    """serve(limits, administration, adapters, grace) -> (URL, scheduler) of a new server, which ends with the test."""
+    with _servers(tiny_model, folders) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_model, folders):  # noqa: F811
+    """(URL, scheduler) of one server for the tests of a file."""
+    with _servers(tiny_model, folders) as start:
+        yield start()
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +93,7 @@ def generated(tiny_model, folders):  # noqa: F811
     import peft
     from transformers import AutoModelForCausalLM
 
-    tokenizer, models = make_tokenizer(), {}
+    words, models = make_tokenizer(), {}
 
     @torch.no_grad()
     def answer(name, text, most=12):
@@ -95,10 +101,9 @@ def generated(tiny_model, folders):  # noqa: F811
             model = AutoModelForCausalLM.from_pretrained(tiny_model)
             models[name] = (peft.PeftModel.from_pretrained(model, folders[name]) if name else model).eval()
         prompt = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-        inputs = tokenizer(prompt, return_tensors="pt")
-        tokens = models[name].generate(**inputs, max_new_tokens=most, do_sample=False)[
-            0, inputs["input_ids"].shape[1] :
-        ]
-        return tokens.tolist(), tokenizer.decode(tokens, skip_special_tokens=True)
+        inputs = words(prompt, return_tensors="pt")
+        whole = models[name].generate(**inputs, max_new_tokens=most, do_sample=False)[0]
+        tokens = whole[inputs["input_ids"].shape[1] :]
+        return tokens.tolist(), words.decode(tokens, skip_special_tokens=True)
 
     return answer

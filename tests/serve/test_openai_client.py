@@ -12,8 +12,8 @@ QUESTIONS = ("what is the capital of france", "why", "who are you and what is th
 
 
 @pytest.fixture
-def client(serve):
-    return OpenAI(base_url=f"{serve()[0]}/v1", api_key="none", max_retries=0)
+def client(shared):
+    return OpenAI(base_url=f"{shared[0]}/v1", api_key="none", max_retries=0)
 
 
 def asked(text):
@@ -30,8 +30,8 @@ def test_an_answer_is_that_of_generate_with_the_adapter_alone(client, generated)
         assert reply.usage.total_tokens == reply.usage.prompt_tokens + len(tokens)
 
 
-def test_adapters_concurrently_streaming_and_not_answer_as_each_alone(serve, generated):
-    url, scheduler = serve()
+def test_adapters_concurrently_streaming_and_not_answer_as_each_alone(shared, generated, monkeypatch):
+    url, scheduler = shared
 
     async def ask(client, name, text, stream, most):
         options = dict(model=name, messages=asked(text), max_tokens=most, temperature=0)
@@ -59,7 +59,7 @@ def test_adapters_concurrently_streaming_and_not_answer_as_each_alone(serve, gen
         most_rows.append(len({row.adapter.name for row in scheduler._batch.rows}))
         return step()
 
-    scheduler._batch.step = counted
+    monkeypatch.setattr(scheduler._batch, "step", counted)
     answers = asyncio.run(all_at_once())
     expected = [generated(None if name == "tiny" else name, text, most)[1] for name, text, _, most in cases]
     assert answers == expected and len(set(expected)) > len(cases) // 2
