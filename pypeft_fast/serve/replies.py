@@ -41,7 +41,8 @@ DONE = b"data: [DONE]\n\n"
 
 def event(value: dict) -> bytes:
     """A server-sent event with this JSON."""
-    return f"data: {json.dumps(value)}\n\n".encode()
+    text = json.dumps(value, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
 
 
 def usage(end: End) -> dict[str, int]:

@@ -52,7 +52,7 @@ def test_it_serves_and_ends_by_sigterm(serving, tiny_model, tiny_adapter):
         assert [its["id"] for its in client.get("/v1/models").json()["data"]] == [tiny_model.name, "desk"]
         body = {"model": "desk", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
         assert client.post("/v1/chat/completions", json=body).json()["usage"]["completion_tokens"] <= 5
-        assert client.put("/v1/models/new", headers={"Authorization": "Bearer "}).status_code == 403
+        assert client.put("/v1/models/new", headers={"Authorization": "Bearer x"}).status_code == 403
         with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True, "max_tokens": 200}) as answer:
             lines = answer.iter_lines()
             assert '"role":"assistant"' in next(lines)
@@ -119,7 +119,8 @@ def test_mistakes_on_the_command_line(command, tiny_model, options, says):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("a b", "is no name"), ("base", "is the name of the base model"), ("../x", "is no name")]
+    ("name", "says"),
+    [("a b", "is no name"), ("base", "is the name of the base model"), ("../x", "cannot name an adapter")],
 )
 def test_an_adapter_needs_a_name_that_requests_can_use(command, tiny_model, tiny_adapter, name, says):
     name = tiny_model.name if name == "base" else name
