@@ -154,15 +154,12 @@ def main(arguments=None):
         at_most("requests that failed", count["failed"], 0),
         at_most("memory at the end over the most in the first third", memory[-1] / first, GROWTH),
     ]
-    megabytes = " ".join(f"{bytes_ / 1e6:.0f}" for bytes_ in (memory[0], max(memory), memory[-1]))
+    megabytes = " ".join(f"{m / 1e6:.0f}" for m in (memory[0], max(memory), memory[-1]))
     rows = [
         ("answers", count["answers"]),
         ("clients that left in the middle", count["left"]),
         ("answers a second", f"{count['answers'] / options.seconds:.1f}"),
-        (
-            "resident memory, MB: first, most, last",
-            " ".join(f"{m / 1e6:.0f}" for m in (memory[0], max(memory), memory[-1])),
-        ),
+        ("resident memory, MB: first, most, last", megabytes),
     ]
     print(*wrong[:10], *(f"{what}: {value}" for what, value in rows), report.verdicts(targets), sep="\n")
     data = {"machine": about, "counts": dict(count), "wrong": wrong[:100], "memory": memory, "targets": targets}
