@@ -130,9 +130,11 @@ class Adapters:
 
     def _try(self, adapter: Adapter, folder: Path) -> None:
         """UserError if the adapter cannot run in a batch with rows of others, or gives logits that are not finite."""
-        kinds = (ValueError, TypeError, RuntimeError, IndexError)
         ids = torch.zeros(2, 2, dtype=torch.int64, device=self.model.device)
-        with as_user_error(f"`adapter` {folder.name} cannot share a batch with others", kinds), torch.no_grad():
+        with (
+            as_user_error(f"`adapter` {folder.name} cannot share a batch with others", LIBRARY_ERRORS),
+            torch.no_grad(),
+        ):
             logits = self.forward([adapter, self.base], input_ids=ids).logits
         if not logits.isfinite().all():
             raise UserError(f"`adapter` {folder.name} gives logits that are not finite; train it again")

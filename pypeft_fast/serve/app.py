@@ -108,6 +108,7 @@ def make_app(
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(Exception, _of_server)
     return app
 
 
@@ -126,3 +127,8 @@ async def _invalid(_, error: RequestValidationError) -> JSONResponse:
 async def _of_http(_, error: HTTPException) -> JSONResponse:
     answer = ApiError(error.status_code, str(error.detail))
     return JSONResponse(answer.body(), answer.status, headers=error.headers)
+
+
+async def _of_server(_, error: Exception) -> JSONResponse:
+    """Starlette calls this for an error of the server itself, and writes the error to the log."""
+    return await _answer(_, ApiError(500, "the server has made an error; its log says more"))

@@ -26,7 +26,11 @@ def folder_within(root: Path, name: str) -> Path:
     root, folder = root.resolve(), root / name
     if not folder.is_dir():
         raise ApiError(404, f"folder {quoted(name)}: the server's adapter folder has no such folder", param="folder")
-    for path in (folder, *folder.iterdir()):
-        if not path.resolve().is_relative_to(root):
-            raise ApiError(400, f"folder {quoted(name)}: {path.name} leads out of the adapter folder", param="folder")
+    try:
+        outside = [path.name for path in (folder, *folder.iterdir()) if not path.resolve().is_relative_to(root)]
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, in Python before 3.13
+        raise ApiError(400, f"folder {quoted(name)} cannot be read: {error}", param="folder") from error
+    if outside:
+        what = quoted(outside[0])
+        raise ApiError(400, f"folder {quoted(name)}: {what} leads out of the adapter folder", param="folder")
     return folder

@@ -53,6 +53,11 @@ class Scheduler:
         return self._thread.is_alive()
 
     @property
+    def has_failed(self) -> bool:
+        """Whether an error has ended the thread, whose message is on stderr."""
+        return self._deadline is None and not self.is_alive
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 
@@ -150,6 +155,9 @@ class Scheduler:
                     future.set_result(function())
                 except (UserError, ApiError) as error:
                     future.set_exception(error)
+                finally:
+                    if not future.done():  # an error that ends this thread; the caller must not wait for ever
+                        future.set_exception(ApiError(503, ENDING))
 
     def _leave(self) -> None:
         """Removes the requests whose clients have gone."""
@@ -200,6 +208,8 @@ class Scheduler:
 
     def _end(self, ends: dict) -> None:
         """Removes requests from the batch, and tells each its end."""
+        if not ends:
+            return
         self._running = [generation for generation in self._running if generation not in ends]
         self._batch.keep([generation.row for generation in self._running])
         for generation, end in ends.items():

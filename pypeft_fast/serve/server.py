@@ -85,9 +85,15 @@ class Server(uvicorn.Server):
         self._scheduler = served.scheduler
         self._grace = grace
 
-    async def startup(self, sockets=None) -> None:
+    async def serve(self, sockets=None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
+        await super().serve(sockets)
+        if self._scheduler.has_failed:
+            raise UserError("an error has ended the thread of the model; it is printed above")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether the server ends: on a signal, and when an error has ended the thread of the model."""
+        return await super().on_tick(counter) or not self._scheduler.is_alive
 
     def handle_exit(self, sig, frame) -> None:
         super().handle_exit(sig, frame)
