@@ -121,6 +121,9 @@ async def _invalid(_, error: RequestValidationError) -> JSONResponse:
     field = cut(one_line(".".join(str(part) for part in first["loc"][1:])))
     if first["type"] == "json_invalid":
         return await _answer(_, ApiError(400, f"the body is not JSON: {first['ctx']['error']}"))
+    if not field and first["type"] == "model_attributes_type":
+        what = "the body is not a JSON object with the header Content-Type: application/json"
+        return await _answer(_, ApiError(400, what))
     return await _answer(_, ApiError(400, f"{field or 'the body'}: {first['msg']}", param=field or None))
 
 

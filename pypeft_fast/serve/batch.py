@@ -21,6 +21,19 @@ class Row:
     answer: list[int]
 
 
+class Reading:
+    """Rows whose prompts are read some columns at a time, before the rows join a batch."""
+
+    def __init__(self, rows: list[Row], pad: int, layers: int):
+        longest = max(len(row.prompt) for row in rows)
+        self.rows = rows
+        self.ids = torch.tensor([[pad] * (longest - len(row.prompt)) + row.prompt for row in rows])
+        self.mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
+        self.positions = (self.mask.cumsum(dim=-1) - 1).clamp(min=0)
+        self.cache = PaddedCache(layers)
+        self.columns_read = 0
+
+
 class Batch:
     """The rows that are being decoded, with their keys and values.
 
@@ -41,21 +54,27 @@ class Batch:
     def columns(self) -> int:
         return 0 if self._mask is None else self._mask.shape[1]
 
-    def join(self, rows: list[Row]) -> torch.Tensor:
-        """Reads the prompts of new rows and appends the rows; returns the logits [new rows, vocabulary]."""
-        longest = max(len(row.prompt) for row in rows)
-        ids = torch.tensor([[self._pad] * (longest - len(row.prompt)) + row.prompt for row in rows])
-        mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        cache = PaddedCache(self._layers)
-        positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-        logits = self._forward(rows, cache, ids, mask, positions)
+    def begin(self, rows: list[Row]) -> Reading:
+        """New rows, whose prompts `read` reads."""
+        return Reading(rows, self._pad, self._layers)
+
+    def read(self, reading: Reading, tokens: int) -> torch.Tensor | None:
+        """Reads so many tokens of the prompts, padding included, but at least a column. After the last column the rows
+        are appended to the batch, and their logits [new rows, vocabulary] returned; None before."""
+        at, columns = reading.columns_read, reading.ids.shape[1]
+        end = min(columns, at + max(1, tokens // len(reading.rows)))
+        ids, positions = reading.ids[:, at:end], reading.positions[:, at:end]
+        logits = self._forward(reading.rows, reading.cache, ids, reading.mask[:, :end], positions)
+        reading.columns_read = end
+        if end < columns:
+            return None
         if self._cache is None:
-            self._cache, self._mask = cache, mask
+            self._cache, self._mask = reading.cache, reading.mask
         else:
-            self._cache.join(cache)
-            columns = max(self.columns, longest)
-            self._mask = torch.cat([_padded(self._mask, columns), _padded(mask, columns)])
-        self.rows += rows
+            self._cache.join(reading.cache)
+            columns = max(self.columns, columns)
+            self._mask = torch.cat([_padded(self._mask, columns), _padded(reading.mask, columns)])
+        self.rows += reading.rows
         return logits
 
     def step(self) -> torch.Tensor:

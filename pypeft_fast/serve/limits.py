@@ -13,15 +13,15 @@ CONTEXT = 4096  # tokens of a prompt with its answer, for a model that reads at 
 @dataclass(frozen=True)
 class Limits:
     """rows: of the batch. queue: requests that wait for a row. context: tokens of a prompt with its answer. cells: rows
-    times columns of the cache of keys and values. adapters: loaded at once. prefill: tokens of prompts that join in one
-    step, unless a single prompt is longer."""
+    times columns of the cache of keys and values. adapters: loaded at once. prefill: tokens of
+    prompts that are read between two steps of the batch."""
 
     rows: int = 64
     queue: int = 256
     context: int = CONTEXT
     cells: int = 65536
     adapters: int = 64
-    prefill: int = 2048
+    prefill: int = 256
 
 
 def context_of(model, wanted: int | None) -> int:

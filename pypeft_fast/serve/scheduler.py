@@ -2,23 +2,24 @@
 
 Between two steps requests join the batch and leave it, and adapters are loaded and deleted. A request joins when a row
 is free and the cache has room for all tokens that the batch may come to, so that a joined request never has to wait.
-Requests join in the order in which they came.
+Requests join in the order in which they came. A long prompt is read in parts, between which the batch makes its steps.
 """
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from ..finetune.errors import UserError, as_user_error
 from .adapters import Adapters
-from .batch import Batch
+from .batch import Batch, Reading
+from .calls import Calls
 from .errors import ApiError
 from .generation import Generation
 from .limits import Limits
 from .metrics import Metrics
 from .sampling import next_tokens
+from .waiting import Waiting
 
 # What PyTorch and transformers raise in a forward pass, such as for a lack of memory: RuntimeError.
 MODEL_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
@@ -33,13 +34,15 @@ class Scheduler:
 
     def __init__(self, adapters: Adapters, limits: Limits, metrics: Metrics, ends: frozenset[int], pad: int):
         self.adapters = adapters
-        self._limits = limits
+        self._part = limits.prefill
         self._metrics = metrics
         self.ends = ends
         self._batch = Batch(adapters, pad)
-        self._waiting: deque[Generation] = deque()
-        self._running: list[Generation] = []
-        self._calls: deque[tuple[Callable, Future]] = deque()
+        self._waiting = Waiting(limits)
+        self._joining: list[Generation] = []  # whose prompts are being read
+        self._reading: Reading | None = None  # of those
+        self._running: list[Generation] = []  # the rows of the batch, in its order
+        self._calls = Calls()
         self._wake = threading.Condition()
         self._deadline: float | None = None  # after it all requests end
         self._refuses = False
@@ -63,24 +66,15 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        """Requests that have a row, also those whose prompt is being read."""
+        return len(self._joining) + len(self._running)
 
     def submit(self, generation: Generation) -> None:
-        """Queues a request. ApiError: 429 if the queue is full, 503 if the server shuts down."""
+        """Queues a request. ApiError as `Waiting.add` raises it, and 503 if the server shuts down."""
         with self._wake:
             if self._refuses:
                 raise ApiError(503, ENDING)
-            if len(self._waiting) >= self._limits.queue:
-                raise ApiError(429, f"{len(self._waiting)} requests wait already; try again later", code="queue_full")
-            if generation.columns > self._limits.cells:
-                raise ApiError(
-                    400,
-                    f"a prompt of {len(generation.prompt)} tokens with an answer of {generation.most} does not fit "
-                    f"into the cache of {self._limits.cells} tokens; ask for a smaller max_tokens",
-                    code="context_length_exceeded",
-                    param="max_tokens",
-                )
-            self._waiting.append(generation)
+            self._waiting.add(generation)
             self._wake.notify()
 
     def cancel(self, generation: Generation) -> None:
@@ -97,20 +91,18 @@ class Scheduler:
 
     def call(self, function: Callable) -> Future:
         """Calls function() between two steps, on the thread of the model, which a change of its adapters needs."""
-        future: Future = Future()
         with self._wake:
             if self._refuses:
                 raise ApiError(503, ENDING)
-            self._calls.append((function, future))
             self._wake.notify()
-        return future
+            return self._calls.add(function)
 
     def drain(self, seconds: float) -> None:
         """Refuses new requests; those that run or wait have this time to finish, then they are told."""
         with self._wake:
             self._refuses = True
             deadline = time.monotonic() + seconds
-            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+            self._deadline = min(deadline, self._deadline or deadline)
             self._wake.notify()
 
     def stop(self) -> None:
@@ -121,12 +113,10 @@ class Scheduler:
     def _run(self) -> None:
         try:
             while self._wait():
-                self._calls_now()
+                self._calls.run(ApiError(503, ENDING))
                 self._leave()
                 for name in self.adapters.sweep():
                     self._metrics.forget(name)
-                if self._deadline is not None and time.monotonic() >= self._deadline:
-                    return
                 try:
                     with as_user_error("the model cannot answer", MODEL_ERRORS):
                         self._join()
@@ -139,55 +129,37 @@ class Scheduler:
             self._fail(ApiError(503, ENDING), waiting=True)
 
     def _wait(self) -> bool:
-        """Sleeps until there is work; False when the server drains and no request is left."""
+        """Sleeps until there is work; False when the server drains, and no request or no time is left."""
         with self._wake:
-            while not (self._running or self._waiting or self._calls or self.adapters.has_retired):
+            while not (self.running or self._waiting or self._calls or self.adapters.has_retired):
                 if self._deadline is not None:
                     return False
                 self._wake.wait()
-            return True
-
-    def _calls_now(self) -> None:
-        while self._calls:
-            function, future = self._calls.popleft()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except (UserError, ApiError) as error:
-                    future.set_exception(error)
-                finally:
-                    if not future.done():  # an error that ends this thread; the caller must not wait for ever
-                        future.set_exception(ApiError(503, ENDING))
+            return self._deadline is None or time.monotonic() < self._deadline
 
     def _leave(self) -> None:
         """Removes the requests whose clients have gone."""
         gone = [generation for generation in self._running if generation.is_cancelled]
+        if all(generation.is_cancelled for generation in self._joining):  # else a row leaves when it has been read
+            gone, self._joining = gone + self._joining, []
         with self._wake:
-            gone += [generation for generation in self._waiting if generation.is_cancelled]
-            self._waiting = deque(generation for generation in self._waiting if not generation.is_cancelled)
+            gone += self._waiting.take_gone()
         self._end({generation: ApiError(499, "the client has gone") for generation in gone})
 
     def _join(self) -> None:
-        """Moves waiting requests into the batch and chooses their first tokens."""
-        joining: list[Generation] = []
-        with self._wake:
-            while self._waiting and self._has_room(joining, self._waiting[0]):
-                joining.append(self._waiting.popleft())
-            self._running += joining
-        if joining:
-            self._metrics.joined(joining)
-            self._take(joining, self._batch.join([generation.row for generation in joining]))
-
-    def _has_room(self, joining: list[Generation], candidate: Generation) -> bool:
-        rows = len(self._running) + len(joining) + 1
-        columns = max(generation.columns for generation in (*self._running, *joining, candidate))
-        prompts = [len(generation.prompt) for generation in (*joining, candidate)]
-        padded = max(prompts) * len(prompts)
-        return (
-            rows <= self._limits.rows
-            and (rows * columns <= self._limits.cells or rows == 1)
-            and (padded <= self._limits.prefill or len(prompts) == 1)
-        )
+        """Reads a part of the prompts of joining requests; after the last part, chooses their first tokens."""
+        if not self._joining:
+            with self._wake:
+                self._joining = self._waiting.take(self._running)
+            if not self._joining:
+                return
+            self._reading = self._batch.begin([generation.row for generation in self._joining])
+            self._metrics.joined(self._joining)
+        logits = self._batch.read(self._reading, self._part)
+        if logits is not None:
+            joined, self._joining = self._joining, []
+            self._running += joined
+            self._take(joined, logits)
 
     def _step(self) -> None:
         if self._running:
@@ -208,8 +180,6 @@ class Scheduler:
 
     def _end(self, ends: dict) -> None:
         """Removes requests from the batch, and tells each its end."""
-        if not ends:
-            return
         self._running = [generation for generation in self._running if generation not in ends]
         self._batch.keep([generation.row for generation in self._running])
         for generation, end in ends.items():
@@ -220,12 +190,10 @@ class Scheduler:
     def _fail(self, error: ApiError, waiting: bool = False) -> None:
         """Ends all requests of the batch, and on request those that wait, with an error."""
         with self._wake:
-            failed = self._running + (list(self._waiting) if waiting else [])
+            failed = self._running + self._joining
             if waiting:
-                self._waiting.clear()
-                for _, future in self._calls:
-                    future.set_exception(error)
-                self._calls.clear()
-        self._running = []
+                failed += self._waiting.take_all()
+                self._calls.refuse(error)
+        self._running, self._joining = [], []
         self._batch.clear()
         self._end(dict.fromkeys(failed, error))

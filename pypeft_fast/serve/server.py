@@ -84,16 +84,18 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._scheduler = served.scheduler
         self._grace = grace
+        self._failed = False
 
     async def serve(self, sockets=None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
-        if self._scheduler.has_failed:
+        if self._failed:
             raise UserError("an error has ended the thread of the model; it is printed above")
 
     async def on_tick(self, counter: int) -> bool:
         """Whether the server ends: on a signal, and when an error has ended the thread of the model."""
-        return await super().on_tick(counter) or not self._scheduler.is_alive
+        self._failed = self._failed or self._scheduler.has_failed
+        return await super().on_tick(counter) or self._failed
 
     def handle_exit(self, sig, frame) -> None:
         super().handle_exit(sig, frame)

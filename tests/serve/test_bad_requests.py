@@ -86,6 +86,13 @@ def test_a_body_that_is_no_request(http, body):
     error_of(http.post(CHAT, content=body.encode("latin-1"), headers={"Content-Type": "application/json"}), 400)
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_of_another_type_than_json(http, kind):
+    """A page of another site can send such a body from a browser without asking the server first."""
+    answer = http.post(CHAT, content=json.dumps(GOOD), headers={} if kind is None else {"Content-Type": kind})
+    assert "Content-Type: application/json" in error_of(answer, 400)["message"]
+
+
 def test_fields_that_ask_for_nothing_are_accepted(http):
     harmless = {"n": 1, "logprobs": False, "tools": [], "user": "me", "logit_bias": {}}
     assert http.post(CHAT, json=GOOD | harmless | {"temperature": None, "stop": None}).status_code == 200
