@@ -26,6 +26,7 @@ LAYERS = [
     ("model",),
     ("", "_own"),
     ("finetune",),
+    ("serve",),
     ("cli", "__main__"),
 ]
 LAYER = {name: height for height, names in enumerate(LAYERS) for name in names}

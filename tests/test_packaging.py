@@ -58,7 +58,7 @@ def assert_holds_the_package(wheel):
     inside = names(wheel)
     assert {Path(n).name for n in inside if n.startswith("pypeft_fast/kernels/")} == KERNELS
     assert {n.split("/")[0] for n in inside} == {"pypeft_fast", f"pypeft_fast-{__version__}.dist-info"}
-    here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pypeft_fast").rglob("*.py")}
+    here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "pypeft_fast").rglob("*") if p.suffix in (".py", ".html")}
     assert here - inside == set()
     assert "pypeft_fast/py.typed" in inside  # type checkers need py.typed
 

@@ -1,1 +1,1 @@
-"""The command `pypeft-fast`: info, finetune, evaluate, chat, inspect and merge."""
+"""The command `pypeft-fast`: info, finetune, evaluate, chat, serve, inspect and merge."""

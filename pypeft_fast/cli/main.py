@@ -23,6 +23,7 @@ COMMANDS = {
     "finetune": ("finetune_arguments", "finetune"),
     "evaluate": ("evaluate", "evaluate"),
     "chat": ("chat", "chat"),
+    "serve": ("serve", "serve"),
     "inspect": ("inspect_adapter", "inspect_adapter"),
     "merge": ("merge", "merge"),
 }

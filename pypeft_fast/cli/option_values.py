@@ -23,6 +23,7 @@ def _number(kind, accepts, expected):
 
 positive_int = _number(int, lambda v: 0 < v <= MOST, f"a whole number above 0 and at most {MOST}")
 count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
+port = _number(int, lambda v: 0 <= v < 2**16, "a whole number from 0 to 65535")
 positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
 probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
 temperature = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")

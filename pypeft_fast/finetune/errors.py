@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from .text import cut, one_line
 
 # {module: its name on PyPI, if different}
-PIP_NAME = {"yaml": "pyyaml", "chatterbot_corpus": "chatterbot-corpus"}
-EXTRA = 'pip install "pypeft-fast[cli]"'  # installs every module that `need` is called with
+PIP_NAME = {
+    "yaml": "pyyaml",
+    "chatterbot_corpus": "chatterbot-corpus",
+    "prometheus_client": "prometheus-client",
+}
 
 
 class UserError(Exception):
     """An error of the user's; the message names the value that was given, what is accepted, and the remedy."""
 
 
-def need(*modules: str) -> None:
-    """Raises UserError with the pip command if one of these modules is not installed. Imports nothing."""
+def need(*modules: str, extra: str = "cli") -> None:
+    """Raises UserError with the pip command if a module of this package's extra is not installed. Imports nothing."""
     missing = [PIP_NAME.get(m, m) for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise UserError(f"this needs {', '.join(missing)}, not installed here; run: {EXTRA}")
+        pip = f'pip install "pypeft-fast[{extra}]"'
+        raise UserError(f"this needs {', '.join(missing)}, not installed here; run: {pip}")
 
 
 class as_user_error:

@@ -1,0 +1,55 @@
+"""Adding, replacing and removing adapters over HTTP: PUT and DELETE /v1/models/NAME, with a token."""
+
+import asyncio
+import hmac
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse
+
+from ..finetune.errors import UserError
+from .errors import ApiError, refused
+from .names import folder_within
+from .replies import model_object
+from .requests import AdapterRequest
+from .scheduler import Scheduler
+
+
+@dataclass(frozen=True)
+class Administration:
+    """folder: the only folder from which adapters are loaded over HTTP. token: what a change requires."""
+
+    folder: Path
+    token: str
+
+
+def administration_routes(scheduler: Scheduler, allowed: Administration | None) -> APIRouter:
+    """The routes; without `allowed` each of them answers 403."""
+
+    def authorised(request: Request) -> None:
+        if allowed is None:
+            raise ApiError(403, "this server's adapters cannot be changed; start it with --adapter-folder to allow it")
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {allowed.token}".encode()):
+            raise ApiError(401, "a change needs the server's token: Authorization: Bearer TOKEN", code="invalid_token")
+
+    routes = APIRouter(dependencies=[Depends(authorised)])
+
+    @routes.put("/v1/models/{name:path}")
+    async def put(name: str, body: AdapterRequest | None = None) -> JSONResponse:
+        scheduler.adapters.check_new(name)
+        folder = folder_within(allowed.folder, name if body is None or body.folder is None else body.folder)
+        try:
+            replaced = await asyncio.wrap_future(scheduler.call(lambda: scheduler.adapters.load(name, folder)))
+        except UserError as error:
+            raise refused(error, param="folder") from error
+        made = model_object(scheduler.adapters.find(name), scheduler.adapters.base)
+        return JSONResponse(made, 200 if replaced else 201)
+
+    @routes.delete("/v1/models/{name:path}")
+    async def delete(name: str) -> dict:
+        scheduler.remove(name)
+        return {"id": name, "object": "model", "deleted": True}
+
+    return routes

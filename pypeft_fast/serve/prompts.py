@@ -1,0 +1,48 @@
+"""Turns the messages of a request into the tokens of a prompt."""
+
+import copy
+import threading
+
+from ..finetune.data.tokens import check_ids, render_prompt
+from ..finetune.errors import UserError, as_user_error
+from ..finetune.library_errors import LIBRARY_ERRORS
+from .errors import ApiError, refused
+
+
+class Prompts:
+    """A tokenizer of its own, which one thread at a time uses: a fast tokenizer is not safe in several threads."""
+
+    def __init__(self, model, tokenizer, context: int):
+        self._model = model
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._context = context
+        self._lock = threading.Lock()
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        """The tokens of the prompt. ApiError 400 if the chat template refuses the messages, or the prompt is empty or
+        leaves no room for an answer."""
+        try:
+            with self._lock:
+                ids = self._encode(messages)
+            if not ids:
+                raise UserError("the prompt is empty")
+            check_ids(self._model, ids)
+        except UserError as error:
+            raise refused(error, param="messages") from error
+        if len(ids) >= self._context:
+            raise ApiError(
+                400,
+                f"the prompt has {len(ids)} tokens, and a prompt with its answer has at most {self._context} here; "
+                "shorten the messages",
+                code="context_length_exceeded",
+                param="messages",
+            )
+        return ids
+
+    def _encode(self, messages):
+        from jinja2 import TemplateError
+
+        with as_user_error("the model's chat template refuses the messages", (TemplateError, *LIBRARY_ERRORS)):
+            prompt = render_prompt(self._tokenizer, messages)
+        plain = self._tokenizer.chat_template is None
+        return self._tokenizer(prompt, add_special_tokens=plain)["input_ids"]

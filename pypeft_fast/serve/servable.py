@@ -1,0 +1,33 @@
+"""Which adapters can share a model with others: those that leave the base model's own weights as they are."""
+
+from pathlib import Path
+
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
+
+from ..finetune.adapters.files import CONFIG, object_in
+from ..finetune.errors import UserError
+from ..finetune.text import quoted
+
+# Initial values of LoRA for which PEFT subtracts the adapter from the base model's weights, also when it loads a file.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def check_servable(folder: Path) -> None:
+    """UserError for an adapter whose loading would change the answers of the base model or of other adapters, or whose
+    rows cannot be in a batch with rows of others."""
+    config = object_in(folder / CONFIG)[0]
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type"))
+    start = config.get("init_lora_weights")
+    if kind is not None and issubclass(kind, PromptLearningConfig):
+        why = f"peft_type {config['peft_type']}: virtual tokens cannot differ among the rows of a batch"
+    elif config.get("use_dora"):
+        why = "use_dora: DoRA cannot differ among the rows of a batch"
+    elif config.get("bias", "none") != "none":
+        why = f"bias {quoted(config['bias'])}: the adapter replaces biases of the base model"
+    elif config.get("layer_replication"):
+        why = "layer_replication: the adapter changes the layers of the base model"
+    elif isinstance(start, str) and start.startswith(CHANGES_BASE):
+        why = f"init_lora_weights {quoted(start)}: the adapter changes the base model's weights"
+    else:
+        return
+    raise UserError(f"`adapter` {folder.name} cannot be served beside others: {why}")
