@@ -22,9 +22,11 @@ RANKS = (64, 128)
 P, FEW = 0.05, 64  # the dropout rate, and a number of rows for which K is split
 # The features of a launch besides the options of its op's variant.
 DROPOUT, GROUPS, SPLIT = ", dropout", ", 3 groups", ", split K"
+VENDOR = ", vendor's GEMM"  # the pass before it, of the kernel "triton+blas"
 LAUNCHES = {
     "lora_shrink": ("", DROPOUT, DROPOUT + GROUPS, DROPOUT + SPLIT),
-    "lora_dx": ("", DROPOUT),
+    "lora_linear": ("", VENDOR),
+    "lora_dx": ("", DROPOUT, DROPOUT + VENDOR),
     "lora_da": ("", DROPOUT),
 }
 # {name: (op, options, launch)} for each variant of each op with a Triton kernel.
@@ -38,7 +40,7 @@ NAMES = {
 # separate tiles (lora_da has the tiles of lora_shrink, ia3_linear those of lora_linear).
 FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dropout", "lora_da, dropout")
 TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
-         "ia3_dx_dl, feedforward")  # fmt: skip
+         "ia3_dx_dl, feedforward", "lora_dx, dropout" + VENDOR)  # fmt: skip
 # Of these, those that cut a float32 adapter beside bfloat16 into parts.
 TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout")
 IN_PARTS = (*TILED_IN_PARTS, "lora_shrink, dropout, 3 groups")
@@ -63,6 +65,8 @@ class Job:
     @property
     def tuned(self) -> str:
         """The name of the launch in _tiles."""
+        if VENDOR in self.name:
+            return "low_rank"
         return self.name if self.name in _tiles.GEMMS else self.op
 
     @property
@@ -72,7 +76,12 @@ class Job:
     @property
     def bits(self) -> int:
         """The bits of an element of the operands that decide the tiles: those of the frozen product, or all."""
-        return _tiles.bits_of(self.arch, (self.x,) if self.op in _tiles.GEMMS else (self.x, self.adapter))
+        return _tiles.bits_of(self.arch, (self.x,) if self.tuned in _tiles.GEMMS else (self.x, self.adapter))
+
+    @property
+    def kernel(self) -> str:
+        """The op's kernel that makes the launch."""
+        return "triton+blas" if VENDOR in self.name else "triton"
 
     @property
     def tiles(self) -> _tiles.Config:

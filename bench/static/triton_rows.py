@@ -62,7 +62,7 @@ def captured(job):
         mock.patch.object(_tiles, "launch", launch),
         fp32_precision("tf32" if job.tf32 else "ieee"),
     ):
-        OPS[job.op].function("triton")(*arguments(job))
+        OPS[job.op].function(job.kernel)(*arguments(job))
     (one,) = found
     return one
 
@@ -139,7 +139,7 @@ def _planned(job, found):
         return None
     if job.target == "gfx942":
         return "MFMA"
-    if job.op in _tiles.GEMMS and job.bits == 16 and job.tiles.BM >= 64 and job.target in ("sm_90", "sm_100"):
+    if job.tuned in _tiles.GEMMS and job.bits == 16 and job.tiles.BM >= 64 and job.target in ("sm_90", "sm_100"):
         return {"sm_90": "HGMMA", "sm_100": "UTCHMMA"}[job.target]
     return next(iter(found), "HMMA")
 
@@ -154,7 +154,7 @@ def row(job):
         job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
         local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),
         specialized if job.tiles.specialize else None,
-        wants_wide_loads=job.op != "dequantize",  # it loads one code at a time, and most of its bytes are stores
+        wants_wide_loads=job.tuned not in ("dequantize", "low_rank"),  # most of their bytes are stores
         step=instructions, elements=values[axes[0]] * values[axes[1]] if axes else None,
     )  # fmt: skip
 
