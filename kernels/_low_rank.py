@@ -31,7 +31,7 @@ def _low_rank(
 
 
 def low_rank(like, s, L, scale, bias=None, mask=None):
-    """s [M, r], L [r, O], any strides; bias [O] or None, mask uint8 [M, ceil(O/8)] or None -> [M, O] in like's dtype."""
+    """s [M, r], L [r, O], any strides; bias [O], mask uint8 [M, ceil(O/8)], each or None -> [M, O] in like's dtype."""
     (M, r), O = s.shape, L.shape[1]
     out = like.new_empty(M, O)
     if out.numel() == 0:

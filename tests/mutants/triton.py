@@ -49,5 +49,8 @@ MUTATIONS = [
             "tests/ops/test_ia3_dx_dl.py"),
     _triton("dl-rows-past-the-end", "ia3_dx_dl.py", "tl.where(row[:, None] < M, acc * x.to(tl.float32), 0.0)",
             "acc * x.to(tl.float32)", agrees("ia3_dx_dl"), "tests/ops/test_ia3_dx_dl.py"),
+    _triton("low-rank-not-scaled", "_low_rank.py", "acc *= scale", "acc *= 1.0", agrees("lora_linear")),
+    _triton("low-rank-bias-of-the-first-column", "_low_rank.py", "load_row(bias_ptr, column, bias_o, O)",
+            "load_row(bias_ptr, column * 0, bias_o, O)", agrees("lora_linear")),
     _triton("sigmoid-of-the-size", "swiglu.py", "tl.where(x < 0, small, 1.0)", "1.0", agrees("swiglu")),
 ]  # fmt: skip
