@@ -7,7 +7,7 @@ import triton.language as tl
 from . import _tiles
 from ._dot import dot, precision
 from ._gemm import load_2d, load_row, store_2d, tile_origin
-from ._philox import load_keep
+from ._philox import load_packed, unpacked
 
 
 @triton.jit
@@ -18,15 +18,19 @@ def _low_rank(
     m, o = tile_origin(tl.program_id(0), M, O, BM, BO, GROUP)
     row, column = m + tl.arange(0, BM), o + tl.arange(0, BO)
     acc = tl.zeros((BM, BO), tl.float32)
+    if mask_ptr is not None:  # requested with s and L, before the first wait
+        packed = load_packed(mask_ptr, row, o, M, O, BO)
+    if bias_ptr is not None:
+        bias = load_row(bias_ptr, column, bias_o, O)
     for rank0 in tl.range(0, r, BR, num_stages=1):
         rank = rank0 + tl.arange(0, BR)
         s = load_2d(s_ptr, row, rank, s_m, s_r, M, r)
         acc = dot(s, load_2d(l_ptr, rank, column, l_r, l_o, r, O), acc, PRECISION)
     acc *= scale
     if mask_ptr is not None:
-        acc = tl.where(load_keep(mask_ptr, row, o, M, O, BM, BO), acc, 0.0)
+        acc = tl.where(unpacked(packed, BM, BO), acc, 0.0)
     if bias_ptr is not None:
-        acc += load_row(bias_ptr, column, bias_o, O)
+        acc += bias
     store_2d(out_ptr, acc, row, column, O, M, O)
 
 
