@@ -42,6 +42,8 @@ MUTATIONS = [
           f"{KERNELS} -k not_finite_in_parts"),
     _cuda("parts-one-tile-for-two-steps", "device/adapter_tiles.cuh", "memory + step % 2 * kTileBytes", "memory",
           f"{KERNELS} -k sums_over_many_blocks"),
+    _cuda("low-rank-beyond-the-last-rank", "device/ahead.cuh", "i < m.rows && j < m.cols ?", "i < m.rows ?",
+          f"{KERNELS} -k large_and_small"),
     _cuda("parts-beyond-the-last-rank", "device/adapter_tiles.cuh", "i < m.rows && j < m.cols ? load_global",
           "j < m.cols ? load_global", f"{KERNELS} -k sums_over_many_blocks"),
 ]  # fmt: skip
