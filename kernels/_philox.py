@@ -56,11 +56,25 @@ def drop(x, seed, mask_ptr, row, k0, M, K, threshold, rank_block, BK: tl.constex
 
 
 @triton.jit
-def load_keep(mask_ptr, row, k, M, K, BM: tl.constexpr, BK: tl.constexpr):
-    """keep, int1 [BM, BK], of these rows and of BK columns from k on; k is a multiple of 8. Elements outside are 0."""
+def load_packed(mask_ptr, row, k, M, K, BK: tl.constexpr):
+    """The bytes of the mask, uint8 [BM, BK / 8], of these rows and of BK columns from k on; k is a multiple of 8.
+
+    Elements outside are 0.
+    """
     bytes_per_row = tl.cdiv(K, 8)
     byte = k // 8 + tl.arange(0, BK // 8)
     inside = (row[:, None] < M) & (byte[None, :] < bytes_per_row)
-    packed = tl.load(mask_ptr + row[:, None].to(tl.int64) * bytes_per_row + byte[None, :], mask=inside, other=0)
+    return tl.load(mask_ptr + row[:, None].to(tl.int64) * bytes_per_row + byte[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def unpacked(packed, BM: tl.constexpr, BK: tl.constexpr):
+    """keep, int1 [BM, BK], of the bytes of a mask, uint8 [BM, BK / 8]."""
     bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     return bits.reshape(BM, BK) != 0
+
+
+@triton.jit
+def load_keep(mask_ptr, row, k, M, K, BM: tl.constexpr, BK: tl.constexpr):
+    """keep, int1 [BM, BK], of these rows and of BK columns from k on; k is a multiple of 8. Elements outside are 0."""
+    return unpacked(load_packed(mask_ptr, row, k, M, K, BK), BM, BK)

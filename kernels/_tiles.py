@@ -84,7 +84,9 @@ def default(op, arch, bits):
     if op not in GEMMS:  # bandwidth-bound: small tiles, several blocks a multiprocessor
         if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90
             stages = 2 if (op, arch) == ("lora_shrink", 90) else stages
-            return Config(64 if arch == "gfx942" else 32, 64 if op == "lora_da" else 32, BR=32, warps=4, stages=stages)
+            warps = 8 if op == "low_rank" else 4  # with 4 the full precision spills on sm_100 and sm_120
+            columns = 64 if op == "lora_da" else 32
+            return Config(64 if arch == "gfx942" else 32, columns, BR=32, warps=warps, stages=stages)
         warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 warps ptxas allows 32 registers, and spills
         return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=warps, stages=stages)
     if wide:  # no spills: ptxas limits 8 warps on sm_100 to 128 registers, and 3 stages on sm_80 to 80

@@ -6,7 +6,7 @@ import triton.language as tl
 from . import _tiles
 from ._dot import dot, precision
 from ._gemm import accumulate, load_2d, store_tile, tile_origin
-from ._philox import load_keep
+from ._philox import load_packed, unpacked
 
 
 @triton.jit
@@ -20,13 +20,15 @@ def _lora_dx(
         m, k = tile_origin(tile, M, K, BM, BK, GROUP)
         row, column = m + tl.arange(0, BM), k + tl.arange(0, BK)
         acc = tl.zeros((BM, BK), tl.float32)
+        if DROPOUT:  # requested with dS and A, before the first wait
+            packed = load_packed(mask_ptr, row, k, M, K, BK)
         for rank0 in tl.range(0, r, BR, num_stages=1):
             rank = rank0 + tl.arange(0, BR)
             ds = load_2d(ds_ptr, row, rank, ds_m, ds_r, M, r)
             a = load_2d(a_ptr, rank, column, a_r, a_k, r, K)
             acc = dot(ds, a, acc, PRECISION)
         if DROPOUT:
-            acc = tl.where(load_keep(mask_ptr, row, k, M, K, BM, BK), acc * scale, 0.0)
+            acc = tl.where(unpacked(packed, BM, BK), acc * scale, 0.0)
         acc = accumulate(
             acc, dy, w, m, k, M, K, N, dy_m, dy_n, w_n, w_k, None, 0, BM, BK, BN, TMA, W_BY_ROWS, SPECIALIZE, PRECISION
         )

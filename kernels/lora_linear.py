@@ -22,6 +22,8 @@ def _lora_linear(
         m, n = tile_origin(tile, M, N, BM, BN, GROUP)
         row, column = m + tl.arange(0, BM), n + tl.arange(0, BN)
         acc = tl.zeros((BM, BN), tl.float32)
+        if bias_ptr is not None and scale_ptr is None:  # requested with s and B, before the first wait
+            bias = load_row(bias_ptr, column, bias_n, N)
         for rank0 in tl.range(0, r, BR, num_stages=1):
             rank = rank0 + tl.arange(0, BR)
             s = load_2d(s_ptr, row, rank, s_m, s_r, M, r)
@@ -29,7 +31,7 @@ def _lora_linear(
             acc = dot(s, b, acc, PRECISION)
         acc *= scaling
         if bias_ptr is not None and scale_ptr is None:
-            acc += load_row(bias_ptr, column, bias_n, N)
+            acc += bias
         acc = accumulate(
             acc, x, w, m, n, M, N, K, x_m, x_k, w_k, w_n, None, 0, BM, BN, BK, TMA, W_BY_ROWS, SPECIALIZE, PRECISION
         )

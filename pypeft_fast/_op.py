@@ -16,7 +16,7 @@ import torch
 from . import _flops, _library, _native, _storage, _tuning
 from ._derivative import Derivative, needs_no_derivative
 
-KERNELS = ("cuda", "triton", "cpu", "blas", "reference")  # best first: the order of the automatic choice
+KERNELS = ("cuda", "triton", "triton+blas", "cpu", "blas", "reference")  # best first: the order of the automatic choice
 NATIVE = ("cpu", "cuda")  # kernels that take the arguments in the form of the schema
 PARTS = "parts"  # the name that `choose` returns for an op that runs as calls of other ops
 TIMED = ("cuda",)  # device types where the fastest kernel is found by timing, for ops with `timed`
@@ -61,7 +61,7 @@ def _activate_latest() -> None:
 
 @contextlib.contextmanager
 def using(kernel: str) -> Iterator[None]:
-    """Runs every op with this kernel, process-wide: "reference", "blas", "cpu", "triton" or "cuda".
+    """Runs every op with this kernel, process-wide: one of KERNELS.
 
     An op that cannot run with this kernel raises RuntimeError with the reason; there is no fallback. An unknown name
     raises ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process. If blocks overlap
@@ -224,7 +224,7 @@ class Op:
         """Registers a function of the op's arguments as a kernel; `Kernel` describes the parameters."""
 
         def bind(function):
-            function = self._with_storages(function) if name == "triton" else function
+            function = self._with_storages(function) if name.startswith("triton") else function
             function = function if name in NATIVE else self.takes(name, function)
             self.kernels.append(Kernel(_known(name), function, devices, interpreted, missing, rejects))
             self.kernels.sort(key=lambda k: KERNELS.index(k.name))

@@ -56,7 +56,7 @@ def test_a_forced_kernel_runs_or_raises():
     with pf.using("cuda"), pytest.raises(RuntimeError, match="lora_shrink: kernel 'cuda' cannot run: .*This op has: "):
         shrink(*ARGS)
     with pytest.raises(
-        ValueError, match="kernel='nope' is not a kernel of pypeft_fast; choose one of cuda, triton, cpu"
+        ValueError, match="kernel='nope' is not a kernel of pypeft_fast; choose one of cuda, triton, triton.blas, cpu"
     ):
         with pf.using("nope"):
             pass

@@ -46,6 +46,13 @@ def test_our_traffic_and_our_numbers_of_launches(rows, name):
     assert row["saved"] == {"MK": 2.125 if dropout else 2, "MN": 0}
 
 
+def test_the_route_by_a_pass_and_the_vendors_gemm_moves_two_passes_more_for_each_product(rows):
+    row = rows["lora"]["ours, vendor's GEMM onto a pass"]
+    assert coefficients(row) == (pytest.approx(8.4, rel=0.01), 6)
+    product = ["_low_rank", "addmm_"]
+    assert row["kernels"] == ["randint", "_lora_shrink", *product, "_lora_ds_db", *product, "_lora_da"]
+
+
 def test_each_launch_of_ours_makes_the_passes_it_should(data):
     found = {r["kernel"]: (r["reads"], r["writes"]) for r in data["launches"] if r["of"] == "LoRA"}
     assert found == {

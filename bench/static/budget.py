@@ -68,12 +68,15 @@ BUDGETS = {
     ("multi_lora_forward, shrink, dropout", "bf16+fp32", "32x32x64-w4-s3"): {"sm_80": 660},
     ("multi_lora_forward, shrink, dropout", "bf16+fp32", "32x64x64-w4-s3"): {"sm_100": 805},
     ("multi_lora_forward, shrink, dropout", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 1135},
-    ("gradient::kernel", "bf16", "__nv_bfloat16, (Fill)0, false, 16, false"): {"sm_80": 790, "sm_90": 840},
-    ("gradient::kernel", "bf16", "__nv_bfloat16, (Fill)0, false, 16, true"): {"sm_80": 435, "sm_90": 475},
-    ("gradient::kernel", "fp32", "float, (Fill)0, false, 16, false"): {"sm_80": 1940, "sm_90": 1985},
-    ("gradient::kernel", "fp32", "float, (Fill)0, false, 16, true"): {"sm_80": 915, "sm_90": 970},
-    ("shrink_kernel", "bf16", "__nv_bfloat16, (Fill)0, false, 16"): {"sm_80": 655, "sm_90": 690},
-    ("shrink_kernel", "fp32", "float, (Fill)0, false, 16"): {"sm_80": 185, "sm_90": 185},
+    ("gradient::kernel", "bf16", "Math<__nv_bfloat16, false>, (Fill)0, 16, false"): {"sm_80": 675, "sm_90": 715},
+    ("gradient::kernel", "bf16", "Math<__nv_bfloat16, false>, (Fill)0, 16, true"): {"sm_80": 320, "sm_90": 350},
+    ("gradient::kernel", "bf16+fp32", "Parts, (Fill)0, 16, false"): {"sm_80": 895, "sm_90": 945},
+    ("gradient::kernel", "bf16+fp32", "Parts, (Fill)0, 16, true"): {"sm_80": 615, "sm_90": 640},
+    ("gradient::kernel", "fp32", "Math<float, false>, (Fill)0, 16, false"): {"sm_80": 1985, "sm_90": 2030},
+    ("gradient::kernel", "fp32", "Math<float, false>, (Fill)0, 16, true"): {"sm_80": 900, "sm_90": 930},
+    ("shrink_kernel", "bf16", "Math<__nv_bfloat16, false>, (Fill)0, 16"): {"sm_80": 555, "sm_90": 580},
+    ("shrink_kernel", "bf16+fp32", "Parts, (Fill)0, 16"): {"sm_80": 800, "sm_90": 825},
+    ("shrink_kernel", "fp32", "Math<float, false>, (Fill)0, 16"): {"sm_80": 185, "sm_90": 185},
 }
 
 

@@ -25,7 +25,7 @@ WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
 # Matches the template arguments of a kernel for operands of any strides, which are read element by element: a Fill, or
 # kAsync of the product.
 ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
-TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
+TYPES = {"Parts": "bf16+fp32", "__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 
 
 def library() -> Path:

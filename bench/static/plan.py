@@ -22,13 +22,15 @@ RANKS = (64, 128)
 P, FEW = 0.05, 64  # the dropout rate, and a number of rows for which K is split
 # The features of a launch besides the options of its op's variant.
 DROPOUT, GROUPS, SPLIT, BY_ROW = ", dropout", ", 3 groups", ", split K", ", few rows"
+VENDOR = ", vendor's GEMM"  # the pass before it, of the kernel "triton+blas"
 LAUNCHES = {
     "lora_shrink": ("", DROPOUT, DROPOUT + GROUPS, DROPOUT + SPLIT),
     "lora_shrink, segments": ("", DROPOUT, DROPOUT + SPLIT),
     "lora_linear, segments": ("", BY_ROW),
     "lora_dx, segments": ("", DROPOUT),
     "lora_da, segments": ("", DROPOUT),
-    "lora_dx": ("", DROPOUT),
+    "lora_linear": ("", VENDOR),
+    "lora_dx": ("", DROPOUT, DROPOUT + VENDOR),
     "lora_da": ("", DROPOUT),
 }
 # Ops with several launches that have tiles: {name: the launch's name in _tiles}.
@@ -59,7 +61,7 @@ FULL = ("lora_shrink, dropout", "lora_linear, scale", "lora_ds_db", "lora_dx, dr
         f"{BACKWARD}, da, dropout")  # fmt: skip
 TILED = ("lora_shrink, dropout", "lora_ds_db", "lora_linear", "lora_linear, scale", "lora_dx, dropout",
          "ia3_dx_dl, feedforward", f"{FORWARD}, shrink, dropout", f"{FORWARD}, linear", f"{FORWARD}, linear, few rows",
-         f"{BACKWARD}, ds_db", f"{BACKWARD}, dx, dropout")  # fmt: skip
+         f"{BACKWARD}, ds_db", f"{BACKWARD}, dx, dropout", "lora_dx, dropout" + VENDOR)  # fmt: skip
 # Of these, those that cut a float32 adapter beside bfloat16 into parts.
 TILED_IN_PARTS = ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout", f"{FORWARD}, shrink, dropout",
                   f"{BACKWARD}, ds_db", f"{BACKWARD}, da, dropout")  # fmt: skip
@@ -88,6 +90,8 @@ class Job:
         op, _, rest = self.name.partition(", ")
         if op.startswith("multi"):
             return SEGMENTED[f"{op}, {rest.partition(',')[0]}"]
+        if VENDOR in self.name:
+            return "low_rank"
         return self.name if self.name in _tiles.GEMMS else self.op
 
     @property
@@ -103,6 +107,11 @@ class Job:
     def bits(self) -> int:
         """The bits of an element of the operands that decide the tiles: those of the frozen product, or all."""
         return _tiles.bits_of(self.arch, (self.x,) if self.like in _tiles.GEMMS else (self.x, self.adapter))
+
+    @property
+    def kernel(self) -> str:
+        """The op's kernel that makes the launch."""
+        return "triton+blas" if VENDOR in self.name else "triton"
 
     @property
     def tiles(self) -> _tiles.Config:

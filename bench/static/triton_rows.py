@@ -64,7 +64,7 @@ def captured(job):
         mock.patch.object(_tiles, "launch", launch),
         fp32_precision("tf32" if job.tf32 else "ieee"),
     ):
-        OPS[job.op].function("triton")(*arguments(job))
+        OPS[job.op].function(job.kernel)(*arguments(job))
     (one,) = found
     return one
 
@@ -159,7 +159,7 @@ def row(job):
         job.title, "triton", job.target, str(job.tiles), job.dtypes, binary.metadata.num_warps, registers, spills,
         local, binary.metadata.shared, dict(tensor_core), dict(sorted(loads.items())), _planned(job, tensor_core),
         specialized if job.tiles.specialize else None,
-        wants_wide_loads=job.op != "dequantize",  # it loads one code at a time, and most of its bytes are stores
+        wants_wide_loads=job.tuned not in ("dequantize", "low_rank"),  # most of their bytes are stores
         step=instructions, elements=values[axes[0]] * values[axes[1]] if axes else None,
     )  # fmt: skip
 

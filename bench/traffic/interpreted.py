@@ -108,6 +108,12 @@ def _forward(method, x, weight, adapters):
     return pf.ia3_linear(x, weight, *adapters, feedforward=method.feedforward)
 
 
+def _as_traced(launch, tensors, shape):
+    if launch.outside:
+        raise RuntimeError(f"accesses outside the operands: {launch}")
+    return Traced(launch, {name: (tensor, shape.class_of(tensor)) for name, tensor in tensors.items()})
+
+
 @functools.cache
 def traced(method, r) -> list[Traced]:
     """The launches of a forward and backward pass of TRACED at rank r, with all accesses."""
@@ -127,12 +133,7 @@ def traced(method, r) -> list[Traced]:
             torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
     with _as_on_gpu(run), triton_accesses.traced(beside) as launches:
         torch.autograd.grad(_forward(method, x, weight, adapters), (x, *adapters), dY)
-    if any(launch.outside for launch in launches):
-        raise RuntimeError(f"accesses outside the operands: {launches}")
-    return [
-        Traced(launch, {name: (tensor, shape.class_of(tensor)) for name, tensor in (beside | tensors).items()})
-        for launch, tensors in zip(launches, operands, strict=True)
-    ]
+    return [_as_traced(launch, beside | tensors, shape) for launch, tensors in zip(launches, operands, strict=True)]
 
 
 def _flops(kernel, shape):
@@ -143,9 +144,23 @@ def _flops(kernel, shape):
         "_lora_ds_db": 4 * M * N * r,
         "_lora_dx": 2 * M * K * (N + r),
         "_lora_da": 2 * M * K * r,
+        "_low_rank": 0,  # its products take less time than its stores
         "_ia3_linear": 2 * M * N * K,
         "_ia3_dx_dl": 2 * M * N * K,
     }[kernel]
+
+
+def _counted(executor, args, kwargs, small, shape, backward) -> Kernel:
+    """A launch of this shape, with the numbers of passes of the traced launch `small`."""
+    kernel = Kernel(executor.fn.__name__, backward, flops=_flops(executor.fn.__name__, shape))
+    for name, tensor in triton_accesses.tensors_of(executor.arg_names, args, kwargs).items():
+        read, written = small.passes(name)
+        traced_tensor, kind = small.operands[name]
+        if bytes_of(tensor) and not bytes_of(traced_tensor):
+            raise RuntimeError(f"{kernel.name}: {name} is used at {shape} and not at {TRACED}, where it is traced")
+        kernel.read[kind] += round(read * bytes_of(tensor))
+        kernel.written[kind] += round(written * bytes_of(tensor))
+    return kernel
 
 
 def ours(shape, method=LORA) -> Step:
@@ -155,16 +170,7 @@ def ours(shape, method=LORA) -> Step:
     counting = Counting(shape)
 
     def record(executor, *args, **kwargs):
-        small = next(seen)
-        kernel = Kernel(executor.fn.__name__, counting.backward, flops=_flops(executor.fn.__name__, shape))
-        for name, tensor in triton_accesses.tensors_of(executor.arg_names, args, kwargs).items():
-            read, written = small.passes(name)
-            traced_tensor, kind = small.operands[name]
-            if bytes_of(tensor) and not bytes_of(traced_tensor):
-                raise RuntimeError(f"{kernel.name}: {name} is used at {shape} and not at {TRACED}, where it is traced")
-            kernel.read[kind] += round(read * bytes_of(tensor))
-            kernel.written[kind] += round(written * bytes_of(tensor))
-        counting.kernels.append(kernel)
+        counting.kernels.append(_counted(executor, args, kwargs, next(seen), shape, counting.backward))
 
     with _as_on_gpu(record):
         forward = functools.partial(_forward, method, x, weight, adapters)
@@ -174,19 +180,44 @@ def ours(shape, method=LORA) -> Step:
     return step
 
 
-def _by_blas(op, shape, method) -> list[Kernel]:
-    """The kernels that "blas" runs for lora_linear or lora_dx, counted on fake tensors."""
+def _arguments(op, shape, method):
+    return sample(op, Case(shape.M, shape.K, shape.N, shape.r, method.p, torch.bfloat16, bias=False))
+
+
+@functools.cache
+def _traced_product(op, kernel, method, r) -> list[Traced]:
+    """The launches of Triton that this kernel of lora_linear or lora_dx makes at TRACED, with all accesses."""
+    operands = []
+    execute = interpreter.GridExecutor.__call__
+
+    def run(executor, *args, **kwargs):
+        operands.append(triton_accesses.tensors_of(executor.arg_names, args, kwargs))
+        execute(executor, *args, **kwargs)
+
+    shape = dataclasses.replace(TRACED, r=r)
+    with _as_on_gpu(run), triton_accesses.traced() as launches:
+        OPS[op].function(kernel)(*_arguments(op, shape, method))
+    return [_as_traced(launch, tensors, shape) for launch, tensors in zip(launches, operands, strict=True)]
+
+
+def _product(op, kernel, shape, method) -> list[Kernel]:
+    """What this kernel of lora_linear or lora_dx runs, counted on fake tensors."""
+    seen = iter(_traced_product(op, kernel, method, shape.r))
     counting = Counting(shape)
     counting.backward = op == "lora_dx"
-    with FakeTensorMode():
-        arguments = sample(op, Case(shape.M, shape.K, shape.N, shape.r, method.p, torch.bfloat16, bias=False))
+
+    def record(executor, *args, **kwargs):
+        counting.kernels.append(_counted(executor, args, kwargs, next(seen), shape, counting.backward))
+
+    with FakeTensorMode(), _as_on_gpu(record):
+        arguments = _arguments(op, shape, method)
         with counting:
-            OPS[op].function("blas")(*arguments)
+            OPS[op].function(kernel)(*arguments)
     return counting.kernels
 
 
-def by_vendor(shape, method=LORA) -> Step:
-    """Our pass if tuning chooses "blas" for both products: the vendor's GEMM and an update of its output."""
+def by_vendor(shape, method=LORA, kernel="blas") -> Step:
+    """Our pass if tuning chooses a kernel with the vendor's GEMM for both products: "blas" or "triton+blas"."""
     step = ours(shape, method)
-    routes = {f"_{op}": _by_blas(op, shape, method) for op in ("lora_linear", "lora_dx")}
-    return Step([k for kernel in step.kernels for k in routes.get(kernel.name, [kernel])], step.saved)
+    routes = {f"_{op}": _product(op, kernel, shape, method) for op in ("lora_linear", "lora_dx")}
+    return Step([k for each in step.kernels for k in routes.get(each.name, [each])], step.saved)

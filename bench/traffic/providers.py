@@ -17,6 +17,7 @@ LORA_PROVIDERS = {
     "ours": interpreted.ours,
     "ours, float32 adapters": lambda s: interpreted.ours(s, Method("lora", adapter=F32)),
     "ours, no dropout": lambda s: interpreted.ours(s, Method("lora", p=0.0)),
+    "ours, vendor's GEMM onto a pass": lambda s: interpreted.by_vendor(s, kernel="triton+blas"),
     "ours, vendor's GEMM": interpreted.by_vendor,
     "ours, vendor's GEMM, no dropout": lambda s: interpreted.by_vendor(s, Method("lora", p=0.0)),
     "ours, r = 64": lambda s: interpreted.ours(dataclasses.replace(s, r=64)),

@@ -92,7 +92,8 @@ LORA_NOTE = """
     The target is {target}. Ours moves {own}, and partial sums in workspaces, {share:.0%} of its total, which are
     written once and read once. The workspaces grow with r. If r exceeds the ranks of one tile, a kernel reads
     x or dY more than once: at r = 64, ours moves {wide}. "Vendor's GEMM" means the kernel `"blas"` for `lora_linear`
-    and `lora_dx`, which adds the low-rank term to the output of the vendor's GEMM. The kernels of LoRAFusion
+    and `lora_dx`, which adds the low-rank term to the output of the vendor's GEMM. "Onto a pass" means
+    `"triton+blas"`, which writes the low-rank term first, and the vendor's GEMM adds to it. The kernels of LoRAFusion
     (arXiv:2510.00206) are taken from its source and not run. Addmm style is Unsloth's order of operations.
 """
 LAUNCHES_NOTE = f"""

@@ -7,6 +7,19 @@ from ..static.budget import BUDGETS
 
 TARGET = "sm_90"
 LAUNCHES = {"lora_shrink, dropout": "_lora_shrink", "lora_ds_db": "_lora_ds_db", "lora_da, dropout": "_lora_da"}
+# Of csrc/cuda: (kernel, the end of its template arguments, elements of the long operand for a thread in a step).
+CUDA = {
+    "lora_shrink, dropout": ("shrink_kernel", "(Fill)0, 16", 64 * 64 / 128),
+    "lora_ds_db": ("gradient::kernel", "(Fill)0, 16, false", 16 * 512 / 256),
+    "lora_da, dropout": ("gradient::kernel", "(Fill)0, 16, true", 64 * 128 / 256),
+}
+
+
+def an_element_in_cuda(launch, dtypes):
+    kernel, ending, elements = CUDA[launch]
+    (most,) = (budget[TARGET] for (name, kind, config), budget in BUDGETS.items()
+               if (name, kind) == (kernel, dtypes) and config.endswith(ending))  # fmt: skip
+    return most / elements
 
 
 def an_element(launch, dtypes):
@@ -29,13 +42,14 @@ def table(gpus, step, shape):
     rows = []
     for launch, kernel in LAUNCHES.items():
         elements = shape.M * (shape.N if kernel == "_lora_ds_db" else shape.K)
-        counts = [an_element(launch, dtypes) for dtypes in ("bf16", "bf16+fp32")]
-        cells = []
-        for gpu in gpus:
-            cells += [f"{1e6 * issued(gpu, count * elements):.1f}" for count in counts]
-            cells.append(f"{1e6 * moved[kernel] / (gpu.bandwidth * 1e9):.1f}")
-        rows.append((f"`{launch}`", *(f"{count:.1f}" for count in counts), *cells))
-    header = ["launch", "an element, bf16", "float32"]
+        for language, count_of in (("Triton", an_element), ("CUDA C++", an_element_in_cuda)):
+            counts = [count_of(launch, dtypes) for dtypes in ("bf16", "bf16+fp32")]
+            cells = []
+            for gpu in gpus:
+                cells += [f"{1e6 * issued(gpu, count * elements):.1f}" for count in counts]
+                cells.append(f"{1e6 * moved[kernel] / (gpu.bandwidth * 1e9):.1f}")
+            rows.append((f"`{launch}`", language, *(f"{count:.1f}" for count in counts), *cells))
+    header = ["launch", "by", "an element, bf16", "float32"]
     for gpu in gpus:
         header += [f"{gpu.name} issue, bf16", f"{gpu.name} issue, float32", f"{gpu.name} memory"]
     return markdown(tuple(header), rows)

@@ -8,17 +8,17 @@
 // Plan. The kernel is bound by the read of x. A block multiplies 64 rows of x with kRank rows of A of one group, over a
 // range of K, in steps of 64 columns through 3 stages of cp.async. Each of its four warps takes 16 rows of x. If x and
 // A have 16 bits, a stage is 8 KiB of x and 2 KiB (kRank 16) or 8 KiB (kRank 64) of A, and a block uses 30 or 48 KiB;
-// floats use twice as much. The thread that copied 8 elements of x computes and stores their byte of the mask, and sets
-// the dropped elements to 0 in shared memory. If there are few rows, K is split over several blocks (split-K), and the
-// last block adds the partial sums. If A is float and x has 16 bits, the products are computed in float. Traffic: x is
-// read once for every kRank rows of A, and for every group with dropout; A is read from L2; s and one bit for each
-// element of the mask are written.
+// floats use twice as much. If A is float and x is bfloat16, the block splits A in three parts, and uses 36 or 72 KiB.
+// If x is float16, the products are computed in float. The thread that copied 8 elements of x computes and stores their
+// byte of the mask, and sets the dropped elements to 0 in shared memory. If there are few rows, K is split over several
+// blocks (split-K), and the last block adds the partial sums. Traffic: x is read once for every kRank rows of A, and
+// for every group with dropout; A is read from L2; s and one bit for each element of the mask are written.
 #include <optional>
 #include <tuple>
 
+#include "cuda/device/adapter_tiles.cuh"
 #include "cuda/device/dispatch.h"
 #include "cuda/device/dropout.cuh"
-#include "cuda/device/fragments.cuh"
 #include "cuda/sums/split_sum.cuh"
 
 namespace pypeft {
@@ -38,13 +38,20 @@ struct ShrinkArgs {
   Dtype s_dtype;
 };
 
-template <class T, Fill kFill, bool kTf32, int kRank>
+template <class M, int kRank>
+struct Shape {
+  using TileX = Tile<typename M::Element, kBlockM, kBlockK>;
+  using TilesA = AdapterTiles<M, kRank, kBlockK, kThreads, kStages>;
+  static constexpr int kBytes = kStages * TileX::kBytes + TilesA::kBytes;
+};
+
+template <class M, Fill kFill, int kRank>
 __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
-  using M = Math<T, kTf32>;
-  using TileX = Tile<T, kBlockM, kBlockK>;
-  using TileA = Tile<T, kRank, kBlockK>;
-  constexpr int kStageBytes = TileX::kBytes + TileA::kBytes;
-  [[maybe_unused]] constexpr int kUnroll = M::K == 16 ? 4 : 1;  // floats in three parts fill the registers
+  using S = Shape<M, kRank>;
+  using TileX = typename S::TileX;
+  using TileA = typename S::TilesA::Tile;
+  // Steps along K at once, as many as there are registers for.
+  [[maybe_unused]] constexpr int kUnroll = M::K == 8 || (std::is_same_v<M, Parts> && kRank > 16) ? 1 : 4;
   char* shared = shared_memory();
   const int tiles = (p.rank + kRank - 1) / kRank, group = blockIdx.y / tiles, r0 = blockIdx.y % tiles * kRank;
   const int m0 = blockIdx.x * kBlockM, begin = blockIdx.z * p.span, end = min(p.x.cols, begin + p.span);
@@ -54,12 +61,12 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   Matrix A = p.A;
   A.data = static_cast<const char*>(A.data) + group * p.rank * A.row * (A.dtype == Dtype::f32 ? 4 : 2);
   A.rows = p.rank;
+  typename S::TilesA tiles_A(A, shared + kStages * TileX::kBytes);
 
   auto copy = [&](int step) {
     if (step < steps) {
-      char* stage = shared + step % kStages * kStageBytes;
-      fill<kFill, TileX, kThreads>(stage, p.x, m0, begin + step * kBlockK);
-      fill_small<TileA, kThreads>(stage + TileX::kBytes, A, r0, begin + step * kBlockK);
+      fill<kFill, TileX, kThreads>(shared + step % kStages * TileX::kBytes, p.x, m0, begin + step * kBlockK);
+      tiles_A.copy(step, r0, begin + step * kBlockK);
     }
     cp_async_commit();
   };
@@ -76,10 +83,13 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
     });
   };
 
-  float sums[kRank / 8][4] = {};
+  typename M::Sum products[kRank / 8] = {};
   for (int step = 0; step < kStages - 1; ++step) copy(step);
+  tiles_A.load(r0, begin);
+  tiles_A.store(0, r0, begin);
   for (int step = 0; step < steps; ++step) {
-    char* stage = shared + step % kStages * kStageBytes;
+    char* stage = shared + step % kStages * TileX::kBytes;
+    tiles_A.load(r0, begin + (step + 1) * kBlockK);
     cp_async_wait<kStages - 2>();
     if (p.seed) {
       if constexpr (!kMasksItsOwn<kFill, TileX>) __syncthreads();
@@ -94,13 +104,21 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
 #pragma unroll
       for (int n = 0; n < kRank; n += 16) {
         typename M::B b[2];
-        M::template load_b_rows<TileA>(b, stage + TileX::kBytes, n, k);
-        M::mma(sums[n / 8], a, b[0]);
-        M::mma(sums[n / 8 + 1], a, b[1]);
+        M::template load_b_rows<TileA>(b, tiles_A.tile(step), n, k);
+        M::mma(products[n / 8], a, b[0]);
+        M::mma(products[n / 8 + 1], a, b[1]);
       }
     }
+    tiles_A.store(step + 1, r0, begin + (step + 1) * kBlockK);
   }
 
+  float sums[kRank / 8][4];
+#pragma unroll
+  for (int n = 0; n < kRank / 8; ++n) {
+    const float (&total)[4] = M::total(products[n]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[n][i] = total[i];
+  }
   const bool rows = m0 + warp * 16 < p.x.rows;
   if (gridDim.z > 1) {
     constexpr int kPart = kRank / 8 * kThreads * 4;
@@ -131,11 +149,10 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   }
 }
 
-template <class T, Fill kFill, bool kTf32, int kRank>
+template <class M, Fill kFill, int kRank>
 void run(const OnDevice& on, const ShrinkArgs& p, int groups, int splits) {
   const dim3 grid(ceil_div(p.x.rows, kBlockM), groups * ceil_div(p.rank, kRank), splits);
-  launch(on, shrink_kernel<T, kFill, kTf32, kRank>, grid, dim3(kThreads),
-         kStages * (Tile<T, kBlockM, kBlockK>::kBytes + Tile<T, kRank, kBlockK>::kBytes), p);
+  launch(on, shrink_kernel<M, kFill, kRank>, grid, dim3(kThreads), Shape<M, kRank>::kBytes, p);
 }
 
 std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, double p,
@@ -163,11 +180,11 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
   args.span = std::max(1, size_of(ceil_div(ceil_div(K, wanted), kBlockK))) * kBlockK;
   const int splits = std::max(1, size_of(ceil_div(K, args.span)));
   const Workspace workspace(on, x, {{&args.split, blocks, splits, kBlockM * tile}});
-  dispatch(args.x, wide, allow_tf32, [&]<class T, Fill kFill, bool kTf32>() {
+  dispatch(args.x, wide, allow_tf32, [&]<class M, Fill kFill>() {
     if (args.rank > 16) {
-      run<T, kFill, kTf32, 64>(on, args, static_cast<int>(groups), splits);
+      run<M, kFill, 64>(on, args, static_cast<int>(groups), splits);
     } else {
-      run<T, kFill, kTf32, 16>(on, args, static_cast<int>(groups), splits);
+      run<M, kFill, 16>(on, args, static_cast<int>(groups), splits);
     }
   });
   return {s, mask};

@@ -68,6 +68,14 @@ def _(dY, weight, dS, lora_A, mask, p):
     return lora_dx(dY, weight, dS, lora_A, mask, philox.scale(p) if p > 0 else None)
 
 
+@lora_dx.kernel("triton+blas", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(dY, weight, dS, lora_A, mask, p):
+    from ..kernels._low_rank import add_product, low_rank
+
+    through_lora = low_rank(dY, dS, lora_A, philox.scale(p), mask=mask if p > 0 else None)
+    return add_product(through_lora, dY, weight)
+
+
 @lora_dx.timed
 def _(dY, weight, dS, lora_A, mask, p):
     return _tuning.bucket(dY.shape[0]), *lora_A.shape, dY.shape[1], dY.dtype, lora_A.dtype, layout(weight), p > 0

@@ -99,13 +99,18 @@ def _(needs, grads, args, outputs):
 
 @lora_linear.kernel("blas")
 def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
-    no_z = x.new_empty(0, weight.shape[0])
     z = F.linear(x, weight, bias if scale is None else None)
     s, up = s.to(x.dtype), lora_B.to(x.dtype).t()
     if scaling == 0:  # addmm skips the product then, and loses the NaN of infinity * 0
         z.add_(s @ up * scaling)
     else:
         z.addmm_(s, up, alpha=scaling)
+    return _outputs(z, bias, scale, need_z)
+
+
+def _outputs(z, bias, scale, need_z):
+    """y and z of the op, from the finished z, which already has the bias if there is no scale. Changes z in place."""
+    no_z = z.new_empty(0, z.shape[1])
     if scale is None:
         return z, no_z
     y = torch.empty_like(z) if need_z else z  # out= rounds once, whatever scale's dtype is
@@ -122,6 +127,14 @@ def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
     from ..kernels.lora_linear import lora_linear
 
     return lora_linear(x, weight, bias, s, lora_B, scaling, scale, need_z)
+
+
+@lora_linear.kernel("triton+blas", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x, weight, bias, s, lora_B, scaling, scale, need_z):
+    from ..kernels._low_rank import add_product, low_rank
+
+    z = low_rank(x, s, lora_B.t(), scaling, bias if scale is None else None)
+    return _outputs(add_product(z, x, weight.t()), bias, scale, need_z)
 
 
 @lora_linear.timed

@@ -77,7 +77,9 @@ def test_an_unknown_forced_kernel_is_a_mistake(command, tiny_model, dialogues, t
         env={**os.environ, "PYPEFT_FAST_KERNEL": "nope"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     mistake(
-        (done.returncode, done.stdout, done.stderr), "PYPEFT_FAST_KERNEL=nope", "cuda, triton, cpu, blas, reference"
+        (done.returncode, done.stdout, done.stderr),
+        "PYPEFT_FAST_KERNEL=nope",
+        "cuda, triton, triton+blas, cpu, blas, reference",
     )
 
 

@@ -113,6 +113,34 @@ def test_what_is_not_finite_is_where_pytorch_has_it(op, M, value):
         torch.testing.assert_close(got, OPS[op].function("reference")(*given), equal_nan=True)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.38e38, -1e-40])
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_ds_db", "lora_da"])
+@pytest.mark.parametrize("r", [8, 20])
+def test_what_is_not_finite_in_parts_is_where_pytorch_has_it(op, value, r):
+    """A float adapter beside bfloat16: each operand in turn; the others are 1 and -1, whose smaller parts are 0."""
+    args = sample(op, Case(40, 48, 56, r, 0.0, BF16, F32))
+    operands = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+    for at in operands:
+        given = [a.sign() if i in operands else a for i, a in enumerate(args)]
+        given[at][3, 5] = value
+        with pf.using("cuda"):
+            got = OPS[op](*given)
+        torch.testing.assert_close(got, OPS[op].function("reference")(*given), equal_nan=True)
+
+
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_ds_db", "lora_da"])
+@pytest.mark.parametrize("r", [16, 40])
+def test_a_float_beside_bfloat16_keeps_all_24_bits(op, r):
+    """The sums have one term, and the activation is 1: a result is the adapter's float."""
+    args = list(sample(op, Case(24, 40, 32, r, 0.0, BF16, F32)))
+    for i, value in enumerate(args):
+        if isinstance(value, torch.Tensor) and value.dtype == BF16:
+            args[i] = torch.eye(*value.shape, dtype=BF16)
+    with pf.using("cuda"):
+        got = OPS[op](*args)
+    torch.testing.assert_close(got, OPS[op].function("reference")(*args), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("op,options", PRODUCTS)
 def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
     """Copies of 16 bytes need rows aligned to 16 bytes; other matrices are copied element by element."""

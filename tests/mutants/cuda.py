@@ -4,6 +4,7 @@ from .mutation import Mutation
 
 QUANTIZED = "tests/emulator/test_quantized.py"
 OPS = "tests/emulator/test_ops.py"
+KERNELS = "tests/emulator/test_kernels.py"
 
 
 def _cuda(name, file, old, new, *tests, **options):
@@ -35,4 +36,14 @@ MUTATIONS = [
           f"{OPS} -k lanes_that_reach_the_threshold"),
     _cuda("mask-of-the-first-word", "device/dropout.cuh", "spread << (15 - 2 * j)", "spread << 15",
           f"{OPS} -k 'agrees and lora_da'"),
+    _cuda("parts-without-the-last", "device/parts.cuh", "Products::mma(c[1], a, b[2]);", "",
+          f"{KERNELS} -k 24_bits"),
+    _cuda("parts-small-sum-not-finite", "device/parts.cuh", "c[1][i] == c[1][i] ? c[1][i] : 0.0f", "c[1][i]",
+          f"{KERNELS} -k not_finite_in_parts"),
+    _cuda("parts-one-tile-for-two-steps", "device/adapter_tiles.cuh", "memory + step % 2 * kTileBytes", "memory",
+          f"{KERNELS} -k sums_over_many_blocks"),
+    _cuda("low-rank-beyond-the-last-rank", "device/ahead.cuh", "i < m.rows && j < m.cols ?", "i < m.rows ?",
+          f"{KERNELS} -k large_and_small"),
+    _cuda("parts-beyond-the-last-rank", "device/adapter_tiles.cuh", "i < m.rows && j < m.cols ? load_global",
+          "j < m.cols ? load_global", f"{KERNELS} -k sums_over_many_blocks"),
 ]  # fmt: skip

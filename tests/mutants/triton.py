@@ -39,8 +39,7 @@ MUTATIONS = [
     _triton("ticket-left", "_reduce.py", "tl.store(ticket_ptr, 0)", "tl.store(ticket_ptr, 1)", agrees("lora_da"),
             "tests/ops/test_tickets.py"),
     _triton("linear-not-scaled", "lora_linear.py", "acc *= scaling", "acc *= 1.0", agrees("lora_linear")),
-    _triton("linear-bias-twice", "lora_linear.py", "if bias_ptr is not None and scale_ptr is None:",
-            "if bias_ptr is not None:", "tests/ops/test_lora_linear.py"),
+    _triton("linear-bias-twice", "lora_linear.py", "acc += bias", "acc += 2.0 * bias", agrees("lora_linear")),
     _triton("dx-dropout-not-scaled", "lora_dx.py", "acc * scale, 0.0", "acc, 0.0", agrees("lora_dx")),
     _triton("da-sums-in-bfloat16", "lora_da.py", "dot(x.T, ds, da, PRECISION)",
             "dot(x.T, ds, da, PRECISION).to(tl.bfloat16).to(tl.float32)", agrees("lora_da")),
@@ -83,5 +82,8 @@ MUTATIONS = [
             agrees("multi_lora_backward")),
     _triton("multi-table-not-of-these-values", "_adapters.py", "key = (stream.cuda_stream if on_gpu else None, values)",
             "key = (stream.cuda_stream if on_gpu else None, values[:4])", f"{SEGMENTS} -k number_of_launches"),
+    _triton("low-rank-not-scaled", "_low_rank.py", "acc *= scale", "acc *= 1.0", agrees("lora_linear")),
+    _triton("low-rank-bias-of-the-first-column", "_low_rank.py", "load_row(bias_ptr, column, bias_o, O)",
+            "load_row(bias_ptr, column * 0, bias_o, O)", agrees("lora_linear")),
     _triton("sigmoid-of-the-size", "swiglu.py", "tl.where(x < 0, small, 1.0)", "1.0", agrees("swiglu")),
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from ..calls import SEGMENTS
 from ..device import BF16, F16, F32
 
 DTYPES = ((F32, None), (BF16, None), (BF16, F32), (F16, None), (F16, F32))
-SLOWEST_FIRST = ("triton", "cuda", "blas", "reference", "cpu")
+SLOWEST_FIRST = ("triton", "triton+blas", "cuda", "blas", "reference", "cpu")
 
 
 def cases(op):

@@ -1,4 +1,5 @@
-// One step of a matrix product on the tensor cores: c [16 x 8] += a [16 x K] b [K x 8], operands from tiles.
+// One step of a matrix product on the tensor cores: c [16 x 8] += a [16 x K] b [K x 8], operands from tiles. c is a
+// Sum, whose floats total() gives.
 //
 // Math<T> for 16-bit T: K = 16, one instruction. Math<float>: K = 8, tf32. Without kTf32 each operand is split in three
 // tf32 parts, 11, 12 and 1 bits of float's 24, and five of their nine products are summed, which keeps float's
@@ -13,9 +14,11 @@ namespace pypeft {
 
 template <class T, bool kTf32 = false>
 struct Math {
+  using Element = T;
   static constexpr int K = 16;
   using A = uint32_t[4];
   using B = uint32_t[2];
+  using Sum = float[4];
 
   template <class Tile>
   PYPEFT_DEVICE static void load_a_rows(A& a, char* tile, int m, int k) {
@@ -42,11 +45,14 @@ struct Math {
     ldmatrix_x4_trans(d, Tile::chunk(tile, k + lane % 16, n / 8 + lane / 16));
     b[0][0] = d[0], b[0][1] = d[1], b[1][0] = d[2], b[1][1] = d[3];
   }
-  PYPEFT_DEVICE static void mma(float (&c)[4], const A& a, const B& b) { mma_16816<T>(c, a, b); }
+  PYPEFT_DEVICE static void mma(Sum& c, const A& a, const B& b) { mma_16816<T>(c, a, b); }
+  PYPEFT_DEVICE static float (&total(Sum& c))[4] { return c; }
 };
 
 template <bool kTf32>
 struct Math<float, kTf32> {
+  using Element = float;
+  using Sum = float[4];
   static constexpr int K = 8, kParts = kTf32 ? 1 : 3;
   struct A {
     uint32_t part[kParts][4];
@@ -99,7 +105,7 @@ struct Math<float, kTf32> {
   // The small products first, and all of them apart from c: the tensor cores round a running sum towards zero, and a
   // float addition of each step's own sum keeps float's precision (Ootomo and Yokota, arXiv:2203.03341).
   // Where an operand is infinite its small products may be no number; the large one says what the sum is.
-  PYPEFT_DEVICE static void mma(float (&c)[4], const A& a, const B& b) {
+  PYPEFT_DEVICE static void mma(Sum& c, const A& a, const B& b) {
     if constexpr (kTf32) {
       mma_1688_tf32(c, a.part[0], b.part[0]);
     } else {
@@ -115,6 +121,7 @@ struct Math<float, kTf32> {
       for (int i = 0; i < 4; ++i) c[i] += d[i];
     }
   }
+  PYPEFT_DEVICE static float (&total(Sum& c))[4] { return c; }
 };
 
 }  // namespace pypeft

@@ -76,6 +76,18 @@ PYPEFT_DEVICE uint32_t spread_signs(uint32_t halves) {
 #endif
 }
 
+// Two floats truncated to bfloat16 in one register, `low` in the low half. NaN stays NaN.
+PYPEFT_DEVICE uint32_t truncate2(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t pair;
+  asm("cvt.rz.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  auto upper = [](float value) { return value == value ? __float_as_uint(value) >> 16 : 0x7FFFu; };
+  return upper(low) | upper(high) << 16;
+#endif
+}
+
 // ----------------------------------------------------------------------------------------------- between blocks
 // Returns *ticket and increments it atomically; the value after `last` is 0. A thread that takes a later ticket sees
 // all stores of this thread before the call, and all stores of the block before the last barrier.

@@ -5,9 +5,9 @@
 
 namespace pypeft::gradient {
 namespace {
-template <class T, Fill kFill, bool kTf32, int kRank, bool kTall>
+template <class M, Fill kFill, int kRank, bool kTall>
 void run_shape(const OnDevice& on, GradientArgs p, const Tensor& like) {
-  using S = Shape<T, kRank, kTall>;
+  using S = Shape<M, kRank, kTall>;
   const int64_t blocks = std::max<int64_t>(1, ceil_div(p.X.cols, S::kCols)), tiles = ceil_div(p.rank, kRank);
   // A wide block has large parts and keeps 32 KiB of X in flight: one block for each multiprocessor is enough.
   const int64_t wanted = splits_for(on, kTall ? 2 : 1, blocks * tiles, p.X.rows, std::min(p.rank, kRank));
@@ -18,18 +18,18 @@ void run_shape(const OnDevice& on, GradientArgs p, const Tensor& like) {
                             {{&p.outer.split, blocks * tiles, p.outer.out ? splits : 1, S::kCols * kRank},
                              {&p.inner.split, splits * tiles, p.inner.out ? blocks : 1, inner_part}});
   const dim3 grid(size_of(blocks), size_of(splits), size_of(tiles));
-  launch(on, kernel<T, kFill, kTf32, kRank, kTall>, grid, dim3(kThreads), S::bytes(p.inner.out != nullptr), p);
+  launch(on, kernel<M, kFill, kRank, kTall>, grid, dim3(kThreads), S::bytes(p.inner.out != nullptr), p);
 }
 }  // namespace
 
 void run(const OnDevice& on, GradientArgs p, const Tensor& like, bool wide, bool tf32) {
-  dispatch(p.X, wide, tf32, [&]<class T, Fill kFill, bool kTf32>() {
+  dispatch(p.X, wide, tf32, [&]<class M, Fill kFill>() {
     if (p.rank > 16) {
-      run_shape<T, kFill, kTf32, sizeof(T) == 4 ? 32 : 64, false>(on, p, like);
+      run_shape<M, kFill, kMostRanks<M>, false>(on, p, like);
     } else if (p.inner.out) {
-      run_shape<T, kFill, kTf32, 16, false>(on, p, like);
+      run_shape<M, kFill, 16, false>(on, p, like);
     } else {
-      run_shape<T, kFill, kTf32, 16, true>(on, p, like);
+      run_shape<M, kFill, 16, true>(on, p, like);
     }
   });
 }

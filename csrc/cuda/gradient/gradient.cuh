@@ -10,43 +10,53 @@
 //   tall   A stage is 64 x 128, with two warps side by side and four below each other. The four add their parts of
 //          X^T S in shared memory at the end. Without X B a narrow block is better, because its part of X^T S is small.
 //          A block uses 3 x 18 KiB.
+// If S and B are float and X is bfloat16, S and B are split in three parts: S once a block, before the step in which it
+// is multiplied. The warps of a wide block keep the parts of their rows of B in registers.
 // Traffic: X once for every kRank columns of S. The parts of X B are 4 r bytes for each row and block of columns, which
 // is 2 r / kCols of the bytes of a 16-bit X. The parts of X^T S are 2 r / span of the bytes of X. Each part is stored
 // once, and the last block reads it back from L2.
 #pragma once
+#include "cuda/device/adapter_tiles.cuh"
 #include "cuda/device/dropout.cuh"
-#include "cuda/device/fragments.cuh"
 #include "cuda/gradient/gradient_sums.cuh"
 
 namespace pypeft::gradient {
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kStages = 3;
 
-// Columns of X of a warp, chosen for 32 accumulator registers in each thread, and for tiles within 99 KiB.
+template <class M>
+inline constexpr bool kInParts = std::is_same_v<M, Parts>;
+
+// The most ranks of a block. The parts take registers for two more sums.
+template <class M>
+inline constexpr int kMostRanks = sizeof(typename M::Element) == 4 || kInParts<M> ? 32 : 64;
+
+// Columns of X of a warp, chosen for 32 sums in each thread, and for tiles within 99 KiB.
 constexpr int warp_cols(bool floats, int rank) { return (floats ? 512 : 1024) / rank; }
 
-template <class T, int kRank, bool kTall>
+template <class M, int kRank, bool kTall>
 struct Shape {
+  using T = typename M::Element;
   static constexpr int kWarpCols = warp_cols(sizeof(T) == 4, kRank);
   static constexpr int kAcross = kTall ? std::min(kWarps, 128 / kWarpCols) : kWarps, kDown = kWarps / kAcross;
   static constexpr int kRows = 16 * kDown, kCols = kAcross * kWarpCols, kParts = kWarpCols * kRank / 128;
   using TileX = Tile<T, kRows, kCols>;
-  using TileS = Tile<T, kRows, kRank>;
+  using TilesS = AdapterTiles<M, kRows, kRank, kThreads, kStages>;
   using TileB = Tile<T, kCols, kRank>;
-  static constexpr int kStageBytes = TileX::kBytes + TileS::kBytes;
+  static constexpr int kBytesX = kStages * TileX::kBytes, kBytesB = kInParts<M> ? 0 : TileB::kBytes;
   static constexpr int kSumsBytes = kWarps * 16 * kRank * 4;
-  static constexpr int bytes(bool inner) { return kStages * kStageBytes + (inner ? TileB::kBytes + kSumsBytes : 0); }
-  static_assert(kDown == 1 || kWarps / 2 * kParts * 512 <= kStages * kStageBytes, "sums meet in the stages' memory");
+  static constexpr int bytes(bool inner) { return kBytesX + TilesS::kBytes + (inner ? kBytesB + kSumsBytes : 0); }
+  static_assert(kDown == 1 || kWarps / 2 * kParts * 512 <= kBytesX + TilesS::kBytes, "sums meet in the tiles' memory");
 };
 
-template <class T, Fill kFill, bool kTf32, int kRank, bool kTall>
+template <class M, Fill kFill, int kRank, bool kTall>
 __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
-  using M = Math<T, kTf32>;
-  using S = Shape<T, kRank, kTall>;
+  using S = Shape<M, kRank, kTall>;
   using TileX = typename S::TileX;
   constexpr int kRows = S::kRows, kGroups = S::kCols / 8;
   char* shared = shared_memory();
-  [[maybe_unused]] char* tile_B = shared + kStages * S::kStageBytes;
-  [[maybe_unused]] float* sums = reinterpret_cast<float*>(tile_B + S::TileB::kBytes);
+  typename S::TilesS tiles_S(p.S, shared + S::kBytesX);
+  [[maybe_unused]] char* tile_B = shared + S::kBytesX + S::TilesS::kBytes;
+  [[maybe_unused]] float* sums = reinterpret_cast<float*>(tile_B + S::kBytesB);
   const int n0 = blockIdx.x * S::kCols, r0 = blockIdx.z * kRank;
   const int begin = blockIdx.y * p.span, end = min(p.X.rows, begin + p.span), steps = (end - begin + kRows - 1) / kRows;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = warp % S::kAcross, down = warp / S::kAcross;
@@ -54,9 +64,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
 
   auto copy = [&](int step) {
     if (step < steps) {
-      char* stage = shared + step % kStages * S::kStageBytes;
-      fill<kFill, TileX, kThreads>(stage, p.X, begin + step * kRows, n0);
-      if (p.outer.out) fill_small<typename S::TileS, kThreads>(stage + TileX::kBytes, p.S, begin + step * kRows, r0);
+      fill<kFill, TileX, kThreads>(shared + step % kStages * TileX::kBytes, p.X, begin + step * kRows, n0);
+      if (p.outer.out) tiles_S.copy(step, begin + step * kRows, r0);
     }
     cp_async_commit();
   };
@@ -79,14 +88,29 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
     });
   };
 
-  if constexpr (!kTall) {
+  if constexpr (!kTall && !kInParts<M>) {
     if (p.inner.out) fill_small<typename S::TileB, kThreads>(tile_B, p.B, n0, r0);  // is complete with the first stage
   }
-  float outer[S::kWarpCols / 16][kRank / 8][4] = {};
+  typename M::Sum outer[S::kWarpCols / 16][kRank / 8] = {};
   for (int step = 0; step < kStages - 1; ++step) copy(step);
+  [[maybe_unused]] typename M::B parts_B[S::kWarpCols / 16][kRank / 8];
+  if constexpr (!kTall && kInParts<M>) {
+    if (p.inner.out) {
+#pragma unroll
+      for (int k = 0; k < S::kWarpCols; k += 16) {
+#pragma unroll
+        for (int n = 0; n < kRank; n += 8) M::load_b_global(parts_B[k / 16][n / 8], p.B, r0 + n, n0 + column + k);
+      }
+    }
+  }
+  if (p.outer.out) {
+    tiles_S.load(begin, r0);
+    tiles_S.store(0, begin, r0);
+  }
   for (int step = 0; step < steps; ++step) {
-    char* stage = shared + step % kStages * S::kStageBytes;
+    char* stage = shared + step % kStages * TileX::kBytes;
     [[maybe_unused]] const int m0 = begin + step * kRows;
+    if (p.outer.out) tiles_S.load(m0 + kRows, r0);
     if (p.mask) load_mask(m0);
     cp_async_wait<kStages - 2>();
     if (p.mask) {
@@ -101,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
         typename M::B b[kRank / 16][2];
 #pragma unroll
         for (int n = 0; n < kRank; n += 16) {
-          M::template load_b_columns<typename S::TileS>(b[n / 16], stage + TileX::kBytes, n, line + k);
+          M::template load_b_columns<typename S::TilesS::Tile>(b[n / 16], tiles_S.tile(step), n, line + k);
         }
 #pragma unroll
         for (int m = 0; m < S::kWarpCols; m += 16) {
@@ -111,28 +135,35 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
           for (int n = 0; n < kRank; n += 8) M::mma(outer[m / 16][n / 8], a, b[n / 16][n / 8 % 2]);
         }
       }
+      tiles_S.store(step + 1, m0 + kRows, r0);
     }
     if constexpr (!kTall) {
       if (p.inner.out) {
-        float inner[kRank / 8][4] = {};
+        typename M::Sum inner[kRank / 8] = {};
 #pragma unroll
         for (int k = 0; k < S::kWarpCols; k += M::K) {
           typename M::A a;
           M::template load_a_rows<TileX>(a, stage, 0, column + k);
 #pragma unroll
           for (int n = 0; n < kRank; n += 16) {
-            typename M::B b[2];
-            M::template load_b_columns<typename S::TileB>(b, tile_B, n, column + k);
-            M::mma(inner[n / 8], a, b[0]);
-            M::mma(inner[n / 8 + 1], a, b[1]);
+            if constexpr (kInParts<M>) {
+              M::mma(inner[n / 8], a, parts_B[k / 16][n / 8]);
+              M::mma(inner[n / 8 + 1], a, parts_B[k / 16][n / 8 + 1]);
+            } else {
+              typename M::B b[2];
+              M::template load_b_columns<typename S::TileB>(b, tile_B, n, column + k);
+              M::mma(inner[n / 8], a, b[0]);
+              M::mma(inner[n / 8 + 1], a, b[1]);
+            }
           }
         }
 #pragma unroll
         for (int n = 0; n < kRank; n += 8) {
+          const float (&total)[4] = M::total(inner[n / 8]);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             store_shared(inner_at<kRank>(sums, warp, lane / 4 + h * 8, n + lane % 4 * 2),
-                         make_float2(inner[n / 8][2 * h], inner[n / 8][2 * h + 1]));
+                         make_float2(total[2 * h], total[2 * h + 1]));
           }
         }
         __syncthreads();
@@ -151,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(GradientArgs p) {
       add_inner<kRank>(p);
     }
   }
-  if (p.outer.out) finish_outer<S, kRank>(p, shared, outer, n0 + column, r0, across, down);
+  if (p.outer.out) finish_outer<S, M, kRank>(p, shared, outer, n0 + column, r0, across, down);
 }
 
 }  // namespace pypeft::gradient

@@ -55,10 +55,20 @@ PYPEFT_DEVICE void add_inner(const GradientArgs& p) {
 // ---------------------------------------------------------------------------------------------------------- X^T S
 // Adds and stores X^T S. There is one sum for each block of columns and block of ranks; the blocks of rows share it. A
 // part of the sum is [warps across][kParts][lanes] float4.
-template <class S, int kRank, class Sums>
+template <class S, class M, int kRank, class Sums>
 PYPEFT_DEVICE void finish_outer(const GradientArgs& p, char* shared, Sums& outer, int col0, int r0, int across,
                                 int down) {
   const int lane = threadIdx.x % 32;
+  float sums[S::kWarpCols / 16][kRank / 8][4];
+#pragma unroll
+  for (int m = 0; m < S::kWarpCols / 16; ++m) {
+#pragma unroll
+    for (int n = 0; n < kRank / 8; ++n) {
+      const float (&total)[4] = M::total(outer[m][n]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][n][i] = total[i];
+    }
+  }
   // Calls f(sums, offset in a part, m, n) for each fragment of the warp that has an existing column and rank.
   auto each = [&](auto&& f) {
 #pragma unroll
@@ -66,23 +76,23 @@ PYPEFT_DEVICE void finish_outer(const GradientArgs& p, char* shared, Sums& outer
 #pragma unroll
       for (int n = 0; n < kRank; n += 8) {
         const int number = across * S::kParts + m / 16 * (kRank / 8) + n / 8;
-        if (col0 + m < p.X.cols && r0 + n < p.rank) f(outer[m / 16][n / 8], number * 128 + lane * 4, m, n);
+        if (col0 + m < p.X.cols && r0 + n < p.rank) f(sums[m / 16][n / 8], number * 128 + lane * 4, m, n);
       }
     }
   };
   // Adds the sums of the warps that are below each other into the uppermost warp of each column.
   auto meet = [&] {
-    float* sums = reinterpret_cast<float*>(shared);
+    float* memory = reinterpret_cast<float*>(shared);
 #pragma unroll
     for (int half = S::kDown / 2; half > 0; half /= 2) {
       __syncthreads();
       if (down >= half && down < 2 * half) {
-        float* mine = sums + (down - half) * S::kAcross * S::kParts * 128;
+        float* mine = memory + (down - half) * S::kAcross * S::kParts * 128;
         each([&](float (&v)[4], int at, int, int) { store_shared(mine + at, make_float4(v[0], v[1], v[2], v[3])); });
       }
       __syncthreads();
       if (down < half) {
-        const float* theirs = sums + down * S::kAcross * S::kParts * 128;
+        const float* theirs = memory + down * S::kAcross * S::kParts * 128;
         each([&](float (&v)[4], int at, int, int) { add_part(v, load_shared<float4>(theirs + at)); });
       }
     }

@@ -1,5 +1,6 @@
 // The shapes of the tiles of gemm.cuh, and the two products of a block: a step along K, and the low-rank product.
 #pragma once
+#include "cuda/device/ahead.cuh"
 #include "cuda/device/fragments.cuh"
 #include "cuda/product/product.h"
 
@@ -75,9 +76,11 @@ struct Block {
     }
 #pragma unroll 1
     for (int r = 0; r < p.S.cols; r += kBlockK) {
+      const Ahead<TileX, kThreads> of_S(p.S, m0, r);
+      const Ahead<TileW, kThreads> of_L(L, kColumns ? r : n0, kColumns ? n0 : r);
       if (r > 0) __syncthreads();
-      fill_any<TileX, kThreads>(spare, p.S, m0, r);
-      fill_any<TileW, kThreads>(spare + TileX::kBytes, L, kColumns ? r : n0, kColumns ? n0 : r);
+      of_S.store(spare);
+      of_L.store(spare + TileX::kBytes);
       __syncthreads();
       multiply(sums, spare, warp_m, warp_n);
     }

@@ -6,7 +6,8 @@
 //
 // Plan. A block computes a tile of kM x kN of the output, with K in steps of 32 through 3 stages of cp.async. While the
 // copies of the first stages are in flight, the block computes the low-rank product in the memory of the last stage, 32
-// ranks a step, with inputs cast to the type of X and padded with zeros. The low-rank product is scaled and masked in
+// ranks a step, with inputs cast to the type of X and padded with zeros. A thread requests all its elements of S and L
+// before it waits for the first. The low-rank product is scaled and masked in
 // the accumulators, in float, and the frozen product is added to the same accumulators. In float32 the low-rank product
 // is computed last, in accumulators of its own, because it may be much larger than the frozen product, and adding the
 // steps of the frozen product to it would lose their low bits. The result is stored through shared memory, 16 bytes of
