@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import UserError
 from ..quantized import check_method
 from ..training.settings import Settings
+from .skeleton import blocks_of
 
 GROUPS = ("q,v", "attention", "mlp", "all-linear")
 METHODS = ("lora", "dora", "ia3")
@@ -52,12 +53,13 @@ def runs_over(candidate: Candidate, base: str | None) -> bool:
     return True
 
 
-def target_groups(model: nn.Module, blocks: nn.ModuleList, wanted: Iterable[str] = GROUPS) -> dict:
-    """{group: target_modules} of the groups that this model has; two groups with the same layers are one.
+def target_groups(model: nn.Module, depth: int, wanted: Iterable[str] = GROUPS) -> dict:
+    """{group: target_modules} of the groups that this model of `depth` blocks has; two groups with the same layers are one.
 
     q,v: the layers that PEFT adapts in this architecture by default. attention and mlp: the blocks' linear layers
     inside and outside a module whose class is called an attention. all-linear: PEFT's own value.
     """
+    blocks = blocks_of(model, depth)
     prefix = next(name for name, its in model.named_modules() if its is blocks)
     layers = {name: its for name, its in blocks.named_modules() if isinstance(its, (nn.Linear, Conv1D))}
     attention = {name for name in layers if _in_attention(blocks, name)}

@@ -1,11 +1,13 @@
 """The bytes of the tensors that live during a training step, counted from shapes: no tensor has memory."""
 
+import contextlib
 import weakref
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -36,6 +38,8 @@ class Live(TorchDispatchMode):
         self.seen = weakref.WeakSet(t.untyped_storage() for t in known)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return args[0].dtype.is_floating_point or True
         results = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.seen:
@@ -50,59 +54,53 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-def activations(model, shape: tuple[int, int], vocabulary: int, causal: bool, checkpointing: bool) -> Activations:
+def activations(model, shape: tuple[int, int], causal: bool, checkpointing: bool) -> Activations:
     """The activations of a training step of a model of DEPTH blocks with an adapter, made on the meta device.
 
     shape: rows and tokens of the batch. The gradients of the adapter do not count: each is dropped when it is there.
     """
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Backward runs without the function mode of forward, so the recomputation gets one of its own.
+        contexts = {"context_fn": lambda: (contextlib.nullcontext(), CpuAttention())}
+        model.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
     model.train()
-    with FakeTensorMode():
-        _place(model)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        tokens = torch.randint(0, vocabulary, shape)
-        live, marks = Live([*model.parameters(), *model.buffers()]), []
-        block = blocks_of(model, DEPTH)[-1]
-        before = block.register_forward_pre_hook(lambda *_: marks.append(live.now))
-        after = block.register_forward_hook(lambda *_: marks.append(live.now))
-        with live:
-            loss_of(model, tokens, causal).backward()
-        before.remove()
-        after.remove()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    tokens = torch.empty(shape, dtype=torch.long, device="meta")
+    live, marks = Live([*model.parameters(), *model.buffers()]), []
+    block = blocks_of(model, DEPTH)[-1]
+    before = block.register_forward_pre_hook(lambda *_: marks.append(live.now))
+    after = block.register_forward_hook(lambda *_: marks.append(live.now))
+    with live, CpuAttention():
+        loss_of(model, tokens, causal).backward()
+    before.remove()
+    after.remove()
     return Activations(marks[1] - marks[0], live.peak)
 
 
 def loss_of(model, tokens: torch.Tensor, causal: bool) -> torch.Tensor:
     """The loss of a decoder on the tokens; for an encoder, the mean of its output."""
-    mask = torch.ones_like(tokens)
     if causal:
-        return model(input_ids=tokens, attention_mask=mask, labels=tokens).loss
-    return model(input_ids=tokens, attention_mask=mask)[0].float().mean()
+        return model(input_ids=tokens, labels=tokens).loss
+    return model(input_ids=tokens)[0].float().mean()
 
 
 def _drop_gradient(parameter) -> None:
     parameter.grad = None
 
 
-def _place(model: nn.Module) -> None:
-    """Replaces the parameters and buffers on the meta device by fake tensors of the CPU, tied ones by one tensor.
+class CpuAttention(TorchFunctionMode):
+    """Takes SDPA of meta tensors by the flash attention of a CPU, which keeps its inputs, its result and one number a
+    row and head, as a GPU's does. PyTorch would take the form that keeps all scores."""
 
-    SDPA on the meta device would take its slowest form, with all scores as a tensor.
-    """
-    made: dict[int, torch.Tensor] = {}
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is not scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        return _flash(*args, **kwargs)
 
-    def placed(tensor):
-        if tensor is None or not tensor.is_meta:
-            return tensor
-        if id(tensor) not in made:
-            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-            made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-        return made[id(tensor)]
 
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                tensors[name] = placed(tensor)
+def _flash(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
