@@ -25,6 +25,7 @@ COMMANDS = {
     "chat": ("chat", "chat"),
     "inspect": ("inspect_adapter", "inspect_adapter"),
     "merge": ("merge", "merge"),
+    "plan": ("plan_arguments", "plan"),
 }
 
 # {option of other programs: this command's option}, if the two names have no word in common

@@ -1,1 +1,1 @@
-"""What a run will cost, before its weights are loaded: parameters, bytes of the adapter, peak memory, time of a step."""
+"""What a run costs, before it loads weights: parameters, bytes of the adapter, peak memory, seconds of a step."""

@@ -54,7 +54,7 @@ def runs_over(candidate: Candidate, base: str | None) -> bool:
 
 
 def target_groups(model: nn.Module, depth: int, wanted: Iterable[str] = GROUPS) -> dict:
-    """{group: target_modules} of the groups that this model of `depth` blocks has; two groups with the same layers are one.
+    """{group: target_modules} of the groups in this model of `depth` blocks. A group with another's layers is left out.
 
     q,v: the layers that PEFT adapts in this architecture by default. attention and mlp: the blocks' linear layers
     inside and outside a module whose class is called an attention. all-linear: PEFT's own value.

@@ -5,7 +5,6 @@ import weakref
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,14 +13,17 @@ from torch.utils._pytree import tree_leaves
 from .skeleton import blocks_of
 
 DEPTH = 2  # blocks of the simulated model
+MAPPED = 32 * 1024**2  # larger tensors are mapped one by one by glibc, and given back when they are freed
 
 
 @dataclass(frozen=True)
 class Activations:
-    """block: bytes that one block keeps for backward. peak: the most bytes of a step of a model of DEPTH blocks."""
+    """block: bytes that one block keeps for backward. peak: the most bytes of a step of a model of DEPTH blocks. heap:
+    what the C library's heap adds to the peak, since freed tensors below MAPPED bytes stay in the process."""
 
     block: int
     peak: int
+    heap: int
 
     def at(self, depth: int) -> int:
         """The most bytes of a step of a model of `depth` blocks: the step frees a block only after its backward."""
@@ -35,23 +37,28 @@ class Live(TorchDispatchMode):
         """known: tensors that do not count."""
         super().__init__()
         self.now = self.peak = 0
+        self.heap = [0, 0]  # live bytes and the most live bytes of the tensors below MAPPED
+        self.mapped = [0, 0]  # those of the larger tensors
         self.seen = weakref.WeakSet(t.untyped_storage() for t in known)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return args[0].dtype.is_floating_point or True
+            return True  # such as: is the whole mask true?
         results = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.seen:
                 storage = tensor.untyped_storage()
                 self.seen.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage.nbytes())
+                self._add(storage.nbytes(), 1)
+                weakref.finalize(storage, self._add, storage.nbytes(), -1)
         return results
 
-    def _gone(self, size: int) -> None:
-        self.now -= size
+    def _add(self, size: int, sign: int) -> None:
+        part = self.heap if size < MAPPED else self.mapped
+        part[0] += sign * size
+        part[1] = max(part)
+        self.now += sign * size
+        self.peak = max(self.peak, self.now)
 
 
 def activations(model, shape: tuple[int, int], causal: bool, checkpointing: bool) -> Activations:
@@ -76,7 +83,7 @@ def activations(model, shape: tuple[int, int], causal: bool, checkpointing: bool
         loss_of(model, tokens, causal).backward()
     before.remove()
     after.remove()
-    return Activations(marks[1] - marks[0], live.peak)
+    return Activations(marks[1] - marks[0], live.peak, live.heap[1] + live.mapped[1] - live.peak)
 
 
 def loss_of(model, tokens: torch.Tensor, causal: bool) -> torch.Tensor:

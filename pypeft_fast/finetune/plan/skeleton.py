@@ -99,8 +99,8 @@ def remarks(model: nn.Module, depth: int) -> list[str]:
     if stacks:
         weights = sum(p.numel() for p in stacks)
         found.append(
-            f"{weights:,} weights of experts are stacked tensors: they count as weights of the base model in its dtype; "
-            "the candidates add no adapter to them and do not quantise them"
+            f"{weights:,} weights of experts are stacked tensors: they count as weights of the base model in its "
+            "dtype; the candidates add no adapter to them and do not quantise them"
         )
     kinds = {tuple((n, p.shape) for n, p in block.named_parameters()) for block in blocks_of(model, depth)}
     if len(kinds) > 1:
