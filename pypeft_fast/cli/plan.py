@@ -12,7 +12,7 @@ from ..finetune.text import safe
 from .plan_arguments import BASES, GROUPS, METHODS
 from .terminal import say
 
-WIDTH = 110  # of a table that is not printed on a terminal
+WIDTH = 116  # of a table that is not printed on a terminal
 
 
 def run(arguments) -> None:
