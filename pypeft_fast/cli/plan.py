@@ -8,11 +8,11 @@ from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, as_user_error, need
 from ..finetune.quantized import check_quantize
-from ..finetune.text import safe
 from .plan_arguments import BASES, GROUPS, METHODS
+from .tables import print_table
 from .terminal import say
 
-WIDTH = 116  # of a table that is not printed on a terminal
+COLUMNS = ("method", "targets", "r", "trained", "file", "peak", "s/step", "checkpointed", "s/step", "fits")
 
 
 def run(arguments) -> None:
@@ -68,15 +68,9 @@ def _bases(given: list[str] | None) -> tuple[str | None, ...]:
 
 
 def _show(plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..finetune.sizes import written
 
     wanted = plan.wanted
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH)
     device = "the GPU" if wanted.on_gpu else "the CPU"
     say(
         f"{plan.skeleton.name}: {plan.weights:,} parameters in {plan.skeleton.depth} blocks; batches of "
@@ -85,13 +79,8 @@ def _show(plan) -> None:
     for line in plan.remarks:
         say(f"note: {line}")
     for base in wanted.bases:
-        table = Table(title=f"base model: {base or 'dense'}", title_justify="left")
-        for name in ("method", "targets", "r", "trained", "file", "peak", "s/step", "checkpointed", "s/step", "fits"):
-            table.add_column(name, justify="left" if name in ("method", "targets", "fits") else "right", no_wrap=True)
-        for row in plan.rows:
-            if row.base == base:
-                table.add_row(*map(safe, _cells(row, written)))
-        console.print(table)
+        rows = [_cells(row, written) for row in plan.rows if row.base == base]
+        print_table(COLUMNS, rows, COLUMNS[2:-1], title=f"base model: {base or 'dense'}")
     say("checkpointed: with --gradient-checkpointing. peak: of the process on a CPU, of the device's memory on a GPU")
 
 
