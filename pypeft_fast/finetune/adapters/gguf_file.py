@@ -65,7 +65,7 @@ def tensors_for_gguf(folder: Path, config) -> dict[str, np.ndarray]:
             if permutes and last in heads:
                 values = interleaved(values, heads[last])
             # llama.cpp knows one alpha; B takes what a layer's own scaling has beyond it.
-            values = values * (scaling(its, name, values.shape[1]) * values.shape[1] / alpha_of(its))
+            values = values * (scaling(its, parts[1], values.shape[1]) * values.shape[1] / alpha_of(its))
         found[f"{mapped}.lora_{parts[2].lower()}"] = values.contiguous().numpy()
     return found
 

@@ -99,11 +99,12 @@ def _drop_gradient(parameter) -> None:
 
 class CpuAttention(TorchFunctionMode):
     """Takes SDPA of meta tensors by the flash attention of a CPU, which keeps its inputs, its result and one number a
-    row and head, as a GPU's does. PyTorch would take the form that keeps all scores."""
+    row and head, as a GPU's does. PyTorch would take the form that keeps all scores, as it does on a CPU with dropout
+    of the scores, such as a BERT's."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is not scaled_dot_product_attention:
+        if function is not scaled_dot_product_attention or kwargs.get("dropout_p"):
             return function(*args, **kwargs)
         return _flash(*args, **kwargs)
 

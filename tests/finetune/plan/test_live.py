@@ -25,6 +25,7 @@ def real_peak(skeleton, candidate, dtype, saves, depth):
     model = with_adapter(skeleton.model(dtype, depth, "cpu"), candidate, skeleton.task).train()
     if saves:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert not candidate.rank or any("Fused" in kind.__name__ for m in model.modules() for kind in type(m).__mro__)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
@@ -41,7 +42,7 @@ def test_a_simulated_step_is_a_real_step_of_more_blocks(method, dtype, saves):
     candidate = Candidate(method, "all-linear", "all-linear", None if method == "ia3" else 8)
     its = simulated(LLAMA, candidate, dtype, saves)
     assert its.at(2) == real_peak(LLAMA, candidate, dtype, saves, 2)
-    assert its.at(4) == pytest.approx(real_peak(LLAMA, candidate, dtype, saves, 4), rel=0.01)
+    assert its.at(4) == pytest.approx(real_peak(LLAMA, candidate, dtype, saves, 4), rel=0.02)
     assert its.heap >= 0
 
 
