@@ -28,5 +28,5 @@ def free_bytes() -> int:
     """MemAvailable of Linux. UserError on another system."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.MULTILINE) if MEMINFO.is_file() else None
     if found is None:
-        raise UserError("the free memory of this machine is not known; give it: `cpu` 16GiB, or `gpu` 24GiB for a GPU")
+        raise UserError("the free memory of this machine is not known; give the memory of the device, such as 16GiB")
     return int(found[1]) * 1024
