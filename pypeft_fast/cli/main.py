@@ -26,6 +26,8 @@ COMMANDS = {
     "serve": ("serve", "serve"),
     "inspect": ("inspect_adapter", "inspect_adapter"),
     "merge": ("merge", "merge"),
+    "plan": ("plan_arguments", "plan"),
+    "adapters": ("adapters_arguments", "adapters"),
 }
 
 # {option of other programs: this command's option}, if the two names have no word in common

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..finetune.sizes import bytes_in
 from ..finetune.text import cut
 
 MOST = 10**15  # larger than any useful value, and exact as a float
@@ -29,6 +30,19 @@ probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
 temperature = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
 top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")
+
+
+def positive_ints(text: str) -> list[int]:
+    """Whole numbers above 0, separated by commas."""
+    return [positive_int(part) for part in text.split(",")]
+
+
+def size(text: str) -> int:
+    """Bytes, given with a unit, such as 24GiB."""
+    try:
+        return bytes_in(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{cut(text)}: {error}") from error
 
 
 def folder(text: str) -> Path:

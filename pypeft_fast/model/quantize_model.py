@@ -55,9 +55,9 @@ def quantize_model(
     """
     bitsandbytes = _bitsandbytes()
     _check(model, format, block_size, compute_dtype)
-    kept = AutoHfQuantizer.from_config(_config(format, nested, torch.float32, []), pre_quantized=False)
-    patterns = kept.get_modules_to_not_convert(model, list(skip), model._keep_in_fp32_modules, add_default_skips=True)
+    patterns = _patterns(model, skip)
     names = _layers(model, patterns, skip)
+    _check_weights(model, names)
     dtype = compute_dtype or model.get_submodule(names[0]).weight.dtype
     for name in names:
         linear = model.get_submodule(name)
@@ -72,6 +72,14 @@ def quantize_model(
         del linear
     _set_attributes(model, _config(format, nested, dtype, sorted(patterns)), patterns)
     return model
+
+
+def layers_to_quantize(model: PreTrainedModel, skip: Sequence[str] = ("lm_head",)) -> list[str]:
+    """The names of the layers that `quantize_model` quantises; the weights may be on the meta device.
+
+    ValueError as from `quantize_model` if no linear layer has a name in skip, or no layer is left.
+    """
+    return _layers(model, _patterns(model, skip), skip)
 
 
 def _bitsandbytes() -> ModuleType:
@@ -105,6 +113,12 @@ def _check(model, format, block_size, compute_dtype):
         )
 
 
+def _patterns(model, skip) -> list[str]:
+    """The names and expressions of the modules that stay dense."""
+    kept = AutoHfQuantizer.from_config(_config("nf4", True, torch.float32, []), pre_quantized=False)
+    return kept.get_modules_to_not_convert(model, list(skip), model._keep_in_fp32_modules, add_default_skips=True)
+
+
 def _layers(model, patterns, skip) -> list[str]:
     """The names of the layers to quantise: the linear layers that match no pattern."""
     linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
@@ -116,15 +130,18 @@ def _layers(model, patterns, skip) -> list[str]:
     names = [name for name in linear if should_convert_module(name, patterns)]
     if not names:
         raise ValueError(f"quantize_model: no linear layer of {type(model).__name__} is left beside skip={skip}")
+    return names
+
+
+def _check_weights(model, names) -> None:
     for name in names:
-        weight = linear[name].weight
+        weight = model.get_submodule(name).weight
         if weight.is_meta:
             raise ValueError(f"quantize_model: {name} has no memory (device meta); load it without offloading")
         if weight.dtype not in DTYPES:
             raise TypeError(
                 f"quantize_model: the weight of {name} is {weight.dtype}; accepted are float32, bfloat16 and float16"
             )
-    return names
 
 
 def _config(format, nested, compute_dtype, skipped) -> BitsAndBytesConfig:

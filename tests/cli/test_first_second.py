@@ -46,6 +46,8 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_right(tiny_model, di
         ("evaluate", "--model", tiny_model, "--data", "none.jsonl"): ("2", "no such file"),
         ("merge", "--model", tiny_model, "--adapter", "none", "--output", "x"): ("2", "no such folder"),
         ("inspect", "none"): ("2", "no such folder"),
+        ("plan", "--model", "none"): ("2", "no such folder"),
+        ("plan", "--model", tiny_model, "--gpu", "24 bananas"): ("2", "a size is a number with a unit"),
     }
     for arguments, (code, says) in wrong.items():
         last, text = light(*arguments)

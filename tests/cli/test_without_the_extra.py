@@ -34,6 +34,7 @@ def run(command, tiny_model, dialogues, tiny_adapter, tmp_path):
         "chat": [*model, "--prompt", "hi", "--max-new-tokens", 1],
         "evaluate": [*model, *data],
         "finetune": [*model, *data, "--output", tmp_path / "a"],
+        "plan": model,
     }
 
     def run(name, *options):
@@ -76,6 +77,11 @@ def test_each_form_of_data(run, monkeypatch, tmp_path, data, modules, says):
     path = data if ":" in data else tmp_path / data
     mistake(run("evaluate", "--data", path), f"this needs {says}, {HINT}")
     mistake(run("finetune", "--data", path), f"this needs {says}, {HINT}")
+
+
+def test_a_plan_needs_rich(run, monkeypatch):
+    hide(monkeypatch, "rich")
+    mistake(run("plan"), f"this needs rich, {HINT}")
 
 
 def test_smollm2_that_is_not_unpacked_yet(run, monkeypatch, tmp_path):

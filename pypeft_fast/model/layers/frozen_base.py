@@ -50,19 +50,20 @@ def _read_quantized(base, x, of_module):
     return (of_module, of_weight, None if bias is None else facts.of_tensor(bias)), weight, bias
 
 
-def why_not(found) -> str | None:
+def why_not(found, is_loaded=True) -> str | None:
     """Why the ops cannot use this base layer, from the facts of `read`; None if they can.
 
     The ops can use a linear layer with plain parameters of one dtype, and a quantised linear layer.
+    is_loaded: whether meta tensors are an obstacle.
     """
     if len(found) < 3:
         return found[1] if len(found) == 2 else f"the base layer is a {found[0][0].__name__}"
     (_, is_hooked), weight, bias = found
     if is_hooked:
         return "the base layer has hooks or a forward of its own"
-    reason = rules.why_not_tensor(weight, "the base weight")
+    reason = rules.why_not_tensor(weight, "the base weight", is_loaded)
     if reason is None and bias is not None:
-        reason = rules.why_not_tensor(bias, "the base bias")
+        reason = rules.why_not_tensor(bias, "the base bias", is_loaded)
         if reason is None and bias[1] != weight[1] and weight[0] is not Frozen:
             reason = f"the base bias is {bias[1]} and its weight {weight[1]}"
     if reason is None and (len(weight[-1]) != 2 or bias is not None and len(bias[-1]) != 1):

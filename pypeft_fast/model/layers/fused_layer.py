@@ -152,7 +152,7 @@ class FusedLayer(Marked, ExactMerge):
         if reason is not None:
             return reason
         base = frozen_base.read(layer.base_layer)[0]
-        of_base = frozen_base.why_not(base)
+        of_base = frozen_base.why_not(base, is_loaded=False)
         called = frozen_base.why_not_called(base)
         methods = {name: cls.method(layer, name) for name in getattr(layer, cls.holder)}
         reasons = []

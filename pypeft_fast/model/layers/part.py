@@ -115,22 +115,26 @@ def why_not(base, x, adapters, by_row=False) -> tuple[str | None, bool]:
     """(why a call cannot be fused, or None; whether the ops can add the update to the frozen layer's own output).
 
     base: the facts from frozen_base.read. x: the input's facts. adapters: [(method, facts)] of the active adapters.
-    by_row: whether each row of x has one of these adapters, or none.
+    by_row: whether each row of x has one of these adapters, or none. Meta tensors are an obstacle unless x is one too:
+    then the ops' fakes give the shapes of a step, and the tensors that it keeps, of a model without memory.
     """
-    reason = frozen_base.why_not(base)
+    is_loaded = len(x) == 1 or x[3].type != "meta"
+    reason = frozen_base.why_not(base, is_loaded)
     is_around = reason is not None and not by_row and all(method.around is not None for method, _ in adapters)
     if is_around:
-        further = frozen_base.why_not_called(base) or rules.why_not_plain(x) or _why_not(x, adapters, by_row)
+        further = frozen_base.why_not_called(base) or rules.why_not_plain(x)
+        further = further or _why_not(x, adapters, by_row, is_loaded)
         return reason if further is None else further, further is None
     if reason is None:
-        reason = frozen_base.why_not_input(base, x) or _why_not(frozen_base.entering(base, x), adapters, by_row)
+        reason = frozen_base.why_not_input(base, x)
+        reason = reason or _why_not(frozen_base.entering(base, x), adapters, by_row, is_loaded)
     return reason, False
 
 
-def _why_not(x, adapters, by_row):
+def _why_not(x, adapters, by_row, is_loaded):
     reason = None
     for method, found in adapters:
-        reason = reason or method.why_not(found) or method.why_not_beside(found, x)
+        reason = reason or method.why_not(found, is_loaded) or method.why_not_beside(found, x)
     if by_row:
         return reason or adapters[0][0].why_not_rows(adapters, x)
     for method, found in adapters if len(adapters) > 1 else ():

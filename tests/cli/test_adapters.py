@@ -1,0 +1,70 @@
+"""`pypeft-fast adapters`: list, diff and export."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.cli.test_bad_input import mistake
+
+
+@pytest.fixture
+def folder(tiny_adapter, tmp_path):
+    """A folder with two whole adapters, one of them below, a broken one, and a checkpoint."""
+    for name in ("one", "runs/two", "broken", "one/checkpoint-3"):
+        shutil.copytree(tiny_adapter, tmp_path / "all" / name)
+    weights = tmp_path / "all" / "broken" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    return tmp_path / "all"
+
+
+def test_list(command, folder):
+    code, out, err = command("adapters", "list", folder, "--json")
+    assert code == 0, err
+    rows = {row["folder"].removeprefix(f"{folder}/"): row for row in json.loads(out)}
+    assert set(rows) == {"one", "runs/two", "broken"}
+    assert "cut short" in rows["broken"]["fault"] and rows["broken"]["method"] is None
+    one = rows["one"]
+    assert (one["method"], one["rank"], one["targets"]) == ("LORA", 3, ["q_proj", "v_proj"])
+    assert one["parameters"] == 2 * 3 * ((32 + 32) + (32 + 16))
+    assert one["bytes"] == (folder / "one" / "adapter_model.safetensors").stat().st_size
+    code, out, _ = command("adapters", "list", folder)
+    assert code == 0 and "LORA" in out and "672" in out and "broken" in out and one["saved"][:10] in out
+
+
+def test_diff(command, folder):
+    code, out, err = command("adapters", "diff", folder / "one", folder / "runs" / "two")
+    assert code == 0, err
+    assert "the configs agree" in out and "q_proj" in out and "v_proj" in out and "0.00%" in out
+    config = folder / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 12}))
+    its = json.loads(command("adapters", "diff", folder / "one", folder / "runs" / "two", "--json")[1])
+    assert its["config"] == {"lora_alpha": [12, 6]}
+    assert its["updates"]["q_proj"]["relative"] == pytest.approx(0.5)
+    assert '"lora_alpha"' not in command("adapters", "diff", folder / "one", folder / "runs" / "two")[1]
+
+
+def test_export(command, folder, tiny_model, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    output = tmp_path / "one.gguf"
+    arguments = ["adapters", "export", folder / "one", "--model", tiny_model, "--output", output]
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert f"8 tensors are in {output}" in out and f"--lora {output}" in out
+    names = {tensor.name for tensor in gguf.GGUFReader(output).tensors}
+    assert "blk.1.attn_v.weight.lora_b" in names and len(names) == 8
+    mistake(command(*arguments), f"--output {output} exists; name a new file")
+
+
+def test_mistakes(command, folder, tiny_model, tmp_path):
+    mistake(command("adapters"), "ACTION")
+    mistake(command("adapters", "sell", folder), "'sell'", "list")
+    mistake(command("adapters", "list"), "DIR")
+    mistake(command("adapters", "list", tmp_path / "none"), "no such folder")
+    (tmp_path / "empty").mkdir()
+    mistake(command("adapters", "list", tmp_path / "empty"), "no adapter in")
+    mistake(command("adapters", "diff", folder / "one", folder / "broken"), "adapter_model.safetensors is cut short")
+    mistake(command("adapters", "diff", folder / "one", tmp_path / "none"), "no such folder")
+    to = ["--output", tmp_path / "none" / "a.gguf"]
+    mistake(command("adapters", "export", folder / "one", "--model", tiny_model, *to), "--output", "cannot be written")
+    mistake(command("adapters", "export", folder / "one", "--model", "none", *to), "--model none: no such folder")
