@@ -107,3 +107,16 @@ def test_smollm2(plan, tmp_path):
     rows = {row["targets"]: row for row in json.loads((tmp_path / "plan.json").read_text())["candidates"]}
     assert rows["all-linear"]["trained_parameters"] == 4_884_480
     assert rows["q,v"]["fits"] == "no"
+
+
+def test_experts_need_a_dtype_that_their_product_takes(plan, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4, vocab_size=99)).save_pretrained(tmp_path / "experts")
+    options = ["--cpu", "4GiB", "--no-probe", *ONE]
+    code, _, err = plan(*options, model=tmp_path / "experts")
+    last = err.splitlines()[-1]
+    assert code == 2 and "no step of the model in float32 can be simulated; try --dtype bfloat16: " in last
+    code, out, err = plan(*options, "--dtype", "bfloat16", model=tmp_path / "experts")
+    assert code == 0 and "timing" not in err, err

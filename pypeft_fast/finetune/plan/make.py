@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..memory import resident_bytes
 from . import candidates as choices
 from .candidates import Candidate
@@ -81,7 +81,8 @@ def make_plan(model: str, wanted: Wanted, told: Callable[[str], None] = lambda t
     live = {(its, saves): _live(skeleton, its, wanted, saves) for its in asked for saves in (False, True)}
     for base, held in bases.items():
         able = [its for its in asked if choices.runs_over(its, base)]
-        told(f"timing one block, {base or 'dense'}")
+        if wanted.timed:
+            told(f"timing one block, {base or 'dense'}")
         times = _times(Probe(skeleton, wanted.dtype, base, _shape(wanted), clock), able) if wanted.timed else {}
         for its in able:
             count = parameters(shapes[its])
@@ -121,7 +122,10 @@ def _shapes(skeleton: Skeleton, asked: Iterable[Candidate], dtype: str) -> dict[
 
 def _live(skeleton: Skeleton, its: Candidate, wanted: Wanted, saves: bool):
     model = with_adapter(skeleton.model(wanted.dtype, DEPTH), its, skeleton.task)
-    return activations(model, _shape(wanted), skeleton.causal, saves)
+    # Some kernels refuse a dtype also without memory: the product of stacked experts in PyTorch takes bfloat16 alone.
+    remedy = "try --dtype bfloat16" if wanted.dtype != "bfloat16" else "this model cannot be planned"
+    with as_user_error(f"no step of the model in {wanted.dtype} can be simulated; {remedy}", (RuntimeError,)):
+        return activations(model, _shape(wanted), skeleton.causal, saves)
 
 
 def _times(probe: Probe, able: list[Candidate]) -> dict[Candidate, Times]:
