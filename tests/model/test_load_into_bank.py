@@ -76,3 +76,13 @@ def test_a_converted_adapter_is_plain(tmp_path):
 def test_a_tensor_that_a_bank_has_no_place_for(folder):
     rewrite(folder, lambda t: t | {f"base_model.model.{LAYER}.lora_B.bias": torch.zeros(32)})
     refused(folder, ValueError, "also has .*lora_B.bias")
+
+
+def test_a_slot_of_nan_does_not_excuse_nan(folder):
+    made = bank()
+    with torch.no_grad():
+        made.lora_A[0].fill_(float("nan"))
+    rewrite(folder, lambda t: {key: tensor / 0 for key, tensor in t.items()})
+    with pytest.raises(ValueError, match="values are NaN or infinite"):
+        pf.load_adapters(made, folder, module=LAYER)
+    assert made.adapter_names == ["old"]

@@ -48,7 +48,7 @@ def read_for_bank(bank, folder: str | os.PathLike, module: str | None = None) ->
     if extra := sorted({*tensors} ^ {*wanted}):
         what = "has no" if extra[0] in wanted else "also has"
         raise ValueError(f"{path} {what} {extra[0]}: a bank holds one lora_A and one lora_B for each adapter")
-    check_values(path, tensors, dict.fromkeys(tensors, bank.lora_A[0]))
+    check_values(path, tensors, dict.fromkeys(tensors, torch.empty((), device="meta")))
     A, B = (tensors[key] for key in wanted)
     r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), module), config.r)
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), module), config.lora_alpha)
