@@ -9,7 +9,6 @@ from peft import PeftModel as AnyPeftModel
 from torch import nn
 
 from ..nn import MultiLoRALinear
-from .files import check_adapter_name
 from .files.bank import put_into_bank, read_for_bank
 from .files.check import check_values
 from .files.contents import Contents, without_collections
@@ -54,8 +53,6 @@ def load_adapters(
         TypeError: model is a PeftModel of peft itself; pf.PeftModel.from_pretrained makes one of this package.
     """
     found = adapter_folders(folder, names)
-    for name in found:
-        check_adapter_name(name)
     if threads is None:
         threads = min(len(found), THREADS)
     elif not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
