@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+import reprlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from peft import PeftMixedModel
 from peft import PeftModel as AnyPeftModel
 from torch import nn
 
 from ..nn import MultiLoRALinear
-from .files import check_adapter_name
 from .files.bank import put_into_bank, read_for_bank
 from .files.check import check_values
 from .files.contents import Contents, without_collections
@@ -18,6 +19,10 @@ from .files.reading import opened
 from .peft_model import PeftModel
 
 THREADS = 8  # the most that read at once, unless told
+OPTIONS = {
+    "torch_device", "autocast_adapter_dtype", "ephemeral_gpu_offload", "low_cpu_mem_usage", "key_mapping",
+    "ignore_mismatched_sizes", "device_map", "max_memory", "offload_folder", "offload_dir", "offload_index",
+}  # fmt: skip
 
 
 def load_adapters(
@@ -50,23 +55,36 @@ def load_adapters(
     Raises:
         FileNotFoundError: the folder has no adapter, or none of a name in `names`.
         ValueError: a file is truncated, corrupt or does not fit the model or the bank, adapters are of several methods,
-            or the bank is full. The message names the file.
-        TypeError: model is a PeftModel of peft itself; pf.PeftModel.from_pretrained makes one of this package.
+            PEFT does not add one beside the others, or the bank is full. The message names the file.
+        TypeError: model is a PeftModel of peft itself (pf.PeftModel.from_pretrained makes one of this package) or a
+            mixed one; an option is none of PEFT's, or is none of a bank's.
     """
     found = adapter_folders(folder, names)
-    for name in found:
-        check_adapter_name(name)
     if threads is None:
         threads = min(len(found), THREADS)
     elif not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise ValueError(f"threads={threads!r} must be an integer of at least 1")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={reprlib.repr(model)} is a {type(model).__name__}; give a torch.nn.Module")
+    if isinstance(model, PeftMixedModel):
+        raise TypeError(
+            f"model is a {type(model).__name__}, which holds adapters of several methods; load into a base model, or a "
+            "pf.PeftModel, and call model.load_adapter for each adapter of a mixed one"
+        )
     if isinstance(model, AnyPeftModel) and not isinstance(model, PeftModel):
         raise TypeError(
             f"model is peft's {type(model).__name__}; load into the base model, or into one that pf.get_peft_model or "
             "pf.PeftModel.from_pretrained has made"
         )
     if isinstance(model, MultiLoRALinear):
+        if is_trainable or options:
+            raise TypeError(f"{next(iter(options), 'is_trainable')} is not for a MultiLoRALinear; leave it out")
         return _into_bank(model, found, module, threads)
+    if unknown := sorted(set(options) - OPTIONS):
+        raise TypeError(
+            f"{', '.join(unknown)}: load_adapters has no such argument; beside its own it takes those of PEFT's "
+            f"load_adapter for local files: {', '.join(sorted(OPTIONS))}"
+        )
     if module is not None:
         raise ValueError(f"module={module!r} is for a MultiLoRALinear; leave it out for a {type(model).__name__}")
     with contextlib.ExitStack() as stack:

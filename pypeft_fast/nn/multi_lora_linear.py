@@ -10,6 +10,7 @@ from torch import nn
 
 from ..autograd.multi_lora import multi_lora_linear
 from ..ops import _check
+from . import bank_slots
 from .adapter_linear import AdapterLinear
 
 
@@ -102,7 +103,8 @@ class MultiLoRALinear(AdapterLinear):
     ) -> int:
         """Copies an adapter, lora_A [r, K] and lora_B [N, r] with r of at most max_rank, into a free slot; its number.
 
-        ValueError: the name is taken, the bank is full, or a shape, scaling or dropout does not fit; nothing changes.
+        ValueError: the name is taken, the bank is full, or a shape, value, scaling or dropout does not fit. TypeError:
+        a matrix is no dense floating-point tensor. Nothing changes.
         """
         if name in self._held:
             raise ValueError(f"add: name={name!r} is in the bank; give another name, or call replace")
@@ -119,7 +121,7 @@ class MultiLoRALinear(AdapterLinear):
     def replace(
         self, name: str, lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float = 1.0, dropout: float = 0.0
     ) -> int:
-        """Copies another adapter over the one of this name, in its slot. ValueError as in `add`; KeyError, no name."""
+        """Copies another adapter over the one of this name, in its slot. Errors as in `add`; KeyError: no name."""
         slot = self._of(name).slot
         self._check("replace", lora_A, lora_B, scaling, dropout)
         return self._put(name, slot, lora_A, lora_B, scaling, dropout)
@@ -161,21 +163,22 @@ class MultiLoRALinear(AdapterLinear):
         return self._held[name]
 
     def _check(self, doing, lora_A, lora_B, scaling, dropout):
+        for name, matrix in (("lora_A", lora_A), ("lora_B", lora_B)):
+            bank_slots.check_tensor(doing, name, matrix, self.lora_A[0])
         if lora_A.dim() != 2 or not 1 <= lora_A.shape[0] <= self.max_rank or lora_A.shape[1] != self.in_features:
             raise ValueError(
                 f"{doing}: lora_A has shape {tuple(lora_A.shape)}, expected (r, {self.in_features}) with r from 1 to "
                 f"max_rank={self.max_rank}"
             )
         _check.shape(doing, "lora_B", lora_B, (self.out_features, lora_A.shape[0]), "[N, r] for r of lora_A")
-        if not isinstance(scaling, (int, float)) or isinstance(scaling, bool):
-            raise ValueError(f"{doing}: scaling={scaling!r} must be a number")
+        bank_slots.check_number(doing, scaling)
         _check.dropout_p(doing, dropout)
+        for name, matrix in (("lora_A", lora_A), ("lora_B", lora_B)):
+            bank_slots.check_values(doing, name, matrix, self.lora_A[0])
 
-    @torch.no_grad()
     def _put(self, name, slot, lora_A, lora_B, scaling, dropout):
         A, B, r = self.lora_A[slot], self.lora_B[slot], lora_A.shape[0]
-        A[:r], B[:, :r] = lora_A, lora_B
-        A[r:], B[:, r:] = 0, 0
+        bank_slots.fill(A, B, lora_A, lora_B)
         A.grad = B.grad = None
         self._hold(name, Held(slot, r, float(scaling), float(dropout)))
         return slot

@@ -7,9 +7,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
 from ..finetune.adapters.files import CONFIG, object_in
 from ..finetune.errors import UserError
 from ..finetune.text import quoted
-
-# Initial values of LoRA for which PEFT subtracts the adapter from the base model's weights, also when it loads a file.
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+from ..model.files.lora_fields import keeps_base
 
 
 def check_servable(folder: Path) -> None:
@@ -26,7 +24,7 @@ def check_servable(folder: Path) -> None:
         why = f"bias {quoted(config['bias'])}: the adapter replaces biases of the base model"
     elif config.get("layer_replication"):
         why = "layer_replication: the adapter changes the layers of the base model"
-    elif isinstance(start, str) and start.startswith(CHANGES_BASE):
+    elif not keeps_base(start):
         why = f"init_lora_weights {quoted(start)}: the adapter changes the base model's weights"
     else:
         return

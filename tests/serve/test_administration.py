@@ -1,5 +1,6 @@
 """Adapters that are added, replaced and removed over HTTP: the token, the one folder, and requests that run."""
 
+import json
 import shutil
 import threading
 
@@ -144,6 +145,9 @@ def test_what_is_no_servable_adapter_is_refused_and_the_rest_goes_on(http, folde
     (folder / "cut" / "adapter_model.safetensors").write_bytes(b"\x08")
     save_adapter(tiny_model, folder / "dora", 1, use_dora=True)
     save_adapter(tiny_model, folder / "bias", 1, bias="all")
+    save_adapter(tiny_model, folder / "ga", 1)
+    config = folder / "ga" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "lora_ga"}))
     save_adapter(tiny_model, folder / "nan", 1, lora_alpha=1e38)
     says = {
         "nothing": (404, "no such folder"),
@@ -151,6 +155,7 @@ def test_what_is_no_servable_adapter_is_refused_and_the_rest_goes_on(http, folde
         "cut": (400, "cut short"),
         "dora": (400, "use_dora"),
         "bias": (400, "bias 'all'"),
+        "ga": (400, "init_lora_weights 'lora_ga'"),
         "nan": (400, "not finite"),
     }
     for name, (status, text) in says.items():

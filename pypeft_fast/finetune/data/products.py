@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ..errors import UserError, about
 from ..text import cut, quoted
 from .load import load_data
-from .named import check_name
+from .named import check_new_name
 from .records import Example
 
 FIELD = "product"
@@ -84,7 +84,7 @@ def by_product(examples: list[Example], source: str, argument: str = "data") -> 
             raise UserError(f'{example.source} {what}; give every line of `{argument}` {cut(source)} a "{FIELD}"')
         if name not in found:
             with about(example.source):
-                check_name(name, f'"{FIELD}"')
+                check_new_name(name, found, f'"{FIELD}"')
         found.setdefault(name, []).append(example)
     return found
 

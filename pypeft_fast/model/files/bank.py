@@ -2,6 +2,7 @@
 
 import math
 import os
+import reprlib
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,12 @@ from safetensors import SafetensorError, safe_open
 
 from .check import check_values, damaged
 from .config import read_config
+from .lora_fields import keeps_base, unusual
 from .reading import opened
 
 PREFIX = "base_model.model."
+# Fields that are not PLAIN, and concern other layers, or the values before training.
+_ELSEWHERE = {"modules_to_save", "trainable_token_indices", "ensure_weight_tying", "eva_config"}
 
 
 class BankPart(NamedTuple):
@@ -31,8 +35,7 @@ def read_for_bank(bank, folder: str | os.PathLike, module: str | None = None) ->
     """
     with opened(folder) as pair:
         config, _ = read_config(pair.config_path, pair.config)
-        if config.peft_type != "LORA" or config.use_dora or getattr(config, "alora_invocation_tokens", None):
-            raise ValueError(f"{pair.config_path}: a MultiLoRALinear holds plain LoRA adapters; load another one")
+        _check_plain(pair.config_path, config)
         path = pair.weights_path
         try:
             with safe_open(pair.pinned, framework="pt") as file:
@@ -45,7 +48,7 @@ def read_for_bank(bank, folder: str | os.PathLike, module: str | None = None) ->
     if extra := sorted({*tensors} ^ {*wanted}):
         what = "has no" if extra[0] in wanted else "also has"
         raise ValueError(f"{path} {what} {extra[0]}: a bank holds one lora_A and one lora_B for each adapter")
-    check_values(path, tensors, dict.fromkeys(tensors, bank.lora_A[0]))
+    check_values(path, tensors, dict.fromkeys(tensors, torch.empty((), device="meta")))
     A, B = (tensors[key] for key in wanted)
     r = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), module), config.r)
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), module), config.lora_alpha)
@@ -54,6 +57,25 @@ def read_for_bank(bank, folder: str | os.PathLike, module: str | None = None) ->
     part = BankPart(A, B, alpha / (math.sqrt(r) if config.use_rslora else r), config.lora_dropout)
     bank._check(str(path), *part)
     return part
+
+
+def _check_plain(path, config):
+    """ValueError if the adapter is more than scaling * B A beside the base model's own weight."""
+    if config.peft_type == "LORA" and not keeps_base(config.init_lora_weights):
+        raise ValueError(
+            f"{path}: init_lora_weights={config.init_lora_weights!r} alters the base model's weight, and a "
+            "MultiLoRALinear keeps it; save the adapter with path_initial_model_for_weight_conversion, which makes it "
+            "plain LoRA"
+        )
+    if config.peft_type != "LORA" or (fields := sorted({*unusual(config)} - _ELSEWHERE)):
+        named = "peft_type" if config.peft_type != "LORA" else fields[0]
+        value = reprlib.repr(getattr(config, named))
+        raise ValueError(f"{path}: {named}={value}: a MultiLoRALinear holds plain LoRA adapters; load another one")
+    if config.bias != "none":
+        raise ValueError(
+            f"{path}: bias={config.bias!r}: the adapter replaces biases of the base model, and a MultiLoRALinear keeps "
+            'them; train the adapter with bias="none"'
+        )
 
 
 def _module_in(path, keys, module) -> str:

@@ -5,6 +5,8 @@ import json
 import reprlib
 import warnings
 
+from .lora_fields import check_lora_values
+
 DEPTH = 100  # the deepest nesting of lists and objects that is accepted; PEFT's own configs have three levels
 # The fields, of all methods, that change an adapter's output, and may not change the shape of a tensor.
 FIELDS = (
@@ -19,7 +21,7 @@ def read_config(path, text: bytes) -> tuple:
     An unknown field that is off or empty is ignored, with one warning for all such fields.
 
     ValueError names the file if the file is no JSON object, is nested too deeply or holds invalid text; if peft_type is
-    missing or unknown; if an unknown field may change the adapter's output; or if PEFT rejects a value.
+    missing or unknown; if an unknown field may change the adapter's output; or if a value is of another type or range than the field's.
     """
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -48,9 +50,11 @@ def read_config(path, text: bytes) -> tuple:
         )
     values = {name: value for name, value in values.items() if name in fields}
     try:
-        return config_class(**config_class.check_kwargs(**values)), values
+        config = config_class(**config_class.check_kwargs(**values))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    check_lora_values(path, config)
+    return config, values
 
 
 def check_alike(path, adapter_name, mine, theirs) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from .check import read_tensors
 from .config import read_config
+from .lora_fields import check_lora_values
 from .reading import Pair
 
 
@@ -23,8 +24,10 @@ class Contents(NamedTuple):
     @classmethod
     def of(cls, pair: Pair, config=None) -> "Contents":
         """config: to use instead of the file's. ValueError names a file that is truncated, corrupt or has a field that
-        is not known."""
+        is not known, or a value that no such field can have."""
         fields = None
+        if config is not None:
+            check_lora_values("config", config)
         if config is None and pair.config is not None:
             config, fields = read_config(pair.config_path, pair.config)
         return cls(pair, config, fields, read_tensors(pair.weights_path, pair.pinned))

@@ -12,15 +12,9 @@ from torch import nn
 
 from .bank import PREFIX
 from .dry_run import Place
+from .lora_fields import unusual
 from .names import plain_names
 
-# The fields that a config may have beside those that are None, False or empty: their values change no tensor's name.
-_HARMLESS = {
-    "peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
-    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora", "bias", "init_lora_weights",
-    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "runtime_config",
-    "megatron_core", "loftq_config", "qalora_group_size",
-}  # fmt: skip
 
 
 def place_of_plain_lora(model: nn.Module, config, adapter_name: str, tensors, options: dict) -> Place | None:
@@ -62,4 +56,4 @@ def _is_plain(model, config) -> bool:
         return False
     if config.bias != "none" or not isinstance(config.init_lora_weights, bool) or config.fan_in_fan_out:
         return False
-    return not any(value for name, value in vars(config).items() if name not in _HARMLESS)
+    return not unusual(config)

@@ -31,6 +31,10 @@ def test_names_and_what_has_none(tmp_path, monkeypatch):
         (["..=x"], "'..' cannot name"),
         (["__base__=x"], "'__base__' cannot name"),
         (["a\n=x"], r"'a\n' cannot name"),
+        (["default=x"], "'default' cannot name"),
+        (["keys=x"], "'keys' cannot name an adapter: "),
+        (["training=x"], "'training' cannot name an adapter: "),
+        (["Desk=x", "desk=y"], "`data` desk=y: 'desk' and 'Desk' differ only by case"),
         (["x" * (LONGEST + 1) + "=d"], "at most 100 characters"),
     ],
 )

@@ -1,0 +1,44 @@
+"""The matrices of an adapter on their way into a slot of a MultiLoRALinear: checked first, then copied in one call."""
+
+import math
+
+import torch
+
+from ..ops import _check
+
+
+def check_tensor(doing: str, name: str, matrix, slot: torch.Tensor) -> None:
+    """TypeError, unless `matrix` is a dense floating-point tensor with values; slot: a parameter of the bank."""
+    if not isinstance(matrix, torch.Tensor):
+        raise TypeError(f"{doing}: {name} is a {type(matrix).__name__}; give a tensor, such as torch.as_tensor({name})")
+    if matrix.layout != torch.strided:
+        raise TypeError(f"{doing}: {name} has layout {matrix.layout}; give {name}.to_dense()")
+    _check.floating(doing, name, matrix)
+    if matrix.is_meta and not slot.is_meta:
+        raise TypeError(f"{doing}: {name} is on the device meta, without values; give a tensor on {slot.device}")
+
+
+def check_values(doing: str, name: str, matrix: torch.Tensor, slot: torch.Tensor) -> None:
+    """ValueError if a value is NaN or infinite in the dtype of the slots."""
+    if slot.is_meta or torch.isfinite(matrix.detach().to(slot.dtype)).all():
+        return
+    raise ValueError(f"{doing}: {name} has values that are NaN or infinite in {slot.dtype}; give finite ones")
+
+
+def check_number(doing: str, scaling) -> None:
+    """ValueError if scaling is no finite number."""
+    if not isinstance(scaling, (int, float)) or isinstance(scaling, bool) or not math.isfinite(scaling):
+        raise ValueError(f"{doing}: scaling={scaling!r} must be a number that is finite")
+
+
+@torch.no_grad()
+def fill(A: torch.Tensor, B: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor) -> None:
+    """Copies lora_A [r, K] into A [max_rank, K] and lora_B [N, r] into B [N, max_rank]; the rest of A and B is zero.
+
+    Both are made whole elsewhere first: lora_A and lora_B may be parts of A and B, and if making them fails, A and B
+    stay as they are.
+    """
+    r = lora_A.shape[0]
+    new_A, new_B = torch.zeros_like(A), torch.zeros_like(B)
+    new_A[:r], new_B[:, :r] = lora_A, lora_B
+    torch._foreach_copy_([A, B], [new_A, new_B])
