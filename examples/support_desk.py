@@ -13,6 +13,7 @@ openai package:
 """
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def serve(model: str, adapters: dict[str, Path], port: int) -> None:
         served = build(base, tokenizer, Path(model).name, adapters, Limits(context=context_of(base, None)))
         url = "http://{}:{}".format(*listening.getsockname())
         print(f"{url}/v1 serves {', '.join(adapters)}; {url}/ shows the state; Ctrl-C ends it", flush=True)
-        Server(served, grace=10).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(served, grace=10).run(sockets=[listening])
 
 
 def main(arguments=None):

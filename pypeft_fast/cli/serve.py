@@ -37,7 +37,9 @@ def add_arguments(parser) -> None:
     )
     add("--port", type=port, metavar="N", default=8000, help="0: a free port (default: %(default)s)")
     add("--max-batch", type=positive_int, metavar="N", default=64, help="rows decoded at once (default: %(default)s)")
-    add("--max-queue", type=count, metavar="N", default=256, help="requests that may wait (default: %(default)s)")
+    add(
+        "--max-queue", type=positive_int, metavar="N", default=256, help="requests that may wait (default: %(default)s)"
+    )
     add(
         "--max-length",
         type=positive_int,

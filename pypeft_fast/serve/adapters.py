@@ -93,10 +93,11 @@ class Adapters:
         with self._lock:
             if name == self.base.name:
                 raise ApiError(409, f"{name!r} is the name of the base model; give the adapter another", param="model")
-            if name not in self._named and len(self._named) >= self._limits.adapters:
+            held = len(self._named) + len(self._retired)  # a replaced adapter stays while a request uses it
+            if held >= self._limits.adapters + (name in self._named):
                 raise ApiError(
                     409,
-                    f"{len(self._named)} adapters are loaded, and this server has room for no more; remove one first, "
+                    f"{held} adapters are loaded, and this server has room for no more; remove one first, "
                     "or start it with a larger --max-adapters",
                     code="adapters_full",
                 )
@@ -110,17 +111,18 @@ class Adapters:
         self.check_new(name)
         new = Adapter(name, f"a{next(self._numbers)}")
         check_files(folder)
-        check_servable(folder)
-        with as_user_error(f"`adapter` {folder.name} cannot be loaded", LIBRARY_ERRORS):
-            if isinstance(self.model, pypeft_fast.PeftModel):
-                self.model.load_adapter(folder, new.inner)
-            else:
-                self.model = pypeft_fast.PeftModel.from_pretrained(self.model, folder, adapter_name=new.inner)
-        self.model.eval()
         try:
+            with as_user_error(f"`adapter` {folder.name} cannot be loaded", LIBRARY_ERRORS):
+                check_servable(folder)
+                if isinstance(self.model, pypeft_fast.PeftModel):
+                    self.model.load_adapter(folder, new.inner)
+                else:
+                    self.model = pypeft_fast.PeftModel.from_pretrained(self.model, folder, adapter_name=new.inner)
+            self.model.eval()
             self._try(new, folder)
         except UserError:
-            self._delete(new)
+            if new.inner in getattr(self.model, "peft_config", {}):  # the load may have failed halfway
+                self._delete(new)
             raise
         with self._lock:
             old = self._named.pop(name, None)

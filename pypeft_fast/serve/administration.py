@@ -39,12 +39,14 @@ def administration_routes(scheduler: Scheduler, allowed: Administration | None) 
     @routes.put("/v1/models/{name:path}")
     async def put(name: str, body: AdapterRequest | None = None) -> JSONResponse:
         scheduler.adapters.check_new(name)
+        load, find = scheduler.adapters.load, scheduler.adapters.find
         folder = folder_within(allowed.folder, name if body is None or body.folder is None else body.folder)
         try:
-            replaced = await asyncio.wrap_future(scheduler.call(lambda: scheduler.adapters.load(name, folder)))
+            # Both on one thread: before this coroutine goes on, the adapter may have been deleted.
+            replaced, adapter = await asyncio.wrap_future(scheduler.call(lambda: (load(name, folder), find(name))))
         except UserError as error:
             raise refused(error, param="folder") from error
-        made = model_object(scheduler.adapters.find(name), scheduler.adapters.base)
+        made = model_object(adapter, scheduler.adapters.base)
         return JSONResponse(made, 200 if replaced else 201)
 
     @routes.delete("/v1/models/{name:path}")

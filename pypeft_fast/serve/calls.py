@@ -41,4 +41,6 @@ class Calls:
     def refuse(self, error: ApiError) -> None:
         """Ends all calls that have not run."""
         while self._queue:
-            self._queue.popleft()[1].set_exception(error)
+            _, future = self._queue.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)

@@ -24,9 +24,10 @@ def folder_within(root: Path, name: str) -> Path:
     of the folder or of a file in it; 404 if there is no such folder."""
     check_name(name, "folder")
     root, folder = root.resolve(), root / name
-    if not folder.is_dir():
-        raise ApiError(404, f"folder {quoted(name)}: the server's adapter folder has no such folder", param="folder")
     try:
+        if not folder.is_dir():
+            what = f"folder {quoted(name)}: the server's adapter folder has no such folder"
+            raise ApiError(404, what, param="folder")
         outside = [path.name for path in (folder, *folder.iterdir()) if not path.resolve().is_relative_to(root)]
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, in Python before 3.13
         raise ApiError(400, f"folder {quoted(name)} cannot be read: {error}", param="folder") from error

@@ -11,7 +11,7 @@ class Rate:
 
     def __init__(self, clock=time.monotonic):
         self._clock = clock
-        self._added: deque[tuple[float, int]] = deque(maxlen=4096)
+        self._added: deque[tuple[float, int]] = deque()
 
     def add(self, tokens: int) -> None:
         self._added.append((self._clock(), tokens))

@@ -77,6 +77,8 @@ class StreamOptions(_Part):
     include_usage: bool = False
     include_obfuscation: bool = False
 
+    _nulls = model_validator(mode="before")(_without_nulls)
+
 
 class ChatRequest(_Part):
     """The body of POST /v1/chat/completions."""

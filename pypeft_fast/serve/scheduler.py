@@ -69,6 +69,13 @@ class Scheduler:
         """Requests that have a row, also those whose prompt is being read."""
         return len(self._joining) + len(self._running)
 
+    def check_room(self) -> None:
+        """ApiError 503 or 429 if a request would be refused now, before work is spent on it."""
+        with self._wake:
+            if self._refuses:
+                raise ApiError(503, ENDING)
+            self._waiting.check_room()
+
     def submit(self, generation: Generation) -> None:
         """Queues a request. ApiError as `Waiting.add` raises it, and 503 if the server shuts down."""
         with self._wake:
@@ -141,7 +148,7 @@ class Scheduler:
         """Removes the requests whose clients have gone."""
         gone = [generation for generation in self._running if generation.is_cancelled]
         if all(generation.is_cancelled for generation in self._joining):  # else a row leaves when it has been read
-            gone, self._joining = gone + self._joining, []
+            gone, self._joining, self._reading = gone + self._joining, [], None
         with self._wake:
             gone += self._waiting.take_gone()
         self._end({generation: ApiError(499, "the client has gone") for generation in gone})
@@ -157,7 +164,7 @@ class Scheduler:
             self._metrics.joined(self._joining)
         logits = self._batch.read(self._reading, self._part)
         if logits is not None:
-            joined, self._joining = self._joining, []
+            joined, self._joining, self._reading = self._joining, [], None  # whose cache is the batch's now, or free
             self._running += joined
             self._take(joined, logits)
 
@@ -173,7 +180,8 @@ class Scheduler:
         ends = {}
         for generation, token in zip(generations, tokens, strict=True):
             end = generation.take(token, self.ends)
-            self._metrics.token(generation)
+            if token is not None:  # else its logits were not finite
+                self._metrics.token(generation)
             if end is not None:
                 ends[generation] = end
         self._end(ends)
@@ -194,6 +202,6 @@ class Scheduler:
             if waiting:
                 failed += self._waiting.take_all()
                 self._calls.refuse(error)
-        self._running, self._joining = [], []
+        self._running, self._joining, self._reading = [], [], None
         self._batch.clear()
         self._end(dict.fromkeys(failed, error))

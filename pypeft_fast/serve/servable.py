@@ -14,7 +14,8 @@ def check_servable(folder: Path) -> None:
     """UserError for an adapter whose loading would change the answers of the base model or of other adapters, or whose
     rows cannot be in a batch with rows of others."""
     config = object_in(folder / CONFIG)[0]
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type"))
+    named = config.get("peft_type")
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(named) if isinstance(named, str) else None
     start = config.get("init_lora_weights")
     if kind is not None and issubclass(kind, PromptLearningConfig):
         why = f"peft_type {config['peft_type']}: virtual tokens cannot differ among the rows of a batch"

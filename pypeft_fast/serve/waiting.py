@@ -19,8 +19,7 @@ class Waiting:
 
     def add(self, generation: Generation) -> None:
         """ApiError: 429 if the queue is full, 400 for a request that the cache cannot hold even alone."""
-        if len(self._queue) >= self._limits.queue:
-            raise ApiError(429, f"{len(self._queue)} requests wait already; try again later", code="queue_full")
+        self.check_room()
         if generation.columns > self._limits.cells:
             raise ApiError(
                 400,
@@ -30,6 +29,11 @@ class Waiting:
                 param="max_tokens",
             )
         self._queue.append(generation)
+
+    def check_room(self) -> None:
+        """ApiError 429 if the queue is full."""
+        if len(self._queue) >= self._limits.queue:
+            raise ApiError(429, f"{len(self._queue)} requests wait already; try again later", code="queue_full")
 
     def take(self, running: list[Generation]) -> list[Generation]:
         """Removes and returns the first requests that can join these running ones together."""

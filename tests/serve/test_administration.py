@@ -186,3 +186,44 @@ def test_the_counters_of_a_removed_adapter_end(http):
     assert 'adapter="desk"' in http.get("/metrics").text
     http.delete("/v1/models/desk")
     eventually(lambda: 'adapter="desk"' not in http.get("/metrics").text)
+
+
+@pytest.mark.parametrize("kind", [["LORA"], {"a": 1}, None, 3])
+def test_a_config_of_the_wrong_type_is_refused_and_the_server_goes_on(http, folder, kind):
+    config = json.loads((folder / "desk" / "adapter_config.json").read_text())
+    (folder / "desk" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": kind}))
+    assert http.put("/v1/models/desk").status_code == 400
+    assert http.put("/v1/models/billing").status_code == 201 and http.get("/health").status_code == 200
+
+
+def test_a_load_that_fails_halfway_is_undone(http, monkeypatch):
+    from pypeft_fast import PeftModel
+
+    assert http.put("/v1/models/desk").status_code == 201
+    load = PeftModel.load_adapter
+
+    def fails_at_the_end(self, *args, **options):
+        load(self, *args, **options)
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(PeftModel, "load_adapter", fails_at_the_end)
+    found = http.put("/v1/models/billing")
+    assert found.status_code == 400 and "no memory" in found.json()["error"]["message"]
+    assert len(http.scheduler.adapters.model.peft_config) == 1
+
+
+def test_a_name_that_is_too_long_for_the_disk_is_refused(http):
+    assert http.put("/v1/models/" + "\u6f22" * 100).status_code in (400, 404)
+
+
+def test_replaced_adapters_that_requests_still_use_count_as_loaded(serve, folder):
+    url, scheduler = serve(Limits(context=256, adapters=1), Administration(folder, TOKEN), {})
+    with httpx.Client(base_url=url, timeout=30, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+        assert client.put("/v1/models/desk").status_code == 201
+        used = scheduler.adapters.acquire("desk")
+        assert client.put("/v1/models/desk").status_code == 200
+        found = client.put("/v1/models/desk")
+        assert found.status_code == 409 and found.json()["error"]["code"] == "adapters_full"
+        scheduler.adapters.release(used)
+        assert answer(client, "desk") != 404  # a step, after which the old adapter is gone
+        eventually(lambda: client.put("/v1/models/desk").status_code == 200)

@@ -76,3 +76,48 @@ def test_an_error_of_the_program_ends_the_server_and_tells_its_callers(tiny_mode
             future.result(10)
         thread.join(20)
     assert not thread.is_alive() and "has ended the thread of the model" in raised[0]
+
+
+def test_an_idle_server_holds_no_cache(serve):
+    url, scheduler = serve(Limits(context=256))
+    httpx.post(
+        url + CHAT, json=LONG | {"model": "desk", "max_tokens": 3, "stream": False}, timeout=30
+    ).raise_for_status()
+    eventually(lambda: scheduler.running == 0)
+    assert scheduler._reading is None and scheduler._batch._cache is None
+
+
+def test_a_full_queue_is_told_before_a_prompt_is_encoded(serve):
+    url, scheduler = serve(Limits(context=256, queue=1))
+    scheduler._waiting._queue.append(None)
+    try:
+        found = httpx.post(
+            url + CHAT, json=LONG | {"model": "desk", "messages": [{"role": "user", "content": "a" * 9999}]}
+        )
+        assert found.status_code == 429
+    finally:
+        scheduler._waiting._queue.clear()
+
+
+def test_a_call_whose_caller_has_gone_does_not_stop_the_others_from_being_told():
+    from pypeft_fast.serve.calls import Calls
+    from pypeft_fast.serve.errors import ApiError
+
+    calls, ending = Calls(), ApiError(503, "the end")
+    gone, waits = calls.add(dict), calls.add(dict)
+    gone.cancel()
+    calls.refuse(ending)
+    assert waits.exception(timeout=1) is ending
+
+
+def test_a_rate_counts_every_token():
+    from pypeft_fast.serve.rate import Rate
+
+    now = [0.0]
+    rate = Rate(lambda: now[0])
+    for _ in range(20000):
+        rate.add(1)
+    assert rate.now() == 2000
+    now[0] = 11.0
+    rate.add(1)
+    assert rate.now() == 0.1 and len(rate._added) == 1
