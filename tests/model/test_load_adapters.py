@@ -209,7 +209,10 @@ def test_a_replaced_adapter_allocates_nothing_and_recompiles_nothing(model, fold
 
 
 def test_a_bank_takes_plain_lora_only(folder, tmp_path):
-    for options, words in ((dict(use_dora=True), "holds plain LoRA"), (dict(lora_bias=True), "lora_bias=True: .* holds plain")):
+    for options, words in (
+        (dict(use_dora=True), "holds plain LoRA"),
+        (dict(lora_bias=True), "lora_bias=True: .* holds"),
+    ):
         pf.get_peft_model(base(), config(**options)).save_pretrained(tmp_path / "other")
         with pytest.raises(ValueError, match=words):
             pf.load_adapters(bank(), tmp_path / "other", module=LAYER)

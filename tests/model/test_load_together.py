@@ -70,17 +70,17 @@ def test_what_peft_loads_together(kind, tmp_path):
     [
         (
             lambda f: pf.load_adapters(build("llama"), f, subfolder="x"),
-            "^subfolder: load_adapters has no such argument",
+            "^subfolder: load_adapters has no such",
         ),
         (
             lambda f: pf.load_adapters(build("llama"), f, name=["a"], revision="x"),
-            "^name, revision: load_adapters has no",
+            "^name, revision: load_adapters has",
         ),
         (lambda f: pf.load_adapters(None, f), "model=None is a NoneType; give a torch.nn.Module"),
         (lambda f: pf.load_adapters("gpt2", f), "model='gpt2' is a str"),
         (
             lambda f: pf.load_adapters(pf.nn.MultiLoRALinear(32, 32), f, is_trainable=True),
-            "is_trainable is not for a Mu",
+            "is_trainable is not for a",
         ),
         (lambda f: pf.load_adapters(pf.nn.MultiLoRALinear(32, 32), f, foo=3), "foo is not for a MultiLoRALinear"),
         (

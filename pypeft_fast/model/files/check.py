@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .dry_run import Place, can_ignore
-from .names import plain, plain_names
+from .names import check_distinct, plain, plain_names
 
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _SUMS = {dtype: torch.promote_types(dtype, torch.float32) for dtype in FLOATS}
@@ -38,7 +38,7 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
     place: where the tensors go in the model; without a place, only dtypes and values are checked.
     options: PEFT's loading options; key_mapping {regular expression: replacement} and ignore_mismatched_sizes are read.
 
-    ValueError names the first tensor that does not fit.
+    ValueError names the first tensor that does not fit, or two that have one name in the model.
     """
     names = plain_names(tensors)
     if config.peft_type in OLD_FILES:
@@ -55,6 +55,7 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
         own = {plain(name): name for name in (*own, *place.tensors) if "_orig_mod." in name}
         own = {alias: name for alias, (name, _) in embeddings.items() if alias not in place.tensors} | own
         names = {key: own.get(name, name) for key, name in names.items()}
+        check_distinct(path, names)
         held = {name: tensors[key] for key, name in names.items()}
         fault = _fault(held, place, known, options.get("ignore_mismatched_sizes"))
         trains_prompt = place.config.is_prompt_learning and not place.config.inference_mode

@@ -21,7 +21,8 @@ def read_config(path, text: bytes) -> tuple:
     An unknown field that is off or empty is ignored, with one warning for all such fields.
 
     ValueError names the file if the file is no JSON object, is nested too deeply or holds invalid text; if peft_type is
-    missing or unknown; if an unknown field may change the adapter's output; or if a value is of another type or range than the field's.
+    missing or unknown; if an unknown field may change the adapter's output; or if a value is of another type or range
+    than the field's.
     """
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -14,6 +14,7 @@ from .check import check
 from .config import check_alike
 from .contents import Contents, without_collections
 from .dry_run import peft_class, present, rehearse
+from .locks import lock_of
 from .names import check_adapter_name
 from .own_tensors import like_another
 from .places import places_of
@@ -117,13 +118,16 @@ class SafeFiles:
         """PEFT's load_adapter, after checks. If the model has an adapter of this name, that adapter gets the file's
         values.
 
-        Raises as from_pretrained does, and ValueError if the file differs from that adapter in method, rank or scaling.
+        Threads that load into one model take turns. Raises as from_pretrained does, and ValueError if the file differs
+        from that adapter in method, rank or scaling.
         """
         check_adapter_name(adapter_name)
         where, options = self._split_kwargs(kwargs)
         is_new = adapter_name not in self.peft_config
         with opened(folder_of(model_id, where), needs_config=is_new) as pair, without_collections():
-            return self._load(Contents.of(pair), adapter_name, is_trainable, options)
+            contents = Contents.of(pair)
+            with lock_of(self):
+                return self._load(contents, adapter_name, is_trainable, options)
 
     def _load(self, contents, adapter_name, is_trainable, options, place=None) -> Any:
         """load_adapter of a file that has been read. place: of the adapter, if that is known already."""
@@ -147,14 +151,15 @@ class SafeFiles:
         is_new = not isinstance(model, peft.PeftModel)
         if is_new and options.get("key_mapping") is None:
             options = options | {"key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
-        places = places_of(model, contents, options)
-        first = next(iter(contents))
-        if is_new:
-            model = cls._first(model, contents[first], first, is_trainable, dict(options), places[first])
-        for name, its in contents.items():
-            if not is_new or name != first:
-                model._load(its, name, is_trainable, dict(options), places[name])
-        return model
+        with lock_of(model):
+            places = places_of(model, contents, options)
+            first = next(iter(contents))
+            if is_new:
+                model = cls._first(model, contents[first], first, is_trainable, dict(options), places[first])
+            for name, its in contents.items():
+                if not is_new or name != first:
+                    model._load(its, name, is_trainable, dict(options), places[name])
+            return model
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
         """PEFT's add_adapter. ValueError, before any change, if adapter_name is not a valid name."""

@@ -34,6 +34,19 @@ def plain(key: str) -> str:
     return key.replace("_orig_mod.", "")
 
 
+def check_distinct(path, names: dict[str, str]) -> None:
+    """ValueError, naming the file at `path` and both keys, if two keys of {key in the file: name} have one name."""
+    if len(set(names.values())) == len(names):
+        return
+    first = {}
+    for key, name in names.items():
+        if name in first:
+            raise ValueError(
+                f"{path}: {first[name]} and {key} are both for the tensor {name}; remove one of them from the file"
+            )
+        first[name] = key
+
+
 def plain_names(keys) -> dict[str, str]:
     """{name: the name without the prefixes of torch.compile's and DistributedDataParallel's wrappers}."""
     names = {key: plain(key) for key in keys}

@@ -14,8 +14,8 @@ def places_of(model, contents: dict, options: dict) -> dict[str, Place | None]:
     """{name: Place} of {name: Contents}, on a base model or a PeftModel; None if there is no dry run.
 
     ValueError, or what PEFT raises, if an adapter does not fit, or the adapters are of several methods. The model does
-    not change. Configs with the same tensors have one dry run, unless PEFT compares adapters of this kind: then each has
-    a dry run on a skeleton that has those before it.
+    not change. Configs with the same tensors have one dry run, unless PEFT compares adapters of this kind: then each
+    has a dry run on a skeleton that has those before it.
     """
     known = getattr(model, "peft_config", None) if isinstance(model, peft.PeftModel) else None
     known = known or {}

@@ -16,7 +16,6 @@ from .lora_fields import unusual
 from .names import plain_names
 
 
-
 def place_of_plain_lora(model: nn.Module, config, adapter_name: str, tensors, options: dict) -> Place | None:
     """The Place of an adapter on this base model, if the file's tensors fit it exactly; None: a dry run has to say.
 

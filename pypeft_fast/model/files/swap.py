@@ -4,7 +4,7 @@ import torch
 from torch.nn.modules.module import _IncompatibleKeys
 
 from .check import check_values
-from .names import plain, plain_names
+from .names import check_distinct, plain, plain_names
 from .own_tensors import tensors_of
 
 _WIDE = (torch.float32, torch.float64)
@@ -15,13 +15,14 @@ def swap(model, adapter_name: str, path: str, tensors, is_trainable: bool, optio
 
     path: of the file, for messages. options: PEFT's loading options. The returned value is that of PEFT's load_adapter.
 
-    ValueError, before any change, if a dtype or a value is not one of an adapter.
+    ValueError, before any change, if a dtype or a value is not one of an adapter, or two tensors have one name.
     """
     config = model.peft_config[adapter_name]
     modules = dict(model.named_modules())
     found = tensors_of(modules, config, adapter_name)
     mine = found and {plain(name): tensor for name, tensor in found.items()}
     names = plain_names(tensors)
+    check_distinct(path, names)
     if mine is None or options.get("key_mapping") or set(names.values()) != set(mine):
         return None
     if getattr(model, "hf_device_map", None) is not None:  # PEFT may dispatch the model again

@@ -43,7 +43,7 @@ def test_two_folders_of_the_name_default(folder):
 def test_a_folder_that_cannot_name_an_adapter(folder):
     (folder / "desk").rename(folder / "v1.0")
     for names in (None, ["v1.0"]):
-        with pytest.raises(ValueError, match="v1.0 holds an adapter, but .* contains '.'.*rename the folder, or give `na"):
+        with pytest.raises(ValueError, match="v1.0 holds an adapter, but .* contains '.'.*rename the folder, or"):
             adapter_folders(folder, names)
     assert list(adapter_folders(folder, ["default"])) == ["default"]
 

@@ -5,7 +5,7 @@ import pytest
 
 import pypeft_fast as pf
 from pypeft_fast.model.files.lora_fields import CHANGE_BASE, KEEP_BASE, check_lora_values, keeps_base
-from tests.model.files.made import adapted, assert_untouched, edit, state
+from tests.model.files.made import adapted, assert_untouched, edit, lora_A, rewrite, state
 from tests.model.zoo import build
 
 FAULTS = [
@@ -81,3 +81,27 @@ def test_starts_that_change_the_base(start):
 
 def test_all_starts_that_change_the_base_are_known():
     assert not any(map(keeps_base, (*CHANGE_BASE, "pissa_niter_4", "unknown")))
+
+
+def twice(prefix):
+    def change(tensors):
+        key = lora_A(tensors)
+        return tensors | {key.replace("layers.", f"{prefix}layers."): tensors[key] * 0 + 7}
+
+    return change
+
+
+@pytest.mark.parametrize("options", [{}, dict(use_dora=True)])
+def test_two_tensors_of_one_name(options, tmp_path):
+    adapted(**options).save_pretrained(tmp_path)
+    model = pf.PeftModel.from_pretrained(build("llama"), tmp_path)
+    rewrite(tmp_path, twice("_orig_mod."))
+    for target, load in (
+        (build("llama"), lambda target: pf.PeftModel.from_pretrained(target, tmp_path)),
+        (model, lambda target: target.load_adapter(tmp_path, "default")),
+        (model, lambda target: target.load_adapter(tmp_path, "new")),
+    ):
+        before = state(target)
+        with pytest.raises(ValueError, match=r"model.safetensors: .* and .* are both for the tensor .*q_proj.lora_A"):
+            load(target)
+        assert_untouched(target, before)
