@@ -123,7 +123,7 @@ def _shapes(skeleton: Skeleton, asked: Iterable[Candidate], dtype: str) -> dict[
 def _live(skeleton: Skeleton, its: Candidate, wanted: Wanted, saves: bool):
     model = with_adapter(skeleton.model(wanted.dtype, DEPTH), its, skeleton.task)
     # Some kernels refuse a dtype also without memory: the product of stacked experts in PyTorch takes bfloat16 alone.
-    remedy = "try --dtype bfloat16" if wanted.dtype != "bfloat16" else "this model cannot be planned"
+    remedy = "try `dtype` bfloat16" if wanted.dtype != "bfloat16" else "this model cannot be planned"
     with as_user_error(f"no step of the model in {wanted.dtype} can be simulated; {remedy}", (RuntimeError,)):
         return activations(model, _shape(wanted), skeleton.causal, saves)
 
