@@ -1,12 +1,13 @@
 // Plan. A block computes 16 columns of the output, which are 16 rows of W. Its 8 warps divide K among themselves, in
 // pieces of 128 (16-bit) or 32 (float) columns. W is loaded into registers without shared memory: 16 bytes a load, with
 // eight loads of a thread in flight, or four for floats or with IA3's factors. X is loaded in the same way, from L1 and
-// L2. W is the operand A of the tensor cores, with 16 rows, and X is the operand B, with 8 columns; if X has more than 8
-// rows, the product is computed twice. The 16 bytes of a lane are consecutive along K, unlike the columns of a fragment.
-// The product is right all the same, because X is permuted along K in the same way. IA3's factors on the inputs multiply
-// X in registers. The low-rank operands, the bias and the scale are requested before the loop along K, one element a
-// thread, and stay in registers. The warps add their sums in shared memory, and the epilogue adds the low-rank term (in
-// float) and the bias, and multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s are read from L2.
+// L2. W is the operand A of the tensor cores, with 16 rows, and X is the operand B, with 8 columns; if X has more than
+// 8 rows, the product is computed twice. The 16 bytes of a lane are consecutive along K, unlike the columns of a
+// fragment. The product is right all the same, because X is permuted along K in the same way. IA3's factors on the
+// inputs multiply X in registers. The low-rank operands, the bias and the scale are requested before the loop along K,
+// one element a thread, and stay in registers. The warps add their sums in shared memory, and the epilogue adds the
+// low-rank term (in float) and the bias, and multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s
+// are read from L2.
 #include "cuda/product/decode.cuh"
 
 namespace pypeft {
