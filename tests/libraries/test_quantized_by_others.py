@@ -3,6 +3,8 @@
 int4 of torchao needs a package that runs on GPUs only.
 """
 
+from collections import Counter
+
 import peft
 import pytest
 import torch
@@ -71,7 +73,10 @@ def test_outputs_and_gradients_are_pefts_and_the_update_is_fused(quantized):
     expected = step(model, x)
     assert sum("lora" in name for name in expected) == 4 and any("first" in name for name in expected)
     report = pf.fuse(model)
-    found = step(model, x)
+    with pf.recording() as ran:
+        found = step(model, x)
+    ops = Counter(op for op, _ in ran)
+    assert all(ops[op] == 2 for op in ("lora_shrink", "lora_ds_db", "lora_dx", "lora_da"))
     (reason, count), *others = report.calls().items()
     assert reason.startswith("fused around the base: ") and count == 2 and not others
     assert found.keys() == expected.keys()
