@@ -85,3 +85,12 @@ def test_second_derivatives_are_refused(name):
 
     with pytest.raises(RuntimeError, match="no second derivatives|no derivative"):
         func.jacrev(func.grad(loss))(A)
+
+
+def test_a_tensor_that_outlives_its_transform_is_an_ordinary_tensor():
+    kept, (x, W, A, B) = [], (torch.randn(s) for s in ((5, 8), (6, 8), (3, 8), (6, 3)))
+    torch.func.grad(lambda x: kept.append(x) or x.sum())(x)
+    A.requires_grad_()
+    found = torch.autograd.grad(pf.lora_linear(kept[0], W, A, B).square().sum(), A)[0]
+    expected = torch.autograd.grad((x @ W.t() + x @ A.t() @ B.t()).square().sum(), A)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

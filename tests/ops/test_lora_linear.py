@@ -25,6 +25,20 @@ def test_long_sums_in_cpp_are_no_rougher_than_eager(M, dtype, options):
     assert_agrees("lora_linear", "cpu", Case(M, 11008, 264, 5, 0.0, dtype, options=options))
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("op", ["lora_linear", "lora_dx"])
+@pytest.mark.parametrize(
+    "M,inner,r,p,dtype",
+    [
+        *((M, 70, 400, p, torch.float32) for M in (60, 72) for p in (0.0, 0.3)),  # from 66 rows on the package's GEMM
+        *((M, 1024, r, p, torch.bfloat16) for M in (260, 390) for r in (4, 48) for p in (0.0, 0.3)),  # from 384
+    ],
+)
+def test_agrees_with_the_vendors_product_and_with_the_packages(op, M, inner, r, p, dtype):
+    K, N = (inner, 50) if op == "lora_linear" else (50, inner)
+    assert_agrees(op, "cpu", Case(M, K, N, r, p, dtype))
+
+
 @pytest.mark.parametrize(
     "index,value,error,words",
     [
