@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -120,3 +121,9 @@ def test_a_stop_string_ends_the_answer_before_it(client, generated):
     assert reply.choices[0].finish_reason == "stop" and reply.usage.completion_tokens < 30
     pieces = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**options, stream=True)]
     assert "".join(pieces) == text[: text.index(stop)]
+
+
+def test_a_null_option_of_streams_is_one_that_is_left_out(shared):
+    body = {"model": "desk", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "stream": True}
+    found = httpx.post(f"{shared[0]}/v1/chat/completions", json=body | {"stream_options": {"include_usage": None}})
+    assert found.status_code == 200 and found.text.endswith("data: [DONE]\n\n") and '"usage":{' not in found.text
