@@ -66,7 +66,7 @@ class Hour:
         while not is_over():
             for process, end in list(self.running):
                 if process.ended is not None:
-                    status, why = _judged(process)
+                    status, why = _outcome(process)
                 elif time.monotonic() >= end:
                     status, why = LATE, f"stopped after {process.seconds:.0f} s"
                     process.stop()
@@ -92,7 +92,7 @@ class Hour:
         return status
 
 
-def _judged(process):
+def _outcome(process):
     """(status, reason) of a process that was not stopped."""
     if process.ended == 0:
         return DONE, ""

@@ -45,7 +45,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         self.config = getattr(model, "config", DUMMY_MODEL_CONFIG)
         if hasattr(self.config, "pretraining_tp"):
             self.config.pretraining_tp = 1  # as in PEFT: the model must not compute with slices of its weights
-        self._settle(adapter_name)
+        self._after_adding(adapter_name)
 
     def add_adapter(
         self,
@@ -68,7 +68,7 @@ class PeftMixedModel(peft.PeftMixedModel):
             undo.pop_all()
         self.set_modules_to_save(peft_config, adapter_name)
         self.base_model._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        self._settle(adapter_name)
+        self._after_adding(adapter_name)
 
     def load_adapter(self, model_id: str | os.PathLike, adapter_name: str, *args, **kwargs) -> Any:
         """PEFT's load_adapter; also for an adapter whose layers are inside the layers of another adapter."""
@@ -95,7 +95,7 @@ class PeftMixedModel(peft.PeftMixedModel):
         if self.peft_config:
             fuse(self.base_model.model)
 
-    def _settle(self, adapter_name):
+    def _after_adding(self, adapter_name):
         torch_encoder.switch_off_fast_path(self.base_model.model)
         warn_after(self.base_model.model, self.peft_config[adapter_name], adapter_name)
         fuse(self.base_model.model)

@@ -32,7 +32,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         check_before(model, peft_config, adapter_name)
         name_head(peft_config)
         super().__init__(model, peft_config, adapter_name, *args, **options)
-        self._settle(adapter_name)
+        self._after_adding(adapter_name)
 
     @classmethod
     def _adopt(cls, model, is_loaded=True):
@@ -42,13 +42,13 @@ class PeftModel(SafeFiles, peft.PeftModel):
             model.__class__ = cls if issubclass(cls, kind) else kind
             model._is_loading = is_loaded
             for name in model.peft_config:
-                model._settle(name)
+                model._after_adding(name)
             model._is_loading = False
         return model
 
     _is_loading = False  # True while an adapter is loaded from a file: no warnings about a config from a file
 
-    def _settle(self, adapter_name):
+    def _after_adding(self, adapter_name):
         """Finishes adding an adapter: warnings, and fusing of the new layers."""
         config = self.peft_config[adapter_name]
         name_head(config)  # PEFT has appended the head once more; this removes the duplicate
@@ -73,7 +73,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
         name_head(peft_config)
         super().add_adapter(adapter_name, peft_config, *args, **options)
         if "_adapters_disabled" in vars(self):  # else PEFT's constructor is adding the first adapter
-            self._settle(adapter_name)
+            self._after_adding(adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's delete_adapter; a gated feedforward module without LoRA adapters is unfused."""

@@ -30,7 +30,7 @@ from .switching import Marked
 FUSED, AROUND = "fused", "fused around the base: "
 
 
-class Judged:
+class CallCache:
     """Caches of a layer; copying and pickling empty them.
 
     last: the facts of the last call and the rules' answer. rows: the adapters of the last call with adapter_names.
@@ -43,7 +43,7 @@ class Judged:
         self.last, self.rows, self.was_of_rows = (None, (None, False)), None, False
 
     def __reduce__(self):
-        return Judged, ()
+        return CallCache, ()
 
 
 class FusedLayer(Marked, ExactMerge):
@@ -133,13 +133,13 @@ class FusedLayer(Marked, ExactMerge):
             kinds = [method(self, name) for name in active]
             found, parts = zip(*(kind.read(self, name) for kind, name in zip(kinds, active, strict=True)), strict=True)
             facts = base, of_x, kinds, found
-        before, judgement = self._judged.last
+        before, answer = self._call_cache.last
         if compiling or facts != before:
             adapters = ((kind, found),) if len(active) == 1 else tuple(zip(kinds, found, strict=True))
-            judgement = why_not(base, of_x, adapters)
+            answer = why_not(base, of_x, adapters)
             if not compiling:
-                self._judged.last = facts, judgement
-        return *judgement, parts, weight, bias, of_x[-1] is None and not compiling  # is_plain: no autocast
+                self._call_cache.last = facts, answer
+        return *answer, parts, weight, bias, of_x[-1] is None and not compiling  # is_plain: no autocast
 
     def count(self, reason) -> None:
         if not is_dynamo_compiling():
@@ -167,7 +167,7 @@ class FusedLayer(Marked, ExactMerge):
     def attach(cls, layer) -> None:
         """Sets the class of a PEFT layer to this fused class."""
         set_class(layer, cls)
-        layer._fused_calls, layer._judged = Counter(), Judged()
+        layer._fused_calls, layer._call_cache = Counter(), CallCache()
 
     def detach(self) -> None:
         """Restores the layer's PEFT class; merged adapters are unmerged first and merged again by PEFT's code."""
@@ -175,7 +175,7 @@ class FusedLayer(Marked, ExactMerge):
         if names:
             self.unmerge()
         set_class(self, self.peft_class)
-        del self._fused_calls, self._judged
+        del self._fused_calls, self._call_cache
         if names:
             self.merge(adapter_names=names)
 

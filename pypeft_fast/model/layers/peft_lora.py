@@ -74,33 +74,33 @@ class FusedLoRA(FusedLayer):
             return reason, False, None, None, None, False
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
         beside = base, of_input(x)
-        its = None if compiling else self._judged.rows
+        its = None if compiling else self._call_cache.rows
         if its is None or its.names != active or its.beside != beside or not its.still_holds(self):
             its = RowAdapters(self, active, *beside)
             if its.reason is None and not compiling and its.watch(self):
-                self._judged.rows = its
+                self._call_cache.rows = its
         return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
 
     def _remember_rows(self):
         """Notes a call with rows that a checkpoint may lose, for `active`."""
         if not is_compiling() and self.training and not rows_of_batch.are_kept():
-            self._judged.was_of_rows = True
+            self._call_cache.was_of_rows = True
 
     def active(self):
         """RuntimeError in a backward pass, where checkpointing runs the layer again without the rows that it had."""
-        if not is_compiling() and self._judged.was_of_rows:
+        if not is_compiling() and self._call_cache.was_of_rows:
             if torch._C._current_graph_task_id() != -1:
                 raise RuntimeError(
                     "checkpointing runs this layer again without the adapter_names of its call; checkpoint by "
                     "model.gradient_checkpointing_enable(), or give the block its names within the checkpoint"
                 )
             if self.training:  # a call in eval mode may lie between a forward and its backward pass
-                self._judged.was_of_rows = False
+                self._call_cache.was_of_rows = False
         return super().active()
 
     def delete_adapter(self, adapter_name):
         super().delete_adapter(adapter_name)
-        self._judged.rows = None  # which holds the parameters
+        self._call_cache.rows = None  # which holds the parameters
 
     def as_lora(self, x):
         """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.

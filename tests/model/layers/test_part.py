@@ -133,5 +133,5 @@ def test_the_reason_is_computed_again_only_after_the_facts_have_changed(monkeypa
     model.train()(x)
     assert len(asked) == 4 and report.calls()["lora_dropout is in place or drops all: p=1.0"] == 1
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert isinstance(again, FusedLayer) and again._judged.last[0] is None
+        assert isinstance(again, FusedLayer) and again._call_cache.last[0] is None
         assert torch.equal(again.eval()(x), layer.eval()(x))
