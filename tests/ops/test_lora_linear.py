@@ -39,6 +39,20 @@ def test_agrees_with_the_vendors_product_and_with_the_packages(op, M, inner, r, 
     assert_agrees(op, "cpu", Case(M, K, N, r, p, dtype))
 
 
+@pytest.mark.cpu
+@pytest.mark.parametrize("op", ["lora_shrink", "lora_linear", "lora_forward"])
+@pytest.mark.parametrize(
+    "M,r,dtype",
+    [
+        *((M, r, torch.float32) for M in (9, 31, 32) for r in (3, 130)),  # up to 31 rows without packing
+        *((M, r, torch.bfloat16) for M in (4, 5, 31, 32) for r in (3, 128, 129)),  # of lora_shrink also 31, to r = 128
+        *((M, 3, torch.float16) for M in (17, 31)),
+    ],
+)
+def test_agrees_on_both_sides_of_the_rows_that_need_no_packing(op, M, r, dtype):
+    assert_agrees(op, "cpu", Case(M, 70, 50, r, 0.0, dtype))
+
+
 @pytest.mark.parametrize(
     "index,value,error,words",
     [

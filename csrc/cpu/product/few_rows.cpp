@@ -31,8 +31,13 @@ namespace pypeft {
 
 bool few_rows_win(ScalarType dtype, int64_t rows, bool decodes) {
   if (decodes) return rows <= 8;
-  if (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16) return rows <= 3;
+  if (dtype == ScalarType::Float && selected_isa() <= Isa::avx512) return rows < 32;  // from there on gemm() may win
+  if (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16) return rows <= 4;
   return rows <= (dtype == ScalarType::Half ? 16 : 8);
+}
+
+bool few_rows_shrink(ScalarType dtype, int64_t rows, int64_t rank) {
+  return few_rows_win(dtype, rows) || (rows < 32 && rank <= 128 && selected_isa() <= Isa::avx512);
 }
 
 // What the sizes, a and b left open.

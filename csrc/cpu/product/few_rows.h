@@ -11,6 +11,9 @@ namespace pypeft {
 // quantised, and decoded in registers.
 bool few_rows_win(ScalarType dtype, int64_t rows, bool decodes = false);
 
+// Whether few_rows() is the fastest way to x lora_A^T of this rank: lora_shrink's own kernel packs lora_A first.
+bool few_rows_shrink(ScalarType dtype, int64_t rows, int64_t rank);
+
 // product() of few rows, without a mask: b of dense columns, as a transposed weight has, of a's dtype or float32. The
 // result is of b's dtype.
 Tensor few_rows(const Tensor& a, const Tensor& b, const LowRank* low_rank = nullptr, const Epilogue& epilogue = {});
