@@ -179,6 +179,7 @@ SEGMENTS = [
           "of[m * step] <= n)", FORWARD),
     _csrc("segments-few-rows-read-the-next-rank", "cpu/segments/up_body.h", "width == W ? ~0u : (1u << width) - 1",
           "~0u", FORWARD),
+    _csrc("segments-order-of-the-sums", "cpu/segments/up_body.h", "l % (W / R) * R + l / (W / R)", "l", FORWARD),
     _csrc("segments-adapter-without-rows", "cpu/segments/gradient_body.h", "if (block.count == 0)", "if (false)",
           BACKWARD),
     _csrc("segments-gradient-of-one-tile", "cpu/segments/gradient_body.h", "GRADIENT_COLUMNS, i > 0)",

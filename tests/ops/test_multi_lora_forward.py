@@ -111,14 +111,30 @@ def test_infinity_and_nan_do_not_leak_into_other_rows(kernel, bad):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("count", [1, 30])
-def test_infinity_in_a_row_of_lora_B_stays_in_its_column(kernel, count):
-    """The rank is less than a vector, so a whole vector would read the next row of B."""
-    x, W, b, A, B, _, *rest = sample("multi_lora_forward", Case(count, 33, 49, 3, 0.0, options={"adapters": 2}))
+@pytest.mark.parametrize("count,r", [(1, 3), (1, 8), (30, 3)])
+def test_infinity_in_a_row_of_lora_B_stays_in_its_column(kernel, count, r):
+    """The rank is less than a vector, so a vector has elements of several rows of B."""
+    x, W, b, A, B, _, *rest = sample("multi_lora_forward", Case(count, 33, 49, r, 0.0, options={"adapters": 2}))
+    A[0], B[0] = torch.randn(r, 33), torch.randn(49, r)
     B[0][7] = float("inf")
     with pf.using(kernel):
         y, *_ = multi_lora_forward(x, W, b, A, B, torch.zeros(count, dtype=torch.int64), *rest)
     assert (~y.isfinite()).any(0).nonzero().flatten().tolist() == [7]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("r", [1, 2, 4, 5, 8, 16, 32])
+@pytest.mark.parametrize("N", [1, 16, 49, 300])
+def test_a_single_row_of_each_adapter(dtype, r, N):
+    """With few rows of an adapter its B [N, r] is not transposed; a vector holds several rows of B if r is small."""
+    x, W = torch.randn(3, 40).to(dtype), torch.randn(N, 40).to(dtype)
+    A, B = [torch.randn(r, 40).to(dtype) for _ in range(3)], [torch.randn(N, r).to(dtype) for _ in range(3)]
+    y, s, _ = multi_lora_forward(x, W, None, A, B, torch.tensor([2, 0, 1]), [1.0, 2.0, 0.5], [0.0] * 3, None)
+    for row, (a, scaling) in enumerate([(2, 0.5), (0, 1.0), (1, 2.0)]):
+        base, update = x[row].double() @ W.double().t(), scaling * (s[row].double() @ B[a].double().t())
+        error, size = (y[row].double() - base - update).abs(), base.abs() + update.abs()
+        assert error.max() <= (0.008 if dtype == BF16 else 1e-6) * size.max()
 
 
 @pytest.mark.cpu

@@ -1,16 +1,13 @@
 // The product of one row with the transpose of a matrix [columns, r], which is not transposed in memory. The sums
 // across lanes of W columns are computed at once.
 
-// Returns v with lanes exchanged: lane l of the result is lane l ^ H of v.
-template <int H>
-PYPEFT_INLINE F swap_lanes(F v) {
+// Returns v with lanes exchanged: lane l of the result is lane from[l] of v.
+PYPEFT_INLINE F lanes_of(F v, U from) {
 #if defined(__clang__)
   F out;
-  for (int l = 0; l < W; ++l) out[l] = v[l ^ H];
+  for (int l = 0; l < W; ++l) out[l] = v[from[l]];
   return out;
 #else
-  U from;
-  for (int l = 0; l < W; ++l) from[l] = l ^ H;
   return __builtin_shuffle(v, from);
 #endif
 }
@@ -18,13 +15,13 @@ PYPEFT_INLINE F swap_lanes(F v) {
 // Lane l of the result is b[l] + b[l ^ H] if bit H of l is set, otherwise a[l] + a[l ^ H].
 template <int H>
 PYPEFT_INLINE F fold_pair(F a, F b) {
-  U has;
-  for (int l = 0; l < W; ++l) has[l] = l & H ? ~0u : 0;
+  U has, from;
+  for (int l = 0; l < W; ++l) has[l] = l & H ? ~0u : 0, from[l] = l ^ H;
   const F stay = (F)(((U)a & ~has) | ((U)b & has)), move = (F)(((U)a & has) | ((U)b & ~has));
-  return stay + swap_lanes<H>(move);
+  return stay + lanes_of(move, from);
 }
 
-// Sets lane l of v[0] to the sum of all lanes of v[l].
+// Sets lane l of v[0] to a sum over the lanes of v[l % 2H]: over the 2H lanes that lie beside lane l.
 template <int H = W / 2>
 PYPEFT_INLINE void fold(F* v) {
 #pragma GCC unroll 16
@@ -32,10 +29,41 @@ PYPEFT_INLINE void fold(F* v) {
   if constexpr (H > 1) fold<H / 2>(v);
 }
 
+// up_row() of a matrix whose rows, of R elements, follow each other without a gap: a vector has W / R of its rows.
+template <class P, int R>
+inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out) {
+  F left;
+  U from;  // after fold(), lane g * R + i has the sum of row i * (W / R) + g
+  for (int l = 0; l < W; ++l) left[l] = s[l % R], from[l] = l % (W / R) * R + l / (W / R);
+  for (int64_t n = 0; n < columns; n += W) {
+    F v[R];
+    const P* first = B + n * R;
+    if (n + W <= columns) {
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) v[i] = left * widen(first + i * W);
+    } else {
+      for (int64_t i = 0; i < R; ++i) {
+        const int64_t inside = (columns - n) * R - i * W;
+        v[i] = inside > 0 ? left * widen(first + i * W, at_most(W, inside)) : F{};
+      }
+    }
+    if constexpr (R > 1) fold<R / 2>(v);
+    store(out + n, lanes_of(v[0], from));
+  }
+}
+
 // out[n] = s . B[n] for n < columns; out is written up to the next multiple of W. s has r floats and is padded with
 // zeros. The rows of B are ld apart, and the first `readable` elements of B can be read.
 template <class P>
 inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t readable, int64_t columns, float* out) {
+  if (ld == r && r < W) {
+    if constexpr (W > 8) {
+      if (r == 8) return up_row_dense<P, 8>(s, B, columns, out);
+    }
+    if (r == 4) return up_row_dense<P, 4>(s, B, columns, out);
+    if (r == 2) return up_row_dense<P, 2>(s, B, columns, out);
+    if (r == 1) return up_row_dense<P, 1>(s, B, columns, out);
+  }
   for (int64_t n = 0; n < columns; n += W) {
     F sums[W] = {};
     for (int64_t j = 0; j < r; j += W) {
