@@ -5,7 +5,8 @@ import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.responses import JSONResponse
 
 from ..finetune.errors import UserError
@@ -34,7 +35,19 @@ def administration_routes(scheduler: Scheduler, allowed: Administration | None) 
         if not hmac.compare_digest(given.encode(), f"Bearer {allowed.token}".encode()):
             raise ApiError(401, "a change needs the server's token: Authorization: Bearer TOKEN", code="invalid_token")
 
-    routes = APIRouter(dependencies=[Depends(authorised)])
+    class Authorised(APIRoute):
+        """Checks the token before the body is read; a dependency would be checked after it."""
+
+        def get_route_handler(self):
+            handler = super().get_route_handler()
+
+            async def checked(request: Request):
+                authorised(request)
+                return await handler(request)
+
+            return checked
+
+    routes = APIRouter(route_class=Authorised)
 
     @routes.put("/v1/models/{name:path}")
     async def put(name: str, body: AdapterRequest | None = None) -> JSONResponse:

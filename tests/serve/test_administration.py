@@ -92,10 +92,11 @@ WRONG = [None, "", "Bearer", "Bearer wrong", f"Bearer {TOKEN}x", "Bearer \xe9", 
 
 @pytest.mark.parametrize("header", WRONG)
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
-def test_a_change_without_the_token_is_refused(http, method, header):
+@pytest.mark.parametrize("body", [b"", b"{no json", b'{"folder": 7}'])
+def test_a_change_without_the_token_is_refused_whatever_its_body(http, method, header, body):
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
     with httpx.Client(base_url=http.base_url, headers=headers) as other:
-        refusal = other.request(method, "/v1/models/desk")
+        refusal = other.request(method, "/v1/models/desk", content=body)
     assert refusal.status_code == 401 and refusal.json()["error"]["code"] == "invalid_token"
     assert [its.name for its in http.scheduler.adapters.all()] == ["tiny"]
 
