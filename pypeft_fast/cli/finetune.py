@@ -15,6 +15,7 @@ from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.resolve import resolve
 from . import finetune_many
+from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, counted, parameters_of, parts_of, starting_adapter
 from .option_names import as_options
 from .terminal import say
@@ -31,16 +32,20 @@ def run(arguments) -> None:
         return
     part = parts[None]
     settings = resolve(asked_for(arguments) | part.settings, len(part.examples), adapter)
+    options = effective_options(arguments, [settings])
+    if arguments.print_config:
+        say_config(options)
+        return
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
         run_folder.go_on(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
-        _train(arguments, settings, part.examples, part.held_out)
+        _train(arguments, settings, part.examples, part.held_out, options)
 
 
-def _train(arguments, settings, examples, held_out) -> None:
+def _train(arguments, settings, examples, held_out, options) -> None:
     import torch
 
     from ..finetune.training.ready import make_ready
@@ -70,7 +75,7 @@ def _train(arguments, settings, examples, held_out) -> None:
     elif going_on.checkpoint:
         say(f"going on from {going_on.checkpoint}")
     else:
-        for name, why in run_folder.begin(output, settings).items():
+        for name, why in run_folder.begin(output, settings, options).items():
             say(f"{name} stays: {why}")
 
     metrics = _fine_tune(ready, settings, output, going_on.checkpoint)

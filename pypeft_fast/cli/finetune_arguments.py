@@ -1,7 +1,10 @@
 """The options of `pypeft-fast finetune`."""
 
+from argparse import BooleanOptionalAction
+
 from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
 from .common import add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
+from .finetune_optimization import add_optimization
 from .option_values import count, folder, positive, positive_int, probability
 
 SUMMARY = "train an adapter for a language model on your data"
@@ -37,6 +40,13 @@ def _of(option: str, what: str) -> str:
 
 def add_arguments(parser) -> None:
     add = parser.add_argument
+    add(
+        "--config",
+        metavar="FILE",
+        help="read options from this .yaml, .toml or .json file, such as an earlier run's finetune.json; a key is the "
+        "long name of an option; options on the command line override the file",
+    )
+    add("--print-config", action="store_true", help="print all options with their values as YAML, and end")
     add_model(parser)
     add(
         "--data",
@@ -48,7 +58,8 @@ def add_arguments(parser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--by-product",
-        action="store_true",
+        action=BooleanOptionalAction,
+        default=False,
         help='train an adapter for each product that occurs as "product" in the records of --data',
     )
     which.add_argument("--product", metavar="NAME", help="train on the records of this product only")
@@ -85,8 +96,10 @@ def add_arguments(parser) -> None:
         "--learning-rate",
         type=positive,
         metavar="X",
-        help=f"at most 1; decays to 0 (default: depends on the method, for lora {METHODS['lora'].learning_rate:g})",
+        help=f"at most 1 (default: depends on the method, for lora {METHODS['lora'].learning_rate:g})",
     )
+    add_optimization(parser)
+    add_optimization(parser)
     add_max_length(parser)
     add_dtype(parser)
     add_quantize(parser)
@@ -118,8 +131,18 @@ def add_arguments(parser) -> None:
         metavar="STEPS",
         help="steps between evaluations, each with a checkpoint; 0: none (default: one epoch, but 10 to 200 steps)",
     )
-    add("--keep-checkpoints", action="store_true", help="do not delete the checkpoints after the run")
-    add("--gradient-checkpointing", action="store_true", help="use less memory and more time")
+    add(
+        "--keep-checkpoints",
+        action=BooleanOptionalAction,
+        default=False,
+        help="do not delete the checkpoints after the run",
+    )
+    add(
+        "--gradient-checkpointing",
+        action=BooleanOptionalAction,
+        default=False,
+        help="use less memory and more time",
+    )
     add_threads(parser)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")

@@ -14,6 +14,7 @@ from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on_many, go_on_many, open_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
+from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, counted, parameters_of
 from .option_names import as_options
 from .terminal import say
@@ -28,16 +29,20 @@ def run(arguments, data: dict[str, Part], adapter) -> None:
         if its.held_out is None:
             with about(name):
                 split(its.examples, settings[name].eval_fraction, settings[name].seed)
+    options = effective_options(arguments, settings.values())
+    if arguments.print_config:
+        say_config(options)
+        return
     if not arguments.resume:
         open_many(arguments.output, settings, arguments.overwrite)
     elif not arguments.output.is_dir():
         go_on_many(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with alone_in_many(arguments.output, settings):
         threads.use(arguments.threads)
-        _train(arguments, settings, data)
+        _train(arguments, settings, data, options)
 
 
-def _train(arguments, settings, data) -> None:
+def _train(arguments, settings, data, options) -> None:
     import torch
 
     from ..finetune.training.ready_many import make_ready_many
@@ -68,7 +73,7 @@ def _train(arguments, settings, data) -> None:
     if saved is not None:
         say(f"{'; '.join([*damaged, 'going on'])} from {saved.path}")
     else:
-        for name, why in begin_many(output, settings).items():
+        for name, why in begin_many(output, settings, options).items():
             say(f"{name} stays: {why}")
     metrics = _fine_tune(ready, output, saved, settings)
     if not arguments.keep_checkpoints:

@@ -57,12 +57,16 @@ def command(settings: dict, name: str) -> str:
         option = option.replace("_", "-")
         if value is True:
             words.append(f"--{option}")
-        elif value is not None and value is not False and (option, value) != ("max-steps", -1):
-            text = (
-                ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
-            )
-            words.append(f"--{option} {shlex.quote(text)}")
+        elif value is not None and value is not False:
+            words.append(f"--{option} {shlex.quote(_text(value))}")
     return " ".join([*words, f"--output {shlex.quote(name)}"])
+
+
+def _text(value) -> str:
+    """The text of an option's value that the command reads as the same value."""
+    if isinstance(value, list):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _losses(metrics: dict) -> str:

@@ -21,6 +21,8 @@ LOCK_FILE = ".finetune.lock"  # exists while a run writes the folder
 FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
 # The key in the settings file for checkpoints of an earlier run that `overwrite` did not delete: see checkpoints.py.
 EARLIER = "earlier_checkpoints"
+# Further keys in the settings file: options of the command that do not change the adapter, and may differ in `resume`.
+OPTIONS = ("output", "by_product", "keep_checkpoints", "threads")
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ def _is_held(file, path: Path) -> bool:
         return True  # a file system without locks
 
 
-def begin(output: Path, settings) -> dict[str, str]:
+def begin(output: Path, settings, options: dict) -> dict[str, str]:
     """Removes the metrics and checkpoints of an earlier run and writes the settings of the new run.
 
+    options: further options of the command, for a config file that repeats the run.
     The earlier run's adapter stays until this run replaces it. Files and folders named checkpoint-* that no run wrote
     are not deleted; they are returned as {name: reason}.
     """
@@ -88,7 +91,7 @@ def begin(output: Path, settings) -> dict[str, str]:
     left = checkpoints.remove(output)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         stay = {path.name: checkpoints.fingerprint(path) for path in checkpoints.checkpoints(output)}
-    write_json(output / SETTINGS_FILE, dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
+    write_json(output / SETTINGS_FILE, options | dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
     return left
 
 
@@ -149,7 +152,7 @@ def check_settings(path: Path, now: dict, adapter: str | None = None) -> dict[st
     except UserError as error:
         raise UserError(f"`resume`: {error}; {remedy}") from error
     earlier = saved.pop(EARLIER, {})
-    missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys())
+    missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys() - set(OPTIONS))
     if missing or unknown or not isinstance(earlier, dict):
         what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0] if unknown else EARLIER}"
         raise UserError(f"`resume`: {path} {what}: another version of this command wrote it; {remedy}")
