@@ -4,7 +4,7 @@ from ..finetune.base_models import load_base
 from ..finetune.errors import UserError, as_user_error
 from .adapter_option import check_arguments, check_one_kind, import_libraries
 from .common import add_adapters, add_loading, add_model, add_seed
-from .option_values import positive_int, temperature, top_p
+from .option_values import not_negative, positive_int, top_p
 from .terminal import say
 
 SUMMARY = "talk to a model, with or without adapters"
@@ -35,7 +35,7 @@ def add_arguments(parser) -> None:
     )
     add(
         "--temperature",
-        type=temperature,
+        type=not_negative,
         metavar="X",
         default=0,
         help="0: always the most likely token; above 0: sample at this temperature (default: 0)",

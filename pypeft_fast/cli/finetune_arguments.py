@@ -99,7 +99,6 @@ def add_arguments(parser) -> None:
         help=f"at most 1 (default: depends on the method, for lora {METHODS['lora'].learning_rate:g})",
     )
     add_optimization(parser)
-    add_optimization(parser)
     add_max_length(parser)
     add_dtype(parser)
     add_quantize(parser)

@@ -35,6 +35,10 @@ def before_training(settings, data) -> list[str]:
             f"warning: a `learning_rate` of {settings.learning_rate:g} is outside {RATES[0]:g} to {RATES[1]:g}, where "
             f"adapters learn; usual for {settings.method} is {usual:g}"
         )
+    if (warmup := settings.warmup_steps(len(data.train))) >= steps:
+        lines.append(
+            f"warning: the `warmup` takes {warmup} steps and the run has {steps}, so the `learning_rate` is not reached"
+        )
     if not data.held_out:
         lines.append("warning: nothing is held out, so nothing tells whether training helps")
     elif (few := len(data.held_out)) < FEW_HELD_OUT:

@@ -66,7 +66,8 @@ class Course:
     def update(self) -> None:
         """Clips this adapter's gradients and makes a step of its optimizer and of its learning rate."""
         trainer, state = self.trainer, self.trainer.state
-        torch.nn.utils.clip_grad_norm_(self.run.parameters.values(), trainer.args.max_grad_norm)
+        if trainer.args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.run.parameters.values(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.optimizer.zero_grad()
