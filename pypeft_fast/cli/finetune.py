@@ -16,7 +16,7 @@ from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.resolve import resolve
 from . import finetune_many
 from .effective_options import effective_options, say_config
-from .finetune_checks import asked_for, counted, parameters_of, parts_of, starting_adapter
+from .finetune_checks import asked_for, course_of, parameters_of, parts_of, starting_adapter
 from .option_names import as_options
 from .terminal import say
 
@@ -59,11 +59,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
     ready = make_ready(settings, examples, held_out)
     data = ready.data
 
-    say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
-    steps = counted(settings.steps(len(data.train)), "step")
-    each = counted(settings.batch_size * settings.gradient_accumulation, "example")
-    say(f"{steps} of {each}, learning rate {settings.learning_rate:g}")
-    for line in (*shortened(data, settings.max_length), *before_training(settings, data)):
+    for line in (*course_of(settings, data), *shortened(data, settings.max_length), *before_training(settings, data)):
         say(as_options(line, arguments))
     if held_out is not None and (both := leaked(examples, held_out)):
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")

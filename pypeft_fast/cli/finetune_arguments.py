@@ -100,6 +100,13 @@ def add_arguments(parser) -> None:
     )
     add_optimization(parser)
     add_max_length(parser)
+    add(
+        "--packing",
+        action=BooleanOptionalAction,
+        default=False,
+        help="fill each row of a batch with examples, up to --max-length tokens; examples do not attend to each other, "
+        "and --batch-size counts rows",
+    )
     add_dtype(parser)
     add_quantize(parser)
     add(

@@ -62,6 +62,17 @@ def parts_of(arguments) -> dict[str | None, Part]:
     return of_files(data, eval_data)
 
 
+def course_of(settings: Settings, data) -> list[str]:
+    """The numbers of examples, and of steps and their size."""
+    packed = f" in {counted(len(data.rows), 'packed row')}" if settings.packing else ""
+    size = settings.batch_size * settings.gradient_accumulation
+    each = counted(size, "packed row" if settings.packing else "example")
+    return [
+        f"{len(data.train)} examples to train on{packed}, {len(data.held_out)} held out",
+        f"{counted(settings.steps(len(data.rows)), 'step')} of {each}, learning rate {settings.learning_rate:g}",
+    ]
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 

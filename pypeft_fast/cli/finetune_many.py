@@ -15,7 +15,7 @@ from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .effective_options import effective_options, say_config
-from .finetune_checks import asked_for, counted, parameters_of
+from .finetune_checks import asked_for, counted, course_of, parameters_of
 from .option_names import as_options
 from .terminal import say
 
@@ -65,8 +65,10 @@ def _train(arguments, settings, data, options) -> None:
         if name in held_out and (both := leaked(examples[name], held_out[name])):
             few = f"{both} of {len(held_out[name])} examples"
             say(f"{name}: warning: the questions of {few} of --eval-data are in --data too")
-    size = next(iter(settings.values())).batch_size
-    say(f"a batch holds {size} examples of each of {counted(len(settings), 'adapter')}: {size * len(settings)} rows")
+    first = next(iter(settings.values()))
+    size, noun = first.batch_size, "packed row" if first.packing else "example"
+    adapters = counted(len(settings), "adapter")
+    say(f"a batch holds {counted(size, noun)} of each of {adapters}: {size * len(settings)} rows")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
     say(parameters_of(ready.model))
@@ -108,11 +110,8 @@ def _fine_tune(ready, output, saved, settings):
 
 def _plan(settings, data) -> list[str]:
     """What is said of one adapter before training."""
-    steps = counted(settings.steps(len(data.train)), "step")
-    each = counted(settings.batch_size * settings.gradient_accumulation, "example")
     return [
-        f"{len(data.train)} examples to train on, {len(data.held_out)} held out; {steps} of {each}, learning rate "
-        f"{settings.learning_rate:g}",
+        "; ".join(course_of(settings, data)),
         *shortened(data, settings.max_length),
         *before_training(settings, data),
     ]

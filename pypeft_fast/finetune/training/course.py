@@ -30,7 +30,7 @@ class Course:
             run = self.run
             self.trainer = make_trainer(ready.model, run.data, ready.collator, run.settings, output, callbacks)
             self.trainer.remove_callback(self.trainer.progress_bar)
-            self.steps = run.settings.steps(len(run.data.train))
+            self.steps = run.settings.steps(len(run.data.rows))
             self.trainer.create_optimizer_and_scheduler(self.steps)
         # Right after the Trainer, whose seed PyTorch's generator has: the order of the examples follows from it.
         self._batches = self._all_batches(self.trainer.get_train_dataloader())
@@ -72,7 +72,7 @@ class Course:
         trainer.lr_scheduler.step()
         trainer.optimizer.zero_grad()
         state.global_step += 1
-        state.epoch = state.global_step / self.run.settings.steps_per_epoch(len(self.run.data.train))
+        state.epoch = state.global_step / self.run.settings.steps_per_epoch(len(self.run.data.rows))
         self._tell("on_step_end")
 
     def report(self, loss: float) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..data.packing import pack
 from ..data.records import Example
 from ..data.split import split
 from ..data.tokens import Encoded, encode_all
@@ -17,6 +18,12 @@ class Data:
     dropped: int  # number of examples without a target token within max_length
     cut: int = 0  # number of kept examples that were longer than max_length
     longest: int = 0  # tokens of the longest example before cutting
+    packed: list[Encoded] | None = None  # the training examples in packed rows
+
+    @property
+    def rows(self) -> list[Encoded]:
+        """What a batch holds several of: packed rows, or training examples."""
+        return self.train if self.packed is None else self.packed
 
 
 def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: list[Example] | None = None) -> Data:
@@ -40,6 +47,7 @@ def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: li
         dropped=kept.dropped + other.dropped,
         cut=kept.cut + other.cut,
         longest=max(kept.longest, other.longest),
+        packed=pack(kept.examples, settings.max_length) if settings.packing else None,
     )
 
 

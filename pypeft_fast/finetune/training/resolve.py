@@ -59,6 +59,11 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
         given["eval_fraction"] = 0
     if given["method"] == "prefix" and asked["gradient_checkpointing"]:
         raise UserError("`gradient_checkpointing` does not go with `method` prefix: it drops the cache that holds it")
+    if given["method"] in ("prompt", "prefix") and asked["packing"]:
+        raise UserError(
+            f"`packing` does not go with `method` {given['method']}: its virtual tokens are before the first example "
+            "of a row only"
+        )
     return Settings(**given)
 
 

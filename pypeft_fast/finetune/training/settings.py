@@ -44,6 +44,7 @@ class Settings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: gradients are not clipped
     max_length: int = 512
+    packing: bool = False  # whether a row has several examples, of at most max_length tokens together
     dtype: str = "float32"
     quantize: str | None = None  # the format in which the base model's linear layers are stored
     eval_data: str | None = None  # held-out data, instead of a part of `data`
@@ -53,22 +54,22 @@ class Settings:
     save_every: int | None = None  # steps between checkpoints and evaluations; 0: neither; None: see checkpoint_steps
     gradient_checkpointing: bool = False
 
-    def steps_per_epoch(self, examples: int) -> int:
-        """Optimizer steps in one epoch over this number of examples."""
-        return math.ceil(math.ceil(examples / self.batch_size) / self.gradient_accumulation)
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in one epoch over this number of rows: packed rows, or examples."""
+        return math.ceil(math.ceil(rows / self.batch_size) / self.gradient_accumulation)
 
-    def steps(self, examples: int) -> int:
-        """Optimizer steps of the whole run on this number of examples."""
-        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(examples))
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run on this number of rows."""
+        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
 
-    def warmup_steps(self, examples: int) -> int:
+    def warmup_steps(self, rows: int) -> int:
         """Steps in which the learning rate rises from 0; the first of them has the learning rate 0."""
         if self.warmup >= 1:
             return int(self.warmup)
-        return math.floor(self.warmup * self.steps(examples) + 1e-9)  # 0.29 * 100 is below 29 in floating point
+        return math.floor(self.warmup * self.steps(rows) + 1e-9)  # 0.29 * 100 is below 29 in floating point
 
-    def checkpoint_steps(self, examples: int) -> int:
+    def checkpoint_steps(self, rows: int) -> int:
         """Steps between checkpoints; at each checkpoint the held-out loss is evaluated. 0: no checkpoints."""
         if self.save_every is not None:
             return self.save_every
-        return min(max(self.steps_per_epoch(examples), LEAST), MOST)
+        return min(max(self.steps_per_epoch(rows), LEAST), MOST)

@@ -43,7 +43,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
     """
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    every = settings.checkpoint_steps(len(data.train))
+    every = settings.checkpoint_steps(len(data.rows))
     saving = "steps" if every else "no"
     evaluating = saving if data.held_out else "no"
     arguments = TrainingArguments(
@@ -55,7 +55,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_steps(len(data.train)),
+        warmup_steps=settings.warmup_steps(len(data.rows)),
         optim=settings.optimizer,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -83,7 +83,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         model,
         arguments,
         data_collator=collator,
-        train_dataset=data.train,
+        train_dataset=data.rows,
         eval_dataset=data.held_out or None,
         callbacks=callbacks,
     )

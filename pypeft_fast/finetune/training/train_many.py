@@ -81,7 +81,7 @@ def _in_step(ready, courses, output: Path, before: dict, step: int):
 
 def checkpoint_steps(ready: ReadyMany) -> int:
     """Steps between checkpoints: the fewest steps between evaluations of any adapter. 0: no checkpoints."""
-    of_each = (run.settings.checkpoint_steps(len(run.data.train)) for run in ready.runs.values())
+    of_each = (run.settings.checkpoint_steps(len(run.data.rows)) for run in ready.runs.values())
     return min(filter(None, of_each), default=0)
 
 

@@ -105,6 +105,7 @@ def test_in_float32(many, alone, tmp_path):
         dict(gradient_checkpointing=True),
         dict(patience=1, learning_rate=0.5, epochs=5),
         dict(schedule="linear", warmup=2, weight_decay=0.3, max_grad_norm=0.01, optimizer="adamw_torch"),
+        dict(packing=True, max_length=40, epochs=4),
         dict(schedule="inverse_sqrt", max_grad_norm=0, optimizer="sgd"),
         dict(save_every=0, max_steps=4),
         dict(eval_fraction=0, max_steps=3),
