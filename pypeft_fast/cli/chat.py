@@ -61,9 +61,9 @@ def run(arguments) -> None:
     from ..finetune.chat import Chat
 
     model, tokenizer = load_base(arguments.model, arguments.dtype, arguments.quantize)
+    chat = Chat(model, tokenizer, adapters)
     if arguments.system and tokenizer.chat_template is None:
         raise UserError("--system: this tokenizer has no chat template for a system message; leave the option out")
-    chat = Chat(model, tokenizer, adapters)
     transformers.set_seed(arguments.seed)
     generation = _generation(arguments)
     start = [{"role": "system", "content": arguments.system}] if arguments.system else []
@@ -102,8 +102,7 @@ def _answer_once(chat, messages, generation) -> None:
 def _converse(chat, start, generation) -> None:
     names = ", ".join(chat.adapters) or "none"
     say(f"adapters: {names}. /help lists the commands.")
-    remembers = chat.tokenizer.chat_template is not None
-    if not remembers:
+    if chat.tokenizer.chat_template is None:
         say("this tokenizer has no chat template: the model continues each line without the earlier lines")
     messages = list(start)
     while True:
@@ -128,6 +127,7 @@ def _converse(chat, start, generation) -> None:
         elif text:
             messages.append({"role": "user", "content": text})
             answer = chat.answer(messages, _streamer(chat), **generation)
+            remembers = chat.tokenizer.chat_template is not None
             messages = [*messages, {"role": "assistant", "content": answer}] if remembers else []
 
 

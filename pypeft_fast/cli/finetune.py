@@ -7,12 +7,14 @@ from pathlib import Path
 from ..finetune import threads
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
+from ..finetune.chat_template import read_template
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
 from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.reporters import check_reporters
 from ..finetune.training.resolve import resolve
 from . import finetune_many
 from .effective_options import effective_options, say_config
@@ -25,6 +27,9 @@ def run(arguments) -> None:
     need("transformers", "accelerate", "matplotlib", "jinja2", "tqdm")
     check_base(arguments.model)
     check_quantize(arguments.quantize)
+    check_reporters(arguments.report_to)
+    if arguments.chat_template is not None:
+        read_template(arguments.chat_template)
     adapter = starting_adapter(arguments)
     parts = parts_of(arguments)
     if None not in parts:
@@ -74,7 +79,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
         for name, why in run_folder.begin(output, settings, options).items():
             say(f"{name} stays: {why}")
 
-    metrics = _fine_tune(ready, settings, output, going_on.checkpoint)
+    metrics = _fine_tune(ready, settings, output, going_on.checkpoint, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
@@ -87,7 +92,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
     )
 
 
-def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
+def _fine_tune(ready, settings, output: Path, checkpoint: Path | None, report_to) -> dict:
     """Calls `fine_tune`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
@@ -96,7 +101,8 @@ def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return fine_tune(ready.model, ready.data, ready.collator, settings, output, checkpoint, [SayEvaluations()])
+            given = ready.model, ready.data, ready.collator, settings, output, checkpoint
+            return fine_tune(*given, [SayEvaluations()], report_to)
     except (KeyboardInterrupt, UserError):
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")

@@ -3,6 +3,7 @@
 from argparse import BooleanOptionalAction
 
 from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
+from ..finetune.training.reporters import REPORTERS
 from .common import add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .finetune_optimization import add_optimization
 from .option_values import count, folder, positive, positive_int, probability
@@ -127,6 +128,20 @@ def add_arguments(parser) -> None:
         type=positive_int,
         metavar="N",
         help="stop after N evaluations without a lower held-out loss (default: never)",
+    )
+    add(
+        "--chat-template",
+        metavar="FILE",
+        help="a Jinja template to use instead of the tokenizer's; it is stored with the adapter, and chat, evaluate, "
+        "serve and merge use it",
+    )
+    add(
+        "--report-to",
+        nargs="+",
+        choices=list(REPORTERS),
+        metavar="NAME",
+        help=f"report the losses to these programs: {', '.join(REPORTERS)}; TensorBoard's files are in --output "
+        "(default: none)",
     )
     add_seed(parser, "the seed of the split, the data order, the initial values and the dropout")
     add(

@@ -12,6 +12,7 @@ from ..finetune.errors import UserError, about, as_user_error
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on_many, go_on_many, open_many
+from ..finetune.training.reporters import check_of_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .effective_options import effective_options, say_config
@@ -22,6 +23,7 @@ from .terminal import say
 
 def run(arguments, data: dict[str, Part], adapter) -> None:
     """data: by the names of the adapters; adapter: what --adapter names, with which each begins."""
+    check_of_many(arguments.report_to)
     asked, settings = asked_for(arguments), {}
     for name, its in data.items():
         settings[name] = resolve(asked | its.settings, len(its.examples), adapter)
@@ -77,7 +79,7 @@ def _train(arguments, settings, data, options) -> None:
     else:
         for name, why in begin_many(output, settings, options).items():
             say(f"{name} stays: {why}")
-    metrics = _fine_tune(ready, output, saved, settings)
+    metrics = _fine_tune(ready, output, saved, settings, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for name, its in metrics.items():
@@ -92,7 +94,7 @@ def _train(arguments, settings, data, options) -> None:
     say(f"try them: pypeft-fast chat --model {shlex.quote(model)}{quantize} {adapters}")
 
 
-def _fine_tune(ready, output, saved, settings):
+def _fine_tune(ready, output, saved, settings, report_to):
     """Calls `fine_tune_many`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
@@ -101,7 +103,7 @@ def _fine_tune(ready, output, saved, settings):
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return fine_tune_many(ready, output, lambda name: [SayEvaluations(name)], saved)
+            return fine_tune_many(ready, output, lambda name: [SayEvaluations(name)], saved, report_to)
     except (KeyboardInterrupt, UserError):
         if can_go_on_many(output, settings):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")

@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM{", BitsAndBytesConfig" if settings
 model = PeftModel.from_pretrained(model, {json.dumps(name)})
 ```
 
-The command, with the options that were given or follow from the data:
+{_template(settings)}The command, with the options that were given or follow from the data:
 
 ```
 {command(settings, name)}
@@ -76,6 +76,12 @@ def _losses(metrics: dict) -> str:
         f"Loss on {metrics['eval_examples']} held-out examples, nats per token of their answers: "
         f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after."
     )
+
+
+def _template(settings: dict) -> str:
+    if settings["chat_template"] is None:
+        return ""
+    return "It was trained with the chat template in `chat_template.jinja`: set `tokenizer.chat_template` to it.\n\n"
 
 
 def _stored(settings: dict) -> str:

@@ -24,11 +24,12 @@ class Course:
     last step.
     """
 
-    def __init__(self, name: str, ready: ReadyMany, output: Path, callbacks=()):
+    def __init__(self, name: str, ready: ReadyMany, output: Path, callbacks=(), report_to=()):
         self.name, self.ready, self.run = name, ready, ready.runs[name]
         with ready.only(name):
             run = self.run
-            self.trainer = make_trainer(ready.model, run.data, ready.collator, run.settings, output, callbacks)
+            given = ready.model, run.data, ready.collator, run.settings
+            self.trainer = make_trainer(*given, output, callbacks, report_to)
             self.trainer.remove_callback(self.trainer.progress_bar)
             self.steps = run.settings.steps(len(run.data.rows))
             self.trainer.create_optimizer_and_scheduler(self.steps)
@@ -126,6 +127,11 @@ class Course:
         with torch.no_grad():
             for name, value in (self._best or {}).items():
                 self.run.parameters[name].copy_(value)
+
+    def end(self) -> None:
+        """Takes the best adapter, and tells the callbacks that training has ended."""
+        self.take_best()
+        self._tell("on_train_end")
 
     def _tell(self, event: str) -> None:
         trainer = self.trainer

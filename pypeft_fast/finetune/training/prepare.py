@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..chat_template import use_template
 from ..data.packing import pack
 from ..data.records import Example
 from ..data.split import split
@@ -19,6 +20,7 @@ class Data:
     cut: int = 0  # number of kept examples that were longer than max_length
     longest: int = 0  # tokens of the longest example before cutting
     packed: list[Encoded] | None = None  # the training examples in packed rows
+    chat_template: str | None = None  # the text of a template from a file
 
     @property
     def rows(self) -> list[Encoded]:
@@ -29,8 +31,10 @@ class Data:
 def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: list[Example] | None = None) -> Data:
     """Tokenises the training and the held-out examples. Without `held_out`, a part of `examples` is held out.
 
-    UserError if max_length leaves no target token in the training examples, or none in the held-out examples.
+    The tokenizer gets the chat template of the settings. UserError if max_length leaves no target token in the training
+    examples, or none in the held-out examples; also as from `use_template`.
     """
+    template = use_template(tokenizer, settings.chat_template) if settings.chat_template else None
     train = examples
     if held_out is None:
         train, held_out = split(examples, settings.eval_fraction, settings.seed)
@@ -47,6 +51,7 @@ def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: li
         dropped=kept.dropped + other.dropped,
         cut=kept.cut + other.cut,
         longest=max(kept.longest, other.longest),
+        chat_template=template,
         packed=pack(kept.examples, settings.max_length) if settings.packing else None,
     )
 

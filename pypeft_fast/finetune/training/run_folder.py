@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import json_text
 from ..adapters.files import CONFIG, WEIGHTS, fault
+from ..chat_template import FILE as TEMPLATE
 from ..errors import UserError, as_user_error
 from ..text import quoted
 from ..whole_files import write_json
@@ -18,11 +19,11 @@ from . import checkpoints
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
 LOCK_FILE = ".finetune.lock"  # exists while a run writes the folder
-FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
+FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS, TEMPLATE)
 # The key in the settings file for checkpoints of an earlier run that `overwrite` did not delete: see checkpoints.py.
 EARLIER = "earlier_checkpoints"
 # Further keys in the settings file: options of the command that do not change the adapter, and may differ in `resume`.
-OPTIONS = ("output", "by_product", "keep_checkpoints", "threads")
+OPTIONS = ("output", "by_product", "keep_checkpoints", "threads", "report_to")
 
 
 @dataclass(frozen=True)

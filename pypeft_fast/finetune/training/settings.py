@@ -53,6 +53,7 @@ class Settings:
     seed: int = 0
     save_every: int | None = None  # steps between checkpoints and evaluations; 0: neither; None: see checkpoint_steps
     gradient_checkpointing: bool = False
+    chat_template: str | None = None  # the file of a template to use instead of the tokenizer's
 
     def steps_per_epoch(self, rows: int) -> int:
         """Optimizer steps in one epoch over this number of rows: packed rows, or examples."""

@@ -23,14 +23,18 @@ from .together import Step, backward
 
 
 def fine_tune_many(
-    ready: ReadyMany, output: Path, callbacks: Callable[[str], Sequence] = lambda name: (), saved: Saved | None = None
+    ready: ReadyMany,
+    output: Path,
+    callbacks: Callable[[str], Sequence] = lambda name: (),
+    saved: Saved | None = None,
+    report_to: Sequence[str] = (),
 ) -> dict[str, dict]:
     """Trains all adapters; returns the metrics of each, as `fine_tune` does.
 
     Each adapter's folder, output/NAME, gets what a run of its own writes, as soon as the adapter has ended: the adapter
     of the lowest held-out loss, README.md and metrics.json. output gets loss.png, with the losses of all, and during
     the run checkpoints. callbacks(name) gives transformers.TrainerCallbacks for each adapter. saved: the checkpoint to
-    go on from.
+    go on from. report_to: names of OF_MANY.
 
     Raises UserError, and ends the run, if a loss is or becomes NaN or infinite.
     """
@@ -40,7 +44,7 @@ def fine_tune_many(
             with ready.only(name):
                 before[name] = loss_before(ready.model, run.data, ready.collator, run.settings)
         if saved is None or name not in saved.ended:
-            courses.append(Course(name, ready, output / name, callbacks(name)))
+            courses.append(Course(name, ready, output / name, callbacks(name), report_to))
     for course in courses if saved else ():
         course.go_on(saved.numbers[course.name], saved.tensors[course.name])
     if any(run.settings.gradient_checkpointing for run in ready.runs.values()):
@@ -96,7 +100,7 @@ def _of_ended(folder: Path):
 def _end(course, folder: Path, before: float | None):
     """Writes an adapter that has ended; returns its metrics and its curve."""
     run, ready = course.run, course.ready
-    course.take_best()
+    course.end()
     trained, of_all = ready.model.get_nb_trainable_parameters()  # of all adapters
     with about(course.name), ready.only(course.name):
         metrics, curve = write_results(course.trainer, run.data, run.settings, folder, before, run.adapter)
