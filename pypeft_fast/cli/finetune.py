@@ -10,6 +10,7 @@ from ..finetune.calm import calm_libraries
 from ..finetune.chat_template import read_template
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
+from ..finetune.memory import resident_bytes
 from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
@@ -18,7 +19,7 @@ from ..finetune.training.reporters import check_reporters
 from ..finetune.training.resolve import resolve
 from . import finetune_many
 from .effective_options import effective_options, say_config
-from .finetune_checks import asked_for, course_of, parameters_of, parts_of, starting_adapter
+from .finetune_checks import asked_for, course_of, parts_of, said_before, starting_adapter
 from .option_names import as_options
 from .terminal import say
 
@@ -61,6 +62,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
         say(f"the run in {output} is complete: all {going_on.steps_done} steps are done")
         return
     calm_libraries()
+    process = resident_bytes()
     ready = make_ready(settings, examples, held_out)
     data = ready.data
 
@@ -70,7 +72,8 @@ def _train(arguments, settings, examples, held_out, options) -> None:
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
-    say(parameters_of(ready.model))
+    for line in said_before(ready.model, settings, data.rows, process):
+        say(as_options(line, arguments))
     if going_on.checkpoint and going_on.damaged:
         say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
     elif going_on.checkpoint:
@@ -97,12 +100,12 @@ def _fine_tune(ready, settings, output: Path, checkpoint: Path | None, report_to
     import torch
 
     from ..finetune.training.train import fine_tune
-    from .progress import SayEvaluations
+    from .progress import SayEvaluations, SayTime
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
             given = ready.model, ready.data, ready.collator, settings, output, checkpoint
-            return fine_tune(*given, [SayEvaluations()], report_to)
+            return fine_tune(*given, [SayEvaluations(), SayTime()], report_to)
     except (KeyboardInterrupt, UserError):
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")

@@ -77,6 +77,20 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def said_before(ready_model, settings: Settings, rows, process: int, adapters: int = 1) -> list[str]:
+    """What is trained, and the predicted peak memory. process: the resident set before the model was loaded."""
+    from ..finetune.plan.predict import predict
+    from ..finetune.report.scope import scope
+
+    longest = max(len(row.input_ids) for row in rows)
+    try:
+        peak = predict(ready_model, settings, longest, process, adapters).peak
+        memory = f"predicted peak memory: {peak / 1e9:.2f} GB"
+    except UserError as error:
+        memory = f"no prediction of the memory: {error}"
+    return [scope(ready_model, settings.method), parameters_of(ready_model), memory]
+
+
 def parameters_of(model) -> str:
     trainable, total = model.get_nb_trainable_parameters()
     return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"

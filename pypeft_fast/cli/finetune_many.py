@@ -9,6 +9,7 @@ from ..finetune.calm import calm_libraries
 from ..finetune.data.products import Part
 from ..finetune.data.split import leaked, split
 from ..finetune.errors import UserError, about, as_user_error
+from ..finetune.memory import resident_bytes
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on_many, go_on_many, open_many
@@ -16,7 +17,7 @@ from ..finetune.training.reporters import check_of_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .effective_options import effective_options, say_config
-from .finetune_checks import asked_for, counted, course_of, parameters_of
+from .finetune_checks import asked_for, counted, course_of, said_before
 from .option_names import as_options
 from .terminal import say
 
@@ -60,6 +61,7 @@ def _train(arguments, settings, data, options) -> None:
         check_name(name, f"--data {its.data}", remedy)
     examples = {name: its.examples for name, its in data.items()}
     held_out = {name: its.held_out for name, its in data.items() if its.held_out is not None}
+    process = resident_bytes()
     ready = make_ready_many(settings, examples, held_out)
     for name, its in ready.runs.items():
         for line in _plan(its.settings, its.data):
@@ -73,7 +75,9 @@ def _train(arguments, settings, data, options) -> None:
     say(f"a batch holds {counted(size, noun)} of each of {adapters}: {size * len(settings)} rows")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
-    say(parameters_of(ready.model))
+    rows = [row for its in ready.runs.values() for row in its.data.rows]
+    for line in said_before(ready.model, first, rows, process, len(settings)):
+        say(as_options(line, arguments))
     if saved is not None:
         say(f"{'; '.join([*damaged, 'going on'])} from {saved.path}")
     else:
@@ -99,11 +103,16 @@ def _fine_tune(ready, output, saved, settings, report_to):
     import torch
 
     from ..finetune.training.train_many import fine_tune_many
-    from .progress import SayEvaluations
+    from .progress import SayEvaluations, SayTime
+
+    longest = max(ready.runs, key=lambda name: ready.runs[name].settings.steps(len(ready.runs[name].data.rows)))
+
+    def callbacks(name: str) -> list:
+        return [SayEvaluations(name), *([SayTime(name)] if name == longest else [])]
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return fine_tune_many(ready, output, lambda name: [SayEvaluations(name)], saved, report_to)
+            return fine_tune_many(ready, output, callbacks, saved, report_to)
     except (KeyboardInterrupt, UserError):
         if can_go_on_many(output, settings):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
