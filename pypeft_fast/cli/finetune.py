@@ -20,6 +20,7 @@ from ..finetune.training.resolve import resolve
 from . import finetune_many
 from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, course_of, parts_of, said_before, starting_adapter
+from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
 
@@ -54,7 +55,8 @@ def run(arguments) -> None:
 def _train(arguments, settings, examples, held_out, options) -> None:
     import torch
 
-    from ..finetune.training.ready import make_ready
+    from ..finetune.training import ready as loading
+    from ..finetune.training import train
 
     output = arguments.output
     going_on = run_folder.go_on(output, settings) if arguments.resume else run_folder.GoingOn(None)
@@ -63,7 +65,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
         return
     calm_libraries()
     process = resident_bytes()
-    ready = make_ready(settings, examples, held_out)
+    ready = loading.make_ready(settings, examples, held_out)
     data = ready.data
 
     for line in (*course_of(settings, data), *shortened(data, settings.max_length), *before_training(settings, data)):
@@ -82,12 +84,16 @@ def _train(arguments, settings, examples, held_out, options) -> None:
         for name, why in run_folder.begin(output, settings, options).items():
             say(f"{name} stays: {why}")
 
-    metrics = _fine_tune(ready, settings, output, going_on.checkpoint, arguments.report_to or ())
+    metrics = _fine_tune(train.fine_tune, ready, settings, output, going_on.checkpoint, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
         say(as_options(line, arguments))
-    say(f"adapter, README.md, metrics.json and loss.png are in {output}")
+    name = output.resolve().name
+    if arguments.report:
+        write_report(arguments, options, ready, {name: Trained(metrics, output, examples, data.held_out_examples)})
+    files = "loss.png and report.html" if arguments.report else "and loss.png"
+    say(f"adapter, README.md, metrics.json, {files} are in {output}")
     say(f"peak memory: {metrics['peak_memory_bytes'] / 1e9:.2f} GB (resident set of this process)")
     quantize = f" --quantize {settings.quantize}" if settings.quantize else ""
     say(
@@ -95,11 +101,10 @@ def _train(arguments, settings, examples, held_out, options) -> None:
     )
 
 
-def _fine_tune(ready, settings, output: Path, checkpoint: Path | None, report_to) -> dict:
+def _fine_tune(fine_tune, ready, settings, output: Path, checkpoint: Path | None, report_to) -> dict:
     """Calls `fine_tune`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
-    from ..finetune.training.train import fine_tune
     from .progress import SayEvaluations, SayTime
 
     try:

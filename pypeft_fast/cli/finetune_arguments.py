@@ -10,6 +10,7 @@ from .option_values import count, folder, positive, positive_int, probability
 
 SUMMARY = "train an adapter for a language model on your data"
 EXAMPLE = "pypeft-fast finetune --model smollm2 --data examples/faq.jsonl --output my-adapter"
+REPORT = True  # the default of --report
 ADVICE = """\
 --data: a file of JSON lines, or a .json, .csv or .parquet file with the same keys or columns. The formats of a record:
   {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
@@ -21,13 +22,14 @@ held-out loss is evaluated before training, at each checkpoint and at the end; t
 is kept.
 
 After the run the output folder has the adapter (adapter_config.json, adapter_model.safetensors, in Hugging Face PEFT's
-format), README.md, metrics.json and loss.png. During the run it also has checkpoints, from which --resume continues.
+format), README.md, finetune.json, metrics.json, loss.png and report.html. During the run it also has checkpoints, from
+which --resume continues.
 
 Several adapters over one base model: --data desk=FILE --data billing=FILE --output DIR trains both in one run and
-writes DIR/desk, DIR/billing and DIR/loss.png. Each adapter has the steps, the evaluations and the result of a run of
-its own (dropout draws other numbers). A step takes --batch-size examples of each adapter at once, so memory grows with
-the number of adapters. With --by-product there is one --data, and the key "product" of each record names its adapter.
-Checkpoints of all adapters are in DIR. Methods: """ + ", ".join(BY_ROWS)
+writes DIR/desk, DIR/billing, DIR/loss.png and DIR/report.html. Each adapter has the steps, the evaluations and the
+result of a run of its own (dropout draws other numbers). A step takes --batch-size examples of each adapter at once, so
+memory grows with the number of adapters. With --by-product there is one --data, and the key "product" of each record
+names its adapter. Checkpoints of all adapters are in DIR. Methods: """ + ", ".join(BY_ROWS)
 
 
 def _methods_with(option: str) -> str:
@@ -142,6 +144,19 @@ def add_arguments(parser) -> None:
         metavar="NAME",
         help=f"report the losses to these programs: {', '.join(REPORTERS)}; TensorBoard's files are in --output "
         "(default: none)",
+    )
+    add(
+        "--report",
+        action=BooleanOptionalAction,
+        default=REPORT,
+        help="write report.html at the end: losses, answers before and after, options, how to use the adapter",
+    )
+    add(
+        "--report-examples",
+        type=count,
+        metavar="N",
+        default=3,
+        help="questions of report.html, answered by the base model and by each adapter (default: %(default)s)",
     )
     add_seed(parser, "the seed of the split, the data order, the initial values and the dropout")
     add(

@@ -18,6 +18,7 @@ from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, counted, course_of, said_before
+from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
 
@@ -48,7 +49,7 @@ def run(arguments, data: dict[str, Part], adapter) -> None:
 def _train(arguments, settings, data, options) -> None:
     import torch
 
-    from ..finetune.training.ready_many import make_ready_many
+    from ..finetune.training import ready_many, train_many
 
     output = arguments.output
     saved, damaged = go_on_many(output, settings) if arguments.resume else (None, [])
@@ -62,7 +63,7 @@ def _train(arguments, settings, data, options) -> None:
     examples = {name: its.examples for name, its in data.items()}
     held_out = {name: its.held_out for name, its in data.items() if its.held_out is not None}
     process = resident_bytes()
-    ready = make_ready_many(settings, examples, held_out)
+    ready = ready_many.make_ready_many(settings, examples, held_out)
     for name, its in ready.runs.items():
         for line in _plan(its.settings, its.data):
             say(as_options(f"{name}: {line}", arguments))
@@ -83,13 +84,20 @@ def _train(arguments, settings, data, options) -> None:
     else:
         for name, why in begin_many(output, settings, options).items():
             say(f"{name} stays: {why}")
-    metrics = _fine_tune(ready, output, saved, settings, arguments.report_to or ())
+    metrics = _fine_tune(train_many.fine_tune_many, ready, output, saved, settings, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for name, its in metrics.items():
         for line in after_training(its):
             say(as_options(f"{name}: {line}", arguments))
-    say(f"adapter, README.md and metrics.json of each are in {output}/NAME; loss.png is in {output}")
+    if arguments.report:
+        trained = {
+            name: Trained(its, output / name, examples[name], ready.runs[name].data.held_out_examples)
+            for name, its in metrics.items()
+        }
+        write_report(arguments, options, ready, trained, ready.only)
+    files = "loss.png and report.html are" if arguments.report else "loss.png is"
+    say(f"adapter, README.md and metrics.json of each are in {output}/NAME; {files} in {output}")
     peak = max(its["peak_memory_bytes"] for its in metrics.values())
     say(f"peak memory: {peak / 1e9:.2f} GB (resident set of this process)")
     model = next(iter(settings.values())).model
@@ -98,11 +106,10 @@ def _train(arguments, settings, data, options) -> None:
     say(f"try them: pypeft-fast chat --model {shlex.quote(model)}{quantize} {adapters}")
 
 
-def _fine_tune(ready, output, saved, settings, report_to):
+def _fine_tune(fine_tune_many, ready, output, saved, settings, report_to):
     """Calls `fine_tune_many`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
-    from ..finetune.training.train_many import fine_tune_many
     from .progress import SayEvaluations, SayTime
 
     longest = max(ready.runs, key=lambda name: ready.runs[name].settings.steps(len(ready.runs[name].data.rows)))

@@ -30,11 +30,7 @@ An adapter ({settings["method"]}) for {base}{_stored(settings)}, {MARK} on {_cod
 {_losses(metrics)}
 
 ```python
-from peft import PeftModel  # or: from pypeft_fast import PeftModel
-from transformers import AutoModelForCausalLM{", BitsAndBytesConfig" if settings["quantize"] else ""}
-
-{_quantization(settings)}model = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{_with(settings)})
-model = PeftModel.from_pretrained(model, {json.dumps(name)})
+{program(settings, base, name)}
 ```
 
 {_template(settings)}The command, with the options that were given or follow from the data:
@@ -43,6 +39,16 @@ model = PeftModel.from_pretrained(model, {json.dumps(name)})
 {command(settings, name)}
 ```
 """
+
+
+def program(settings: dict, base: str, folder: str) -> str:
+    """The Python statements that load the adapter in this folder over its base model."""
+    return f"""\
+from peft import PeftModel  # or: from pypeft_fast import PeftModel
+from transformers import AutoModelForCausalLM{", BitsAndBytesConfig" if settings["quantize"] else ""}
+
+{_quantization(settings)}model = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{_with(settings)})
+model = PeftModel.from_pretrained(model, {json.dumps(folder)})"""
 
 
 def is_card(path: Path) -> bool:

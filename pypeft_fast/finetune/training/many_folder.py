@@ -47,6 +47,8 @@ def begin_many(output: Path, settings: dict[str, Settings], options: dict) -> di
     options: all options of the command, for a config file that repeats the run.
     """
     _remove_scratch(output)
+    with as_user_error(f"{output / run_folder.REPORT_FILE} cannot be deleted", (OSError,)):
+        (output / run_folder.REPORT_FILE).unlink(missing_ok=True)
     left = checkpoints.remove(output)
     alone = {name: options[name] for name in run_folder.OPTIONS if name in options} | {"by_product": False}
     for name, its in settings.items():

@@ -15,11 +15,12 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Ready:
-    """The arguments of `fine_tune` besides the settings."""
+    """The arguments of `fine_tune` besides the settings, and the tokenizer."""
 
     model: object  # a PeftModel
     data: Data
     collator: Collator
+    tokenizer: object
 
 
 def make_ready(settings: Settings, examples: list[Example], held_out: list[Example] | None = None) -> Ready:
@@ -31,7 +32,7 @@ def make_ready(settings: Settings, examples: list[Example], held_out: list[Examp
     base, tokenizer = load_base(settings.model, settings.dtype, settings.quantize)
     data = make_data(base, tokenizer, settings, examples, held_out)
     transformers.set_seed(settings.seed)
-    return Ready(adapted(base, settings), data, Collator.of(tokenizer))
+    return Ready(adapted(base, settings), data, Collator.of(tokenizer), tokenizer)
 
 
 def make_data(base, tokenizer, settings: Settings, examples: list[Example], held_out: list[Example] | None) -> Data:

@@ -60,9 +60,7 @@ def write_results(
         write_whole(readme, card(metrics, output.resolve().name).encode())
     else:
         write_whole(readme, theirs)  # PEFT has added to it
-    losses, held_out = metrics["loss_history"]["train"], metrics["loss_history"]["held_out"]
-    loss_of_steps = [loss for _, loss in losses]
-    return metrics, Curve(output.resolve().name, loss_of_steps, before, after, held_out, metrics["best_step"])
+    return metrics, Curve.of(output.resolve().name, metrics)
 
 
 def _write_template(path: Path, template: str | None) -> None:

@@ -8,9 +8,12 @@ of a run of its own, as far as rounding goes (dropout draws other numbers).
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from .. import json_text
+from ..adapters.files import WEIGHTS
 from ..errors import about
 from ..report.plot import Curve, plot_losses
 from ..whole_files import write_json
@@ -53,7 +56,7 @@ def fine_tune_many(
         many_checkpoints.restore_generators(saved.generators)
     metrics, curves = {}, {}
     for name in saved.ended if saved else ():
-        metrics[name], curves[name] = _of_ended(output / name)
+        metrics[name], curves[name] = _of_ended(ready, name, output / name)
     for course in _in_step(ready, courses, output, before, saved.step if saved else 0):
         metrics[course.name], curves[course.name] = _end(course, output / course.name, before[course.name])
     plot_losses([curves[name] for name in ready.runs], output / "loss.png")
@@ -89,12 +92,11 @@ def checkpoint_steps(ready: ReadyMany) -> int:
     return min(filter(None, of_each), default=0)
 
 
-def _of_ended(folder: Path):
-    """The metrics and the curve of an adapter that had ended before the run went on."""
+def _of_ended(ready: ReadyMany, name: str, folder: Path):
+    """The metrics and the curve of an adapter that had ended before the run went on; the model gets its weights."""
+    set_peft_model_state_dict(ready.model, load_file(folder / WEIGHTS), ready.runs[name].adapter)
     metrics = json_text.read_object(folder / "metrics.json", str(folder / "metrics.json"))
-    train, held_out = metrics["loss_history"]["train"], metrics["loss_history"]["held_out"]
-    losses, before, after = [loss for _, loss in train], metrics["eval_loss_before"], metrics["eval_loss_after"]
-    return metrics, Curve(folder.resolve().name, losses, before, after, held_out, metrics["best_step"])
+    return metrics, Curve.of(folder.resolve().name, metrics)
 
 
 def _end(course, folder: Path, before: float | None):

@@ -16,7 +16,7 @@ def test_sentences_after():
 
 
 def test_a_learning_rate_that_is_none_for_adapters():
-    data = SimpleNamespace(train=[None] * 100, held_out=[None] * 10)
+    data = SimpleNamespace(train=[None] * 100, rows=[None] * 100, held_out=[None] * 10)
     for rate in (1e-6, 5e-4, 1e-1):
         assert before_training(Settings("m", "d", learning_rate=rate), data) == []
     for rate in (9e-7, 0.11):
@@ -25,7 +25,7 @@ def test_a_learning_rate_that_is_none_for_adapters():
 
 
 def test_a_warm_up_as_long_as_the_run():
-    data = SimpleNamespace(train=[None] * 100, held_out=[None] * 10)  # 75 steps
+    data = SimpleNamespace(train=[None] * 100, rows=[None] * 100, held_out=[None] * 10)  # 75 steps
     assert before_training(Settings("m", "d", warmup=74), data) == []
     (line,) = before_training(Settings("m", "d", warmup=75), data)
     assert line.startswith("warning: the `warmup` takes 75 steps and the run has 75")
