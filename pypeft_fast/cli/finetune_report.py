@@ -2,12 +2,15 @@
 
 import contextlib
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..finetune.data.records import Example
 from ..finetune.whole_files import write_whole
 from .terminal import say
+
+SECONDS = 120  # after which no further question is answered
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ def write_report(arguments, options: dict, ready, trained: dict[str, Trained], o
     output, count = arguments.output, arguments.report_examples
     if count:
         say(f"answering at most {count} questions for report.html, with the base model and with the adapter")
-    parts = []
+    parts, until = [], time.monotonic() + SECONDS
     for name, its in trained.items():
         asked = its.held_out or its.train
         with only(name) if only else contextlib.nullcontext():
-            answers = answered(ready.model, ready.tokenizer, asked, count, arguments.seed) if count else []
+            answers = answered(ready.model, ready.tokenizer, asked, count, until) if count else []
         parts.append(Part(name, its.metrics, answers, not its.held_out))
     write_whole(output / "report.html", page(output.resolve().name, parts, options, uses(trained, options)).encode())
 

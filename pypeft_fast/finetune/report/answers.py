@@ -1,5 +1,6 @@
 """Answers of the base model and of the adapter to a few questions of the data, for report.html."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -25,15 +26,17 @@ class Answered:
     adapter: str
 
 
-def answered(model, tokenizer, examples: list[Example], count: int, seed: int = 0) -> list[Answered]:
+def answered(model, tokenizer, examples: list[Example], count: int, until: float = math.inf) -> list[Answered]:
     """The answers to the first questions of at most `count` examples, spread over the list, by greedy decoding.
 
     model: a PeftModel whose adapter is active. An answer has at most TOKENS tokens and takes about SECONDS at most. If
-    the model cannot answer, the reason takes the place of the answer.
+    the model cannot answer, the reason takes the place of the answer. until: a time of time.monotonic after which no
+    further question is answered.
     """
-    transformers.set_seed(seed)
     chat, found = Chat(model, tokenizer, {}), []
     for example in spread(examples, count):
+        if time.monotonic() > until:
+            break
         asked = first_question(example)
         with model.disable_adapter():
             base = _answer(chat, asked)

@@ -63,6 +63,11 @@ def test_an_answer_ends_when_the_time_is_over(adapted, monkeypatch):
     assert found.adapter == f"{first} …"
 
 
+def test_no_question_is_answered_after_a_time(adapted):
+    model, tokenizer, _ = adapted
+    assert answered(model, tokenizer, [example("why", "because")], 1, until=0.0) == []
+
+
 def test_a_reason_takes_the_place_of_an_answer(adapted, monkeypatch):
     model, tokenizer, _ = adapted
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no') }}")

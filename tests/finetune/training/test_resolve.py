@@ -51,6 +51,13 @@ def test_a_learning_rate_that_cannot_be_meant(rate):
         resolve(ASKED | {"method": "ia3", "learning_rate": rate}, 40, None)
 
 
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_and_packed_rows(method):
+    with pytest.raises(UserError, match=f"`packing` does not go with `method` {method}: its virtual tokens are before"):
+        resolve(ASKED | {"method": method, "packing": True}, 40, None)
+    assert resolve(ASKED | {"method": "lora", "packing": True}, 40, None).packing
+
+
 def test_the_warm_up_of_a_schedule():
     assert resolve(ASKED | {"schedule": "linear"}, 40, None).warmup == 0.05
     assert resolve(ASKED | {"schedule": "linear", "warmup": 0.0}, 40, None).warmup == 0
