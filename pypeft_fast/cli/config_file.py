@@ -41,7 +41,7 @@ def options_from(path: str, actions: Iterable[argparse.Action], closest: Callabl
     found, names = {}, {}
     for key, value in read(Path(path)).items():
         name = str(key).replace("-", "_")
-        if name in RECORDS:
+        if name in RECORDS and path.endswith(".json") and isinstance(value, dict):
             continue
         if name not in known:
             raise ConfigError(f"{cut(str(key))}: no such option{_meant(name, known, closest)}")
@@ -57,15 +57,16 @@ def options_from(path: str, actions: Iterable[argparse.Action], closest: Callabl
     return found
 
 
-def exclude_others(found: dict, given: set[str], groups: Iterable[list[str]]) -> dict:
-    """The options of a file without those that are given, or that exclude one that is given.
+def exclude_others(found: dict, given: set[str], chosen: set[str], groups: Iterable[list[str]]) -> dict:
+    """The options of a file without those that are given, or that exclude one that is chosen.
 
-    groups: the names of options that exclude each other. ConfigError if the file itself has two of a group.
+    chosen: the given options but those that are turned off. groups: the names of options that exclude each other.
+    ConfigError if the file itself has two of a group.
     """
     found = {name: value for name, value in found.items() if name not in given}
     for group in groups:
         both = [name for name in group if found.get(name)]
-        if any(name in given for name in group):
+        if any(name in chosen for name in group):
             found = {name: value for name, value in found.items() if name not in group}
         elif len(both) > 1:
             raise ConfigError(f"{both[0]} and {both[1]} exclude each other; leave one out")

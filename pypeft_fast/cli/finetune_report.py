@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..finetune.adapters.methods import BY_ROWS
 from ..finetune.data.records import Example
 from ..finetune.whole_files import write_whole
+from .finetune_checks import counted
 from .terminal import say
 
 SECONDS = 120  # after which no further question is answered
@@ -33,7 +35,7 @@ def write_report(arguments, options: dict, ready, trained: dict[str, Trained], o
 
     output, count = arguments.output, arguments.report_examples
     if count:
-        say(f"answering at most {count} questions for report.html, with the base model and with the adapter")
+        say(f"answering at most {counted(count, 'question')} for report.html, with the base model and with the adapter")
     parts, until = [], time.monotonic() + SECONDS
     for name, its in trained.items():
         asked = its.held_out or its.train
@@ -55,9 +57,11 @@ def uses(trained: dict[str, Trained], options: dict) -> list[tuple[str, str]]:
     found = [
         ("talk to it", f"pypeft-fast chat {model} {adapters}"),
         ("its loss on other data", f"pypeft-fast evaluate {model} {adapters} --data FILE"),
-        ("answer over HTTP, as OpenAI's interface", f"pypeft-fast serve {model} {adapters}"),
     ]
-    if first.metrics["settings"]["method"] not in ("prompt", "prefix", "bottleneck"):
+    method = first.metrics["settings"]["method"]
+    if method in BY_ROWS:
+        found.append(("answer over HTTP, by OpenAI's interface", f"pypeft-fast serve {model} {adapters}"))
+    if method not in ("prompt", "prefix", "bottleneck"):
         found.append(("a model of its own", f"pypeft-fast merge {dense} --adapter {folders[0]} --output DIR"))
     found.append(("in Python", program(first.metrics["settings"], first.metrics["base_model"], str(first.folder))))
     repeat = f"pypeft-fast finetune --config {shlex.quote(options['output'] + '/finetune.json')} --output DIR"

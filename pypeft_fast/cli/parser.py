@@ -37,10 +37,12 @@ class Parser(argparse.ArgumentParser):
     def _take_defaults(self, path: str, args: list[str]) -> None:
         """Makes the values in the file the defaults of the options that are not among these arguments."""
         options = self._option_string_actions
-        given = {options[name].dest for name in (arg.partition("=")[0] for arg in args) if name in options}
+        names = [name for name in (arg.partition("=")[0] for arg in args) if name in options]
+        given = {options[name].dest for name in names}
+        chosen = {options[name].dest for name in names if not name.startswith("--no-")}
         groups = [[action.dest for action in its._group_actions] for its in self._mutually_exclusive_groups]
         try:
-            found = exclude_others(options_from(path, self._actions, self.closest), given, groups)
+            found = exclude_others(options_from(path, self._actions, self.closest), given, chosen, groups)
         except ConfigError as error:
             self.error(f"--config {path}: {error}")
         for action in self._actions:

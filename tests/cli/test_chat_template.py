@@ -95,6 +95,14 @@ def test_the_server_renders_with_the_template_of_the_adapter(tiny_model, tiny_ad
     assert texts[1] == "[user] why<|im_end|>[assistant] " and texts[0] == texts[2] != texts[1]
 
 
+def test_a_template_that_ends_no_answer(finetune, template):
+    warning = "warning: the --chat-template ends no answer with a special token of the tokenizer"
+    assert warning not in finetune("--chat-template", template)[1]
+    template.write_text(OTHER.replace("<|im_end|>", "[end]"))
+    code, out, _ = finetune("--chat-template", template, "--overwrite")
+    assert code == 0 and warning in out
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

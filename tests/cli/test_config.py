@@ -63,6 +63,8 @@ def test_the_command_line_overrides_the_file(tmp_path):
     found = parsed(tmp_path, YAML, "--product", "desk")
     assert (found.product, found.by_product) == ("desk", False)
     assert parsed(tmp_path, YAML + "overwrite: true", "--resume").overwrite is False
+    found = parsed(tmp_path, YAML.replace("by-product: true", "product: desk"), "--no-by-product")
+    assert (found.product, found.by_product) == ("desk", False)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("per_device_train_batch_size: 1", "no such option; did you mean batch_size?"),
         ("qqq: 1", "qqq: no such option (try"),
         ("config: a.yaml", "config: no such option"),
+        ("adapters: {}", "adapters: no such option; did you mean adapter?"),
         ("no_by_product: true", "no_by_product: no such option"),
         ("3: 4", "3: no such option"),
         ("rank: 4.5", "rank: 4.5 is not a whole number above 0"),

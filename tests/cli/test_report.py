@@ -40,7 +40,7 @@ def text_of(path):
 
 def test_one_adapter(finetune, data, tmp_path):
     out = finetune("--data", data("desk"), "--report", "--report-examples", 1)
-    assert "answering at most 1 questions for report.html" in out and "loss.png and report.html are in" in out
+    assert "answering at most 1 question for report.html" in out and "loss.png and report.html are in" in out
     text = text_of(tmp_path / "a" / "report.html")
     assert text.count(HOSTILE) == 1 and "the held-out examples" in text and "desk & " in text
     assert f"pypeft-fast finetune --config {tmp_path}/a/finetune.json --output DIR" in text

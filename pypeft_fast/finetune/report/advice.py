@@ -35,6 +35,11 @@ def before_training(settings, data) -> list[str]:
             f"warning: a `learning_rate` of {settings.learning_rate:g} is outside {RATES[0]:g} to {RATES[1]:g}, where "
             f"adapters learn; usual for {settings.method} is {usual:g}"
         )
+    if settings.chat_template and not data.has_ends:
+        lines.append(
+            "warning: the `chat_template` ends no answer with a special token of the tokenizer, so the model does not "
+            "learn to end its answers; write eos_token after each answer"
+        )
     if (warmup := settings.warmup_steps(len(data.rows))) >= steps:
         lines.append(
             f"warning: the `warmup` takes {warmup} steps and the run has {steps}, so the `learning_rate` is not reached"

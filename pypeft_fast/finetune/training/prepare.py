@@ -21,6 +21,7 @@ class Data:
     longest: int = 0  # tokens of the longest example before cutting
     packed: list[Encoded] | None = None  # the training examples in packed rows
     chat_template: str | None = None  # the text of a template from a file
+    has_ends: bool = True  # whether a special token is a target: the model learns to end its answers
 
     @property
     def rows(self) -> list[Encoded]:
@@ -52,6 +53,7 @@ def prepare(tokenizer, examples: list[Example], settings: Settings, held_out: li
         cut=kept.cut + other.cut,
         longest=max(kept.longest, other.longest),
         chat_template=template,
+        has_ends=not set(tokenizer.all_special_ids).isdisjoint(t for e in kept.examples for t in e.labels),
         packed=pack(kept.examples, settings.max_length) if settings.packing else None,
     )
 
