@@ -4,7 +4,7 @@ from ..finetune.base_models import load_base
 from ..finetune.errors import UserError, as_user_error
 from .adapter_option import check_arguments, check_one_kind, import_libraries
 from .common import add_adapters, add_loading, add_model, add_seed
-from .option_values import positive_int, temperature, top_p
+from .option_values import not_negative, positive_int, top_p
 from .terminal import say
 
 SUMMARY = "talk to a model, with or without adapters"
@@ -35,7 +35,7 @@ def add_arguments(parser) -> None:
     )
     add(
         "--temperature",
-        type=temperature,
+        type=not_negative,
         metavar="X",
         default=0,
         help="0: always the most likely token; above 0: sample at this temperature (default: 0)",
@@ -61,9 +61,9 @@ def run(arguments) -> None:
     from ..finetune.chat import Chat
 
     model, tokenizer = load_base(arguments.model, arguments.dtype, arguments.quantize)
+    chat = Chat(model, tokenizer, adapters)
     if arguments.system and tokenizer.chat_template is None:
         raise UserError("--system: this tokenizer has no chat template for a system message; leave the option out")
-    chat = Chat(model, tokenizer, adapters)
     transformers.set_seed(arguments.seed)
     generation = _generation(arguments)
     start = [{"role": "system", "content": arguments.system}] if arguments.system else []
@@ -102,8 +102,7 @@ def _answer_once(chat, messages, generation) -> None:
 def _converse(chat, start, generation) -> None:
     names = ", ".join(chat.adapters) or "none"
     say(f"adapters: {names}. /help lists the commands.")
-    remembers = chat.tokenizer.chat_template is not None
-    if not remembers:
+    if chat.tokenizer.chat_template is None:
         say("this tokenizer has no chat template: the model continues each line without the earlier lines")
     messages = list(start)
     while True:
@@ -128,6 +127,7 @@ def _converse(chat, start, generation) -> None:
         elif text:
             messages.append({"role": "user", "content": text})
             answer = chat.answer(messages, _streamer(chat), **generation)
+            remembers = chat.tokenizer.chat_template is not None
             messages = [*messages, {"role": "assistant", "content": answer}] if remembers else []
 
 

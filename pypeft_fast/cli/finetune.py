@@ -7,15 +7,20 @@ from pathlib import Path
 from ..finetune import threads
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
+from ..finetune.chat_template import read_template
 from ..finetune.data.split import leaked
 from ..finetune.errors import UserError, as_user_error, need
+from ..finetune.memory import resident_bytes
 from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.reporters import check_reporters
 from ..finetune.training.resolve import resolve
 from . import finetune_many
-from .finetune_checks import asked_for, counted, parameters_of, parts_of, starting_adapter
+from .effective_options import effective_options, say_config
+from .finetune_checks import asked_for, course_of, parts_of, said_before, starting_adapter
+from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
 
@@ -24,6 +29,9 @@ def run(arguments) -> None:
     need("transformers", "accelerate", "matplotlib", "jinja2", "tqdm")
     check_base(arguments.model)
     check_quantize(arguments.quantize)
+    check_reporters(arguments.report_to)
+    if arguments.chat_template is not None:
+        read_template(arguments.chat_template)
     adapter = starting_adapter(arguments)
     parts = parts_of(arguments)
     if None not in parts:
@@ -31,19 +39,24 @@ def run(arguments) -> None:
         return
     part = parts[None]
     settings = resolve(asked_for(arguments) | part.settings, len(part.examples), adapter)
+    options = effective_options(arguments, [settings])
+    if arguments.print_config:
+        say_config(options)
+        return
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
         run_folder.go_on(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
-        _train(arguments, settings, part.examples, part.held_out)
+        _train(arguments, settings, part.examples, part.held_out, options)
 
 
-def _train(arguments, settings, examples, held_out) -> None:
+def _train(arguments, settings, examples, held_out, options) -> None:
     import torch
 
-    from ..finetune.training.ready import make_ready
+    from ..finetune.training import ready as loading
+    from ..finetune.training import train
 
     output = arguments.output
     going_on = run_folder.go_on(output, settings) if arguments.resume else run_folder.GoingOn(None)
@@ -51,34 +64,36 @@ def _train(arguments, settings, examples, held_out) -> None:
         say(f"the run in {output} is complete: all {going_on.steps_done} steps are done")
         return
     calm_libraries()
-    ready = make_ready(settings, examples, held_out)
+    process = resident_bytes()
+    ready = loading.make_ready(settings, examples, held_out)
     data = ready.data
 
-    say(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
-    steps = counted(settings.steps(len(data.train)), "step")
-    each = counted(settings.batch_size * settings.gradient_accumulation, "example")
-    say(f"{steps} of {each}, learning rate {settings.learning_rate:g}")
-    for line in (*shortened(data, settings.max_length), *before_training(settings, data)):
+    for line in (*course_of(settings, data), *shortened(data, settings.max_length), *before_training(settings, data)):
         say(as_options(line, arguments))
     if held_out is not None and (both := leaked(examples, held_out)):
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
-    say(parameters_of(ready.model))
+    for line in said_before(ready.model, settings, data.rows, process):
+        say(as_options(line, arguments))
     if going_on.checkpoint and going_on.damaged:
         say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
     elif going_on.checkpoint:
         say(f"going on from {going_on.checkpoint}")
     else:
-        for name, why in run_folder.begin(output, settings).items():
+        for name, why in run_folder.begin(output, settings, options).items():
             say(f"{name} stays: {why}")
 
-    metrics = _fine_tune(ready, settings, output, going_on.checkpoint)
+    metrics = _fine_tune(train.fine_tune, ready, settings, output, going_on.checkpoint, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
         say(as_options(line, arguments))
-    say(f"adapter, README.md, metrics.json and loss.png are in {output}")
+    name = output.resolve().name
+    if arguments.report:
+        write_report(arguments, options, ready, {name: Trained(metrics, output, examples, data.held_out_examples)})
+    files = "loss.png and report.html" if arguments.report else "and loss.png"
+    say(f"adapter, README.md, metrics.json, {files} are in {output}")
     say(f"peak memory: {metrics['peak_memory_bytes'] / 1e9:.2f} GB (resident set of this process)")
     quantize = f" --quantize {settings.quantize}" if settings.quantize else ""
     say(
@@ -86,16 +101,16 @@ def _train(arguments, settings, examples, held_out) -> None:
     )
 
 
-def _fine_tune(ready, settings, output: Path, checkpoint: Path | None) -> dict:
+def _fine_tune(fine_tune, ready, settings, output: Path, checkpoint: Path | None, report_to) -> dict:
     """Calls `fine_tune`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
-    from ..finetune.training.train import fine_tune
-    from .progress import SayEvaluations
+    from .progress import SayEvaluations, SayTime
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return fine_tune(ready.model, ready.data, ready.collator, settings, output, checkpoint, [SayEvaluations()])
+            given = ready.model, ready.data, ready.collator, settings, output, checkpoint
+            return fine_tune(*given, [SayEvaluations(), SayTime()], report_to)
     except (KeyboardInterrupt, UserError):
         if run_folder.can_go_on(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")

@@ -62,8 +62,33 @@ def parts_of(arguments) -> dict[str | None, Part]:
     return of_files(data, eval_data)
 
 
+def course_of(settings: Settings, data) -> list[str]:
+    """The numbers of examples, and of steps and their size."""
+    packed = f" in {counted(len(data.rows), 'packed row')}" if settings.packing else ""
+    size = settings.batch_size * settings.gradient_accumulation
+    each = counted(size, "packed row" if settings.packing else "example")
+    return [
+        f"{len(data.train)} examples to train on{packed}, {len(data.held_out)} held out",
+        f"{counted(settings.steps(len(data.rows)), 'step')} of {each}, learning rate {settings.learning_rate:g}",
+    ]
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def said_before(ready_model, settings: Settings, rows, process: int, adapters: int = 1) -> list[str]:
+    """What is trained, and the predicted peak memory. process: the resident set before the model was loaded."""
+    from ..finetune.plan.predict import predict
+    from ..finetune.report.scope import scope
+
+    longest = max(len(row.input_ids) for row in rows)
+    try:
+        peak = predict(ready_model, settings, longest, process, adapters).peak
+        memory = f"predicted peak memory: {peak / 1e9:.2f} GB"
+    except UserError as error:
+        memory = f"no prediction of the memory: {error}"
+    return [scope(ready_model, settings.method), parameters_of(ready_model), memory]
 
 
 def parameters_of(model) -> str:

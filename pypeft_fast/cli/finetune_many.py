@@ -9,18 +9,23 @@ from ..finetune.calm import calm_libraries
 from ..finetune.data.products import Part
 from ..finetune.data.split import leaked, split
 from ..finetune.errors import UserError, about, as_user_error
+from ..finetune.memory import resident_bytes
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training.checkpoints import remove as remove_checkpoints
 from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on_many, go_on_many, open_many
+from ..finetune.training.reporters import check_of_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
-from .finetune_checks import asked_for, counted, parameters_of
+from .effective_options import effective_options, say_config
+from .finetune_checks import asked_for, counted, course_of, said_before
+from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
 
 
 def run(arguments, data: dict[str, Part], adapter) -> None:
     """data: by the names of the adapters; adapter: what --adapter names, with which each begins."""
+    check_of_many(arguments.report_to)
     asked, settings = asked_for(arguments), {}
     for name, its in data.items():
         settings[name] = resolve(asked | its.settings, len(its.examples), adapter)
@@ -28,19 +33,23 @@ def run(arguments, data: dict[str, Part], adapter) -> None:
         if its.held_out is None:
             with about(name):
                 split(its.examples, settings[name].eval_fraction, settings[name].seed)
+    options = effective_options(arguments, settings.values())
+    if arguments.print_config:
+        say_config(options)
+        return
     if not arguments.resume:
         open_many(arguments.output, settings, arguments.overwrite)
     elif not arguments.output.is_dir():
         go_on_many(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with alone_in_many(arguments.output, settings):
         threads.use(arguments.threads)
-        _train(arguments, settings, data)
+        _train(arguments, settings, data, options)
 
 
-def _train(arguments, settings, data) -> None:
+def _train(arguments, settings, data, options) -> None:
     import torch
 
-    from ..finetune.training.ready_many import make_ready_many
+    from ..finetune.training import ready_many, train_many
 
     output = arguments.output
     saved, damaged = go_on_many(output, settings) if arguments.resume else (None, [])
@@ -53,30 +62,42 @@ def _train(arguments, settings, data) -> None:
         check_name(name, f"--data {its.data}", remedy)
     examples = {name: its.examples for name, its in data.items()}
     held_out = {name: its.held_out for name, its in data.items() if its.held_out is not None}
-    ready = make_ready_many(settings, examples, held_out)
+    process = resident_bytes()
+    ready = ready_many.make_ready_many(settings, examples, held_out)
     for name, its in ready.runs.items():
         for line in _plan(its.settings, its.data):
             say(as_options(f"{name}: {line}", arguments))
         if name in held_out and (both := leaked(examples[name], held_out[name])):
             few = f"{both} of {len(held_out[name])} examples"
             say(f"{name}: warning: the questions of {few} of --eval-data are in --data too")
-    size = next(iter(settings.values())).batch_size
-    say(f"a batch holds {size} examples of each of {counted(len(settings), 'adapter')}: {size * len(settings)} rows")
+    first = next(iter(settings.values()))
+    size, noun = first.batch_size, "packed row" if first.packing else "example"
+    adapters = counted(len(settings), "adapter")
+    say(f"a batch holds {counted(size, noun)} of each of {adapters}: {size * len(settings)} rows")
     if crowded := threads.crowded(torch.get_num_threads()):
         say(as_options(crowded, arguments))
-    say(parameters_of(ready.model))
+    rows = [row for its in ready.runs.values() for row in its.data.rows]
+    for line in said_before(ready.model, first, rows, process, len(settings)):
+        say(as_options(line, arguments))
     if saved is not None:
         say(f"{'; '.join([*damaged, 'going on'])} from {saved.path}")
     else:
-        for name, why in begin_many(output, settings).items():
+        for name, why in begin_many(output, settings, options).items():
             say(f"{name} stays: {why}")
-    metrics = _fine_tune(ready, output, saved, settings)
+    metrics = _fine_tune(train_many.fine_tune_many, ready, output, saved, settings, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for name, its in metrics.items():
         for line in after_training(its):
             say(as_options(f"{name}: {line}", arguments))
-    say(f"adapter, README.md and metrics.json of each are in {output}/NAME; loss.png is in {output}")
+    if arguments.report:
+        trained = {
+            name: Trained(its, output / name, examples[name], ready.runs[name].data.held_out_examples)
+            for name, its in metrics.items()
+        }
+        write_report(arguments, options, ready, trained, ready.only)
+    files = "loss.png and report.html are" if arguments.report else "loss.png is"
+    say(f"adapter, README.md and metrics.json of each are in {output}/NAME; {files} in {output}")
     peak = max(its["peak_memory_bytes"] for its in metrics.values())
     say(f"peak memory: {peak / 1e9:.2f} GB (resident set of this process)")
     model = next(iter(settings.values())).model
@@ -85,16 +106,20 @@ def _train(arguments, settings, data) -> None:
     say(f"try them: pypeft-fast chat --model {shlex.quote(model)}{quantize} {adapters}")
 
 
-def _fine_tune(ready, output, saved, settings):
+def _fine_tune(fine_tune_many, ready, output, saved, settings, report_to):
     """Calls `fine_tune_many`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
-    from ..finetune.training.train_many import fine_tune_many
-    from .progress import SayEvaluations
+    from .progress import SayEvaluations, SayTime
+
+    longest = max(ready.runs, key=lambda name: ready.runs[name].settings.steps(len(ready.runs[name].data.rows)))
+
+    def callbacks(name: str) -> list:
+        return [SayEvaluations(name), *([SayTime(name)] if name == longest else [])]
 
     try:
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return fine_tune_many(ready, output, lambda name: [SayEvaluations(name)], saved)
+            return fine_tune_many(ready, output, callbacks, saved, report_to)
     except (KeyboardInterrupt, UserError):
         if can_go_on_many(output, settings):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
@@ -103,11 +128,8 @@ def _fine_tune(ready, output, saved, settings):
 
 def _plan(settings, data) -> list[str]:
     """What is said of one adapter before training."""
-    steps = counted(settings.steps(len(data.train)), "step")
-    each = counted(settings.batch_size * settings.gradient_accumulation, "example")
     return [
-        f"{len(data.train)} examples to train on, {len(data.held_out)} held out; {steps} of {each}, learning rate "
-        f"{settings.learning_rate:g}",
+        "; ".join(course_of(settings, data)),
         *shortened(data, settings.max_length),
         *before_training(settings, data),
     ]

@@ -4,17 +4,15 @@ These modules import no PyTorch before the arguments and paths are checked.
 """
 
 import argparse
-import difflib
 import importlib
 import os
-import re
 import signal
 import sys
 from typing import NoReturn
 
 from ..finetune.errors import UserError, as_user_error
-from ..finetune.text import safe
 from .option_names import as_options
+from .parser import Parser
 from .terminal import say
 
 # {subcommand: (the module of its options, the module that runs it)}; the second is imported only to run it
@@ -30,36 +28,7 @@ COMMANDS = {
     "adapters": ("adapters_arguments", "adapters"),
 }
 
-# {option of other programs: this command's option}, if the two names have no word in common
-OTHERS = {"--r": "--rank", "--lora-r": "--rank", "--lr": "--learning-rate", "--lora-target": "--target-modules"}
-
 INTERRUPTED = 130  # the exit code of an interrupted process in shells
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that prints one line on stderr for a mistake, with a suggestion."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {safe(message)}{self._guess(message)} (try {self.prog} --help)\n")
-
-    def parse_args(self, args=None, namespace=None):
-        """argparse's parse_args; an unknown option is an error of the subcommand, whose options are suggested."""
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            commands = next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices
-            commands.get(getattr(found, "command", None), self).error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found
-
-    def _guess(self, message: str) -> str:
-        wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        if wrong is None:
-            return ""
-        if OTHERS.get(wrong[1]) in self._option_string_actions:
-            return f"; did you mean {OTHERS[wrong[1]]}?"
-        close = difflib.get_close_matches(wrong[1], self._option_string_actions, n=1)
-        parts = set(re.split("[-_]+", wrong[1].strip("-")))
-        close = close or [option for option in self._option_string_actions if parts & set(option.strip("-").split("-"))]
-        return f"; did you mean {close[0]}?" if close else ""
 
 
 def make_parser() -> Parser:

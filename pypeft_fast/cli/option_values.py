@@ -27,7 +27,12 @@ count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}
 port = _number(int, lambda v: 0 <= v < 2**16, "a whole number from 0 to 65535")
 positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
 probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
-temperature = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
+not_negative = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
+warmup = _number(
+    float,
+    lambda v: 0 <= v < 1 or (v <= MOST and v.is_integer()),
+    f"a fraction in [0, 1) or a whole number of steps up to {MOST}",
+)
 top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from .adapters.files import check_files
+from .chat_template import template_in
 from .data.tokens import check_ids, positions, render_prompt
 from .errors import UserError, as_user_error
 from .json_text import check_text
@@ -13,23 +14,29 @@ from .library_errors import LIBRARY_ERRORS
 
 
 class Chat:
-    """A base model with loaded adapters. `current` is the name of the adapter in use, None for the base model alone."""
+    """A base model with loaded adapters. `current` is the name of the adapter in use, None for the base model alone.
+
+    The tokenizer has the chat template that the adapter in use was trained with.
+    """
 
     def __init__(self, model, tokenizer, adapters: dict[str, Path]):
         import pypeft_fast
 
         self.tokenizer = tokenizer
+        self._templates = {None: tokenizer.chat_template}
         self.adapters = list(adapters)
         self.current = self.adapters[0] if adapters else None
         self.model = model
         for number, (name, path) in enumerate(adapters.items()):
             check_files(path)
+            self._templates[name] = template_in(path) or tokenizer.chat_template
             with as_user_error(f"`adapter` {path} cannot be loaded", LIBRARY_ERRORS):
                 if number == 0:
                     self.model = pypeft_fast.PeftModel.from_pretrained(model, path, adapter_name=name)
                 else:
                     self.model.load_adapter(path, name)
         self.model.eval()
+        self.use(self.current)
 
     def use(self, name: str | None) -> None:
         """Selects the adapter for the next answers; None selects the base model. UserError for an unknown adapter."""
@@ -38,6 +45,7 @@ class Chat:
                 raise UserError(f"no adapter {name!r}; there are: {', '.join(self.adapters) or 'none'}")
             self.model.set_adapter(name)
         self.current = name
+        self.tokenizer.chat_template = self._templates[name]
 
     @contextlib.contextmanager
     def using(self, name: str | None):

@@ -6,6 +6,7 @@ from pathlib import Path
 from .adapters.files import by_kind
 from .base_models import load_base
 from .chat import Chat
+from .chat_template import template_in
 from .data.records import Example
 from .data.tokens import Collator, check_ids, check_length
 from .held_out import held_out_loss, target_tokens
@@ -35,20 +36,32 @@ def evaluate(
 ) -> Evaluation:
     """The losses of a base model, a name for `load_base`, and of this base model with each adapter, {name: folder}.
 
-    Adapters of another peft_type than the first, for example IA3 after LoRA, are loaded on a base model of their own.
+    An adapter with a chat template of its own is evaluated on the examples in that template. Adapters of another
+    peft_type than the first, for example IA3 after LoRA, are loaded on a base model of their own.
 
     UserError as from `load_base` and `Chat`; also if max_length leaves no token of an answer, if an example is longer
     than the model's positions, or if the tokenizer belongs to another model.
     """
     base, tokenizer = load_base(model, dtype, quantize)
-    data = held_out_data(tokenizer, examples, max_length)
-    check_ids(base, [token for encoded in data.held_out for token in encoded.input_ids])
-    check_length(base, max(len(e.input_ids) for e in data.held_out), None, max_length)
-    collator = Collator.of(tokenizer)
+    collator, own = Collator.of(tokenizer), tokenizer.chat_template
+    templates = {name: template_in(folder) or own for name, folder in adapters.items()}
+    datas = {}
+    for template in {own: None, **dict.fromkeys(templates.values())}:
+        tokenizer.chat_template = template
+        datas[template] = _encoded(base, tokenizer, examples, max_length)
+    data = datas[own]
     losses = {"base": held_out_loss(base.eval(), data.held_out, collator, batch_size)}
     for number, group in enumerate(by_kind(adapters).values()):
         chat = Chat(load_base(model, dtype, quantize)[0] if number else base, tokenizer, group)
         for name in group:
             with chat.using(name):
-                losses[name] = held_out_loss(chat.model, data.held_out, collator, batch_size)
+                held_out = datas[templates[name]].held_out
+                losses[name] = held_out_loss(chat.model, held_out, collator, batch_size)
     return Evaluation({name: losses[name] for name in ("base", *adapters)}, data)
+
+
+def _encoded(base, tokenizer, examples: list[Example], max_length: int) -> Data:
+    data = held_out_data(tokenizer, examples, max_length)
+    check_ids(base, [token for encoded in data.held_out for token in encoded.input_ids])
+    check_length(base, max(len(e.input_ids) for e in data.held_out), None, max_length)
+    return data

@@ -16,6 +16,7 @@ import torch
 import pypeft_fast
 
 from ..finetune.adapters.files import check_files
+from ..finetune.chat_template import template_in
 from ..finetune.errors import UserError, as_user_error
 from ..finetune.library_errors import LIBRARY_ERRORS
 from .errors import ApiError, unknown_model
@@ -28,10 +29,12 @@ BASE = "__base__"  # in adapter_names: a row without an adapter
 
 @dataclass(eq=False)
 class Adapter:
-    """name: of the requests. inner: of the model, BASE for the base model. users: requests that have it and run."""
+    """name: of the requests. inner: of the model, BASE for the base model. template: the chat template with which it
+    was trained, None for the tokenizer's. users: requests that have it and run."""
 
     name: str
     inner: str
+    template: str | None = None
     users: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -109,8 +112,8 @@ class Adapters:
         different adapters, or the adapter's logits are not finite; the model then is as before.
         """
         self.check_new(name)
-        new = Adapter(name, f"a{next(self._numbers)}")
         check_files(folder)
+        new = Adapter(name, f"a{next(self._numbers)}", template_in(folder))
         try:
             with as_user_error(f"`adapter` {folder.name} cannot be loaded", LIBRARY_ERRORS):
                 check_servable(folder)

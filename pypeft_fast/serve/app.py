@@ -52,10 +52,10 @@ def make_app(
 
     @app.post("/v1/chat/completions")
     async def complete(body: ChatRequest, request: Request) -> Response:
-        adapters.find(body.model)  # an unknown model and a full queue are told before any work
+        template = adapters.find(body.model).template  # an unknown model and a full queue are told before any work
         scheduler.check_room()
         messages = [message.plain() for message in body.messages]
-        prompt = await run_in_threadpool(prompts.encode, messages)
+        prompt = await run_in_threadpool(prompts.encode, messages, template)
         told = Told()
         generation = Generation(
             adapters.acquire(body.model),

@@ -15,14 +15,18 @@ class Prompts:
     def __init__(self, model, tokenizer, context: int):
         self._model = model
         self._tokenizer = copy.deepcopy(tokenizer)
+        self._own_template = tokenizer.chat_template
         self._context = context
         self._lock = threading.Lock()
 
-    def encode(self, messages: list[dict[str, str]]) -> list[int]:
-        """The tokens of the prompt. ApiError 400 if the chat template refuses the messages, or the prompt is empty or
-        leaves no room for an answer."""
+    def encode(self, messages: list[dict[str, str]], template: str | None = None) -> list[int]:
+        """The tokens of the prompt, by the adapter's chat template; None: by the tokenizer's.
+
+        ApiError 400 if the chat template refuses the messages, or the prompt is empty or leaves no room for an answer.
+        """
         try:
             with self._lock:
+                self._tokenizer.chat_template = self._own_template if template is None else template
                 ids = self._encode(messages)
             if not ids:
                 raise UserError("the prompt is empty")

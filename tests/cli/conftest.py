@@ -20,3 +20,9 @@ def command(capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """finetune writes no report.html unless --report is given: the answers in it take longer than most of the runs."""
+    monkeypatch.setattr("pypeft_fast.cli.finetune_arguments.REPORT", False)

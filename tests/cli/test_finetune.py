@@ -113,6 +113,30 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(finetune, tmp_path, mo
         assert first[name] == second[name]
 
 
+def test_a_packed_run_with_other_options_goes_on_to_the_same_adapter(finetune, tmp_path, monkeypatch):
+    from pypeft_fast.finetune.training import train
+
+    options = ["--save-every", 2, "--dropout", 0.2, "--packing", "--max-length", 64, "--batch-size", 2]
+    options += ["--schedule", "polynomial", "--warmup", 1, "--optimizer", "adafactor", "--weight-decay", 0.1]
+    code, out, _ = finetune(tmp_path / "whole", *options)
+    assert code == 0 and "6 steps of 2 packed rows" in out and " packed rows, 2 held out" in out
+    real = train.TimedTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.TimedTrainer, "training_step", interrupted)
+        assert finetune(tmp_path / "parts", *options)[0] == 130
+    assert finetune(tmp_path / "parts", *options, "--resume")[0] == 0
+    whole, parts = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    code, _, err = finetune(tmp_path / "parts", *[o for o in options if o != "--packing"], "--resume")
+    assert code == 2 and "--packing was True in the run to go on with and is False now" in err
+
+
 def test_nothing_is_overwritten_unasked(finetune, tmp_path):
     output = tmp_path / "a"
     assert finetune(output, "--save-every", 2)[0] == 0

@@ -1,6 +1,7 @@
 """All subcommands on real weights: training, inspection, evaluation, a merge, and an answer."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ except UserError as error:
     REASON = str(error)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
 FAQ = Path(__file__).parents[2] / "examples" / "faq.jsonl"
+WHICH = ("base model", "with the adapter")  # captions of answers in report.html
 
 
 def test_from_data_to_a_merged_model(command, tmp_path):
@@ -48,6 +50,33 @@ def test_from_data_to_a_merged_model(command, tmp_path):
     with_adapter = command("chat", "--model", "smollm2", "--adapter", adapter, *question)[1]
     assert command("chat", "--model", merged, *question)[1] == with_adapter
     assert command("chat", "--model", "smollm2", *question)[1] != with_adapter
+
+
+def test_a_config_a_schedule_and_a_report(command, tmp_path):
+    """A run from a config file, packed, whose page has answers of the base model and of the adapter; its own config
+    repeats it."""
+    adapter, config = tmp_path / "adapter", tmp_path / "run.yaml"
+    config.write_text(
+        f"model: smollm2\ndata: {FAQ}\noutput: {adapter}\nmax_steps: 12\nschedule: linear\nwarmup: 2\n"
+        "weight_decay: 0.01\nlearning_rate: 2e-3\npacking: true\nmax_length: 128\neval_every: 6\n"
+    )
+    code, out, err = command("finetune", "--config", config, "--report", "--report-examples", 2)
+    assert code == 0, err
+    metrics = json.loads((adapter / "metrics.json").read_text())
+    assert metrics["eval_loss_after"] < metrics["eval_loss_before"] - 1
+    predicted = float(re.search(r"predicted peak memory: ([\d.]+) GB", out)[1])
+    assert predicted == pytest.approx(metrics["peak_memory_bytes"] / 1e9, rel=0.2)
+    assert "65 examples to train on in " in out and "lora of rank 16 on 210 layers" in out
+    page = (adapter / "report.html").read_text()
+    assert page.count('class="card example"') == 2 and "no answer" not in page
+    base, ours = (re.findall(rf'{which}</div><div class="text">(.*?)</div>', page, re.DOTALL) for which in WHICH)
+    assert len(base) == 2 and all(a != b and a.strip() and b.strip() for a, b in zip(base, ours, strict=True))
+    again = command("finetune", "--config", adapter / "finetune.json", "--output", tmp_path / "b", "--max-steps", 2)
+    assert again[0] == 0
+    losses = [
+        json.loads((tmp_path / n / "metrics.json").read_text())["loss_history"]["train"] for n in ("adapter", "b")
+    ]
+    assert losses[1][0] == losses[0][0]  # the first step is the same
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 import pypeft_fast
 
 from ..base_models import load_base
+from ..chat_template import template_in
 from ..errors import UserError, as_user_error
 from ..library_errors import LIBRARY_ERRORS
 from ..whole_files import new_folder
@@ -36,12 +37,14 @@ def merged(base, adapter: Path):
 def save_merged(model: str, adapter: Path, output: Path, dtype="float32") -> None:
     """Writes a base model with an adapter merged into a new folder; after an error there is no folder.
 
+    The tokenizer has the chat template of the adapter, if the adapter has one.
     model: a name for `load_base`. UserError as from `load_base` and `merged`, or if the folder cannot be written.
     """
     base, tokenizer = load_base(model, dtype)
     whole = merged(base, adapter)
     kinds = (OSError, RuntimeError, SafetensorError)
     with as_user_error(f"`output` {output} cannot be written", kinds), new_folder(output) as scratch:
+        tokenizer.chat_template = template_in(adapter) or tokenizer.chat_template
         tokenizer.save_pretrained(scratch)
         whole.save_pretrained(scratch)
 

@@ -16,6 +16,7 @@ IGNORE = -100  # the label that torch's cross entropy ignores
 class Encoded:
     input_ids: list[int]
     labels: list[int]  # the token id for the assistant's tokens, IGNORE for other tokens; not shifted
+    positions: list[int] | None = None  # of a packed row: from 0 again at each of its examples
 
 
 def render_prompt(tokenizer, messages) -> str:
@@ -155,7 +156,11 @@ def encode_all(tokenizer, examples: list[Example], max_length: int) -> EncodedSe
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads a batch on the right to its longest example: ids with pad_id, labels with IGNORE, the mask with 0."""
+    """Pads a batch on the right to its longest example: ids with pad_id, labels with IGNORE, the mask with 0.
+
+    A batch of packed rows has position_ids instead of a mask; from these transformers makes the mask in which examples
+    of one row do not attend to each other. The padding has the position 0.
+    """
 
     pad_id: int
 
@@ -171,18 +176,22 @@ class Collator:
         def rows(values, padding):
             return torch.tensor([v + [padding] * (longest - len(v)) for v in values])
 
+        if batch[0].positions is None:
+            attention = {"attention_mask": rows([[1] * len(e.input_ids) for e in batch], 0)}
+        else:
+            attention = {"position_ids": rows([e.positions for e in batch], 0)}
         return {
             "input_ids": rows([e.input_ids for e in batch], self.pad_id),
-            "attention_mask": rows([[1] * len(e.input_ids) for e in batch], 0),
+            **attention,
             "labels": rows([e.labels for e in batch], IGNORE),
         }
 
     def together(self, batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Several batches of this collator as one, their rows in this order, padded to the longest."""
-        padding = {"input_ids": self.pad_id, "attention_mask": 0, "labels": IGNORE}
+        padding = {"input_ids": self.pad_id, "attention_mask": 0, "position_ids": 0, "labels": IGNORE}
         longest = max(batch["input_ids"].shape[1] for batch in batches)
 
         def padded(rows, value):
             return torch.nn.functional.pad(rows, (0, longest - rows.shape[1]), value=value)
 
-        return {key: torch.cat([padded(batch[key], value) for batch in batches]) for key, value in padding.items()}
+        return {key: torch.cat([padded(batch[key], padding[key]) for batch in batches]) for key in batches[0]}

@@ -75,7 +75,7 @@ def make_plan(model: str, wanted: Wanted, told: Callable[[str], None] = lambda t
         raise UserError(f"`model` {model} has no linear layers of {', '.join(wanted.groups)} in its blocks")
     asked = choices.candidates(groups, wanted.methods, wanted.ranks)
     plan = Plan(skeleton, wanted, sum(p.numel() for p in full.parameters()), remarks=remarks(full, skeleton.depth))
-    bases = {base: _base(skeleton, full, base, wanted) for base in wanted.bases}
+    bases = {base: base_of(skeleton, full, base, wanted.dtype, wanted.on_gpu) for base in wanted.bases}
     shapes = _shapes(skeleton, asked, wanted.dtype)
     told("simulating a step of each candidate on tensors without memory")
     live = {(its, saves): _live(skeleton, its, wanted, saves) for its in asked for saves in (False, True)}
@@ -100,11 +100,12 @@ def _shape(wanted: Wanted) -> tuple[int, int]:
     return wanted.batch_size, wanted.max_length
 
 
-def _base(skeleton: Skeleton, full, base: str | None, wanted: Wanted) -> Base:
-    dense, stored = base_bytes(full, None), getattr(torch, wanted.dtype)
+def base_of(skeleton: Skeleton, full, base: str | None, dtype: str, on_gpu: bool) -> Base:
+    """The base model in a format. full: the model in this dtype on the meta device."""
+    dense, stored = base_bytes(full, None), getattr(torch, dtype)
     file = getattr(skeleton.config, "dtype", None) or stored
     checkpoint = dense * file.itemsize // stored.itemsize
-    copy = largest_layer(full) * stored.itemsize if base and wanted.on_gpu else 0
+    copy = largest_layer(full) * stored.itemsize if base and on_gpu else 0
     return Base(base_bytes(full, base), dense, checkpoint, file != stored, copy)
 
 

@@ -8,11 +8,15 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
 from .. import hub
 from ..base_models import SMOLLM2, base_path, check_base
 from ..errors import UserError, as_user_error
 from ..library_errors import LIBRARY_ERRORS
+
+# The names of decoders with an output layer; their classes in AutoModelForCausalLM would be imported, all of them.
+DECODERS = {name for names in NAMES.values() for name in ([names] if isinstance(names, str) else names)}
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,8 @@ def read_skeleton(name: str) -> Skeleton:
             "decoder; give a decoder such as a Llama, or an encoder such as a BERT"
         )
     config.use_cache = False
-    decoders = {kind.__name__ for kind in AutoModelForCausalLM._model_mapping.values()}
     kinds = config.architectures or []
-    causal = any(kind in decoders for kind in kinds) if kinds else type(config) in AutoModelForCausalLM._model_mapping
+    causal = any(kind in DECODERS for kind in kinds) if kinds else config.model_type in NAMES
     return Skeleton(name, config, causal)
 
 

@@ -24,7 +24,7 @@ def shortened(data, max_length: int) -> list[str]:
 
 def before_training(settings, data) -> list[str]:
     """Warnings about a run with too few steps, an unusual learning rate, or too few held-out examples."""
-    lines, steps = [], settings.steps(len(data.train))
+    lines, steps = [], settings.steps(len(data.rows))
     if steps < FEW_STEPS:
         lines.append(
             f"warning: only {steps} step{'s' * (steps > 1)}, which teach little; for more give `epochs` or `max_steps`"
@@ -34,6 +34,15 @@ def before_training(settings, data) -> list[str]:
         lines.append(
             f"warning: a `learning_rate` of {settings.learning_rate:g} is outside {RATES[0]:g} to {RATES[1]:g}, where "
             f"adapters learn; usual for {settings.method} is {usual:g}"
+        )
+    if settings.chat_template and not data.has_ends:
+        lines.append(
+            "warning: the `chat_template` ends no answer with a special token of the tokenizer, so the model does not "
+            "learn to end its answers; write eos_token after each answer"
+        )
+    if (warmup := settings.warmup_steps(len(data.rows))) >= steps:
+        lines.append(
+            f"warning: the `warmup` takes {warmup} steps and the run has {steps}, so the `learning_rate` is not reached"
         )
     if not data.held_out:
         lines.append("warning: nothing is held out, so nothing tells whether training helps")

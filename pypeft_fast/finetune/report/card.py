@@ -30,19 +30,25 @@ An adapter ({settings["method"]}) for {base}{_stored(settings)}, {MARK} on {_cod
 {_losses(metrics)}
 
 ```python
-from peft import PeftModel  # or: from pypeft_fast import PeftModel
-from transformers import AutoModelForCausalLM{", BitsAndBytesConfig" if settings["quantize"] else ""}
-
-{_quantization(settings)}model = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{_with(settings)})
-model = PeftModel.from_pretrained(model, {json.dumps(name)})
+{program(settings, base, name)}
 ```
 
-The command, with the options that were given or follow from the data:
+{_template(settings)}The command, with the options that were given or follow from the data:
 
 ```
 {command(settings, name)}
 ```
 """
+
+
+def program(settings: dict, base: str, folder: str) -> str:
+    """The Python statements that load the adapter in this folder over its base model."""
+    return f"""\
+from peft import PeftModel  # or: from pypeft_fast import PeftModel
+from transformers import AutoModelForCausalLM{", BitsAndBytesConfig" if settings["quantize"] else ""}
+
+{_quantization(settings)}model = AutoModelForCausalLM.from_pretrained({json.dumps(base)}{_with(settings)})
+model = PeftModel.from_pretrained(model, {json.dumps(folder)})"""
 
 
 def is_card(path: Path) -> bool:
@@ -57,12 +63,16 @@ def command(settings: dict, name: str) -> str:
         option = option.replace("_", "-")
         if value is True:
             words.append(f"--{option}")
-        elif value is not None and value is not False and (option, value) != ("max-steps", -1):
-            text = (
-                ",".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
-            )
-            words.append(f"--{option} {shlex.quote(text)}")
+        elif value is not None and value is not False:
+            words.append(f"--{option} {shlex.quote(_text(value))}")
     return " ".join([*words, f"--output {shlex.quote(name)}"])
+
+
+def _text(value) -> str:
+    """The text of an option's value that the command reads as the same value."""
+    if isinstance(value, list):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _losses(metrics: dict) -> str:
@@ -72,6 +82,12 @@ def _losses(metrics: dict) -> str:
         f"Loss on {metrics['eval_examples']} held-out examples, nats per token of their answers: "
         f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after."
     )
+
+
+def _template(settings: dict) -> str:
+    if settings["chat_template"] is None:
+        return ""
+    return "It was trained with the chat template in `chat_template.jinja`: set `tokenizer.chat_template` to it.\n\n"
 
 
 def _stored(settings: dict) -> str:

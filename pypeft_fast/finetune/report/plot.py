@@ -27,6 +27,13 @@ class Curve:
     held_out: Sequence[tuple[int, float]] = ()
     best_step: int | None = None
 
+    @classmethod
+    def of(cls, name: str, metrics: dict) -> "Curve":
+        """The curve of a run whose metrics.json this is."""
+        losses = [loss for _, loss in metrics["loss_history"]["train"]]
+        ends, evaluated = (metrics["eval_loss_before"], metrics["eval_loss_after"]), metrics["loss_history"]["held_out"]
+        return cls(name, losses, *ends, evaluated, metrics["best_step"])
+
     def evaluations(self) -> list[tuple[int, float]]:
         """[(step, loss)] of the held-out loss."""
         ends = [(0, self.before), (len(self.losses), self.after)]

@@ -24,13 +24,14 @@ class Course:
     last step.
     """
 
-    def __init__(self, name: str, ready: ReadyMany, output: Path, callbacks=()):
+    def __init__(self, name: str, ready: ReadyMany, output: Path, callbacks=(), report_to=()):
         self.name, self.ready, self.run = name, ready, ready.runs[name]
         with ready.only(name):
             run = self.run
-            self.trainer = make_trainer(ready.model, run.data, ready.collator, run.settings, output, callbacks)
+            given = ready.model, run.data, ready.collator, run.settings
+            self.trainer = make_trainer(*given, output, callbacks, report_to)
             self.trainer.remove_callback(self.trainer.progress_bar)
-            self.steps = run.settings.steps(len(run.data.train))
+            self.steps = run.settings.steps(len(run.data.rows))
             self.trainer.create_optimizer_and_scheduler(self.steps)
         # Right after the Trainer, whose seed PyTorch's generator has: the order of the examples follows from it.
         self._batches = self._all_batches(self.trainer.get_train_dataloader())
@@ -66,12 +67,13 @@ class Course:
     def update(self) -> None:
         """Clips this adapter's gradients and makes a step of its optimizer and of its learning rate."""
         trainer, state = self.trainer, self.trainer.state
-        torch.nn.utils.clip_grad_norm_(self.run.parameters.values(), trainer.args.max_grad_norm)
+        if trainer.args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.run.parameters.values(), trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
         trainer.optimizer.zero_grad()
         state.global_step += 1
-        state.epoch = state.global_step / self.run.settings.steps_per_epoch(len(self.run.data.train))
+        state.epoch = state.global_step / self.run.settings.steps_per_epoch(len(self.run.data.rows))
         self._tell("on_step_end")
 
     def report(self, loss: float) -> None:
@@ -125,6 +127,11 @@ class Course:
         with torch.no_grad():
             for name, value in (self._best or {}).items():
                 self.run.parameters[name].copy_(value)
+
+    def end(self) -> None:
+        """Takes the best adapter, and tells the callbacks that training has ended."""
+        self.take_best()
+        self._tell("on_train_end")
 
     def _tell(self, event: str) -> None:
         trainer = self.trainer

@@ -40,15 +40,22 @@ def alone_in_many(output: Path, names: Iterable[str]) -> Iterator[None]:
         yield
 
 
-def begin_many(output: Path, settings: dict[str, Settings]) -> dict[str, str]:
+def begin_many(output: Path, settings: dict[str, Settings], options: dict) -> dict[str, str]:
     """Removes the metrics and checkpoints of earlier runs and writes the settings: of each adapter into its folder, of
-    all into output. Returns what stays, as `run_folder.begin` does."""
+    all into output. Returns what stays, as `run_folder.begin` does.
+
+    options: all options of the command, for a config file that repeats the run.
+    """
     _remove_scratch(output)
+    with as_user_error(f"{output / run_folder.REPORT_FILE} cannot be deleted", (OSError,)):
+        (output / run_folder.REPORT_FILE).unlink(missing_ok=True)
     left = checkpoints.remove(output)
+    alone = {name: options[name] for name in run_folder.OPTIONS if name in options} | {"by_product": False}
     for name, its in settings.items():
-        left |= {f"{name}/{file}": why for file, why in run_folder.begin(output / name, its).items()}
+        left_here = run_folder.begin(output / name, its, alone | {"output": str(output / name)})
+        left |= {f"{name}/{file}": why for file, why in left_here.items()}
     values = {name: dataclasses.asdict(its) for name, its in settings.items()}
-    write_json(output / run_folder.SETTINGS_FILE, {"adapters": values})
+    write_json(output / run_folder.SETTINGS_FILE, options | {"adapters": values})
     return left
 
 

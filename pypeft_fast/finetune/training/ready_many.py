@@ -30,10 +30,12 @@ class Run:
 
 @dataclass(frozen=True)
 class ReadyMany:
-    """What `fine_tune_many` takes: a PeftModel whose adapters all train, and the runs by the names of their folders."""
+    """What `fine_tune_many` takes: a PeftModel whose adapters all train, and the runs by the names of their folders;
+    also the tokenizer."""
 
     model: object
     collator: Collator
+    tokenizer: object
     runs: dict[str, Run]
 
     @contextlib.contextmanager
@@ -72,7 +74,7 @@ def make_ready_many(
             model = adapted(base, run.settings, run.adapter)
         else:
             add_adapter(model, run.settings, run.adapter)
-    ready = ReadyMany(model, Collator.of(tokenizer), runs)
+    ready = ReadyMany(model, Collator.of(tokenizer), tokenizer, runs)
     for name, run in runs.items():
         with ready.only(name):
             run.parameters.update((key, p) for key, p in model.named_parameters() if p.requires_grad)

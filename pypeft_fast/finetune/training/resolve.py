@@ -22,10 +22,10 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     asked: a value for every field of Settings, None for an option that was not given. target_modules is a text: with a
     comma, a list of names; otherwise one name, with or without dots, or a regular expression.
 
-    Raises UserError for an option that the method does not have, for a method that cannot run over the quantised base
-    model, and for a learning rate above LARGEST_RATE.
+    Raises UserError for an option that the method or the schedule does not have, for a method that cannot run over the
+    quantised base model, and for a learning rate above LARGEST_RATE.
     """
-    given = asked | {"max_steps": asked["max_steps"] or -1}
+    given = dict(asked)
     names = asked["target_modules"]
     if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
         given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
@@ -43,7 +43,7 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
                 "files; train a new one"
             )
         for name in ("method", *sorted(options)):
-            if asked[name] is not None:
+            if asked[name] is not None and (name, asked[name]) != ("method", given["method"]):
                 raise UserError(f"`{name}` does not go with `adapter`, which has its own; leave it out")
     check_method(given["method"], asked["quantize"])
     usual = schedule(examples) | {"learning_rate": METHODS[given["method"]].learning_rate}
@@ -53,8 +53,36 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
             f"`learning_rate` {given['learning_rate']:g} is outside what is accepted, above 0 and at most "
             f"{LARGEST_RATE:g}; usual for {given['method']} is {usual['learning_rate']:g}"
         )
+    given["warmup"] = _warmup(asked["warmup"], asked["schedule"])
+    _check_decay(asked["weight_decay"], given["method"])
     if given["eval_data"] is not None:
         given["eval_fraction"] = 0
     if given["method"] == "prefix" and asked["gradient_checkpointing"]:
         raise UserError("`gradient_checkpointing` does not go with `method` prefix: it drops the cache that holds it")
+    if given["method"] in ("prompt", "prefix") and asked["packing"]:
+        raise UserError(
+            f"`packing` does not go with `method` {given['method']}: its virtual tokens are before the first example "
+            "of a row only"
+        )
     return Settings(**given)
+
+
+def _warmup(asked: float | None, schedule: str) -> float:
+    """The warm-up. UserError if one is asked for and the schedule has none."""
+    if schedule != "constant":
+        return Settings.warmup if asked is None else asked
+    if asked:
+        raise UserError(f"`warmup` {asked:g} does not go with `schedule` constant; take constant_with_warmup")
+    return 0
+
+
+def _check_decay(weight_decay: float, method: str) -> None:
+    """UserError for a weight decay of values whose decay has no effect or breaks the model."""
+    refused = {
+        "bitfit": "Trainer does not decay biases, and bitfit trains nothing else",
+        "ia3": "the decay drives IA3's factors from 1 to 0, and so switches layers off",
+    }
+    if weight_decay and method in refused:
+        raise UserError(
+            f"`weight_decay` {weight_decay:g} does not go with `method` {method}: {refused[method]}; leave it out"
+        )

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from ...model.files.saving import saving
 from ..base_models import public_name
+from ..chat_template import FILE as TEMPLATE
 from ..data.tokens import Collator
 from ..errors import UserError, as_user_error
 from ..held_out import held_out_loss
@@ -39,7 +40,7 @@ def loss_before(model, data: Data, collator: Collator, settings: Settings) -> fl
 def write_results(
     trainer: TimedTrainer, data: Data, settings: Settings, output: Path, before: float | None, name: str = DEFAULT
 ) -> tuple[dict, Curve]:
-    """Writes the active adapter, which the model calls `name`, and its README.md.
+    """Writes the active adapter, which the model calls `name`, its chat template and its README.md.
 
     Returns what metrics.json is to hold, and the run as a curve of the loss plot. Raises UserError, and writes nothing,
     if a value of the adapter or its loss is NaN or infinite.
@@ -54,13 +55,21 @@ def write_results(
     theirs = None if is_card(readme) else readme.read_bytes()
     with as_user_error(f"the adapter cannot be written to {output}", (OSError, RuntimeError, SafetensorError)):
         save_portable(model, output, public_name(settings.model), name)
+    _write_template(output / TEMPLATE, data.chat_template)
     if theirs is None:
         write_whole(readme, card(metrics, output.resolve().name).encode())
     else:
         write_whole(readme, theirs)  # PEFT has added to it
-    losses, held_out = metrics["loss_history"]["train"], metrics["loss_history"]["held_out"]
-    loss_of_steps = [loss for _, loss in losses]
-    return metrics, Curve(output.resolve().name, loss_of_steps, before, after, held_out, metrics["best_step"])
+    return metrics, Curve.of(output.resolve().name, metrics)
+
+
+def _write_template(path: Path, template: str | None) -> None:
+    """Writes the template beside the adapter, or deletes that of an earlier run."""
+    if template is not None:
+        write_whole(path, template.encode())
+        return
+    with as_user_error(f"{path} cannot be deleted", (OSError,)):
+        path.unlink(missing_ok=True)
 
 
 def save_portable(model, output: Path, base: str, name: str = DEFAULT) -> None:

@@ -11,16 +11,20 @@ from pathlib import Path
 
 from .. import json_text
 from ..adapters.files import CONFIG, WEIGHTS, fault
+from ..chat_template import FILE as TEMPLATE
 from ..errors import UserError, as_user_error
 from ..text import quoted
 from ..whole_files import write_json
 from . import checkpoints
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
+REPORT_FILE = "report.html"
 LOCK_FILE = ".finetune.lock"  # exists while a run writes the folder
-FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS)
+FILES = (SETTINGS_FILE, METRICS_FILE, PLOT_FILE, CONFIG, WEIGHTS, TEMPLATE, REPORT_FILE)
 # The key in the settings file for checkpoints of an earlier run that `overwrite` did not delete: see checkpoints.py.
 EARLIER = "earlier_checkpoints"
+# Further keys in the settings file: options of the command that do not change the adapter, and may differ in `resume`.
+OPTIONS = ("output", "by_product", "keep_checkpoints", "threads", "report_to", "report", "report_examples")
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,20 @@ def _is_held(file, path: Path) -> bool:
         return True  # a file system without locks
 
 
-def begin(output: Path, settings) -> dict[str, str]:
-    """Removes the metrics and checkpoints of an earlier run and writes the settings of the new run.
+def begin(output: Path, settings, options: dict) -> dict[str, str]:
+    """Removes the metrics, the report and the checkpoints of an earlier run, and writes the settings of the new run.
 
+    options: further options of the command, for a config file that repeats the run.
     The earlier run's adapter stays until this run replaces it. Files and folders named checkpoint-* that no run wrote
     are not deleted; they are returned as {name: reason}.
     """
-    with as_user_error(f"{output / METRICS_FILE} cannot be deleted", (OSError,)):
-        (output / METRICS_FILE).unlink(missing_ok=True)
+    for name in (METRICS_FILE, REPORT_FILE):
+        with as_user_error(f"{output / name} cannot be deleted", (OSError,)):
+            (output / name).unlink(missing_ok=True)
     left = checkpoints.remove(output)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         stay = {path.name: checkpoints.fingerprint(path) for path in checkpoints.checkpoints(output)}
-    write_json(output / SETTINGS_FILE, dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
+    write_json(output / SETTINGS_FILE, options | dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
     return left
 
 
@@ -149,7 +155,7 @@ def check_settings(path: Path, now: dict, adapter: str | None = None) -> dict[st
     except UserError as error:
         raise UserError(f"`resume`: {error}; {remedy}") from error
     earlier = saved.pop(EARLIER, {})
-    missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys())
+    missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys() - set(OPTIONS))
     if missing or unknown or not isinstance(earlier, dict):
         what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0] if unknown else EARLIER}"
         raise UserError(f"`resume`: {path} {what}: another version of this command wrote it; {remedy}")

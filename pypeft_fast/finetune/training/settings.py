@@ -5,6 +5,17 @@ from dataclasses import dataclass
 
 # By default a checkpoint is written every epoch, but at least LEAST and at most MOST steps apart.
 LEAST, MOST = 10, 200
+# Names of transformers' Trainer. Other schedules need further values, other optimizers further packages.
+SCHEDULES = (
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "adagrad", "rmsprop", "sgd")
 
 
 @dataclass(frozen=True)
@@ -23,11 +34,17 @@ class Settings:
     virtual_tokens: int | None = None
     adapter: str | None = None  # the folder of an adapter to train further, instead of a new adapter
     epochs: float = 3
-    max_steps: int = -1  # if positive, replaces epochs
+    max_steps: int | None = None  # replaces epochs
     batch_size: int = 4
     gradient_accumulation: int = 1
     learning_rate: float = 5e-4
+    schedule: str = "cosine"
+    warmup: float = 0.05  # below 1: a fraction of the steps, rounded down; else a number of steps
+    optimizer: str = "adamw_torch_fused"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # 0: gradients are not clipped
     max_length: int = 512
+    packing: bool = False  # whether a row has several examples, of at most max_length tokens together
     dtype: str = "float32"
     quantize: str | None = None  # the format in which the base model's linear layers are stored
     eval_data: str | None = None  # held-out data, instead of a part of `data`
@@ -36,17 +53,24 @@ class Settings:
     seed: int = 0
     save_every: int | None = None  # steps between checkpoints and evaluations; 0: neither; None: see checkpoint_steps
     gradient_checkpointing: bool = False
+    chat_template: str | None = None  # the file of a template to use instead of the tokenizer's
 
-    def steps_per_epoch(self, examples: int) -> int:
-        """Optimizer steps in one epoch over this number of examples."""
-        return math.ceil(math.ceil(examples / self.batch_size) / self.gradient_accumulation)
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in one epoch over this number of rows: packed rows, or examples."""
+        return math.ceil(math.ceil(rows / self.batch_size) / self.gradient_accumulation)
 
-    def steps(self, examples: int) -> int:
-        """Optimizer steps of the whole run on this number of examples."""
-        return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * self.steps_per_epoch(examples))
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole run on this number of rows."""
+        return self.max_steps or math.ceil(self.epochs * self.steps_per_epoch(rows))
 
-    def checkpoint_steps(self, examples: int) -> int:
+    def warmup_steps(self, rows: int) -> int:
+        """Steps in which the learning rate rises from 0; the first of them has the learning rate 0."""
+        if self.warmup >= 1:
+            return int(self.warmup)
+        return math.floor(self.warmup * self.steps(rows) + 1e-9)  # 0.29 * 100 is below 29 in floating point
+
+    def checkpoint_steps(self, rows: int) -> int:
         """Steps between checkpoints; at each checkpoint the held-out loss is evaluated. 0: no checkpoints."""
         if self.save_every is not None:
             return self.save_every
-        return min(max(self.steps_per_epoch(examples), LEAST), MOST)
+        return min(max(self.steps_per_epoch(rows), LEAST), MOST)

@@ -18,17 +18,25 @@ from .trainer import TimedTrainer, train_to_the_end
 
 
 def fine_tune(
-    model, data: Data, collator: Collator, settings: Settings, output: Path, checkpoint: Path | None, callbacks=()
+    model,
+    data: Data,
+    collator: Collator,
+    settings: Settings,
+    output: Path,
+    checkpoint: Path | None,
+    callbacks=(),
+    report_to=(),
 ) -> dict:
     """Trains, from the start or from a checkpoint; writes the adapter, metrics.json and loss.png; returns the metrics.
 
     If the run has evaluations, the written adapter is that of the lowest held-out loss. callbacks: further
-    transformers.TrainerCallbacks. The returned metrics also have "losses", the training loss of each step.
+    transformers.TrainerCallbacks. report_to: names of REPORTERS. The returned metrics also have "losses", the training
+    loss of each step.
 
     Raises UserError, and writes no adapter, if a loss is NaN or infinite.
     """
     before = loss_before(model, data, collator, settings)
-    trainer = make_trainer(model, data, collator, settings, output, callbacks)
+    trainer = make_trainer(model, data, collator, settings, output, callbacks, report_to)
     train_to_the_end(trainer, checkpoint)
     metrics, curve = write_results(trainer, data, settings, output, before)
     plot_losses([curve], output / "loss.png")
@@ -36,14 +44,16 @@ def fine_tune(
     return metrics | {"losses": curve.losses}
 
 
-def make_trainer(model, data: Data, collator: Collator, settings: Settings, output: Path, callbacks=()) -> TimedTrainer:
+def make_trainer(
+    model, data: Data, collator: Collator, settings: Settings, output: Path, callbacks=(), report_to=()
+) -> TimedTrainer:
     """A trainer for the model's trainable parameters on data.train; checkpoints are written to output/checkpoint-STEP.
 
     With held-out data the trainer evaluates at each checkpoint and loads the best checkpoint at the end.
     """
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    every = settings.checkpoint_steps(len(data.train))
+    every = settings.checkpoint_steps(len(data.rows))
     saving = "steps" if every else "no"
     evaluating = saving if data.held_out else "no"
     arguments = TrainingArguments(
@@ -52,10 +62,13 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps,
+        max_steps=settings.max_steps or -1,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.steps(len(data.train)) // 20,  # the first warmup step has a learning rate of 0
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps(len(data.rows)),
+        optim=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         logging_steps=1,
         logging_first_step=True,
@@ -71,7 +84,8 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
+        report_to=list(report_to) or "none",
+        run_name=output.resolve().name,
     )
     callbacks = list(callbacks)
     if settings.patience and evaluating != "no":
@@ -80,7 +94,7 @@ def make_trainer(model, data: Data, collator: Collator, settings: Settings, outp
         model,
         arguments,
         data_collator=collator,
-        train_dataset=data.train,
+        train_dataset=data.rows,
         eval_dataset=data.held_out or None,
         callbacks=callbacks,
     )

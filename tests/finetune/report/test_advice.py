@@ -16,9 +16,16 @@ def test_sentences_after():
 
 
 def test_a_learning_rate_that_is_none_for_adapters():
-    data = SimpleNamespace(train=[None] * 100, held_out=[None] * 10)
+    data = SimpleNamespace(train=[None] * 100, rows=[None] * 100, held_out=[None] * 10)
     for rate in (1e-6, 5e-4, 1e-1):
         assert before_training(Settings("m", "d", learning_rate=rate), data) == []
     for rate in (9e-7, 0.11):
         (line,) = before_training(Settings("m", "d", method="ia3", learning_rate=rate), data)
         assert f"a `learning_rate` of {rate:g} is outside 1e-06 to 0.1" in line and "usual for ia3 is 0.005" in line
+
+
+def test_a_warm_up_as_long_as_the_run():
+    data = SimpleNamespace(train=[None] * 100, rows=[None] * 100, held_out=[None] * 10)  # 75 steps
+    assert before_training(Settings("m", "d", warmup=74), data) == []
+    (line,) = before_training(Settings("m", "d", warmup=75), data)
+    assert line.startswith("warning: the `warmup` takes 75 steps and the run has 75")

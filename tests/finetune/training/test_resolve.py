@@ -15,7 +15,7 @@ ASKED = NOTHING | {"model": "m", "data": "d", "max_length": 512, "eval_fraction"
 
 def test_what_is_not_asked_follows_from_the_method_and_the_data():
     lora = resolve(ASKED, 40, None)
-    assert (lora.method, lora.rank, lora.target_modules, lora.max_steps) == ("lora", 16, "all-linear", -1)
+    assert (lora.method, lora.rank, lora.target_modules, lora.max_steps) == ("lora", 16, "all-linear", None)
     assert (lora.epochs, lora.batch_size, lora.learning_rate) == (10.0, 4, 5e-4)
     assert resolve(ASKED | {"epochs": 2.0, "learning_rate": 1.0}, 40, None).epochs == 2.0
     ia3 = resolve(ASKED | {"method": "ia3"}, 4000, None)
@@ -49,3 +49,26 @@ def test_what_was_asked_stays_as_it_is():
 def test_a_learning_rate_that_cannot_be_meant(rate):
     with pytest.raises(UserError, match=r"`learning_rate` .* above 0 and at most 1; usual for ia3 is 0.005"):
         resolve(ASKED | {"method": "ia3", "learning_rate": rate}, 40, None)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_and_packed_rows(method):
+    with pytest.raises(UserError, match=f"`packing` does not go with `method` {method}: its virtual tokens are before"):
+        resolve(ASKED | {"method": method, "packing": True}, 40, None)
+    assert resolve(ASKED | {"method": "lora", "packing": True}, 40, None).packing
+
+
+def test_the_warm_up_of_a_schedule():
+    assert resolve(ASKED | {"schedule": "linear"}, 40, None).warmup == 0.05
+    assert resolve(ASKED | {"schedule": "linear", "warmup": 0.0}, 40, None).warmup == 0
+    assert resolve(ASKED | {"schedule": "constant", "warmup": 0}, 40, None).warmup == 0
+    assert resolve(ASKED | {"schedule": "constant"}, 40, None).warmup == 0
+    with pytest.raises(UserError, match="`warmup` 0.1 does not go with `schedule` constant; take constant_with_warmup"):
+        resolve(ASKED | {"schedule": "constant", "warmup": 0.1}, 40, None)
+
+
+@pytest.mark.parametrize(("method", "says"), [("bitfit", "does not decay biases"), ("ia3", "switches layers off")])
+def test_a_weight_decay_that_does_nothing_or_harm(method, says):
+    with pytest.raises(UserError, match=f"`weight_decay` 0.1 does not go with `method` {method}: .*{says}"):
+        resolve(ASKED | {"method": method, "weight_decay": 0.1}, 40, None)
+    assert resolve(ASKED | {"method": method, "weight_decay": 0.0}, 40, None).method == method

@@ -31,7 +31,7 @@ def run(settings):  # noqa: F811
         if resume:
             saved, _ = go_on_many(folder, of)
         else:
-            begin_many(made(folder, names), of)
+            begin_many(made(folder, names), of, {})
         ready = make_ready_many(of, {name: load_data(its.data) for name, its in of.items()}, {})
         with pytest.MonkeyPatch.context() as patched:
             real, left = train_many.backward, iter(range(stop or 10**9))
@@ -42,7 +42,9 @@ def run(settings):  # noqa: F811
                 return real(*arguments)
 
             patched.setattr(train_many, "backward", backward)
-            return train_many.fine_tune_many(ready, folder, saved=saved)
+            metrics = train_many.fine_tune_many(ready, folder, saved=saved)
+        check_model(ready, folder)
+        return metrics
 
     return go
 
@@ -52,6 +54,14 @@ def whole(run, tmp_path_factory):
     """(the folder, the metrics) of a run that was not stopped."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, run(folder)
+
+
+def check_model(ready, folder):
+    """The model has the weights in the files, also of adapters that had ended before the run went on."""
+    for name, its in ready.runs.items():
+        written = weights(folder / name)
+        for key, parameter in its.parameters.items():
+            assert torch.equal(parameter, written[key.replace(f".{its.adapter}", "")]), (name, key)
 
 
 def made(folder, names):
