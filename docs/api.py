@@ -11,6 +11,7 @@ import pdoc
 import pypeft_fast
 
 OUTPUT = Path("out/api")
+TEMPLATES = Path(__file__).parent / "pdoc"
 MODULES = ("pypeft_fast", "pypeft_fast.nn")
 # {title in api.md: whether a name with its value belongs there}; the first that fits.
 GROUPS = {
@@ -38,7 +39,7 @@ def build(output):
         setattr(pypeft_fast, name, getattr(pypeft_fast, name))
     if bare := undocumented(names()):
         sys.exit(f"no docstring: {', '.join(bare)}")
-    pdoc.render.configure(docformat="google")
+    pdoc.render.configure(docformat="google", template_directory=TEMPLATES)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pdoc.pdoc(*MODULES, output_directory=output)

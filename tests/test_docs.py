@@ -38,6 +38,7 @@ def test_the_reference_holds_every_public_name(site):
         for name in (name for name in module.__all__ if name != "nn"):
             assert f'id="{name}"' in text and f'href="{page}#{name}"' in index, name
     assert "arXiv:2106.09685" in (site / "api/pypeft_fast.html").read_text()
+    assert 'href="../../api.html"' in (site / "api/pypeft_fast/nn.html").read_text()
 
 
 def test_no_page_loads_from_the_network(site):

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -18,9 +19,9 @@ from tests.docs.tested_elsewhere import CANNOT, TESTED
 
 ALL = {page: shell_commands(page) for page in PAGES}
 HERE = {page: [line for line in lines if line not in TESTED | CANNOT] for page, lines in ALL.items()}
-# Options in the text of the documents that are of other programs: pip, llama.cpp, python -m bench.X, PyTest.
-OF_OTHERS = {"--extra-index-url", "--lora", "--reuse", "--show", "--results", "--list", "--again", "--strict"}
-# Files that the documents' commands read, {page: {file: number of records}}, and folders of adapters.
+# Options in the text of the documents that are of other programs: pip, llama.cpp, python -m bench.X.
+OF_OTHERS = {"--extra-index-url", "--lora", "--reuse", "--show", "--results", "--list", "--again"}
+# {page: files of records that its commands read}, and {page: folders of adapters that they read}.
 FILES = {
     "README.md": ["FILE.jsonl", "A.jsonl", "B.jsonl"],
     "docs/command.md": ["desk.jsonl", "billing.jsonl", "requests.jsonl"],
@@ -52,12 +53,16 @@ def test_the_test_that_runs_a_command_exists(node):
 
 
 def parsed(line):
-    words = ["SECOND_WORD" if word == "…" else word for word in shlex.split(line)[1:]]
     try:
-        make_parser().parse_args(words)
+        make_parser().parse_args(shlex.split(line)[1:])
     except SystemExit as end:
         return end.code == 0
     return True
+
+
+def test_a_line_with_an_unknown_option_cannot_be_parsed(capsys):
+    assert parsed("pypeft-fast plan --model m --no-probe")
+    assert not parsed("pypeft-fast plan --model m --no-prob") and not parsed("pypeft-fast plam --model m")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -121,7 +126,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(
     for name in ADAPTERS.get(page, []):
         shutil.copytree(tiny_adapter, work / name)
     monkeypatch.chdir(work)
-    monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # a conversation ends at once
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # a conversation ends at once
     for line in HERE[page]:
         words = shlex.split(line)
         if words[0] == "python" and words[1] == "-c":
