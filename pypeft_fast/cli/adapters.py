@@ -1,15 +1,15 @@
-"""`pypeft-fast adapters`: lists, compares and exports the adapters in folders."""
+"""`pypeft-fast adapters`: lists, compares, merges and exports the adapters in folders."""
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from ..finetune.adapters.files import check_files, read_adapter
+from ..finetune.adapters.files import read_adapter
 from ..finetune.adapters.listing import adapters_below
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, need
 from ..finetune.text import cut
+from .adapters_merge import check_folder, merge
 from .tables import print_table
 from .terminal import say
 
@@ -17,7 +17,7 @@ LONGEST = 40  # characters of a cell
 
 
 def run(arguments) -> None:
-    {"list": _list, "diff": _diff, "export": _export}[arguments.action](arguments)
+    {"list": _list, "diff": _diff, "merge": merge, "export": _export}[arguments.action](arguments)
 
 
 def _list(arguments) -> None:
@@ -54,7 +54,7 @@ def _cells(its: dict) -> list[str]:
 
 def _diff(arguments) -> None:
     for folder in (arguments.first, arguments.second):
-        _check(folder)
+        check_folder(folder)
     from ..finetune.adapters.difference import config_differences, update_distances
 
     configs = config_differences(read_adapter(arguments.first), read_adapter(arguments.second))
@@ -80,7 +80,7 @@ def _diff(arguments) -> None:
 def _export(arguments) -> None:
     need("transformers", "gguf")
     check_base(arguments.model)
-    _check(arguments.adapter)
+    check_folder(arguments.adapter)
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists; name a new file")
     from ..finetune.adapters.gguf_file import write_gguf
@@ -90,9 +90,3 @@ def _export(arguments) -> None:
     count = write_gguf(arguments.adapter, read_skeleton(arguments.model).config, arguments.output)
     say(f"{count} tensors are in {arguments.output}")
     say(f"try it: llama-cli -m BASE.gguf --lora {arguments.output}")
-
-
-def _check(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of an adapter")
-    check_files(folder)

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from .common import add_model
+from ..finetune.adapters.combinations import COMBINATIONS
+from .common import add_model, add_seed
+from .option_values import density, finite, folder, positive_int
 
-SUMMARY = "list adapters, compare two of them, or export one for llama.cpp"
+SUMMARY = "list adapters, compare two of them, merge several into one, or export one for llama.cpp"
 EXAMPLE = "pypeft-fast adapters list out"
 ADVICE = """\
 list DIR...   a table of the adapters in these folders and below: method, base, rank, targets, parameters, bytes, time
 diff A B      the fields in which two configs differ; and, for each kind of layer, how far two LoRA updates are apart
+merge DIR...  one adapter, the weighted sum of several, by PEFT's add_weighted_adapter; needs no base model
 export DIR    a GGUF file of a LoRA adapter, for llama.cpp's --lora"""
 
 
@@ -21,9 +24,36 @@ def add_arguments(parser) -> None:
     difference.add_argument("second", metavar="B", type=Path, help="the folder of another adapter")
     for its in (listing, difference):
         its.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_merge(actions.add_parser("merge", help="one adapter, the weighted sum of several", allow_abbrev=False))
     export = actions.add_parser("export", help="write a GGUF file for llama.cpp", allow_abbrev=False)
     export.add_argument("adapter", metavar="DIR", type=Path, help="the folder of a LoRA adapter")
     add_model(export)
     export.add_argument(
         "--output", required=True, type=Path, metavar="FILE", help="the .gguf file to write, a new file"
     )
+
+
+def add_merge(parser) -> None:
+    parser.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="the folders of two or more adapters")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        required=True,
+        metavar="W",
+        type=finite,
+        help="a number for each adapter, in the order of the folders; a negative one subtracts the adapter",
+    )
+    parser.add_argument(
+        "--method",
+        choices=COMBINATIONS,
+        default=COMBINATIONS[0],
+        help="how: cat is exact, and its rank is the sum of the ranks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rank", type=positive_int, metavar="R", help="the rank, with a method of svd (default: the largest rank)"
+    )
+    parser.add_argument(
+        "--density", type=density, metavar="D", help="the share of values that ties, dare and magnitude_prune keep"
+    )
+    add_seed(parser, "the seed of the values that dare drops")
+    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new folder")

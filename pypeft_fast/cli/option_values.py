@@ -1,6 +1,7 @@
 """The types of option values: functions that convert a command-line text to a value, or raise argparse's error."""
 
 import argparse
+import math
 from pathlib import Path
 
 from ..finetune.sizes import bytes_in
@@ -26,6 +27,8 @@ positive_int = _number(int, lambda v: 0 < v <= MOST, f"a whole number above 0 an
 count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
 port = _number(int, lambda v: 0 <= v < 2**16, "a whole number from 0 to 65535")
 positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
+finite = _number(float, math.isfinite, "a finite number")
+density = _number(float, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
 not_negative = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
 warmup = _number(

@@ -1,4 +1,4 @@
-"""`pypeft-fast adapters`: list, diff and export."""
+"""`pypeft-fast adapters`: list, diff, merge and export."""
 
 import json
 import shutil
@@ -54,6 +54,56 @@ def test_export(command, folder, tiny_model, tmp_path):
     names = {tensor.name for tensor in gguf.GGUFReader(output).tensors}
     assert "blk.1.attn_v.weight.lora_b" in names and len(names) == 8
     mistake(command(*arguments), f"--output {output} exists; name a new file")
+
+
+def test_merge(command, folder, tiny_model, tmp_path):
+    one, two, output = folder / "one", folder / "runs" / "two", tmp_path / "sum"
+    code, out, err = command("adapters", "merge", one, two, "--weights", 0.75, -0.25, "--output", output)
+    assert code == 0, err
+    assert f"2 adapters is in {output}" in out and f"chat --model MODEL --adapter {output}" in out and err == ""
+    _, out, _ = command("adapters", "list", output, "--json")
+    assert json.loads(out)[0]["rank"] == 6
+    _, out, _ = command("adapters", "diff", one, output, "--json")
+    assert json.loads(out)["updates"]["q_proj"]["relative"] == pytest.approx(0.5)  # 0.75 - 0.25 of the same update
+    code, out, err = command(
+        "chat", "--model", tiny_model, "--adapter", output, "--prompt", "hi", "--max-new-tokens", 2
+    )
+    assert code == 0, err
+
+
+def test_merge_draws_what_dare_drops_by_the_seed(command, folder, tmp_path):
+    def values(name, seed):
+        arguments = ["--weights", 1, 1, "--method", "dare_linear", "--density", 0.5, "--seed", seed]
+        assert command("adapters", "merge", folder / "one", folder / "runs/two", *arguments, "--output", name)[0] == 0
+        return (name / "adapter_model.safetensors").read_bytes()
+
+    assert values(tmp_path / "a", 1) == values(tmp_path / "b", 1) != values(tmp_path / "c", 2)
+
+
+def test_merge_notes_that_the_base_models_differ(command, folder, tmp_path):
+    config = folder / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "other/model"}))
+    arguments = [folder / "one", folder / "runs/two", "--weights", 1, 1, "--output", tmp_path / "sum"]
+    code, _, err = command("adapters", "merge", *arguments)
+    assert code == 0 and "was trained over other/model" in err
+
+
+def test_mistakes_of_merge(command, folder, tmp_path):
+    both = ["adapters", "merge", folder / "one", folder / "runs/two"]
+    to = ["--output", tmp_path / "sum"]
+    mistake(command(*both[:3], "--weights", 1, *to), "is one adapter; give the folders of two or more")
+    mistake(command(*both, "--weights", 1, *to), "--weights has 1 numbers for 2 adapters")
+    mistake(command(*both, "--weights", 1, "nan", *to), "--weights: nan is not a finite number")
+    mistake(command(*both, "--weights", 1, 1, "--method", "ties", *to), "--method ties needs --density")
+    mistake(command(*both, "--weights", 1, 1, "--density", 0.5, *to), "--density does not go with --method cat")
+    mistake(command(*both, "--weights", 1, 1, "--method", "ties", "--density", 0, *to), "--density: 0 is not")
+    mistake(command(*both, "--weights", 1, 1, "--rank", 4, *to), "--rank does not go with --method cat")
+    mistake(command(*both, folder / "broken", "--weights", 1, 1, 1, *to), "is cut short")
+    mistake(command(*both, "--weights", 1, 1, "--output", folder), f"--output {folder} exists; name a new folder")
+    config = folder / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 5}))
+    mistake(command(*both, "--weights", 1, 1, "--method", "linear", *to), "--method linear needs adapters of one rank")
+    assert not (tmp_path / "sum").exists()
 
 
 def test_mistakes(command, folder, tiny_model, tmp_path):

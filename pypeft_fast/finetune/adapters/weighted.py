@@ -1,0 +1,109 @@
+"""Combines adapters to one adapter with weights, by PEFT's add_weighted_adapter, without the base model."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from safetensors import SafetensorError
+
+import pypeft_fast
+
+from ...model.files.lora_fields import keeps_base, unusual
+from ..errors import UserError, as_user_error
+from ..library_errors import LIBRARY_ERRORS
+from ..text import quoted
+from ..whole_files import new_folder
+from .combinations import is_pruned, read_combined
+from .files import CONFIG, WEIGHTS, read_adapter
+from .hollow import hollow_base
+
+COMBINED = "default"  # PEFT saves the adapter of this name into the folder itself
+
+
+def combined(
+    folders: list[Path],
+    weights: list[float],
+    method: str = "cat",
+    *,
+    rank: int | None = None,
+    density: float | None = None,
+    seed: int = 0,
+):
+    """A PeftModel over a hollow base, whose adapter "default" is the combination of the adapters in the folders.
+
+    method: one of COMBINATIONS. rank: of the result of a method with svd; the largest rank if None. density: the share
+    of values that a pruning method keeps, above 0 and at most 1. seed: of the values that dare_* drops.
+
+    UserError if a folder has no whole adapter, the method cannot combine them, or an adapter has a feature that a sum
+    would lose: magnitudes of DoRA, biases, modules_to_save, trained tokens, initial values that change the base model.
+    """
+    adapters = read_combined(folders, method)
+    with as_user_error("the adapters cannot be combined", LIBRARY_ERRORS):
+        configs = [PeftConfig.from_pretrained(str(folder)) for folder in folders]
+    for folder, config in zip(folders, configs, strict=True):
+        _check_plain(folder, config)
+    base = hollow_base({name: shape for its in adapters for name, shape in its.shapes.items()})
+    names = [f"combined_{i}" for i in range(len(folders))]  # PEFT mistakes a number for the block of this number
+    task, transposed = configs[0].task_type, configs[0].fan_in_fan_out
+    model = None
+    for name, folder, config in zip(names, folders, configs, strict=True):
+        config.task_type = None  # the hollow base has no forward pass
+        config.fan_in_fan_out = False  # its layers are nn.Linear
+        with as_user_error(f"`adapter` {folder} cannot be loaded", LIBRARY_ERRORS):
+            if model is None:
+                model = pypeft_fast.PeftModel.from_pretrained(base, str(folder), adapter_name=name, config=config)
+            else:
+                model.load_adapter(str(folder), name, config=config)
+    first = model.peft_config[names[0]]
+    options = {}
+    if first.peft_type == "LORA":
+        # PEFT copies these fields of the first adapter. The weights of the result have its scaling in them.
+        first.use_rslora, first.init_lora_weights = False, True
+        options = {"combination_type": method, "svd_rank": rank, "svd_full_matrices": False}
+        options |= {"density": density} if is_pruned(method) else {}
+    with as_user_error("the adapters cannot be combined", LIBRARY_ERRORS), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.base_model.add_weighted_adapter(names, weights, COMBINED, **options)
+    result = model.peft_config[COMBINED]
+    result.task_type, result.fan_in_fan_out, result.inference_mode = task, transposed, True
+    return model
+
+
+def save_combined(folders: list[Path], weights: list[float], method: str, output: Path, **options) -> None:
+    """Writes the combination of adapters into a new folder; after an error there is no folder.
+
+    options: of `combined`. UserError as from `combined`, or if the folder cannot be written.
+    """
+    model = combined(folders, weights, method, **options)
+    kinds = (OSError, RuntimeError, SafetensorError)
+    with as_user_error(f"`output` {output} cannot be written", kinds), new_folder(output) as scratch:
+        model.save_pretrained(str(scratch), selected_adapters=[COMBINED])
+        _check_layers(folders, scratch)
+
+
+def _check_plain(folder: Path, config) -> None:
+    if config.peft_type == "LORA":
+        fields = unusual(config)
+        if config.bias != "none":
+            fields.append("bias")
+        if not keeps_base(config.init_lora_weights):
+            fields.append("init_lora_weights")
+    else:
+        fields = ["modules_to_save"] if config.modules_to_save else []
+    if fields:
+        value = quoted(getattr(config, fields[0]))
+        raise UserError(
+            f"{folder} has {fields[0]} = {value}, which a weighted sum of adapters would lose; merge such an adapter "
+            "into the base model instead"
+        )
+
+
+def _check_layers(folders: list[Path], output: Path) -> None:
+    """UserError if PEFT has left out a tensor of one of the adapters."""
+    found = set(read_adapter(output).shapes)
+    for folder in folders:
+        if lost := sorted(set(read_adapter(folder).shapes) - found):
+            raise UserError(
+                f"{folder} has the tensor {lost[0]}, which {CONFIG} of the combination does not target; give adapters "
+                f"whose {WEIGHTS} fits their {CONFIG}"
+            )
