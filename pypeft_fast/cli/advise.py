@@ -46,12 +46,12 @@ def run(arguments) -> None:
         room=room,
         on_gpu=on_gpu,
         timed=is_here and not arguments.no_timing,
-        steps=arguments.steps,
+        steps=getattr(arguments, "try"),
     )
     advice = make_advice(wanted, part.examples, part.held_out, lambda text: say(f"{text} ...", file=sys.stderr))
     for line in shortened(advice.data, settings.max_length):
         say(as_options(line, arguments))
-    _show(advice)
+    _show(advice, arguments)
     _write(advice, arguments)
 
 
@@ -83,7 +83,7 @@ def _write(advice, arguments) -> None:
         say(f"all numbers are in {arguments.json}")
 
 
-def _show(advice) -> None:
+def _show(advice, arguments) -> None:
     from ..finetune.advise.evidence import FINDINGS, against
     from ..finetune.advise.lines import peft_config, train_command
     from ..finetune.advise.make import plan_rows
@@ -104,6 +104,8 @@ def _show(advice) -> None:
         share = advice.shares[name]
         sizes = (written(row.file_bytes), written(row.memory[0].peak))
         rows.append((name, f"{row.parameters:,}", *sizes, seconds, row.fits, *_shares(share)))
+    if advice.plan.wanted.timed and (crowded := threads.crowded(_threads())):
+        say(as_options(crowded, arguments))
     print_table(CANDIDATES, rows, CANDIDATES[1:5] + CANDIDATES[6:], f"candidates, LoRA of rank {its.ranks[0]}")
     rows = [
         (name, str(share.layers), f"{share.parameters:,}", *_shares(share), f"{share.density:.2f}")
@@ -112,8 +114,8 @@ def _show(advice) -> None:
     print_table(MODULES, rows, MODULES[1:], f"gradient energy before training, {advice.read} examples")
     if advice.trial is not None:
         _show_trial(advice.trial)
-    short = {finding.key: finding.source.partition(",")[0] for finding in FINDINGS}
-    rows = [(short[f.key], str(f.year), f.brief, "; ".join(short[key] for key in against(f.key))) for f in FINDINGS]
+    authors = {finding.key: finding.authors for finding in FINDINGS}
+    rows = [(f.authors, str(f.year), f.brief, "; ".join(authors[key] for key in against(f.key))) for f in FINDINGS]
     print_table(SOURCES, rows, title="publications; --html has the numbers, the models and the links")
     say(f"train: {advice.choice.targets or 'no candidate fits'}")
     for line in advice.choice.why:
@@ -123,6 +125,12 @@ def _show(advice) -> None:
     if advice.chosen is not None:
         say(train_command(advice))
         say(peft_config(advice))
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _shares(share) -> tuple[str, str]:

@@ -35,7 +35,6 @@ def add_arguments(parser) -> None:
     add("--batch-size", type=positive_int, metavar="N", default=4, help="examples per batch (default: %(default)s)")
     add(
         "--try",
-        dest="steps",
         type=positive_int,
         nargs="?",
         const=TRIED,

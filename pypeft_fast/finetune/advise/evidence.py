@@ -12,7 +12,8 @@ class Finding:
     those on the MLP layers or all linear layers of a transformer; None if it compared something else."""
 
     key: str
-    source: str
+    authors: str
+    title: str
     year: int
     url: str
     brief: str
@@ -33,7 +34,8 @@ class Conflict:
 FINDINGS = (
     Finding(
         "hu",
-        "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, section 7.1",
+        "Hu et al.",
+        "LoRA: Low-Rank Adaptation of Large Language Models, section 7.1",
         2021,
         "https://arxiv.org/abs/2106.09685",
         "q,v as good as all of attention; MLP not tried",
@@ -44,7 +46,8 @@ FINDINGS = (
     ),
     Finding(
         "dettmers",
-        "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, section 4",
+        "Dettmers et al.",
+        "QLoRA: Efficient Finetuning of Quantized LLMs, section 4",
         2023,
         "https://arxiv.org/abs/2305.14314",
         "all-linear reaches full fine-tuning; q,v does not",
@@ -55,7 +58,8 @@ FINDINGS = (
     ),
     Finding(
         "biderman",
-        "Biderman et al., LoRA Learns Less and Forgets Less, TMLR, figure 7",
+        "Biderman et al.",
+        "LoRA Learns Less and Forgets Less, TMLR, figure 7",
         2024,
         "https://arxiv.org/abs/2405.09673",
         "attention is worse than MLP and all-linear",
@@ -66,7 +70,8 @@ FINDINGS = (
     ),
     Finding(
         "schulman",
-        "Schulman and Thinking Machines Lab, LoRA Without Regret",
+        "Schulman et al.",
+        "LoRA Without Regret, Thinking Machines Lab",
         2025,
         "https://thinkingmachines.ai/blog/lora/",
         "attention is worse than MLP at equal size",
@@ -77,7 +82,8 @@ FINDINGS = (
     ),
     Finding(
         "peft",
-        "Hugging Face PEFT, method_comparison/MetaMathQA, results of July 2026",
+        "Hugging Face PEFT",
+        "method_comparison/MetaMathQA, results of July 2026",
         2026,
         "https://github.com/huggingface/peft/tree/5d602fdbff04c33c1c4de55cda9d4ae1d7cb7e40/method_comparison/MetaMathQA",
         "MLP 49.4 %, q,v 47.8 %, q,v with rsLoRA 51.3 %",
@@ -89,7 +95,8 @@ FINDINGS = (
     ),
     Finding(
         "sumit",
-        "sumitdotml, Is Attention Enough? A LoRA Target-Module Study on Qwen3-8B Math SFT",
+        "sumitdotml",
+        "Is Attention Enough? A LoRA Target-Module Study on Qwen3-8B Math SFT",
         2026,
         "https://site-c66.pages.dev/research/lora-and-friends/",
         "attention and all-linear are equal",
@@ -100,7 +107,8 @@ FINDINGS = (
     ),
     Finding(
         "borobia",
-        "Borobia et al., Where Should LoRA Go? Component-Type Placement in Hybrid Language Models",
+        "Borobia et al.",
+        "Where Should LoRA Go? Component-Type Placement in Hybrid Language Models",
         2026,
         "https://arxiv.org/abs/2604.22127",
         "in hybrid models attention is better than all",
@@ -112,7 +120,8 @@ FINDINGS = (
     ),
     Finding(
         "zhang",
-        "Zhang et al., Rethinking Adapter Placement: A Dominant Adaptation Module Perspective",
+        "Zhang et al.",
+        "Rethinking Adapter Placement: A Dominant Adaptation Module Perspective",
         2026,
         "https://arxiv.org/abs/2605.06183",
         "gradient energy finds the best place",
@@ -122,7 +131,8 @@ FINDINGS = (
     ),
     Finding(
         "sehanobish",
-        "Sehanobish and Lovering, Not How Many, But Which: Parameter Placement in Low-Rank Adaptation",
+        "Sehanobish and Lovering",
+        "Not How Many, But Which: Parameter Placement in Low-Rank Adaptation",
         2026,
         "https://arxiv.org/abs/2605.12207",
         "gradients do not help in supervised fine-tuning",
@@ -132,7 +142,8 @@ FINDINGS = (
     ),
     Finding(
         "hayou",
-        "Hayou et al., PLoP: Precise LoRA Placement for Efficient Finetuning of Large Models",
+        "Hayou et al.",
+        "PLoP: Precise LoRA Placement for Efficient Finetuning of Large Models",
         2025,
         "https://arxiv.org/abs/2506.20629",
         "the best modules depend on model and task",
@@ -152,9 +163,9 @@ CONFLICTS = (
     Conflict(
         ("biderman", "schulman"),
         ("sumit", "peft"),
-        "Biderman et al. and Schulman found MLP adapters clearly better. On grade-school mathematics the difference is "
-        "within noise in the study of sumitdotml and in PEFT's table, where the scaling of the update changes the "
-        "accuracy more than the modules do.",
+        "Biderman et al. and Schulman et al. found MLP adapters clearly better. On grade-school mathematics the "
+        "difference is within noise in the study of sumitdotml and in PEFT's table, where the scaling of the update "
+        "changes the accuracy more than the modules do.",
     ),
     Conflict(
         ("dettmers", "schulman"),

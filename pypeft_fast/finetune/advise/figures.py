@@ -7,6 +7,7 @@ import math
 from ..plan.make import Row
 from ..sizes import written
 from .energy import LayerEnergy
+from .rule import ERRORS
 from .shares import Share, by_module
 from .trial import Trial
 
@@ -96,29 +97,32 @@ def memory_figure(rows: dict[str, Row], room: int):
 
 
 def trial_figure(trial: Trial):
-    """Left: the training loss of each step. Right: the held-out loss with two standard errors."""
+    """Left: the training loss of each step. Right: how much higher the loss of the second candidate is than that of the
+    best, on each held-out example and for all, with two standard errors."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(LETTERS):
         figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-        steps, points = figure.subplots(1, 2, width_ratios=(3, 2))
-    names, colours = [trial.base.targets, *(its.targets for its in trial.tried)], ["#5b7083", ENERGY, OTHER]
-    for its, colour in zip(trial.tried, colours[1:], strict=True):
+        steps, examples = figure.subplots(1, 2, width_ratios=(3, 2))
+    for its, colour in zip(trial.tried, (ENERGY, OTHER), strict=True):
         steps.plot(range(1, len(its.training) + 1), its.training, color=colour, linewidth=1.4, label=its.targets)
     steps.set_xlabel("step")
     steps.set_ylabel("training loss, nats per token")
-    steps.set_ylim(bottom=0)
     steps.xaxis.get_major_locator().set_params(integer=True)
     steps.legend(frameon=False)
-    for place, (its, colour) in enumerate(zip((trial.base, *trial.tried), colours, strict=True)):
-        loss, error = its.loss
-        points.errorbar([place], [loss], yerr=[2 * (error or 0.0)], fmt="o", color=colour, capsize=4)
-        points.annotate(f"{loss:.3f}", (place, loss), xytext=(8, 0), textcoords="offset points", va="center")
-    points.set_xticks(range(len(names)), names)
-    points.set_xlim(-0.5, len(names) - 0.2)
-    points.set_ylabel("held-out loss ± 2 standard errors")
-    for axes in (steps, points):
+    best, second = trial.ranked()[:2]
+    lead, error = trial.lead()
+    pairs = zip(second.held_out, best.held_out, best.tokens, strict=True)
+    differences = sorted((b - a) / tokens for b, a, tokens in pairs)
+    examples.plot(differences, range(1, len(differences) + 1), "o", color=PARAMETERS, markersize=5, label="an example")
+    examples.errorbar([lead], [0], xerr=[ERRORS * (error or 0.0)], fmt="D", color="#14365e", capsize=4, label="all")
+    examples.axvline(0, color="#5b7083", linewidth=1)
+    examples.set_yticks([])
+    examples.spines["left"].set_visible(False)
+    examples.set_xlabel(f"held-out loss: {second.targets} minus {best.targets}")
+    examples.legend(frameon=False, fontsize="small")
+    for axes in (steps, examples):
         axes.grid(alpha=0.3)
     return figure
 

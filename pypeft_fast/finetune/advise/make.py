@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 import transformers
 
-from ..adapters.adapted import adapted
+from ..adapters.adapted import adapted, check_rank
 from ..base_models import load_base, load_tokenizer
 from ..data.records import Example
 from ..data.tokens import Collator
@@ -77,6 +77,7 @@ def make_advice(
             f"`model` {settings.model} is an encoder of the type {skeleton.config.model_type}; give a decoder, such as "
             "a Llama"
         )
+    check_rank(skeleton.model(settings.dtype), settings.rank)
     tokenizer = load_tokenizer(settings.model)
     data = prepare(tokenizer, examples, settings, held_out)
     collator = Collator.of(tokenizer)

@@ -24,7 +24,7 @@ def page(advice: Advice) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"size": written, "percent": _percent, "clean": safe}
     rows, modules, blocks = plan_rows(advice.plan), by_module(advice.layers), by_block(advice.layers)
-    sources = {its.key: its.source.split(",")[0] for its in FINDINGS}
+    authors = {its.key: its.authors for its in FINDINGS}
     layer_map = figures.layer_figure(advice.layers)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         advice=advice,
@@ -36,7 +36,7 @@ def page(advice: Advice) -> str:
         top=sorted(blocks.items(), key=lambda pair: -pair[1].energy)[:5],
         findings=FINDINGS,
         conflicts=CONFLICTS,
-        others={its.key: [sources[key] for key in against(its.key)] for its in FINDINGS},
+        others={its.key: [authors[key] for key in against(its.key)] for its in FINDINGS},
         rules=RULES,
         enough=ENOUGH,
         room=advice.wanted.room,

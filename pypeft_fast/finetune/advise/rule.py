@@ -80,7 +80,10 @@ def choose(options: list[Option], hybrid: bool, trial: Compared | None = None) -
             f"After {trial.steps} steps on the same batches {trial.best} has a held-out loss that is {trial.lead:.3f} "
             f"lower than that of {trial.second} (standard error {trial.error:.3f}, {trial.examples} examples)."
         )
-        doubts.append("The trial is short and has one seed. More steps or another seed may change the order.")
+        doubts += [
+            "The trial is short and has one seed. More steps or another seed may change the order.",
+            _sizes(able, trial),
+        ]
     else:
         doubts.append(_undecided(trial))
     if chosen.fits == CHECKPOINTED:
@@ -143,6 +146,14 @@ def _against_the_literature(options: list[Option], chosen: Option, hybrid: bool)
         f"On your data attention has {energy['attention']:.0%} of the gradient energy and mlp {energy['mlp']:.0%}, "
         "while the larger studies found adapters on the MLP layers more useful than on attention."
     ]
+
+
+def _sizes(able: dict[str, Option], trial: Compared) -> str:
+    small, large = sorted((able[trial.best], able[trial.second]), key=lambda its: its.parameters)
+    return (
+        f"Both have the same rank, so {large.targets} trains {large.parameters / small.parameters:.1f} times as many "
+        f"parameters as {small.targets}."
+    )
 
 
 def _undecided(trial: Compared) -> str:
