@@ -152,12 +152,14 @@ def test_smollm2(advise, tmp_path):
     data = tmp_path / "d.jsonl"
     data.write_text('{"prompt": "Where is the shop?", "completion": "In Bern."}\n' * 3)
     options = ["--batches", 1, "--batch-size", 2, "--no-timing", "--eval-fraction", 0, "--cpu", "4GiB"]
+    options += ["--targets", "attention", "--targets", "all-linear"]
     code, out, err = advise(*options, "--json", tmp_path / "a.json", model="smollm2", data=data)
     assert code == 0, err
     its = json.loads((tmp_path / "a.json").read_text())
-    shares = its["gradient_energy"]["candidates"]
+    modules = its["gradient_energy"]["modules"]
     assert len(its["gradient_energy"]["layers"]) == 30 * 7 and "4,884,480" in out
-    assert shares["attention"]["energy"] + shares["mlp"]["energy"] == pytest.approx(1)
-    # Each of 192 outputs of v_proj serves three heads: its gradients are the largest per parameter.
-    density = {name: share["energy_per_parameter"] for name, share in its["gradient_energy"]["modules"].items()}
+    attention = sum(modules[name]["energy"] for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
+    assert its["gradient_energy"]["candidates"]["attention"]["energy"] == pytest.approx(attention)
+    # The gradients of v_proj, each of whose outputs serves three heads, are the largest per parameter.
+    density = {name: share["energy_per_parameter"] for name, share in modules.items()}
     assert max(density, key=density.get) == "v_proj" and density["v_proj"] > 2

@@ -133,4 +133,6 @@ def _axes(width: float, height: float):
 
     with matplotlib.rc_context(LETTERS):
         figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots()
+        axes = figure.subplots()
+    axes.set_axisbelow(True)
+    return figure, axes

@@ -10,7 +10,7 @@ from . import figures
 from .evidence import CONFLICTS, FINDINGS, against
 from .lines import peft_config, train_command
 from .make import Advice, plan_rows
-from .rule import ENOUGH, RULES
+from .rule import RULES, percent
 from .shares import by_block, by_module
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -22,7 +22,7 @@ def page(advice: Advice) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"size": written, "percent": _percent, "clean": safe}
+    environment.filters |= {"size": written, "percent": percent, "clean": safe}
     rows, modules, blocks = plan_rows(advice.plan), by_module(advice.layers), by_block(advice.layers)
     authors = {its.key: its.authors for its in FINDINGS}
     layer_map = figures.layer_figure(advice.layers)
@@ -38,7 +38,6 @@ def page(advice: Advice) -> str:
         conflicts=CONFLICTS,
         others={its.key: [authors[key] for key in against(its.key)] for its in FINDINGS},
         rules=RULES,
-        enough=ENOUGH,
         room=advice.wanted.room,
         lead=None if advice.trial is None else advice.trial.lead(),
         pictures={
@@ -50,7 +49,3 @@ def page(advice: Advice) -> str:
         versions=", ".join(f"{name} {version(name)}" for name in VERSIONS),
         python=platform.python_version(),
     )
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"

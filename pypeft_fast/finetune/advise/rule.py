@@ -9,13 +9,18 @@ ENOUGH = 0.9  # the share of the gradient energy with which a smaller candidate 
 ERRORS = 2  # standard errors
 FEW_EXAMPLES = 5  # held-out examples of a trial that decides
 
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
 RULES = (
     "A candidate must fit in memory, with --gradient-checkpointing if need be.",
     "Of the candidates that fit, all-linear is the start; in a model with recurrent layers, attention. If the start "
     "does not fit, the candidate with the most gradient energy takes its place.",
-    f"mlp replaces all-linear if it has at least {ENOUGH:.0%} of the gradient energy, less {ERRORS} standard errors. "
-    "q,v and attention do not replace all-linear by their gradient energy alone, since studies found them worse than "
-    "all-linear. In a model with recurrent layers this rule does not apply.",
+    f"mlp replaces all-linear if it has at least {percent(ENOUGH)} of the gradient energy, less {ERRORS} standard "
+    "errors. q,v and attention do not replace all-linear by their gradient energy alone, since studies found them "
+    "worse than all-linear. In a model with recurrent layers this rule does not apply.",
     f"With --try, the candidate with the lower held-out loss is taken if the two losses differ by more than {ERRORS} "
     f"standard errors of their difference, and if at least {FEW_EXAMPLES} examples are held out.",
 )
@@ -71,7 +76,7 @@ def choose(options: list[Option], hybrid: bool, trial: Compared | None = None) -
     if chosen.targets == "all-linear" and not hybrid:
         chosen, more = _smaller(able, chosen)
         why.append(more)
-    doubts = [*_against_the_literature(options, chosen, hybrid), NOT_THE_END]
+    doubts = [*_against_the_literature(options, hybrid), NOT_THE_END]
     if trial is None:
         doubts.append("No candidate was trained here. --try trains two and compares their held-out loss.")
     elif trial.decides:
@@ -130,20 +135,21 @@ def _smaller(able: dict[str, Option], whole: Option) -> tuple[Option, str]:
     """mlp if it has enough of the gradient energy, or all-linear."""
     mlp = able.get("mlp")
     if mlp is None or mlp.energy - ERRORS * (mlp.error or 0.0) < ENOUGH:
-        return whole, f"The MLP layers alone have less than {ENOUGH:.0%} of the gradient energy of your data."
+        return whole, f"The MLP layers alone have less than {percent(ENOUGH)} of the gradient energy of your data."
     return mlp, (
-        f"mlp has {mlp.energy:.0%} of the gradient energy of your data, with "
-        f"{mlp.parameters / whole.parameters:.0%} of the parameters of all-linear."
+        f"mlp has {percent(mlp.energy)} of the gradient energy of your data, with "
+        f"{percent(mlp.parameters / whole.parameters)} of the parameters of all-linear."
     )
 
 
-def _against_the_literature(options: list[Option], chosen: Option, hybrid: bool) -> list[str]:
+def _against_the_literature(options: list[Option], hybrid: bool) -> list[str]:
     """A sentence if the gradient energy and the literature favour different parts of the blocks."""
     energy = {its.targets: its.energy for its in options}
-    if hybrid or not {"attention", "mlp"} <= energy.keys() or energy["attention"] <= energy["mlp"]:
+    attention, mlp = energy.get("attention"), energy.get("mlp")
+    if hybrid or attention is None or mlp is None or attention <= mlp:
         return []
     return [
-        f"On your data attention has {energy['attention']:.0%} of the gradient energy and mlp {energy['mlp']:.0%}, "
+        f"On your data attention has {percent(attention)} of the gradient energy and mlp {percent(mlp)}, "
         "while the larger studies found adapters on the MLP layers more useful than on attention."
     ]
 
