@@ -84,6 +84,8 @@ def _write(advice, arguments) -> None:
 
 
 def _show(advice, arguments) -> None:
+    import torch
+
     from ..finetune.advise.evidence import FINDINGS, against
     from ..finetune.advise.lines import peft_config, train_command
     from ..finetune.advise.make import plan_rows
@@ -104,7 +106,7 @@ def _show(advice, arguments) -> None:
         share = advice.shares[name]
         sizes = (written(row.file_bytes), written(row.memory[0].peak))
         rows.append((name, f"{row.parameters:,}", *sizes, seconds, row.fits, *_shares(share)))
-    if advice.plan.wanted.timed and (crowded := threads.crowded(_threads())):
+    if advice.plan.wanted.timed and (crowded := threads.crowded(torch.get_num_threads())):
         say(as_options(crowded, arguments))
     print_table(CANDIDATES, rows, CANDIDATES[1:5] + CANDIDATES[6:], f"candidates, LoRA of rank {its.ranks[0]}")
     rows = [
@@ -125,12 +127,6 @@ def _show(advice, arguments) -> None:
     if advice.chosen is not None:
         say(train_command(advice))
         say(peft_config(advice))
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _shares(share) -> tuple[str, str]:
