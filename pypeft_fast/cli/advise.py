@@ -119,14 +119,13 @@ def _show(advice, arguments) -> None:
     authors = {finding.key: finding.authors for finding in FINDINGS}
     rows = [(f.authors, str(f.year), f.brief, "; ".join(authors[key] for key in against(f.key))) for f in FINDINGS]
     print_table(SOURCES, rows, title="publications; --html has the numbers, the models and the links")
-    say(f"train: {advice.choice.targets or 'no candidate fits'}")
+    say(f"train: {advice.choice.targets}")
     for line in advice.choice.why:
         say(f"  because: {line}")
     for line in advice.choice.doubts:
         say(f"  but: {line}")
-    if advice.chosen is not None:
-        say(train_command(advice))
-        say(peft_config(advice))
+    say(train_command(advice))
+    say(peft_config(advice))
 
 
 def _shares(share) -> tuple[str, str]:

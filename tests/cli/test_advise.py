@@ -108,10 +108,15 @@ def test_over_a_quantised_base(advise, tmp_path):
 
 
 def test_nothing_fits(advise):
-    code, out, err = advise("--rank", 4, "--batches", 1, "--cpu", "1MiB", "--no-timing", "--try", 1)
-    assert code == 0, err
-    assert "train: no candidate fits" in out and "--quantize nf4" in out and "pypeft-fast finetune" not in out
-    assert "training" not in err.replace("training_", "")
+    code, out, err = advise("--rank", 4, "--cpu", "1MiB", "--no-timing")
+    assert code == 2 and out == "" and "loading the model" not in err
+    assert "no candidate fits in 1 MiB: the smallest needs " in err and "--quantize nf4, a smaller --batch-size" in err
+
+
+def test_a_trial_needs_two_candidates(advise):
+    code, out, err = advise(*QUICK, "--targets", "mlp", "--try", 1)
+    assert code == 2 and out == "" and "loading the model" not in err
+    assert "--try compares two candidates, and only mlp fits or was asked for; leave --try out" in err
 
 
 def test_mistakes(advise, command, tiny_model, dialogues, tmp_path):

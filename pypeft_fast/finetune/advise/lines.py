@@ -9,10 +9,8 @@ DEFAULTS = {"quantize": None, "dtype": "float32", "batch_size": 4, "max_length":
 DEFAULTS |= {"eval_fraction": 0.1, "learning_rate": 5e-4}
 
 
-def train_command(advice: Advice) -> str | None:
-    """The command for a shell that trains the recommended candidate; None if no candidate fits."""
-    if advice.chosen is None:
-        return None
+def train_command(advice: Advice) -> str:
+    """The command for a shell that trains the recommended candidate."""
     settings = advice.wanted.settings
     own = advice.chosen.settings(settings.model)
     given = {"model": settings.model, "data": settings.data, "target_modules": own.target_modules}
@@ -24,10 +22,8 @@ def train_command(advice: Advice) -> str | None:
     return command(given, OUTPUT)
 
 
-def peft_config(advice: Advice) -> str | None:
-    """PEFT's config of the recommended candidate, as Python; None if no candidate fits."""
-    if advice.chosen is None:
-        return None
+def peft_config(advice: Advice) -> str:
+    """PEFT's config of the recommended candidate, as Python."""
     its = advice.chosen.settings(advice.wanted.settings.model)
     return (
         f"LoraConfig(r={its.rank}, lora_alpha={its.alpha}, lora_dropout={its.dropout}, "

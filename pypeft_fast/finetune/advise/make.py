@@ -17,6 +17,7 @@ from ..plan.make import CHECKPOINTED, NO, Plan, Row, make_plan
 from ..plan.make import Wanted as Costs
 from ..plan.probe import without_adapter
 from ..plan.skeleton import blocks_of, read_skeleton
+from ..sizes import written
 from ..training.prepare import Data, prepare
 from ..training.ready import check_data
 from ..training.settings import Settings
@@ -58,8 +59,8 @@ class Advice:
     choice: Choice
 
     @property
-    def chosen(self) -> Candidate | None:
-        return None if self.choice.targets is None else plan_rows(self.plan)[self.choice.targets].candidate
+    def chosen(self) -> Candidate:
+        return plan_rows(self.plan)[self.choice.targets].candidate
 
 
 def make_advice(
@@ -68,7 +69,7 @@ def make_advice(
     """The advice for these examples. told: is called with what is being done.
 
     UserError as from `make_plan`, `load_base`, `prepare` and `gradient_energies`; also for an encoder, for fewer
-    examples than a batch has, and if nothing is held out for the trial.
+    examples than a batch has, if no candidate fits, and for a trial with nothing held out or with one candidate.
     """
     settings = wanted.settings
     skeleton = read_skeleton(settings.model)
@@ -85,6 +86,7 @@ def make_advice(
     if wanted.steps is not None and not data.held_out:
         raise UserError("`try` needs held-out examples; give `eval_data`, or an `eval_fraction` above 0")
     plan = make_plan(settings.model, _costs(wanted, data), told)
+    _check_fits(plan, wanted)
     told("loading the model")
     base, _ = load_base(settings.model, settings.dtype, settings.quantize)
     check_data(base, data, settings)
@@ -97,11 +99,10 @@ def make_advice(
             for name, row in plan_rows(plan).items()
         ]
         choice, trial = choose(options, hybrid), None
-        second = choice.targets and runner_up(options, choice.targets)
-        if wanted.steps is not None and second:
+        if wanted.steps is not None:
             pair = [
                 (row.candidate, row.fits == CHECKPOINTED)
-                for row in (plan_rows(plan)[name] for name in (choice.targets, second))
+                for row in (plan_rows(plan)[name] for name in (choice.targets, runner_up(options, choice.targets)))
             ]
             trial, _ = run_trial(base, pair, data, collator, _training(wanted), told)
             choice = choose(options, hybrid, _compared(trial))
@@ -135,6 +136,19 @@ def _costs(wanted: Wanted, data: Data) -> Costs:
         on_gpu=wanted.on_gpu,
         timed=wanted.timed,
     )
+
+
+def _check_fits(plan: Plan, wanted: Wanted) -> None:
+    able = [row.candidate.targets for row in plan.rows if row.fits != NO]
+    if not able:
+        least = min(row.memory[1].peak for row in plan.rows)
+        raise UserError(
+            f"no candidate fits in {written(wanted.room)}: the smallest needs {written(least)}, with gradient "
+            "checkpointing; `quantize` nf4, a smaller `batch_size` and a smaller `max_length` take less, and `gpu` or "
+            "`cpu` names the memory of another device"
+        )
+    if wanted.steps is not None and len(able) < 2:
+        raise UserError(f"`try` compares two candidates, and only {able[0]} fits or was asked for; leave `try` out")
 
 
 def _checkpointing(plan: Plan) -> bool:

@@ -28,7 +28,7 @@ def record(advice: Advice) -> dict:
         "hybrid": advice.hybrid,
         "recommendation": {
             **asdict(advice.choice),
-            "target_modules": None if advice.chosen is None else advice.chosen.target_modules,
+            "target_modules": advice.chosen.target_modules,
             "command": train_command(advice),
             "lora_config": peft_config(advice),
         },

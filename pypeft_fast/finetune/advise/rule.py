@@ -58,20 +58,18 @@ class Compared:
 
 @dataclass(frozen=True)
 class Choice:
-    """targets: the candidate, None if none fits. checkpointing: whether it needs gradient checkpointing. why: the rules
-    that led to the candidate. doubts: what speaks against it, and what is not known."""
+    """targets: the candidate. checkpointing: whether it needs gradient checkpointing. why: the rules that led to the
+    candidate. doubts: what speaks against it, and what is not known."""
 
-    targets: str | None
+    targets: str
     checkpointing: bool
     why: tuple[str, ...]
     doubts: tuple[str, ...]
 
 
 def choose(options: list[Option], hybrid: bool, trial: Compared | None = None) -> Choice:
-    """Applies RULES. hybrid: whether the model has recurrent layers beside attention."""
+    """Applies RULES. At least one option fits. hybrid: whether the model has recurrent layers beside attention."""
     able = {its.targets: its for its in options if its.fits != NO}
-    if not able:
-        return Choice(None, False, ("no candidate fits in this memory",), (REMEDY,))
     chosen, why = _start(able, hybrid)
     if chosen.targets == "all-linear" and not hybrid:
         chosen, more = _smaller(able, chosen)
@@ -96,16 +94,12 @@ def choose(options: list[Option], hybrid: bool, trial: Compared | None = None) -
     return Choice(chosen.targets, chosen.fits == CHECKPOINTED, tuple(why), tuple(doubts))
 
 
-def runner_up(options: list[Option], chosen: str) -> str | None:
+def runner_up(options: list[Option], chosen: str) -> str:
     """Of the other candidates that fit, the one with the most gradient energy: the second of a trial."""
     others = [its for its in options if its.fits != NO and its.targets != chosen]
-    return max(others, key=lambda its: its.energy).targets if others else None
+    return max(others, key=lambda its: its.energy).targets
 
 
-REMEDY = (
-    "--quantize nf4, a smaller --batch-size and a smaller --max-length take less memory; --gpu and --cpu name the "
-    "memory of another device."
-)
 NOT_THE_END = (
     "Gradient energy says where the loss changes most in the first step. Studies disagree whether the end of training "
     "follows from it."
