@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": ("inspect_adapter", "inspect_adapter"),
     "merge": ("merge", "merge"),
     "plan": ("plan_arguments", "plan"),
+    "advise": ("advise_arguments", "advise"),
     "adapters": ("adapters_arguments", "adapters"),
 }
 

@@ -22,10 +22,10 @@ def run(arguments) -> None:
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"--json {arguments.json} cannot be written: there is no such folder")
     threads.use(arguments.threads)
+    calm_libraries()
     from ..finetune.plan.make import Wanted, make_plan
     from ..finetune.plan.room import room_of
 
-    calm_libraries()
     room, on_gpu, is_here = room_of(arguments.gpu, arguments.cpu)
     wanted = Wanted(
         methods=tuple(arguments.method or METHODS),

@@ -16,9 +16,8 @@ these parts of a block; all-linear: PEFT's value, the default of finetune."""
 METHODS, GROUPS, BASES = ("lora", "dora", "ia3"), ("q,v", "attention", "mlp", "all-linear"), ("dense", "nf4", "int8")
 
 
-def add_arguments(parser) -> None:
-    add = parser.add_argument
-    add_model(parser)
+def add_room(parser) -> None:
+    """Adds --gpu and --cpu: the memory in which a candidate must fit."""
     room = parser.add_mutually_exclusive_group()
     room.add_argument("--gpu", type=size, metavar="SIZE", help="plan for a GPU with this much memory, such as 24GiB")
     room.add_argument(
@@ -30,6 +29,12 @@ def add_arguments(parser) -> None:
         help="plan for a CPU with this much memory (default: for this machine's GPU, or for the CPU if there is none; "
         "SIZE: what is free now)",
     )
+
+
+def add_arguments(parser) -> None:
+    add = parser.add_argument
+    add_model(parser)
+    add_room(parser)
     add("--method", action="append", choices=METHODS, help="only this method; may be repeated (default: all three)")
     add("--targets", action="append", choices=GROUPS, help="only this group; may be repeated (default: all four)")
     add("--rank", type=positive_ints, metavar="N[,N...]", default=[4, 16, 64], help="the ranks (default: 4,16,64)")

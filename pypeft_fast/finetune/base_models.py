@@ -17,6 +17,7 @@ from .whole_files import settle
 SMOLLM2 = "smollm2"
 SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the name of the same model on the Hub
 DTYPES = ("float32", "bfloat16")
+OWN = {"local_files_only": True, "trust_remote_code": False}  # without a value transformers would ask the user
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # the files that are downloaded: no pickle
 
 
@@ -31,18 +32,36 @@ def load_base(name: str, dtype="float32", quantize: str | None = None):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from .library_errors import LIBRARY_ERRORS
-
-    with as_user_error(f"`model` {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
-        path = base_path(name)
-    remedy = f" (to have it unpacked again, delete {path})" if name == SMOLLM2 else ""
-    own = {"local_files_only": True, "trust_remote_code": False}  # without a value transformers would ask the user
-    with as_user_error(f"`model` {name} cannot be loaded{remedy}", LIBRARY_ERRORS):
-        tokenizer = AutoTokenizer.from_pretrained(path, **own)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **own)
+    path = _unpacked(name)
+    with _loading(name, path):
+        tokenizer = AutoTokenizer.from_pretrained(path, **OWN)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **OWN)
     quantized(model, quantize, name)  # before .to(), so that the GPU never stores the dense weights
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of the base model `name`, without the model. UserError as from `load_base`."""
+    from transformers import AutoTokenizer
+
+    path = _unpacked(name)
+    with _loading(name, path):
+        return AutoTokenizer.from_pretrained(path, **OWN)
+
+
+def _unpacked(name: str) -> Path:
+    from .library_errors import LIBRARY_ERRORS
+
+    with as_user_error(f"`model` {name} cannot be unpacked; PYPEFT_FAST_CACHE names the folder", LIBRARY_ERRORS):
+        return base_path(name)
+
+
+def _loading(name: str, path: Path) -> as_user_error:
+    from .library_errors import LIBRARY_ERRORS
+
+    remedy = f" (to have it unpacked again, delete {path})" if name == SMOLLM2 else ""
+    return as_user_error(f"`model` {name} cannot be loaded{remedy}", LIBRARY_ERRORS)
 
 
 def check_base(name: str) -> None:

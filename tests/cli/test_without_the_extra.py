@@ -35,6 +35,7 @@ def run(command, tiny_model, dialogues, tiny_adapter, tmp_path):
         "evaluate": [*model, *data],
         "finetune": [*model, *data, "--output", tmp_path / "a"],
         "plan": model,
+        "advise": [*model, *data],
     }
 
     def run(name, *options):
@@ -82,6 +83,12 @@ def test_each_form_of_data(run, monkeypatch, tmp_path, data, modules, says):
 def test_a_plan_needs_rich(run, monkeypatch):
     hide(monkeypatch, "rich")
     mistake(run("plan"), f"this needs rich, {HINT}")
+
+
+@pytest.mark.parametrize("module", ["accelerate", "jinja2", "matplotlib", "rich", "tqdm"])
+def test_an_advice_names_each_package(run, monkeypatch, module):
+    hide(monkeypatch, module)
+    mistake(run("advise"), f"this needs {module}, {HINT}")
 
 
 def test_smollm2_that_is_not_unpacked_yet(run, monkeypatch, tmp_path):

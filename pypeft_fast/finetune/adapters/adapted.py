@@ -20,12 +20,10 @@ def adapted(base, settings, name: str = "default"):
     if settings.adapter is not None:
         with as_user_error(f"`adapter` {settings.adapter} cannot be loaded", LIBRARY_ERRORS):
             return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, name, is_trainable=True)
-    names = [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
+    names = _layers(base)
     check_targets(settings.target_modules, names)
     modules = [name for name, _ in base.named_modules()]
-    widest = max((_width(base.get_submodule(name)) for name in names), default=0)
-    if settings.rank is not None and settings.rank > widest:
-        raise UserError(f"`rank` {settings.rank} is more than the widest layer of this model has, {widest}")
+    check_rank(base, settings.rank)
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # RuntimeError: out of memory
     try:
         with as_user_error("the adapter cannot be made", kinds):
@@ -41,6 +39,17 @@ def adapted(base, settings, name: str = "default"):
         (config,) = model.peft_config.values()
         config.target_modules = shortened_targets(set(config.target_modules), modules)
     return model
+
+
+def check_rank(base, rank: int | None) -> None:
+    """UserError if the rank is larger than each width of each layer of the model, which may be on the meta device."""
+    widest = max((_width(base.get_submodule(name)) for name in _layers(base)), default=0)
+    if rank is not None and rank > widest:
+        raise UserError(f"`rank` {rank} is more than the widest layer of this model has, {widest}")
+
+
+def _layers(base) -> list[str]:
+    return [name for name, its in base.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]
 
 
 def add_adapter(model, settings, name: str) -> None:

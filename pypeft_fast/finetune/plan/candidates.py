@@ -75,7 +75,7 @@ def target_groups(model: nn.Module, depth: int, wanted: Iterable[str] = GROUPS) 
     for group in GROUPS:
         mine = members.get(group)
         same = mine is not None and (not mine or any(mine == members[other] for other in found))
-        if group in wanted and not same:
+        if layers and group in wanted and not same:
             found[group] = "all-linear" if mine is None else _named(mine, layers, outside)
     return found
 

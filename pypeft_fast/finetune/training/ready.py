@@ -38,9 +38,14 @@ def make_ready(settings: Settings, examples: list[Example], held_out: list[Examp
 def make_data(base, tokenizer, settings: Settings, examples: list[Example], held_out: list[Example] | None) -> Data:
     """The examples as tokens that this base model reads. UserError: see `make_ready`."""
     data = prepare(tokenizer, examples, settings, held_out)
-    check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
-    longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)
-    check_length(base, longest, settings.virtual_tokens, settings.max_length)
+    check_data(base, data, settings)
     if settings.packing:
         use_packed(base, data.train, Collator.of(tokenizer))
     return data
+
+
+def check_data(base, data: Data, settings: Settings) -> None:
+    """UserError if the tokenizer belongs to another model, or an example has more tokens than the model's positions."""
+    check_ids(base, [token for encoded in data.train + data.held_out for token in encoded.input_ids])
+    longest = max(len(encoded.input_ids) for encoded in data.train + data.held_out)
+    check_length(base, longest, settings.virtual_tokens, settings.max_length)
