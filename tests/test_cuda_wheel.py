@@ -26,8 +26,13 @@ OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(
 KERNEL = re.compile(r"__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(")
 KERNELS = {name for path in (ROOT / "csrc/cuda").rglob("*.cu*") for name in KERNEL.findall(path.read_text())}
 # The undefined names that are allowed besides those of glibc, libstdc++ and libgcc: PyTorch's C functions, which are
-# the same in all releases. The CUDA runtime is linked statically, and no other library of CUDA is linked.
-STABLE = re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__|_ZN[KRO]*St7__cxx11\w+")
+# the same in all releases, and Python's, in the CPU library alone. The CUDA runtime is linked statically, and no other
+# library of CUDA is linked.
+STABLE = {"_C_cuda.abi3.so": re.compile(r"aoti_torch_\w+|torch_\w+|_ITM_\w+|__gmon_start__")}
+STABLE["_C.abi3.so"] = re.compile(rf"{STABLE['_C_cuda.abi3.so'].pattern}|Py[A-Z]\w+")
+# Functions of libstdc++, from GCC 11 on, of which PyTorch's libc10.so exports copies that have no version. The linker
+# finds the copies first, so that the libraries also load with the libstdc++ of older systems.
+COPIED = re.compile(r"_ZN[KRO]*St7__cxx11\w+|_ZSt28__throw_bad_array_new_lengthv")
 LIBRARIES = re.compile(r"lib(c10|torch_cpu|torch|stdc\+\+|gcc_s|c|m|dl|rt|pthread)\.so[.\d]*|ld-linux-\S+")
 
 pytestmark = [
@@ -111,9 +116,15 @@ def test_it_links_to_the_stable_abi_only(library):
     needed = re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", library))
     assert [name for name in needed if not LIBRARIES.fullmatch(name)] == []
     assert "libtorch.so" in needed, "the linker left it out, and with it libtorch_cuda.so"
-    names = undefined(library)
-    assert "aoti_torch_get_current_cuda_stream" in names
-    assert [name for name in names if not STABLE.fullmatch(name)] == []
+    assert "aoti_torch_get_current_cuda_stream" in undefined(library)
+
+
+@pytest.mark.parametrize("name", STABLE)
+def test_undefined_names_are_those_of_every_pytorch(site, name):
+    left = {found for found in undefined(site / "pypeft_fast" / name) if not STABLE[name].fullmatch(found)}
+    assert [found for found in sorted(left) if not COPIED.fullmatch(found)] == []
+    exported = run("nm", "-D", "--defined-only", Path(torch.__file__).parent / "lib/libc10.so").split()
+    assert left <= set(exported)
 
 
 LOAD = """
