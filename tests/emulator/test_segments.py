@@ -5,7 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast.ops.multi_lora_forward import CUDA_ADAPTERS, CUDA_ROWS, multi_lora_forward
-from pypeft_fast.testing import CASES, FORMAT_CASES, VARIANTS, Case, assert_agrees, sample
+from pypeft_fast.testing import CASES, FORMAT_CASES, VARIANTS, Case, assert_agrees
 from tests import emulator
 from tests.emulator.launches import DTYPES
 
@@ -177,11 +177,3 @@ def test_the_library_refuses_more_than_its_arrays_hold():
     for args in (rows, ps, adapters):
         with pytest.raises(RuntimeError, match="multi_lora_forward: the CUDA kernel takes"):
             torch.ops.pypeft_fast.multi_lora_forward_cuda(*args, False)
-
-
-def test_the_samples_of_one_call():
-    """sample() of an op whose kernel takes a part of the calls: the case is cut, and the other kernels keep it."""
-    case = Case(40, p=0.3)
-    cut = pf.testing.cut(OP, "cuda", case)
-    assert (cut.M, cut.p) == (16, 0.0) and pf.testing.cut(OP, "triton", case) == case
-    assert sample(OP, cut)[0].shape[0] == 16
