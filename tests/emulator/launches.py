@@ -4,6 +4,7 @@ The output is JSON: {mangled name: the most bytes of dynamic shared memory of a 
 """
 
 import ctypes
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -30,8 +31,10 @@ LAYOUTS = ("contiguous", "transposed", "strided")  # "transposed": the weight al
 
 
 def arguments(op, layout, case):
+    if op == "dequantize":  # codes are always contiguous
+        return sample(op, dataclasses.replace(case, layout="contiguous"))
     args = sample(op, cut(op, "cuda", case))
-    if layout != "transposed" or op == "dequantize":  # codes are always contiguous
+    if layout != "transposed":
         return args
     return tuple(
         a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.shape == (case.N, case.K) else a for a in args

@@ -29,8 +29,12 @@ PYPEFT_DEVICE uint4 decoded(const char* table, const uint4& codes, float scale, 
   return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
+// Blocks of a multiprocessor: with 2, the fragments in three parts of 16 rows of floats would spill.
+template <class T, bool kTf32, int kEights>
+constexpr int kBlocks = sizeof(T) == 4 && !kTf32 && kEights == 2 ? 1 : 2;
+
 template <class T, bool kTf32, int kEights, bool kScaled, class Args>
-__global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Args p) {
+__global__ void __launch_bounds__(kDecodeThreads, (kBlocks<T, kTf32, kEights>)) decode_codes_kernel(Args p) {
   constexpr int kPerChunk = 16 / sizeof(T), kChunks = kCodesPerLoad / kPerChunk;
   constexpr int kParts = sizeof(T) == 4 && !kTf32 ? 1 : 2;  // fragments of float in three parts leave registers for 1
   const Codes& codes = p.codes;

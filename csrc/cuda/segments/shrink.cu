@@ -48,7 +48,9 @@ PYPEFT_DEVICE void load_piece(float (&v)[kCount], const Matrix& m, int row, int 
 template <class T, class TA, bool kVectors>
 PYPEFT_DEVICE void multiply(float (&sums)[kRanks], const Matrix& x, const Matrix& A, int m, int r0) {
   constexpr int kPiece = 16 / sizeof(TA);
-#pragma unroll 4
+  // The number of pieces whose loads are in flight.
+  [[maybe_unused]] constexpr int kUnroll = kVectors ? 4 : 1;
+#pragma unroll(kUnroll)
   for (int k = threadIdx.x * kPiece; k < x.cols; k += kThreads * kPiece) {
     float v[kPiece], a[kRanks][kPiece];
     load_piece<T, kPiece, kVectors>(v, x, m, k);
