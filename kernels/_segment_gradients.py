@@ -28,6 +28,22 @@ def chosen(pointers, adapter, n: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
+def _stripe_of(
+    slot, starts_ptr, table_ptr, n, stripe_rows, rank0, STEP: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """(adapter, its rank, number of the stripe, first and end of the stripe's rows in `order`, first of the adapter's
+    rows, number of the adapter's stripes) of a slot. The adapter is -1 if the program has no work: for rows without an
+    adapter, for an adapter whose rank is at most rank0, and for a slot between two adapters. The first stripe of an
+    adapter without rows has work, because it writes zeros."""
+    adapter, stripe, all_first, all_end = part_of(slot, starts_ptr, n, stripe_rows, GROUPS)
+    r = rank_of(table_ptr, tl.maximum(adapter, 0), STEP)
+    first = all_first + stripe * stripe_rows
+    end = tl.minimum(first + stripe_rows, all_end)
+    idle = (rank0 >= r) | ((stripe > 0) & (first >= end))
+    return tl.where(idle, -1, adapter), r, stripe, first, end, all_first, tl.cdiv(all_end - all_first, stripe_rows)
+
+
+@triton.jit
 def _multi_ds_db(
     dy_ptr, table_ptr, s_ptr, order_ptr, starts_ptr, ds_ptr, db_ptrs, ds_parts_ptr, db_parts_ptr, ticket_ptr,
     M, N, R, n: tl.constexpr, stripe_rows, dy_m, dy_n, s_m, s_r,
@@ -37,13 +53,10 @@ def _multi_ds_db(
 ):  # fmt: skip
     block, slot, rank_block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks, column, rank = tl.num_programs(0), block * BN + tl.arange(0, BN), rank_block * BR + tl.arange(0, BR)
-    adapter, stripe, all_first, all_end = part_of(slot, starts_ptr, n, stripe_rows, GROUPS)
+    adapter, r, stripe, first, end, all_first, stripes = _stripe_of(
+        slot, starts_ptr, table_ptr, n, stripe_rows, rank_block * BR, STEP, GROUPS
+    )
     if adapter < 0:
-        return
-    r = rank_of(table_ptr, adapter, STEP)
-    first = all_first + stripe * stripe_rows
-    end = tl.minimum(first + stripe_rows, all_end)
-    if (rank_block * BR >= r) | ((stripe > 0) & (first >= end)):
         return
     scaling, matrix_s, matrix_b = real(table_ptr, adapter, SCALING), tl.cast(M, tl.int64) * R, tl.cast(N, tl.int64) * R
     if NEED_DS:
@@ -64,7 +77,6 @@ def _multi_ds_db(
         if NEED_DB:
             s = load_2d(s_ptr, row, rank, s_m, s_r, M, r)
             db = dot(dy.T, s, db, PRECISION)
-    stripes = tl.cdiv(all_end - all_first, stripe_rows)
     parts_ptr = db_parts_ptr + first_partial(all_first, stripe_rows) * matrix_b
     if NEED_DB:
         db_ptr = chosen(db_ptrs, adapter, n, B_DTYPE)
@@ -100,13 +112,10 @@ def _multi_da(
 ):  # fmt: skip
     block, slot, rank_block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks, column, rank = tl.num_programs(0), block * BK + tl.arange(0, BK), rank_block * BR + tl.arange(0, BR)
-    adapter, stripe, all_first, all_end = part_of(slot, starts_ptr, n, stripe_rows, GROUPS)
+    adapter, r, stripe, first, end, all_first, stripes = _stripe_of(
+        slot, starts_ptr, table_ptr, n, stripe_rows, rank_block * BR, STEP, GROUPS
+    )
     if adapter < 0:
-        return
-    r = rank_of(table_ptr, adapter, STEP)
-    first = all_first + stripe * stripe_rows
-    end = tl.minimum(first + stripe_rows, all_end)
-    if (rank_block * BR >= r) | ((stripe > 0) & (first >= end)):
         return
     drops = integer(table_ptr, adapter, THRESHOLD) >= 0
     da = tl.zeros((BK, BR), tl.float32)
@@ -121,7 +130,7 @@ def _multi_da(
     da = da.T
     if DROPOUT:
         da *= real(table_ptr, adapter, KEPT)
-    stripes, matrix_a = tl.cdiv(all_end - all_first, stripe_rows), tl.cast(R, tl.int64) * K
+    matrix_a = tl.cast(R, tl.int64) * K
     da_ptr = chosen(da_ptrs, adapter, n, A_DTYPE)
     if stripes > 1:
         parts_ptr += first_partial(all_first, stripe_rows) * matrix_a

@@ -8,12 +8,13 @@ import triton
 import triton.language as tl
 
 from . import _tiles
-from ._adapters import COLUMNS, KEPT, THRESHOLD, A, adapters, load_matrix, matrix, rank_of
-from ._dot import dot, precision
-from ._gemm import accumulate, load_2d, store_tile, tile_origin
+from ._adapters import COLUMNS, KEPT, THRESHOLD, A, adapters
+from ._dot import precision
+from ._gemm import accumulate, store_tile, tile_origin
 from ._philox import load_keep
 from ._segment_gradients import da, ds_db
-from ._segments import adapters_of, grouped, next_adapter
+from ._segment_low_rank import by_adapter
+from ._segments import adapters_of, grouped
 
 
 @triton.jit
@@ -33,21 +34,9 @@ def _multi_dx(
         m, k = tile_origin(tile, M, K, BM, BK, GROUP)
         row, column = m + tl.arange(0, BM), k + tl.arange(0, BK)
         own = adapters_of(index_ptr, row, index_m, M, n)
-        acc = tl.zeros((BM, BK), tl.float32)
-        adapter = next_adapter(own, -1, n)
-        while adapter < n:
-            r = rank_of(table_ptr, adapter, STEP)
-            a_ptr, a_r, a_k = matrix(table_ptr, adapter, A, A_DTYPE, ALIGN)
-            its = tl.where(own == adapter, row, M)
-            low = tl.zeros((BM, BK), tl.float32)
-            for rank0 in tl.range(0, r, BR, num_stages=1):
-                rank = rank0 + tl.arange(0, BR)
-                ds = load_2d(ds_ptr, its, rank, R, 1, M, r)
-                a = load_matrix(a_ptr, rank, column, a_r, a_k, r, K, ALIGN)
-                low = dot(ds, a, low, PRECISION)
-            # Chosen, not added: infinity in this adapter must not reach the other rows of the tile.
-            acc = tl.where(own[:, None] == adapter, low, acc)
-            adapter = next_adapter(own, adapter, n)
+        acc = by_adapter(
+            ds_ptr, table_ptr, own, row, column, M, K, R, n, A, A_DTYPE, ALIGN, STEP, BM, BK, BR, PRECISION
+        )
         if DROPOUT:
             drops = _of_rows(table_ptr, own, THRESHOLD, -1) >= 0
             scale = _of_rows(table_ptr, own, KEPT, 0).to(tl.float32, bitcast=True)

@@ -10,38 +10,15 @@ import triton
 import triton.language as tl
 
 from . import _tiles
-from ._adapters import COLUMNS, RANK, SCALING, B, adapters, load_transposed, matrix, rank_of, real
-from ._dot import dot, precision
-from ._gemm import accumulate, load_2d, load_row, store_tile, tile_origin
+from ._adapters import COLUMNS, RANK, SCALING, B, adapters
+from ._dot import precision
+from ._gemm import accumulate, load_row, store_tile, tile_origin
+from ._segment_low_rank import by_adapter
 from ._segment_shrink import shrink
-from ._segments import adapters_of, grouped, next_adapter
+from ._segments import adapters_of, grouped
 
 FEW_ROWS = 64  # of a decoding batch; a power of two, as the buckets of rows that share a tuning decision
 FEW_RANKS = tl.constexpr(4)  # of a step of _by_row
-
-
-@triton.jit
-def _by_adapter(
-    s_ptr, table_ptr, own, row, column, M, N, R, n, B_DTYPE: tl.constexpr, ALIGN: tl.constexpr, STEP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """scaling * s B^T, by one product for each adapter of the tile."""
-    acc = tl.zeros((BM, BN), tl.float32)
-    adapter = next_adapter(own, -1, n)
-    while adapter < n:
-        r = rank_of(table_ptr, adapter, STEP)
-        b_ptr, b_n, b_r = matrix(table_ptr, adapter, B, B_DTYPE, ALIGN)
-        its = tl.where(own == adapter, row, M)
-        up = tl.zeros((BM, BN), tl.float32)
-        for rank0 in tl.range(0, r, BR, num_stages=1):
-            rank = rank0 + tl.arange(0, BR)
-            s = load_2d(s_ptr, its, rank, R, 1, M, r)
-            b = load_transposed(b_ptr, rank, column, b_r, b_n, r, N, ALIGN)
-            up = dot(s, b, up, PRECISION)
-        # Chosen, not added: infinity in this adapter must not reach the other rows of the tile.
-        acc = tl.where(own[:, None] == adapter, up * real(table_ptr, adapter, SCALING), acc)
-        adapter = next_adapter(own, adapter, n)
-    return acc
 
 
 @triton.jit
@@ -81,8 +58,8 @@ def _multi_linear(
         if BY_ROW:
             acc = _by_row(s_ptr, table_ptr, own, row, column, N, R, B_DTYPE, ALIGN, STEP, BM, BN)
         else:
-            acc = _by_adapter(
-                s_ptr, table_ptr, own, row, column, M, N, R, n, B_DTYPE, ALIGN, STEP, BM, BN, BR, PRECISION
+            acc = by_adapter(
+                s_ptr, table_ptr, own, row, column, M, N, R, n, B, B_DTYPE, ALIGN, STEP, BM, BN, BR, PRECISION
             )
         if bias_ptr is not None:
             acc += load_row(bias_ptr, column, bias_n, N)

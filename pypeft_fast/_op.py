@@ -185,6 +185,10 @@ class Op:
         """The function of one kernel, without checks, for another op that is composed of this op."""
         return next(k.function for k in self.kernels if k.name == kernel)
 
+    def takes_arguments(self, kernel: str, *args) -> bool:
+        """Whether a kernel of this op takes these arguments, wherever the kernel is available."""
+        return next(k for k in self.kernels if k.name == kernel).rejects(*args) is None
+
     def has_forced(self) -> bool:
         """Whether this op has the forced kernel; True if no kernel is forced."""
         return _forced is None or any(k.name == _forced for k in self.kernels)

@@ -25,6 +25,7 @@ WIDTHS = {"128": "16", "64": "8", "U8": "1", "S8": "1", "U16": "2", "S16": "2"}
 # Matches the template arguments of a kernel for operands of any strides, which are read element by element: a Fill, or
 # kAsync of the product.
 ANY_STRIDES = re.compile(r"\(Fill\)2|Math<.*?>, (?:true|false), false\b")
+WITHOUT_TENSOR_CORES = ("dequantize_kernel", "segmented_shrink_kernel")  # no product, or one row times a matrix
 TYPES = {"Parts": "bf16+fp32", "__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 
 
@@ -115,6 +116,6 @@ def rows(targets, path: Path | None = None):
             yield Row(
                 kernel, "cuda", target, arguments.rstrip("> "), dtypes, threads[mangled] // 32, registers,
                 stack if local else 0, local, shared, tensor_core, dict(sorted(_loads(sass[mangled]).items())),
-                next(iter(tensor_core), "HMMA"), wants_wide_loads=not ANY_STRIDES.search(arguments),
-                step=step(sass[mangled]),
+                None if kernel in WITHOUT_TENSOR_CORES else next(iter(tensor_core), "HMMA"),
+                wants_wide_loads=not ANY_STRIDES.search(arguments), step=step(sass[mangled]),
             )  # fmt: skip

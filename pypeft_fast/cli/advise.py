@@ -1,5 +1,6 @@
 """`pypeft-fast advise`: which target_modules to train, from costs, gradients on the user's data, and publications."""
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..finetune.report.advice import shortened
 from ..finetune.training.resolve import resolve
 from ..finetune.training.settings import Settings
 from ..finetune.whole_files import write_json, write_whole
+from . import finetune_arguments
 from .option_names import as_options
 from .plan_arguments import GROUPS
 from .tables import print_table
@@ -66,8 +68,11 @@ def _check_file(option: str, path: Path | None) -> None:
 
 
 def _asked(arguments) -> dict:
-    """{field of Settings: the value that was given, None for the others}."""
-    given = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(Settings)}
+    """{field of Settings: the value that was given, the default of `pypeft-fast finetune` for the others}."""
+    finetune = argparse.ArgumentParser()
+    finetune_arguments.add_arguments(finetune)
+    names = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: getattr(arguments, name, finetune.get_default(name)) for name in names}
     return given | {"alpha": 2 * arguments.rank}
 
 

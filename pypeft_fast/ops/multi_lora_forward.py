@@ -13,6 +13,8 @@ from ..frozen.op import FrozenOp
 from . import _check, _segments, _triton, philox
 from .multi_lora_backward import multi_lora_backward
 
+CUDA_ROWS, CUDA_ADAPTERS = 16, 128  # the most that csrc/cuda takes: kDecodeRows and kMostAdapters there
+
 multi_lora_forward = FrozenOp(
     "multi_lora_forward(Tensor x, Tensor weight, Tensor? bias, Tensor[] lora_A, Tensor[] lora_B, Tensor adapter_index,"
     " float[] scalings, float[] ps, Tensor? seeds) -> (Tensor y, Tensor s, Tensor mask)"
@@ -113,6 +115,20 @@ def _forward(of_product, of_adapters):
 multi_lora_forward.reference(_forward(_segments.at_least_float, _segments.at_least_float))
 multi_lora_forward.kernel("blas")(_forward(lambda x: x.dtype, lambda x, lora_A: lora_A[0].dtype))
 multi_lora_forward.native_cpu(_check.no_float64, checks=True)
+
+
+def _decodes_only(x, weight, bias, lora_A, lora_B, adapter_index, scalings, ps, seeds):
+    """Why the CUDA kernel, which is for decoding, cannot take these arguments, or None. Triton takes the others."""
+    if any(ps):
+        return f"it has no dropout, and ps={ps}"
+    if _segments.rows_of(x) > CUDA_ROWS:
+        return f"it takes up to {CUDA_ROWS} rows, and x has {_segments.rows_of(x)}"
+    if len(lora_A) > CUDA_ADAPTERS:
+        return f"it takes up to {CUDA_ADAPTERS} adapters, and there are {len(lora_A)}"
+    return None
+
+
+multi_lora_forward.native_cuda(lambda *args: _check.no_float64(*args) or _decodes_only(*args))
 
 
 @multi_lora_forward.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))

@@ -19,7 +19,7 @@ that make a kernel's outputs wrong. `assert_spoiling_fails` checks that a mutant
 from .bounds import OutOfBound, assert_agrees, assert_spoiling_fails, available
 from .case import Case
 from .cases import CASES, FORMAT_CASES, TYPICAL
-from .registry import EAGER, ENTRIES, SPOILED, VARIANTS, sample
+from .registry import EAGER, ENTRIES, SPOILED, VARIANTS, cut, felt, sample
 
 __all__ = [
     "CASES",
@@ -34,5 +34,7 @@ __all__ = [
     "assert_agrees",
     "assert_spoiling_fails",
     "available",
+    "cut",
+    "felt",
     "sample",
 ]

@@ -13,7 +13,7 @@ from .._derivative import is_tensor_list
 from .._op import OPS, Op, recording, using
 from ..frozen.operand import Frozen, dense
 from .case import Case
-from .registry import EAGER, sample
+from .registry import EAGER, cut, sample
 
 
 class OutOfBound(AssertionError):
@@ -120,11 +120,13 @@ def assert_agrees(
     """Asserts that the kernel changes no input, that the outputs have the right shape and dtype, and that their error
     is within the bound.
 
-    kernel: the name of one of the op's kernels, which is forced; or a function of the op's arguments.
+    kernel: the name of one of the op's kernels, which is forced; or a function of the op's arguments. A kernel that
+    does not take every call of its op gets the case cut to what it takes (`cut`).
     within: a context manager that is entered only around the kernel's call.
     Raises OutOfBound for a wrong value, AssertionError for any other fault of the outputs, RuntimeError if the named
     kernel cannot run, ValueError for an op without sample arguments.
     """
+    case = case if callable(kernel) else cut(op_name, kernel, case)
     args = sample(op_name, case)
     op = OPS[op_name]
     before = _copies(args)
@@ -146,6 +148,7 @@ def assert_agrees(
 def assert_spoiling_fails(op_name: str, kernel: str, spoil: Callable, case: Case) -> None:
     """Asserts that the named kernel agrees, and that with `spoil`, a mutant in SPOILED, it exceeds the bound."""
     assert_agrees(op_name, kernel, case)
+    case = cut(op_name, kernel, case)
     function = OPS[op_name].function(kernel)
     try:
         assert_agrees(op_name, lambda *args: spoil(function, *args), case)

@@ -42,3 +42,15 @@ def sample(op_name: str, case: Case, draw: int = 0) -> tuple:
     if op_name not in ENTRIES:
         raise ValueError(f"op_name={op_name!r} has no sample arguments; ops with samples are {', '.join(ENTRIES)}")
     return ENTRIES[op_name].arguments(Operands(case, draw))
+
+
+def cut(op_name: str, kernel: str, case: Case) -> Case:
+    """The case, cut to what the kernel takes: the case itself for a kernel that takes every call of its op."""
+    limits = ENTRIES[op_name].limits.get(kernel)
+    return case if limits is None else limits.cut(case)
+
+
+def felt(variant: str, kernel: str) -> list[str]:
+    """The names of the mutants in SPOILED[variant] that change the results of the kernel."""
+    limits = ENTRIES[VARIANTS[variant][0]].limits.get(kernel)
+    return [name for name in SPOILED[variant] if limits is None or name not in limits.unfelt]

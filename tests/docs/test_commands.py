@@ -14,7 +14,7 @@ import pytest
 
 from pypeft_fast.cli.main import make_parser
 from pypeft_fast.finetune import base_models
-from tests.docs.blocks import PAGES, ROOT, commands_in, inline_code, shell_commands
+from tests.docs.blocks import PAGES, ROOT, blocks_of, commands_in, inline_code, shell_commands
 from tests.docs.tested_elsewhere import CANNOT, TESTED
 
 ALL = {page: shell_commands(page) for page in PAGES}
@@ -37,7 +37,10 @@ def test_commands_are_found():
         "make x",
         "curl u -d '#1'",
     ]
-    assert "pypeft-fast info" in HERE["README.md"] and len(sum(ALL.values(), [])) > 60
+    assert (
+        "pypeft-fast evaluate --model smollm2 --adapter out/faq --data FILE.jsonl" in HERE["README.md"]
+        and len(sum(ALL.values(), [])) > 60
+    )
 
 
 def test_the_tables_have_no_command_that_the_documents_lack():
@@ -65,8 +68,17 @@ def test_a_line_with_an_unknown_option_cannot_be_parsed(capsys):
     assert not parsed("pypeft-fast plan --model m --no-prob") and not parsed("pypeft-fast plam --model m")
 
 
+def write_config(page, folder):
+    """Writes the YAML of a page to run.yaml, the config file that its commands read."""
+    for block in blocks_of(page):
+        if block.language == "yaml":
+            (folder / "run.yaml").write_text(block.text + "\n")
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_line_of_the_command_can_be_parsed(page):
+def test_every_line_of_the_command_can_be_parsed(page, tmp_path, monkeypatch):
+    write_config(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
     wrong = [line for line in ALL[page] if line.startswith("pypeft-fast ") and not parsed(line)]
     assert wrong == []
 
@@ -123,6 +135,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(
     (work / "examples").mkdir(parents=True)
     for name in ["examples/faq.jsonl", *FILES.get(page, [])]:
         write_records(work / name)
+    write_config(page, work)
     for name in ADAPTERS.get(page, []):
         shutil.copytree(tiny_adapter, work / name)
     monkeypatch.chdir(work)

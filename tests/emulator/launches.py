@@ -4,6 +4,7 @@ The output is JSON: {mangled name: the most bytes of dynamic shared memory of a 
 """
 
 import ctypes
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -12,7 +13,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
-from pypeft_fast.testing import VARIANTS, Case, sample
+from pypeft_fast.testing import VARIANTS, Case, cut, sample
 from tests import emulator
 
 from .build import build
@@ -23,14 +24,17 @@ DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
 RUNS = [(op, o) for op, o in VARIANTS.values() if any(k.name == "cuda" for k in OPS[op].kernels)]
 # M, rank, multiprocessors: decoding with 8 and with 16 rows, then large and small tiles with small and large ranks.
 SIZES = [(8, 5, 4), (16, 5, 4), (136, 5, 1), (72, 40, 132)]
-# (variant, format). With nf4 and few rows the linear ops read 4-bit codes.
-STORED = [(run, "dense") for run in RUNS] + [(run, "nf4") for run in RUNS if run[0].endswith("_linear")]
+DECODE = ("_linear", "multi_lora_forward")  # the ops that decode.cu computes for few rows
+# (variant, format). With nf4 and few rows these ops read 4-bit codes.
+STORED = [(run, "dense") for run in RUNS] + [(run, "nf4") for run in RUNS if run[0].endswith(DECODE)]
 LAYOUTS = ("contiguous", "transposed", "strided")  # "transposed": the weight alone, read along its columns
 
 
 def arguments(op, layout, case):
-    args = sample(op, case)
-    if layout != "transposed" or op == "dequantize":  # codes are always contiguous
+    if op == "dequantize":  # codes are always contiguous
+        return sample(op, dataclasses.replace(case, layout="contiguous"))
+    args = sample(op, cut(op, "cuda", case))
+    if layout != "transposed":
         return args
     return tuple(
         a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.shape == (case.N, case.K) else a for a in args

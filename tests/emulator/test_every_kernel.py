@@ -14,7 +14,7 @@ import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import VARIANTS, Case, sample
 from tests import emulator
-from tests.emulator.launches import DTYPES, LAYOUTS, RUNS, arguments
+from tests.emulator.launches import DECODE, DTYPES, LAYOUTS, RUNS, arguments
 from tests.emulator.test_ops import counted
 from tests.interpreter import python
 
@@ -29,6 +29,7 @@ class Path:
     multiprocessors: int  # of a GPU on which these sizes select the kernel
     sectors: float = 1.02  # most sectors touched in `even`, relative to the fewest that could hold the bytes
     moved: float = 1.05  # most bytes moved from and to memory, relative to the bytes of arguments and results
+    launches: int = 1
 
 
 def products(op, **options):
@@ -63,6 +64,20 @@ def decoding_codes(op, sectors, **options):
             allowed,
         )
         for M, allowed in zip((8, 16), sectors, strict=True)
+    }
+
+
+def segments(**options):
+    """decode.cu and decode_codes.cu for rows of several adapters, after the launch that computes s.
+
+    Both launches read x, and the second one reads s. A thread reads 16 bytes of a row of B at a time, and L1 has the
+    second half of each sector.
+    """
+    dense = decoding("multi_lora_forward", (1.2, 1.2), **options)
+    codes = decoding_codes("multi_lora_forward", (1.55, 1.55), **options)
+    return {
+        name: dataclasses.replace(path, launches=2, moved=1.05 if name in dense else 1.15)
+        for name, path in (dense | codes).items()
     }
 
 
@@ -102,6 +117,10 @@ BY_OP = {
     | decoding_codes("ia3_linear", (3.0, 3.0), **FEEDFORWARD),
     "ia3_dx_dl": products("ia3_dx_dl"),
     "ia3_dx_dl, feedforward": products("ia3_dx_dl", **FEEDFORWARD),
+    "multi_lora_forward": segments(),
+    "multi_lora_forward, one adapter": segments(adapters=1),
+    "multi_lora_forward, 8 adapters": segments(adapters=8),
+    "multi_lora_forward, 64 adapters": segments(adapters=64),
     "dequantize": dequantising("fp4, 64"),
     "dequantize, int8": dequantising("int8"),
     "dequantize, fp8": dequantising("fp8"),
@@ -167,7 +186,7 @@ def test_accesses_are_coalesced_free_of_conflicts_and_made_once(path, dtype, ada
     case = dataclasses.replace(path.even, dtype=dtype, adapter=adapter)
     split = path.op in ("lora_shrink", "lora_ds_db", "lora_da")  # the sums are split for the number of multiprocessors
     c, given, returned = counted(path.op, case, 1 if split else path.multiprocessors)
-    assert c.launches == 1
+    assert c.launches == path.launches
     assert c.load.sectors + c.store.sectors <= path.sectors * (c.load.needed + c.store.needed)
     assert (
         c.ldmatrix.conflicts
@@ -178,7 +197,7 @@ def test_accesses_are_coalesced_free_of_conflicts_and_made_once(path, dtype, ada
     )
     # The loop of decoding needs no shared memory. Its epilogue stores four times a warp, eight rows each, with one bank
     # conflict a store.
-    decodes = path.op.endswith("_linear") and path.even.M <= 16
+    decodes = path.op.endswith(DECODE) and path.even.M <= 16
     assert c.shared_store.conflicts <= (8 * 4 * 256 // 16 * path.even.M // 8 if decodes else 0)
     # Every tensor is read from memory once and stored once. L2 holds what a launch stores and loads again.
     moved = 32 * (c.load.first + c.store.first)

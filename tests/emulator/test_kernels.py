@@ -9,13 +9,13 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.ops import philox
-from pypeft_fast.testing import Case, assert_agrees, sample
+from pypeft_fast.testing import Case, assert_agrees, cut, sample
 from tests import emulator
-from tests.emulator.launches import DTYPES, RUNS
+from tests.emulator.launches import DECODE, DTYPES, RUNS
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 PRODUCTS = [v for v in RUNS if v[0] in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")]
-DECODING = [v for v in RUNS if v[0] in ("lora_linear", "ia3_linear")]
+DECODING = [v for v in RUNS if v[0].endswith(DECODE)]
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,7 @@ PRODUCTS = [run for run in RUNS if run[0] != "dequantize"]  # dequantize has no 
 @pytest.mark.parametrize("op,options", PRODUCTS)
 def test_tf32_only_where_pytorch_allows_it(op, options):
     """With tf32 the error is that of 11 bits; without tf32 it is that of 24 bits."""
-    args = sample(op, Case(24, 64, 48, 8, 0.0, options=options))
+    args = sample(op, cut(op, "cuda", Case(24, 64, 48, 8, 0.0, options=options)))
     reference = next(k.function for k in OPS[op].kernels if k.name == "reference")
     errors, settings = {}, torch.backends.cuda.matmul
     before = settings.fp32_precision
@@ -144,7 +144,7 @@ def test_a_float_beside_bfloat16_keeps_all_24_bits(op, r):
 @pytest.mark.parametrize("op,options", PRODUCTS)
 def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
     """Copies of 16 bytes need rows aligned to 16 bytes; other matrices are copied element by element."""
-    args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))
+    args = sample(op, cut(op, "cuda", Case(40, 48, 56, 8, 0.3, BF16, options=options)))
     with pf.using("cuda"):
         aligned = OPS[op](*args)
         for padding in (1, 8):

@@ -108,12 +108,21 @@ def nbytes(values):
     return sum(v.nbytes for v in itertools.chain(*inner) if isinstance(v, torch.Tensor))
 
 
+def needed(op, args):
+    """The arguments whose memory the op reads: of the adapters' matrices those that have rows."""
+    if op != "multi_lora_forward":
+        return args
+    x, W, b, A, B, index, *_ = args
+    present = [a for a in range(len(A)) if (index == a).any()]
+    return x, W, b, [A[a] for a in present], [B[a] for a in present], index
+
+
 def counted(op, case, multiprocessors=4):
-    """(counters of one call, bytes of its arguments, bytes of its results)."""
+    """(counters of one call, bytes of the arguments that it reads, bytes of its results)."""
     args = sample(op, case)
     with pf.using("cuda"), emulator.counting(multiprocessors=multiprocessors) as counters:
         outputs = OPS[op](*args)
-    return counters(), nbytes(args), nbytes(outputs if isinstance(outputs, tuple) else (outputs,))
+    return counters(), nbytes(needed(op, args)), nbytes(outputs if isinstance(outputs, tuple) else (outputs,))
 
 
 # Beyond inputs and outputs, the kernels may move the parts of sums that blocks share: 4 r parts / rows (or columns)

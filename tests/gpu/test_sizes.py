@@ -5,7 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
-from pypeft_fast.testing import VARIANTS, Case, assert_agrees, available, sample
+from pypeft_fast.testing import VARIANTS, Case, assert_agrees, available, cut, sample
 from tests.device import ON_GPU
 
 if not ON_GPU:
@@ -37,7 +37,7 @@ def test_more_tiles_than_multiprocessors(op, options, kernel, M, K, N, dtype, ad
 @pytest.mark.parametrize("padding", [1, 8])
 def test_rows_that_lie_apart(op, options, kernel, padding):
     """A padding of one element prevents copies of 16 bytes; with eight, TMA has a stride unlike the width."""
-    args = sample(op, Case(40, 48, 56, 8, 0.3, BF16, options=options))
+    args = sample(op, cut(op, kernel, Case(40, 48, 56, 8, 0.3, BF16, options=options)))
 
     def apart(a):
         if not isinstance(a, torch.Tensor) or a.dim() != 2 or not a.is_floating_point():

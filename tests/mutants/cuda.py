@@ -5,6 +5,7 @@ from .mutation import Mutation
 QUANTIZED = "tests/emulator/test_quantized.py"
 OPS = "tests/emulator/test_ops.py"
 KERNELS = "tests/emulator/test_kernels.py"
+SEGMENTS = "tests/emulator/test_segments.py"
 
 
 def _cuda(name, file, old, new, *tests, **options):
@@ -46,4 +47,20 @@ MUTATIONS = [
           f"{KERNELS} -k large_and_small"),
     _cuda("parts-beyond-the-last-rank", "device/adapter_tiles.cuh", "i < m.rows && j < m.cols ? load_global",
           "j < m.cols ? load_global", f"{KERNELS} -k sums_over_many_blocks"),
+    _cuda("segments-adapter-of-the-neighbour", "segments/adapters.h", "static_cast<int>(adapter) : -1",
+          "static_cast<int>((adapter + 1) % count) : -1", f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-row-off-by-one", "segments/adapters.h", "index + m * index_stride",
+          "index + (m > 0 ? m - 1 : m) * index_stride", f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-scaling-of-the-neighbour", "product/decode_low_rank.cuh", "p.factors[adapter]",
+          "p.factors[(adapter + 1) % p.count]", f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-B-of-the-first-columns", "product/decode_low_rank.cuh", "n(n0 + col)", "n(col)",
+          f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-only-the-held-ranks", "product/decode_low_rank.cuh", "for (; r < ranks; r += per)",
+          "for (; false; r += per)", f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-s-beyond-the-rank", "segments/shrink.cu", "r < rank ? total : 0.0f", "total",
+          f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-last-columns-of-x-lost", "segments/shrink.cu", "k < x.cols; k", "k + kPiece < x.cols; k",
+          f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("segments-a-number-that-no-adapter-has", "segments/adapters.h", "&& adapter < count ?", "?",
+          f"{SEGMENTS} -k counts_as_no_adapter"),
 ]  # fmt: skip

@@ -94,7 +94,8 @@ def test_each_projection_of_a_stack_has_its_own_mask_in_the_gradients():
 
 @pytest.mark.parametrize("op", WITH_FORMULA)
 def test_opcheck_with_gradients(op):
-    of_all = available(OPS["lora_shrink"])  # the gradients come from other ops, which lack "triton+blas"
+    # The gradients come from other ops, which lack "triton+blas", and "cuda" for rows of several adapters.
+    of_all = available(OPS["multi_lora_backward" if op == "multi_lora_forward" else "lora_shrink"])
     for kernel in (kernel for kernel in available(OPS[op]) if kernel in of_all):
         with pf.using(kernel):
             torch.library.opcheck(overload(op), training(sample(op, Case(4, 16, 8, 2, 0.3))))

@@ -5,7 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
-from pypeft_fast.testing import Case, available, sample
+from pypeft_fast.testing import Case, available, cut, sample
 from tests.device import DEVICE
 
 CASE = Case(6, 24, 10, 3, 0.3, options={"scale": True})
@@ -26,22 +26,22 @@ def _copies(args):
 @pytest.mark.parametrize("op,kernel", KERNELS)
 @pytest.mark.parametrize("left", [0, 0.5, -1], ids=["freed", "half", "one byte short"])
 def test_a_storage_that_is_too_small_is_an_error_that_names_the_tensor(op, kernel, left):
-    args = sample(op, CASE)
+    args = sample(op, cut(op, kernel, CASE))
     names = [a.name for a in getattr(torch.ops.pypeft_fast, op).default._schema.arguments]
     for i, name in enumerate(names):
         if i < len(args) and isinstance(args[i], torch.Tensor):
-            cut = _copies(args)
-            storage = cut[i].untyped_storage()
+            copies = _copies(args)
+            storage = copies[i].untyped_storage()
             needed = storage.nbytes()
             storage.resize_(needed - 1 if left == -1 else int(left * needed))
             words = rf"^{op}: the storage of {name} holds {storage.nbytes()} bytes and .* need {needed}: "
             with pf.using(kernel), pytest.raises(RuntimeError, match=words):
-                OPS[op](*cut)
+                OPS[op](*copies)
 
 
 @pytest.mark.parametrize("op,kernel", KERNELS)
 def test_a_storage_that_just_holds_its_tensor_is_accepted(op, kernel):
-    args = sample(op, CASE)
+    args = sample(op, cut(op, kernel, CASE))
     with pf.using(kernel):
         torch.testing.assert_close(OPS[op](*_copies(args)), OPS[op](*args))
 

@@ -5,7 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
-from pypeft_fast.testing import Case, available, sample
+from pypeft_fast.testing import Case, available, cut, sample
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 KERNELS = [(name, k) for name, op in OPS.items() for k in available(op) if k not in ("reference", "blas")]
@@ -43,7 +43,7 @@ def _bad(tensor):
 
 @pytest.mark.parametrize("op,kernel,case", CALLS, ids=str)
 def test_memory_around_an_operand_does_not_enter_a_result(op, kernel, case):
-    args, eps = sample(op, case), torch.finfo(case.dtype).eps
+    args, eps = sample(op, cut(op, kernel, case)), torch.finfo(case.dtype).eps
     with pf.using(kernel):
         expected = OPS[op](*args)
         for where in (_behind, _between, _across):

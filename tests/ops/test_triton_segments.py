@@ -231,10 +231,9 @@ def test_a_captured_graph_keeps_its_table(monkeypatch):
     assert own.table[0, 0] == A[0].data_ptr() and len(_adapters._tables) == len(_adapters._captured) == 1
 
 
-@pytest.mark.parametrize("op", [FORWARD, BACKWARD])
-def test_cuda_has_no_kernel_and_says_so(op):
+def test_the_backward_op_has_no_cuda_kernel_and_says_so():
     with (
         pf.using("cuda"),
         pytest.raises(RuntimeError, match="the op has no such kernel. This op has: triton, cpu, blas"),
     ):
-        op(*sample(op.name, Case()))
+        BACKWARD(*sample(BACKWARD.name, Case()))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pypeft_fast._op import OPS
-from pypeft_fast.testing import CASES, EAGER, ENTRIES, SPOILED, TYPICAL, VARIANTS, Case, sample
+from pypeft_fast.testing import CASES, EAGER, ENTRIES, SPOILED, TYPICAL, VARIANTS, Case, cut, felt, sample
 from tests.interpreter import python
 
 
@@ -35,6 +35,25 @@ def test_samples_on_meta_take_no_memory_and_have_the_same_shapes():
         assert all(a.is_meta for a in large if isinstance(a, torch.Tensor))
         for a, b in zip(small, sample(op, TYPICAL), strict=True):
             assert not isinstance(a, torch.Tensor) or (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def test_a_case_is_cut_to_what_a_kernel_takes():
+    case = Case(40, p=0.3)
+    for op, entry in ENTRIES.items():
+        for kernel in OPS[op].kernels:
+            limited = kernel.name in entry.limits
+            assert limited == ((op, kernel.name) == ("multi_lora_forward", "cuda"))
+            assert (cut(op, kernel.name, case) == case) == (not limited)
+            assert kernel.rejects(*sample(op, cut(op, kernel.name, case))) is None or kernel.name.startswith("triton")
+    assert (cut("multi_lora_forward", "cuda", case).M, cut("multi_lora_forward", "cuda", case).p) == (16, 0.0)
+    few = Case(3, options={"adapters": 8})
+    assert cut("multi_lora_forward", "cuda", few) == few
+
+
+def test_mutants_that_change_nothing_for_a_kernel_are_left_out():
+    every = list(SPOILED["multi_lora_forward"])
+    assert felt("multi_lora_forward", "triton") == every
+    assert set(every) - set(felt("multi_lora_forward", "cuda")) == {"no dropout", "one seed for all"}
 
 
 def test_an_op_that_is_not_there_is_named():

@@ -11,7 +11,7 @@ import torch
 import pypeft_fast as pf
 from pypeft_fast import _own  # noqa: F401 - registers all ops
 from pypeft_fast._op import OPS
-from pypeft_fast.testing import VARIANTS, Case, available, sample
+from pypeft_fast.testing import VARIANTS, Case, available, cut, sample
 
 from .. import device
 from ..device import BF16, F32
@@ -24,13 +24,20 @@ DTYPES = ((BF16, None), (BF16, F32), (F32, None))
 def calls(name):
     for (op, options), (M, K, N, r), (dtype, adapter) in itertools.product(VARIANTS.values(), SIZES, DTYPES):
         if name in (op, "all") and any(kernel.name == "cuda" for kernel in OPS[op].kernels):
-            yield op, Case(M, K, N, r, 0.3, dtype, adapter, options=options)
+            yield op, cut(op, "cuda", Case(M, K, N, r, 0.3, dtype, adapter, options=options))
+
+
+def moved(value):
+    """An argument with its tensors on the device."""
+    if isinstance(value, list):
+        return [moved(one) for one in value]
+    return value.to(device.DEVICE) if isinstance(value, torch.Tensor) else value
 
 
 def main(name):
     kernel = device.sized("cuda", "triton")
     for op, case in itertools.islice(calls(name), device.sized(None, 1)):
-        args = [a.to(device.DEVICE) if isinstance(a, torch.Tensor) else a for a in sample(op, case)]
+        args = [moved(a) for a in sample(op, case)]
         with torch.device(device.DEVICE), pf.using(kernel):
             if kernel not in available(OPS[op]):
                 sys.exit(f"{op}: {OPS[op].name} has no kernel {kernel} here: {pf.kernels()[op]}")

@@ -12,17 +12,23 @@
 
 namespace pypeft {
 namespace {
-template <class T, bool kTf32, int kEights, bool kScaled>
-__global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(ProductArgs p) {
-  constexpr int kPerLoad = 16 / sizeof(T), kPart = 4 * kPerLoad, kParts = sizeof(T) == 2 && !kScaled ? 4 : 2,
+// kScaled: whether the columns of X have factors. kFill: how X and W are loaded.
+template <class T, bool kTf32, int kEights, bool kScaled, Fill kFill, class Args>
+__global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(Args p) {
+  constexpr bool kWide = sizeof(T) == 2 && !kScaled && kFill == Fill::async;
+  constexpr int kPerLoad = 16 / sizeof(T), kPart = 4 * kPerLoad,
+                kParts = kWide                  ? 4
+                         : kFill == Fill::async ? 2
+                                                : 1,
                 kStep = kDecodeWarps * kParts * kPart;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int n0 = blockIdx.x * kDecodeCols;
   auto load_weights = [&](int row, int k) {
+    if constexpr (kFill == Fill::any) return load_inputs<T, kFill>(p.W, row, k);
     if (row >= p.W.rows || k >= p.W.cols) return make_uint4(0, 0, 0, 0);
     return load_global_streaming(static_cast<const T*>(p.W.data) + row * p.W.row + k);
   };
-  DecodeEnd<T> end(p, n0);
+  DecodeEnd<T, Args> end(p, n0);
   float c[kEights][4] = {};
 #pragma unroll 1
   for (int k0 = warp * kParts * kPart; k0 < p.X.cols; k0 += kStep) {
@@ -34,7 +40,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(ProductArgs p
 #pragma unroll
       for (int h = 0; h < 2; ++h) w[part][h] = load_weights(n0 + g + 8 * h, k);
 #pragma unroll
-      for (int e = 0; e < kEights; ++e) x[part][e] = load_inputs<T>(p.X, g + 8 * e, k);
+      for (int e = 0; e < kEights; ++e) x[part][e] = load_inputs<T, kFill>(p.X, g + 8 * e, k);
       if constexpr (kScaled) load_input_factors<T>(factors[part], p, k);
     }
 #pragma unroll
@@ -48,12 +54,25 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(ProductArgs p
   }
   end.finish(c, shared_memory());
 }
+
+template <class T, bool kTf32, int kEights, bool kScaled, Fill kFill, class Args>
+void run(const OnDevice& on, const Args& p) {
+  launch(on, decode_kernel<T, kTf32, kEights, kScaled, kFill, Args>,
+         dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads), DecodeEnd<T, Args>::kBytes,
+         p);
+}
 }  // namespace
 
 void decode(const OnDevice& on, const ProductArgs& p, bool allow_tf32) {
-  dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights, bool kScaled>() {
-    launch(on, decode_kernel<T, kTf32, kEights, kScaled>, dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))),
-           dim3(kDecodeThreads), DecodeEnd<T>::kBytes, p);
+  dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights>() {
+    p.inputs.present ? run<T, kTf32, kEights, true, Fill::async>(on, p)
+                     : run<T, kTf32, kEights, false, Fill::async>(on, p);
+  });
+}
+
+void decode(const OnDevice& on, const SegmentedProductArgs& p, bool allow_tf32) {
+  dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights>() {
+    decodes(p) ? run<T, kTf32, kEights, false, Fill::async>(on, p) : run<T, kTf32, kEights, false, Fill::any>(on, p);
   });
 }
 

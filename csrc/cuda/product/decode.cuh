@@ -1,12 +1,12 @@
 // The code that decode.cu and decode_codes.cu share: fragments from 16 bytes of a row, and the epilogue.
 #pragma once
 #include "cuda/device/fragments.cuh"
-#include "cuda/product/decode.h"
+#include "cuda/product/decode_low_rank.cuh"
 #include "cuda/product/scale_inputs.cuh"
 
 namespace pypeft {
 
-constexpr int kDecodeWarps = 8, kDecodeThreads = 32 * kDecodeWarps, kDecodeCols = 16;
+constexpr int kDecodeWarps = 8, kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kSumsRow = kDecodeRows + 2, kSumsBytes = kDecodeWarps * kDecodeCols * kSumsRow * sizeof(float);
 
 // The fragments of kSteps steps along K, from the 16 bytes that a lane holds of two rows of W, or of one row of X.
@@ -51,11 +51,19 @@ PYPEFT_DEVICE void multiply(float (&c)[kEights][4], const uint4& upper, const ui
   }
 }
 
-// 16 bytes of a row of X that begin at column k; 0 if the row or the column does not exist.
-template <class T>
-PYPEFT_DEVICE uint4 load_inputs(const Matrix& X, int row, int k) {
-  if (row >= X.rows || k >= X.cols) return make_uint4(0, 0, 0, 0);
-  return load_global<uint4>(static_cast<const T*>(X.data) + row * X.row + k);
+// 16 bytes of a row that begin at column k; 0 where the row or a column does not exist. With Fill::async the rows allow
+// loads of 16 bytes; with Fill::any the strides may be any.
+template <class T, Fill kFill>
+PYPEFT_DEVICE uint4 load_inputs(const Matrix& m, int row, int k) {
+  if (row >= m.rows || k >= m.cols) return make_uint4(0, 0, 0, 0);
+  if constexpr (kFill == Fill::async) return load_global<uint4>(static_cast<const T*>(m.data) + row * m.row + k);
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int i = 0; i < int(16 / sizeof(T)); ++i) {
+    const uint32_t bits = k + i < m.cols ? load_bits(m, row * m.row + (k + i) * m.col) : 0;
+    words[i * sizeof(T) / 4] |= bits << i * sizeof(T) % 4 * 8;
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 // The factors of the columns in the 16 bytes that begin at column k.
@@ -76,21 +84,22 @@ PYPEFT_DEVICE void load_input_factors(float (&f)[16 / sizeof(T)], const ProductA
 
 // The epilogue: adds the sums of the warps, the low-rank term (in float) and the bias, multiplies by the scale, and
 // stores the output. Its operands are requested before the loop along K, so that no load is waited for after the loop.
-// A thread holds one element of S and one of L for every 16 ranks, up to kRanks, and the bias and the factor of its
+// A thread holds one element of S for every 16 ranks, up to kRanks, its part of L, and the bias and the factor of its
 // column of the output. Larger ranks are loaded in further rounds, after the loop.
-template <class T>
+template <class T, class Args>
 struct DecodeEnd {
-  using Tile16 = Tile<float, kDecodeRows, 16>;           // of S, and of L's 16 rows for the block's columns
-  static constexpr int kParts = sizeof(T) == 2 ? 4 : 1;  // as many as there are registers for
-  static constexpr int kRanks = 16 * kParts, kBytes = kSumsBytes + 2 * kParts * Tile16::kBytes;
-  static_assert(kDecodeThreads == kDecodeRows * 16 && kDecodeCols == kDecodeRows);
+  using Tiles = RankTiles<T>;
+  using Factor = std::conditional_t<std::is_same_v<Args, ProductArgs>, SharedFactor<T>, FactorOfRow<T>>;
+  static constexpr int kBytes = kSumsBytes + Tiles::kBytes;
+  static_assert(kDecodeThreads == kDecodeRows * 16);
 
-  const ProductArgs& p;
+  const Args& p;
   const int n0, row, col;  // the block's first column of the output; a place in a tile, and of the thread's output
-  uint32_t s[kParts], l[kParts], bias, factor;
+  Factor L;
+  uint32_t s[Tiles::kParts], bias, factor;
 
-  PYPEFT_DEVICE DecodeEnd(const ProductArgs& p, int n0)
-      : p(p), n0(n0), row(threadIdx.x / 16), col(threadIdx.x % 16), bias(0), factor(0) {
+  PYPEFT_DEVICE DecodeEnd(const Args& p, int n0)
+      : p(p), n0(n0), row(threadIdx.x / 16), col(threadIdx.x % 16), L(p, n0, row, col), bias(0), factor(0) {
     load_ranks(0);
     const int n = n0 + col;
     const Epilogue& end = p.epilogue;
@@ -104,34 +113,22 @@ struct DecodeEnd {
   }
 
   PYPEFT_DEVICE void load_ranks(int r0) {
-    const Matrix &S = p.low_rank.S, &L = p.low_rank.L;
+    const Matrix& S = p.low_rank.S;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    for (int part = 0; part < Tiles::kParts; ++part) {
       const int r = r0 + 16 * part + col;
       s[part] = row < S.rows && r < S.cols ? load_bits(S, row * S.row + r * S.col) : 0;
-      l[part] = n0 + row < L.rows && r < S.cols ? load_bits(L, (n0 + row) * L.row + r * L.col) : 0;
     }
+    L.load(r0);
   }
 
   PYPEFT_DEVICE void store_ranks(char* tiles) const {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      char* pair = tiles + 2 * part * Tile16::kBytes;
-      store_shared(Tile16::at(pair, row, col), value_of(s[part], p.low_rank.S.dtype));
-      store_shared(Tile16::at(pair + Tile16::kBytes, row, col), value_of(l[part], p.low_rank.L.dtype));
+    for (int part = 0; part < Tiles::kParts; ++part) {
+      char* tile = Tiles::of_S(tiles, 16 * part);
+      store_shared(Tiles::Tile16::at(tile, row, col), value_of(s[part], p.low_rank.S.dtype));
     }
-  }
-
-  // Of the thread's output, row `row` of S and row `col` of L.
-  PYPEFT_DEVICE float multiply_ranks(float sum, char* tiles, int ranks) const {
-#pragma unroll 4
-    for (int r = 0; r < min(ranks, kRanks); r += 4) {
-      char* pair = tiles + r / 16 * 2 * Tile16::kBytes;
-      const float4 a = load_shared<float4>(Tile16::chunk(pair, row, r % 16 / 4));
-      const float4 b = load_shared<float4>(Tile16::chunk(pair + Tile16::kBytes, col, r % 16 / 4));
-      sum += a.x * b.x, sum += a.y * b.y, sum += a.z * b.z, sum += a.w * b.w;
-    }
-    return sum;
+    L.store(tiles);
   }
 
   // The warps' sums c meet in shared memory, where the low-rank term, in float, the bias, and l on the outputs join
@@ -152,20 +149,20 @@ struct DecodeEnd {
     const int ranks = p.low_rank.S.cols;
     if (ranks > 0) store_ranks(tiles);
     __syncthreads();
-    float low_rank = multiply_ranks(0, tiles, ranks);
-    for (int r = kRanks; r < ranks; r += kRanks) {
+    float low_rank = L.multiply(0, tiles, 0);
+    for (int r = Tiles::kRanks; r < ranks; r += Tiles::kRanks) {
       load_ranks(r);
       __syncthreads();
       store_ranks(tiles);
       __syncthreads();
-      low_rank = multiply_ranks(low_rank, tiles, ranks - r);
+      low_rank = L.multiply(low_rank, tiles, r);
     }
     const int n = n0 + col;
     if (row >= p.X.rows || n >= p.W.rows) return;
     float total = 0;
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) total += load_shared<float>(sums + (w * kDecodeCols + col) * kSumsRow + row);
-    total += p.low_rank.factor * low_rank;
+    total += L.factor() * low_rank;
     const Epilogue& end = p.epilogue;
     const int64_t at = int64_t(row) * p.W.rows + n;
     if (end.bias && !end.bias_last) total += value_of(bias, kDtype<T>);
@@ -176,16 +173,11 @@ struct DecodeEnd {
   }
 };
 
-// Calls run<T, kTf32, kEights, kScaled>(). kEights is the number of groups of 8 rows of X. kScaled says whether the
-// columns of X have factors.
+// Calls run<T, kTf32, kEights>(). kEights is the number of groups of 8 rows of X.
 template <class F>
 void dispatch_decoding(const ProductArgs& p, bool allow_tf32, F&& run) {
   auto of_type = [&]<class T, bool kTf32>() {
-    auto of_rows = [&]<int kEights>() {
-      p.inputs.present ? run.template operator()<T, kTf32, kEights, true>()
-                       : run.template operator()<T, kTf32, kEights, false>();
-    };
-    p.X.rows <= 8 ? of_rows.template operator()<1>() : of_rows.template operator()<2>();
+    p.X.rows <= 8 ? run.template operator()<T, kTf32, 1>() : run.template operator()<T, kTf32, 2>();
   };
   if (p.X.dtype == Dtype::bf16) return of_type.template operator()<__nv_bfloat16, false>();
   if (p.X.dtype == Dtype::f16) return of_type.template operator()<__half, false>();

@@ -1,10 +1,17 @@
 // The product for at most 16 rows of X, as in decoding. The kernel is bound by the read of W.
 #pragma once
 #include "cuda/product/product.h"
+#include "cuda/segments/adapters.h"
 
 namespace pypeft {
 
 constexpr int kDecodeRows = 16;
+
+// A product whose rows have low-rank matrices L and factors of their own, those of their adapters: low_rank has only S,
+// which is 0 from the rank of a row on. There is no mask, and no factor on X or z.
+struct SegmentedProductArgs : ProductArgs {
+  Adapters adapters;
+};
 
 // Whether decode() accepts these arguments: few rows, no mask, no gradient, and rows of X and W in loads of 16 bytes.
 inline bool decodes(const ProductArgs& p) {
@@ -13,6 +20,9 @@ inline bool decodes(const ProductArgs& p) {
 }
 
 void decode(const OnDevice& on, const ProductArgs& args, bool allow_tf32);
+
+// At most kDecodeRows rows; X and W may have any strides.
+void decode(const OnDevice& on, const SegmentedProductArgs& args, bool allow_tf32);
 
 constexpr int kCodesPerLoad = 32;  // 4-bit codes in 16 bytes
 
@@ -24,5 +34,6 @@ inline bool decodes_codes(const ProductArgs& p) {
 }
 
 void decode_codes(const OnDevice& on, const ProductArgs& args, bool allow_tf32);
+void decode_codes(const OnDevice& on, const SegmentedProductArgs& args, bool allow_tf32);
 
 }  // namespace pypeft

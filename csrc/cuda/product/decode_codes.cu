@@ -29,8 +29,12 @@ PYPEFT_DEVICE uint4 decoded(const char* table, const uint4& codes, float scale, 
   return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
-template <class T, bool kTf32, int kEights, bool kScaled>
-__global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(ProductArgs p) {
+// Blocks of a multiprocessor: with 2, the fragments in three parts of 16 rows of floats would spill.
+template <class T, bool kTf32, int kEights>
+constexpr int kBlocks = sizeof(T) == 4 && !kTf32 && kEights == 2 ? 1 : 2;
+
+template <class T, bool kTf32, int kEights, bool kScaled, class Args>
+__global__ void __launch_bounds__(kDecodeThreads, (kBlocks<T, kTf32, kEights>)) decode_codes_kernel(Args p) {
   constexpr int kPerChunk = 16 / sizeof(T), kChunks = kCodesPerLoad / kPerChunk;
   constexpr int kParts = sizeof(T) == 4 && !kTf32 ? 1 : 2;  // fragments of float in three parts leave registers for 1
   const Codes& codes = p.codes;
@@ -39,7 +43,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Product
   char* table = shared_memory();
   fill_table(table, codes.format);
   __syncthreads();
-  DecodeEnd<T> end(p, n0);
+  DecodeEnd<T, Args> end(p, n0);
   float c[kEights][4] = {};
   for (int k0 = warp * kPart; k0 < p.X.cols; k0 += kDecodeWarps * kParts * kPart) {
     uint4 w[kParts][2];
@@ -65,7 +69,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Product
         const int k = first + t * kCodesPerLoad + chunk * kPerChunk;
         uint4 x[kEights];
 #pragma unroll
-        for (int e = 0; e < kEights; ++e) x[e] = load_inputs<T>(p.X, g + 8 * e, k);
+        for (int e = 0; e < kEights; ++e) x[e] = load_inputs<T, Fill::async>(p.X, g + 8 * e, k);
         if constexpr (kScaled) {
           float factors[kPerChunk] = {};
           load_input_factors<T>(factors, p, k);
@@ -79,14 +83,23 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_codes_kernel(Product
   }
   end.finish(c, table + kTableBytes);
 }
+
+template <class T, bool kTf32, int kEights, bool kScaled, class Args>
+void run(const OnDevice& on, const Args& p) {
+  launch(on, decode_codes_kernel<T, kTf32, kEights, kScaled, Args>,
+         dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads),
+         kTableBytes + DecodeEnd<T, Args>::kBytes, p);
+}
 }  // namespace
 
 void decode_codes(const OnDevice& on, const ProductArgs& p, bool allow_tf32) {
-  dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights, bool kScaled>() {
-    launch(on, decode_codes_kernel<T, kTf32, kEights, kScaled>,
-           dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads),
-           kTableBytes + DecodeEnd<T>::kBytes, p);
+  dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights>() {
+    p.inputs.present ? run<T, kTf32, kEights, true>(on, p) : run<T, kTf32, kEights, false>(on, p);
   });
+}
+
+void decode_codes(const OnDevice& on, const SegmentedProductArgs& p, bool allow_tf32) {
+  dispatch_decoding(p, allow_tf32, [&]<class T, bool kTf32, int kEights>() { run<T, kTf32, kEights, false>(on, p); });
 }
 
 }  // namespace pypeft

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import torch
 
-from ...ops.multi_lora_forward import multi_lora_forward
-from ..entry import Entry, Variant
+from ...ops.multi_lora_forward import CUDA_ROWS, multi_lora_forward
+from ..entry import Entry, Limits, Variant
 from ..spoil import without, without_output
 from ._adapters import Adapters
 from .lora_linear import eager as linear_eager
@@ -71,5 +73,8 @@ ENTRY = Entry(
         "one adapter": Variant({"adapters": 1}, {"zero y": without_output(0)}),
         "8 adapters": Variant({"adapters": 8}, {"the neighbour's adapter": _neighbour}),
         "64 adapters": Variant({"adapters": 64}, {"the neighbour's scaling": _shifted_scalings}),
+    },
+    limits={
+        "cuda": Limits(lambda case: replace(case, M=min(case.M, CUDA_ROWS), p=0.0), ("no dropout", "one seed for all"))
     },
 )
