@@ -36,7 +36,7 @@ TESTED = {
     "make gpu-hour MINUTES=5": REHEARSED,
     "python3 -m bench.gpu_hour --list": REHEARSED,
     "python3 -m bench.gpu_hour --rehearse": REHEARSED,
-    ".venv/bin/python -m bench.run --only 512x576x576 --seconds 0.3": (
+    '.venv/bin/python -m bench.run --only "512x576x576 r=16 p=0.05 float32 1t" --seconds 0.3': (
         "tests/test_bench.py::test_every_provider_is_right_and_timed"
     ),
     "python -m bench.serve": "tests/bench/test_serve.py::test_the_ratio_is_reported_beside_a_check",
