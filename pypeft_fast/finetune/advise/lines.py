@@ -1,5 +1,7 @@
 """The lines to paste: the command that trains the candidate, and PEFT's config."""
 
+import shlex
+
 from ..report.card import command
 from .make import Advice
 
@@ -20,6 +22,14 @@ def train_command(advice: Advice) -> str:
     if settings.eval_data is not None:
         given.pop("eval_fraction", None)
     return command(given, OUTPUT)
+
+
+def in_lines(line: str) -> str:
+    """The same command for a shell, with a line for each option."""
+    text = ""
+    for word in shlex.split(line):
+        text += (" \\\n    " if word.startswith("--") else " ") + shlex.quote(word)
+    return text.strip()
 
 
 def peft_config(advice: Advice) -> str:

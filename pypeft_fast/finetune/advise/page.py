@@ -8,7 +8,7 @@ from ..sizes import written
 from ..text import safe
 from . import figures
 from .evidence import CONFLICTS, FINDINGS, against
-from .lines import peft_config, train_command
+from .lines import in_lines, peft_config, train_command
 from .make import Advice, plan_rows
 from .rule import RULES, percent
 from .shares import by_block, by_module
@@ -29,7 +29,7 @@ def page(advice: Advice) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         advice=advice,
         settings=advice.wanted.settings,
-        command=train_command(advice),
+        command=safe(in_lines(train_command(advice)), keep="\n"),
         config=peft_config(advice),
         rows=rows,
         modules=modules,

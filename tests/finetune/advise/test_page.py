@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import shlex
 import shutil
 import subprocess
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pypeft_fast.finetune.advise.evidence import FINDINGS
-from pypeft_fast.finetune.advise.lines import peft_config, train_command
+from pypeft_fast.finetune.advise.lines import in_lines, peft_config, train_command
 from pypeft_fast.finetune.advise.make import plan_rows
 from pypeft_fast.finetune.advise.page import page
 from pypeft_fast.finetune.advise.record import record
@@ -79,9 +80,23 @@ def test_the_tables_have_the_numbers(advice, text):
 
 def test_the_answer_and_its_doubts_are_there(advice, text):
     said = Reader(text).text
-    for line in (*advice.choice.why, *advice.choice.doubts, *RULES, train_command(advice), peft_config(advice)):
+    for line in (
+        *advice.choice.why,
+        *advice.choice.doubts,
+        *RULES,
+        in_lines(train_command(advice)),
+        peft_config(advice),
+    ):
         assert " ".join(line.split()) in said
     assert f"{advice.trial.tokens:,} target tokens" in said
+
+
+def test_a_command_in_lines_is_the_same_for_a_shell():
+    command = "pypeft-fast finetune --data 'my data.jsonl' --target-modules '.*\\.\\d+\\.(a|b)' --rank 4"
+    lines = in_lines(command)
+    assert [line.split()[0] for line in lines.splitlines()] == ["pypeft-fast", "--data", "--target-modules", "--rank"]
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\n' {lines}"], capture_output=True, text=True, check=True)
+    assert shell.stdout.splitlines() == shlex.split(command)
 
 
 def test_nothing_is_loaded_from_elsewhere(text):
