@@ -75,6 +75,8 @@ def default(op, arch, bits):
     arch, wide = known(arch), bits == 32
     stages = 2 if arch == "gfx942" else 3
     if op == "lora_ds_db":  # wide: each block of columns stores a partial dS
+        if segments and not wide and arch not in (90, 100):  # larger tiles spill there, from some rank on
+            return Config(16, 128, BR=32, warps=8, stages=2)
         narrow = wide or arch == "gfx942"  # 256 columns spill there with more than 32 ranks
         # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill.
         warps = 4 if arch == 90 and not narrow else 8
@@ -82,8 +84,8 @@ def default(op, arch, bits):
             16 if wide else 32, 128 if narrow else 256, BR=16 if wide and segments else 32, warps=warps, stages=2
         )
     if op not in GEMMS:  # bandwidth-bound: small tiles, several blocks a multiprocessor
-        if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90
-            stages = 2 if (op, arch) == ("lora_shrink", 90) else stages
+        if wide:  # with a third stage Triton 3.6 and 3.7 spill in lora_shrink on sm_90, and 3.9 over segments on sm_80
+            stages = 2 if op == "lora_shrink" and (arch == 90 or (segments and arch == 80)) else stages
             warps = 8 if op == "low_rank" else 4  # with 4 the full precision spills on sm_100 and sm_120
             columns = 64 if op == "lora_da" else 32
             return Config(64 if arch == "gfx942" else 32, columns, BR=32, warps=warps, stages=stages)
@@ -91,12 +93,12 @@ def default(op, arch, bits):
         return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=warps, stages=stages)
     if wide:  # no spills: ptxas limits 8 warps on sm_100 to 128 registers, and 3 stages on sm_80 to 80
         warps = 4 if segments or (op == "ia3_dx_dl" and arch in (80, 100)) else 8
-        return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 else stages)
+        return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 and not segments else stages)
     if arch in (90, 100):
         return Config(128, 128, 64, 16, warps=8, stages=4, tma=True)
     if arch in (80, "gfx942"):
         return Config(128, 128, 32, 16, warps=8, stages=4 if arch == 80 else 2)
-    return Config(128, 64, 32, 16, warps=8, stages=3)
+    return Config(128, 64, 32, 16, warps=4 if segments and arch == 120 else 8, stages=3)  # 8 would spill
 
 
 def in_parts(arch, dtypes):
@@ -113,9 +115,23 @@ def bits_of(arch, dtypes):
     return 8 * (dtypes[0].itemsize if in_parts(arch, dtypes) else max(dtype.itemsize for dtype in dtypes))
 
 
-# (BM, BO, warps) that ptxas spills beside the parts of a float32 adapter, as it keeps a thread to 96 or 128 registers.
-_SPILLING = {("lora_shrink", 100): {(32, 64, 8)}, ("lora_ds_db", 100): {(16, 128, 4), (128, 64, 4)},
-             ("lora_da", 100): {(128, 64, 8)}}  # fmt: skip
+# (BM, BO, warps) of 16-bit operands with which ptxas spills, because it keeps a thread to 80, 96 or 128 registers; most
+# of them beside the parts of a float32 adapter, on gfx942 with 64 ranks. A launch over segments has the entries of its
+# op as well.
+_SPILLING = {
+    ("lora_shrink", 100): {(32, 64, 8)},
+    ("lora_ds_db", 100): {(16, 128, 4), (128, 64, 4)},
+    ("lora_da", 100): {(128, 64, 8)},
+    ("lora_shrink, segments", 80): {(32, 128, 4)},
+    ("lora_shrink, segments", 90): {(32, 128, 4), (32, 128, 8)},
+    ("lora_shrink, segments", 100): {(32, 128, 4), (32, 128, 8)},
+    ("lora_ds_db, segments", 80): {(32, 64, 4), (32, 128, 8), (64, 128, 4), (64, 128, 8)},
+    ("lora_ds_db, segments", 90): {(64, 128, 4)},
+    ("lora_ds_db, segments", 100): {(32, 64, 4), (32, 64, 8), (32, 128, 4), (32, 128, 8), (64, 64, 4), (64, 128, 4),
+                                    (64, 128, 8), (128, 64, 8)},
+    ("lora_ds_db, segments", "gfx942"): {(32, 128, 8), (64, 128, 8), (128, 64, 8)},
+    ("lora_da, segments", 100): {(16, 128, 4), (64, 64, 8), (64, 128, 4)},
+}  # fmt: skip
 
 
 def fits(op, config, arch, bits):
@@ -144,16 +160,20 @@ def candidates(op, arch, bits):
     base = default(op, arch, bits)
     if arch == "interpreter":
         return {str(base): base}
-    segments, op, arch = op.endswith(SEGMENTS), op.removesuffix(SEGMENTS), known(arch)
-    tma = arch in (90, 100)
+    launch, arch = op, known(arch)
+    segments, op, tma = launch.endswith(SEGMENTS), launch.removesuffix(SEGMENTS), arch in (90, 100)
     if op in GEMMS:
         inner = 32 if bits == 32 or (op == "lora_dx" and not tma) else 64  # lora_dx's masked loads need registers
-        shapes = [(16, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
+        # Over segments ptxas keeps the threads of 16 rows to 80 or 128 registers, and spills.
+        least = 32 if segments and arch not in (100, "gfx942") else 16
+        shapes = [(least, 64, 4), (64, 64, 4), (64, 128, 4), (128, 128, 8)]
         # ia3_dx_dl holds a tile of x beside the accumulator, and would spill with 128 registers for each. lora_linear
         # with a scale would spill on sm_100: a thread reads a whole row from tensor memory, with its scale and bias.
-        # The accumulator of an adapter beside that of the tile takes as many registers.
+        # lora_linear's bias spills beside tf32 fragments, and on sm_100 where the warps are not specialised; lora_dx's
+        # mask on sm_80. The accumulator of an adapter beside that of the tile takes as many registers.
         if not segments and op != "ia3_dx_dl" and (op, arch) != ("lora_linear, scale", 100):
-            shapes.append((128, 256, 8))
+            if (op, bits) != ("lora_linear", 32) and (op, arch) != ("lora_dx", 80):
+                shapes.append((128, 256, 8))
             if arch != 100 and bits == 16:  # spills when read from tensor memory, and beside tf32 fragments
                 shapes.append((128, 128, 4))
         space = [
@@ -162,16 +182,18 @@ def candidates(op, arch, bits):
             for BI, stages in ((inner, 4 if tma and BO < 256 else 3), (inner // 2, 4))
             # Triton 3.9 does not specialise warps on sm_90: 8 warps are not split, and with 4 its compiler pass fails.
             for specialize in ((False, True) if arch == 100 and warps == 8 else (False,))
+            if specialize or (op, arch, BO) != ("lora_linear", 100, 256)
         ]
     else:
         shapes = [(16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64)]
         if (op, arch) == ("lora_ds_db", 90):
             shapes.append((32, 256))
+        spilling = {tiles for name in {launch, op} for tiles in _SPILLING.get((name, arch), ())}
         space = [
             Config(BM, BO, base.BI, base.BR, warps, base.stages)
             for BM, BO in shapes
             for warps in (4, 8)
-            if bits == 32 or (BM, BO, warps) not in _SPILLING.get((op, arch), ())
+            if bits == 32 or (BM, BO, warps) not in spilling
         ]
     return {str(c): c for c in (base, *space) if c == base or fits(op, c, arch, bits)}
 

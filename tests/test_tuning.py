@@ -344,6 +344,32 @@ def test_tiles_are_timed_among_those_that_fit():
     assert _tiles.split(1000, 64, 1, CPU) == (192, 6) and _tiles.split(10, 16, 50, CPU) == (16, 1)
 
 
+@pytest.mark.parametrize(
+    "launch,arch,bits,spilling",
+    [
+        ("lora_linear", 80, 32, "128x256x32-w8-s3"),
+        ("lora_linear", 90, 32, "128x256x16-w8-s4-tma"),
+        ("lora_linear", 100, 16, "128x256x64-w8-s3-tma"),
+        ("lora_dx", 80, 16, "128x256x16-w8-s4"),
+        ("lora_linear, segments", 80, 16, "16x64x32-w4-s4"),
+        ("lora_linear, segments", 90, 16, "16x64x64-w4-s4-tma"),
+        ("lora_shrink, segments", 80, 16, "32x128x64-w4-s3"),
+        ("lora_shrink, segments", 90, 16, "32x128x64-w8-s3"),
+        ("lora_ds_db, segments", 80, 16, "32x256x64-w8-s2"),
+        ("lora_ds_db, segments", 89, 16, "32x256x64-w8-s2"),
+        ("lora_ds_db, segments", 100, 16, "128x64x64-w4-s2"),
+        ("lora_da, segments", 100, 16, "128x64x64-w8-s3"),
+        ("lora_ds_db, segments", "gfx942", 16, "32x128x64-w8-s2"),
+    ],
+)
+def test_tiles_that_spill_are_not_timed(launch, arch, bits, spilling):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from pypeft_fast.kernels import _tiles
+
+    names = _tiles.candidates(launch, arch, bits)
+    assert spilling not in names and len(names) >= 3
+
+
 def test_candidates_run_once_each_and_then_the_winner(monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed")
     from pypeft_fast.kernels import _tiles

@@ -51,7 +51,8 @@ BUDGETS = {
     ("multi_lora_backward, da, dropout", "bf16+fp32", "32x64x64-w8-s3"): {"sm_100": 280},
     ("multi_lora_backward, da, dropout", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 710},
     ("multi_lora_backward, ds_db", "bf16", "32x256x64-w4-s2"): {"sm_90": 460},
-    ("multi_lora_backward, ds_db", "bf16", "32x256x64-w8-s2"): {"sm_80": 370, "sm_100": 240},
+    ("multi_lora_backward, ds_db", "bf16", "16x128x64-w8-s2"): {"sm_80": 160},
+    ("multi_lora_backward, ds_db", "bf16", "32x256x64-w8-s2"): {"sm_100": 240},
     ("multi_lora_backward, ds_db", "bf16+fp32", "16x128x64-w8-s2"): {"sm_80": 940},
     ("multi_lora_backward, ds_db", "bf16+fp32", "32x256x64-w4-s2"): {"sm_90": 1220},
     ("multi_lora_backward, ds_db", "bf16+fp32", "32x256x64-w8-s2"): {"sm_100": 945},
@@ -65,7 +66,7 @@ BUDGETS = {
     ("multi_lora_forward, linear", "bf16+fp32", "128x128x64-w8-s4-tma"): {"sm_90": 110, "sm_100": 90},
     ("multi_lora_forward, shrink, dropout", "bf16", "32x64x64-w4-s3"): {"sm_80": 410, "sm_100": 360},
     ("multi_lora_forward, shrink, dropout", "bf16", "64x64x64-w4-s3"): {"sm_90": 860},
-    ("multi_lora_forward, shrink, dropout", "bf16+fp32", "32x32x64-w4-s3"): {"sm_80": 660},
+    ("multi_lora_forward, shrink, dropout", "bf16+fp32", "32x32x64-w4-s2"): {"sm_80": 625},
     ("multi_lora_forward, shrink, dropout", "bf16+fp32", "32x64x64-w4-s3"): {"sm_100": 805},
     ("multi_lora_forward, shrink, dropout", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 1135},
     ("decode_kernel", "bf16", "__nv_bfloat16, false, 1, false, (Fill)0, SegmentedProductArgs"): {

@@ -33,8 +33,13 @@ wanted = {(target, op, str(config)) for target in FAMILIES for op in tiled
           for bits in (16, 32) if bits == 16 or op.startswith("lora_linear")
           for config in _tiles.candidates(op, architecture(target), bits).values()}
 linear = row(jobs[1])
+forward, backward = "multi_lora_forward", "multi_lora_backward"
+segments = [Job("sm_80", f"{backward}, ds_db", rank=64), Job("sm_89", f"{backward}, ds_db"),
+            Job("gfx942", f"{backward}, ds_db", rank=64), Job("sm_80", f"{backward}, dx, dropout", F32, F32),
+            Job("sm_80", f"{forward}, shrink, dropout, split K", F32, F32, tf32=True),
+            Job("sm_120", f"{forward}, linear", BF16, F32)]
 print(json.dumps([made(jobs), compiled(Job("sm_90", "lora_ds_db")).asm["ptx"], sorted(wanted - planned), len(wanted),
-                  linear.step, linear.budget]))
+                  made(segments), linear.step, linear.budget]))
 """
 EVERY = "print(json.dumps(made([Job(sys.argv[1], name) for name in NAMES])))"
 PLANNED = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "MFMA"}
@@ -58,6 +63,10 @@ def test_a_sample_spills_nothing_and_uses_tensor_cores(sample):
     assert [target for target, *_ in sample[0]] == ["sm_80", "sm_90", "gfx942", "sm_100"]
     for target, _, faults, instructions, *_ in sample[0]:
         assert faults == [] and instructions[PLANNED[target]] > 0
+
+
+def test_rows_of_several_adapters_spill_nothing_where_registers_are_scarce(sample):
+    assert len(sample[4]) == 6 and [faults for _, _, faults, *_ in sample[4]] == [[]] * 6
 
 
 def test_no_matrix_of_half_precision_is_read_element_by_element(sample):
@@ -88,7 +97,7 @@ def test_every_tile_that_tuning_may_choose_is_in_the_report(sample):
 
 def test_the_steps_instructions_are_counted(sample):
     """A step of 128 x 128 x 64 has at least the waits, the TMA copies and the products."""
-    step, budget = sample[4:]
+    step, budget = sample[5:]
     assert 40 < step <= budget < 200
 
 
@@ -96,4 +105,4 @@ def test_the_steps_instructions_are_counted(sample):
 @pytest.mark.parametrize("target", PLANNED)
 def test_every_kernel_spills_nothing_and_uses_the_tensor_cores_it_plans(target):
     rows = report(EVERY, target)
-    assert len(rows) == 30 and all(faults == [] for _, _, faults, *_ in rows)
+    assert len(rows) >= 33 and all(faults == [] for _, _, faults, *_ in rows)
