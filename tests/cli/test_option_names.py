@@ -14,8 +14,10 @@ from pypeft_fast.cli.option_names import as_options
 from tests.cli.test_bad_input import mistake
 
 LIBRARY = Path(pypeft_fast.finetune.__file__).parent
-# {file: options in shell commands that its messages may name}: of this command in a README.md, of pip and of hf.
+# {file: options in shell commands that its messages may name}: of this command in a README.md and in a page that
+# `advise` writes, of pip and of hf.
 SHELL = {
+    "advise/rule.py": {"--eval-data", "--gradient-checkpointing", "--try"},
     "report/card.py": {"--", "--output"},
     "base_models.py": {"--no-deps"},
     "hub.py": {"--local-dir", "--repo-type"},
@@ -40,10 +42,11 @@ def test_no_message_of_the_library_names_an_option():
 
 
 def test_what_a_message_names_in_backticks_is_an_option():
-    """The command replaces such a name by the option. finetune has all of these options."""
-    options = vars(make_parser().parse_args(["finetune", "--model", "m", "--data", "d", "--output", "o"]))
+    """The command replaces such a name by the option. finetune, plan and advise have all of these options."""
+    lines = ["finetune --model m --data d --output o", "plan --model m", "advise --model m --data d"]
+    options = {name for line in lines for name in vars(make_parser().parse_args(line.split()))}
     named = {name for path in LIBRARY.rglob("*.py") for text in texts(path) for name in re.findall("`([a-z_]+)`", text)}
-    assert {"model", "max_length", "learning_rate", "overwrite"} <= named <= set(options)
+    assert {"model", "max_length", "learning_rate", "overwrite"} <= named <= options
 
 
 def test_only_the_options_of_the_subcommand():
