@@ -17,6 +17,7 @@ LIBRARY = Path(pypeft_fast.finetune.__file__).parent
 # {file: options in shell commands that its messages may name}: of this command in a README.md and in a page that
 # `advise` writes, of pip and of hf.
 SHELL = {
+    "advise/lines.py": {"--"},
     "advise/rule.py": {"--eval-data", "--gradient-checkpointing", "--try"},
     "report/card.py": {"--", "--output"},
     "base_models.py": {"--no-deps"},
