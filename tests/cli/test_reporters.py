@@ -7,8 +7,6 @@ import pytest
 
 from tests.cli.test_bad_input import mistake
 
-NO_TENSORBOARD = "tensorboard is not installed"
-
 
 @pytest.fixture
 def finetune(command, tiny_model, dialogues, tmp_path):
@@ -50,7 +48,6 @@ def check(folder):
 
 
 def test_tensorboard_gets_the_losses(finetune, tmp_path):
-    pytest.importorskip("tensorboard", reason=NO_TENSORBOARD)
     assert finetune("--report-to", "tensorboard")[0] == 0
     check(tmp_path / "a")
 
@@ -60,7 +57,6 @@ def test_several_adapters(finetune, dialogues, tmp_path, monkeypatch):
     monkeypatch.setattr("pypeft_fast.cli.finetune.check_reporters", lambda names: None)
     mistake(finetune("--report-to", "wandb", data=data), "--report-to wandb has one run in a process", "tensorboard")
     monkeypatch.undo()
-    pytest.importorskip("tensorboard", reason=NO_TENSORBOARD)
     assert finetune("--report-to", "tensorboard", data=data)[0] == 0
     for name in ("desk", "billing"):
         check(tmp_path / "a" / name)
