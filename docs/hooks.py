@@ -6,10 +6,10 @@ site docs/X is X, and every other file of the repository keeps its path.
 
 import posixpath
 import re
-import sys
 import tempfile
 from pathlib import Path
 
+import api  # docs/api.py: MkDocs imports a hook with its folder on the path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,9 +17,6 @@ DOCS = "docs/"
 START = "CONTRIBUTING.md"  # is in the navigation
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
 NAMES = "<!-- names -->"
-
-sys.path.insert(0, str(ROOT / "docs"))
-import api  # noqa: E402
 
 
 def in_site(path: str) -> str:

@@ -53,7 +53,7 @@ MUTATIONS = [
           "index + (m > 0 ? m - 1 : m) * index_stride", f"{SEGMENTS} -k any_number_of_adapters"),
     _cuda("segments-scaling-of-the-neighbour", "product/decode_low_rank.cuh", "p.factors[adapter]",
           "p.factors[(adapter + 1) % p.count]", f"{SEGMENTS} -k any_number_of_adapters"),
-    _cuda("segments-B-of-the-first-columns", "product/decode_low_rank.cuh", "n(n0 + col)", "n(col)",
+    _cuda("segments-B-of-the-next-column", "product/decode_low_rank.cuh", "n(n0 + col)", "n(n0 + (col ^ 1))",
           f"{SEGMENTS} -k any_number_of_adapters"),
     _cuda("segments-only-the-held-ranks", "product/decode_low_rank.cuh", "for (; r < ranks; r += per)",
           "for (; false; r += per)", f"{SEGMENTS} -k any_number_of_adapters"),
