@@ -111,8 +111,8 @@ def _show(advice, arguments) -> None:
         share = advice.shares[name]
         sizes = (written(row.file_bytes), written(row.memory[0].peak))
         rows.append((name, f"{row.parameters:,}", *sizes, seconds, row.fits, *_shares(share)))
-    if advice.plan.wanted.timed and (crowded := threads.crowded(torch.get_num_threads())):
-        say(as_options(crowded, arguments))
+    if advice.plan.wanted.timed and (oversubscribed := threads.why_oversubscribed(torch.get_num_threads())):
+        say(as_options(oversubscribed, arguments))
     print_table(CANDIDATES, rows, CANDIDATES[1:5] + CANDIDATES[6:], f"candidates, LoRA of rank {its.ranks[0]}")
     rows = [
         (name, str(share.layers), f"{share.parameters:,}", *_shares(share), f"{share.density:.2f}")

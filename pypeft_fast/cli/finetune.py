@@ -46,7 +46,7 @@ def run(arguments) -> None:
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
-        run_folder.go_on(arguments.output, settings)  # raises UserError, since there is no checkpoint
+        run_folder.resumption(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
         _train(arguments, settings, part.examples, part.held_out, options)
@@ -59,9 +59,9 @@ def _train(arguments, settings, examples, held_out, options) -> None:
     from ..finetune.training import train
 
     output = arguments.output
-    going_on = run_folder.go_on(output, settings) if arguments.resume else run_folder.GoingOn(None)
-    if going_on.steps_done is not None:
-        say(f"the run in {output} is complete: all {going_on.steps_done} steps are done")
+    resumption = run_folder.resumption(output, settings) if arguments.resume else run_folder.Resumption(None)
+    if resumption.steps_done is not None:
+        say(f"the run in {output} is complete: all {resumption.steps_done} steps are done")
         return
     calm_libraries()
     process = resident_bytes()
@@ -72,19 +72,19 @@ def _train(arguments, settings, examples, held_out, options) -> None:
         say(as_options(line, arguments))
     if held_out is not None and (both := leaked(examples, held_out)):
         say(f"warning: the questions of {both} of {len(held_out)} examples of --eval-data are in --data too")
-    if crowded := threads.crowded(torch.get_num_threads()):
-        say(as_options(crowded, arguments))
+    if oversubscribed := threads.why_oversubscribed(torch.get_num_threads()):
+        say(as_options(oversubscribed, arguments))
     for line in said_before(ready.model, settings, data.rows, process):
         say(as_options(line, arguments))
-    if going_on.checkpoint and going_on.damaged:
-        say(f"{'; '.join(going_on.damaged)}: going on from {going_on.checkpoint.name}")
-    elif going_on.checkpoint:
-        say(f"going on from {going_on.checkpoint}")
+    if resumption.checkpoint and resumption.damaged:
+        say(f"{'; '.join(resumption.damaged)}: going on from {resumption.checkpoint.name}")
+    elif resumption.checkpoint:
+        say(f"going on from {resumption.checkpoint}")
     else:
         for name, why in run_folder.begin(output, settings, options).items():
             say(f"{name} stays: {why}")
 
-    metrics = _fine_tune(train.fine_tune, ready, settings, output, going_on.checkpoint, arguments.report_to or ())
+    metrics = _fine_tune(train.fine_tune, ready, settings, output, resumption.checkpoint, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
@@ -112,6 +112,6 @@ def _fine_tune(fine_tune, ready, settings, output: Path, checkpoint: Path | None
             given = ready.model, ready.data, ready.collator, settings, output, checkpoint
             return fine_tune(*given, [SayEvaluations(), SayTime()], report_to)
     except (KeyboardInterrupt, UserError):
-        if run_folder.can_go_on(output):
+        if run_folder.can_be_resumed(output):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
         raise

@@ -12,7 +12,7 @@ from ..finetune.errors import UserError, about, as_user_error
 from ..finetune.memory import resident_bytes
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training.checkpoints import remove as remove_checkpoints
-from ..finetune.training.many_folder import alone_in_many, begin_many, can_go_on_many, go_on_many, open_many
+from ..finetune.training.many_folder import alone_in_many, begin_many, can_be_resumed_many, open_many, resumption_many
 from ..finetune.training.reporters import check_of_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
@@ -40,7 +40,7 @@ def run(arguments, data: dict[str, Part], adapter) -> None:
     if not arguments.resume:
         open_many(arguments.output, settings, arguments.overwrite)
     elif not arguments.output.is_dir():
-        go_on_many(arguments.output, settings)  # raises UserError, since there is no checkpoint
+        resumption_many(arguments.output, settings)  # raises UserError, since there is no checkpoint
     with alone_in_many(arguments.output, settings):
         threads.use(arguments.threads)
         _train(arguments, settings, data, options)
@@ -52,7 +52,7 @@ def _train(arguments, settings, data, options) -> None:
     from ..finetune.training import ready_many, train_many
 
     output = arguments.output
-    saved, damaged = go_on_many(output, settings) if arguments.resume else (None, [])
+    saved, damaged = resumption_many(output, settings) if arguments.resume else (None, [])
     if arguments.resume and saved is None:
         say(f"the run in {output} is complete: all of {', '.join(settings)}")
         return
@@ -74,8 +74,8 @@ def _train(arguments, settings, data, options) -> None:
     size, noun = first.batch_size, "packed row" if first.packing else "example"
     adapters = counted(len(settings), "adapter")
     say(f"a batch holds {counted(size, noun)} of each of {adapters}: {size * len(settings)} rows")
-    if crowded := threads.crowded(torch.get_num_threads()):
-        say(as_options(crowded, arguments))
+    if oversubscribed := threads.why_oversubscribed(torch.get_num_threads()):
+        say(as_options(oversubscribed, arguments))
     rows = [row for its in ready.runs.values() for row in its.data.rows]
     for line in said_before(ready.model, first, rows, process, len(settings)):
         say(as_options(line, arguments))
@@ -121,7 +121,7 @@ def _fine_tune(fine_tune_many, ready, output, saved, settings, report_to):
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
             return fine_tune_many(ready, output, callbacks, saved, report_to)
     except (KeyboardInterrupt, UserError):
-        if can_go_on_many(output, settings):
+        if can_be_resumed_many(output, settings):
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
         raise
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import hub, json_text
 from .errors import UserError, as_user_error, need
 from .quantized import quantized
-from .whole_files import settle
+from .whole_files import flush_to_disk
 
 SMOLLM2 = "smollm2"
 SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the name of the same model on the Hub
@@ -149,7 +149,7 @@ def smollm2_path() -> Path:
     try:
         _dequantise(gguf, scratch)
         scratch.chmod(0o755)
-        settle(scratch)
+        flush_to_disk(scratch)
         try:
             scratch.rename(target)
         except OSError:

@@ -25,7 +25,7 @@ def use(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def crowded(threads: int) -> str | None:
+def why_oversubscribed(threads: int) -> str | None:
     """A hint for the user if fewer cores are free than `threads`, so that threads wait for each other; else None."""
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     free = max(1, round(cores - load))

@@ -35,7 +35,7 @@ def write_json(path: Path, value) -> None:
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def settle(folder: Path) -> None:
+def flush_to_disk(folder: Path) -> None:
     """Waits until a folder and the files in it are on the disk. Raises OSError."""
     for path in (*folder.iterdir(), folder):
         number = os.open(path, os.O_RDONLY)
@@ -56,7 +56,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
-        settle(scratch)
+        flush_to_disk(scratch)
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -53,7 +53,7 @@ def test_two_threads_on_a_busy_machine_take_no_more_cpu_time_than_one():
 def test_a_busy_machine_is_named(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.2, 0, 0))
-    assert "load 2.2 on 4 cores" in threads.crowded(4) and "`threads` 2" in threads.crowded(4)
-    assert threads.crowded(2) is None
+    assert "load 2.2 on 4 cores" in threads.why_oversubscribed(4) and "`threads` 2" in threads.why_oversubscribed(4)
+    assert threads.why_oversubscribed(2) is None
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0, 0))
-    assert "`threads` 1" in threads.crowded(4) and threads.crowded(1) is None
+    assert "`threads` 1" in threads.why_oversubscribed(4) and threads.why_oversubscribed(1) is None

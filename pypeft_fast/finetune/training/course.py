@@ -103,7 +103,7 @@ class Course:
             "scheduler": trainer.lr_scheduler.state_dict(),
         }
 
-    def go_on(self, numbers: dict, tensors: dict) -> None:
+    def restore(self, numbers: dict, tensors: dict) -> None:
         """Continues a course of the same run from this state. The generator of random numbers is not restored."""
         trainer, best = self.trainer, tensors["best"]
         trainer.state = TrainerState(**numbers["state"])

@@ -59,7 +59,7 @@ def begin_many(output: Path, settings: dict[str, Settings], options: dict) -> di
     return left
 
 
-def go_on_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved | None, list[str]]:
+def resumption_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved | None, list[str]]:
     """(the checkpoint that `resume` goes on from, the faults of newer ones); (None, []) if the run is complete.
 
     Raises UserError if the folder has no run, if its run has other adapters or other settings, or if no checkpoint is
@@ -88,10 +88,10 @@ def go_on_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved | Non
     return found, damaged
 
 
-def can_go_on_many(output: Path, settings: dict[str, Settings]) -> bool:
+def can_be_resumed_many(output: Path, settings: dict[str, Settings]) -> bool:
     """Whether `resume` with the same options would find a checkpoint."""
     try:
-        return go_on_many(output, settings)[0] is not None
+        return resumption_many(output, settings)[0] is not None
     except UserError:
         return False
 

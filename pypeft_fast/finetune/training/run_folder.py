@@ -28,7 +28,7 @@ OPTIONS = ("output", "by_product", "keep_checkpoints", "threads", "report_to", "
 
 
 @dataclass(frozen=True)
-class GoingOn:
+class Resumption:
     """What `resume` found: a checkpoint and the faults of newer checkpoints, or the steps of a finished run."""
 
     checkpoint: Path | None
@@ -98,8 +98,8 @@ def begin(output: Path, settings, options: dict) -> dict[str, str]:
     return left
 
 
-def go_on(output: Path, settings) -> GoingOn:
-    """What `resume` does in this folder: see GoingOn.
+def resumption(output: Path, settings) -> Resumption:
+    """What `resume` does in this folder: see Resumption.
 
     Raises UserError if the folder has no run, if its run has other settings, if the settings cannot be read, or if no
     checkpoint is complete.
@@ -111,17 +111,17 @@ def go_on(output: Path, settings) -> GoingOn:
     now = dataclasses.asdict(settings)
     earlier = check_settings(output / SETTINGS_FILE, now)
     if (steps := steps_of_complete(output, now)) is not None:
-        return GoingOn(None, steps_done=steps)
+        return Resumption(None, steps_done=steps)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         checkpoint, damaged = checkpoints.newest_whole(output, earlier)
     if checkpoint is None and damaged:
         raise UserError(f"`resume`: {'; '.join(damaged)}: no whole checkpoint is left; start again with `overwrite`")
     if checkpoint is None:
         raise UserError(none)
-    return GoingOn(checkpoint, damaged)
+    return Resumption(checkpoint, damaged)
 
 
-def can_go_on(output: Path) -> bool:
+def can_be_resumed(output: Path) -> bool:
     """Whether `resume` with the same options would find a checkpoint."""
     try:
         saved = json_text.read_object(output / SETTINGS_FILE, SETTINGS_FILE)

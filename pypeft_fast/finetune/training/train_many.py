@@ -49,7 +49,7 @@ def fine_tune_many(
         if saved is None or name not in saved.ended:
             courses.append(Course(name, ready, output / name, callbacks(name), report_to))
     for course in courses if saved else ():
-        course.go_on(saved.numbers[course.name], saved.tensors[course.name])
+        course.restore(saved.numbers[course.name], saved.tensors[course.name])
     if any(run.settings.gradient_checkpointing for run in ready.runs.values()):
         ready.model.gradient_checkpointing_enable({"use_reentrant": False})
     if saved is not None:

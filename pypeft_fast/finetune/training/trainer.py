@@ -9,7 +9,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerStat
 
 from ..errors import UserError, as_user_error
 from ..held_out import held_out_loss
-from ..whole_files import settle
+from ..whole_files import flush_to_disk
 from . import checkpoints
 from .damage import STATE
 
@@ -41,7 +41,7 @@ class TimedTrainer(Trainer):
             with as_user_error(f"{folder} cannot be written", (OSError, RuntimeError, SafetensorError)):
                 (folder / STATE).unlink(missing_ok=True)  # the checkpoint is incomplete while its files are replaced
                 super()._save_checkpoint(*args, **kwargs)
-                settle(folder)
+                flush_to_disk(folder)
         except UserError:
             checkpoints.discard(folder)
             raise

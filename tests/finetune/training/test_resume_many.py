@@ -9,7 +9,7 @@ import torch
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training import course, many_checkpoints, train_many
-from pypeft_fast.finetune.training.many_folder import begin_many, go_on_many
+from pypeft_fast.finetune.training.many_folder import begin_many, resumption_many
 from pypeft_fast.finetune.training.ready_many import make_ready_many
 from tests.finetune.training.test_train_many import TWO, files, settings, weights  # noqa: F401
 
@@ -29,7 +29,7 @@ def run(settings):  # noqa: F811
         of = {name: settings(name, **DROPOUT | options) for name in names}
         saved = None
         if resume:
-            saved, _ = go_on_many(folder, of)
+            saved, _ = resumption_many(folder, of)
         else:
             begin_many(made(folder, names), of, {})
         ready = make_ready_many(of, {name: load_data(its.data) for name, its in of.items()}, {})
@@ -129,7 +129,7 @@ def planted_order(monkeypatch):
 
 
 def unskipped(real):
-    """The examples begin again: what go_on has read is read again."""
+    """The examples begin again: what restore has read is read again."""
 
     def next_batches(self):
         step = real(self)
@@ -141,12 +141,12 @@ def unskipped(real):
 
 
 def planted_optimizer(monkeypatch):
-    real = course.Course.go_on
+    real = course.Course.restore
 
-    def go_on(self, numbers, tensors):
+    def restore(self, numbers, tensors):
         real(self, numbers, {**tensors, "optimizer": self.trainer.optimizer.state_dict()})
 
-    monkeypatch.setattr(course.Course, "go_on", go_on)
+    monkeypatch.setattr(course.Course, "restore", restore)
 
 
 @pytest.mark.parametrize("plant", [planted_rng, planted_order, planted_optimizer])
@@ -189,30 +189,30 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(run, whole, settings, tmp_path
     DAMAGE[kind](folder / "checkpoint-4")
     (folder / "billing").mkdir(exist_ok=True)
     (folder / "billing/finetune.json").write_text(kept)
-    saved, damaged = go_on_many(folder, of)
+    saved, damaged = resumption_many(folder, of)
     assert saved.step == 2 and len(damaged) == 1 and damaged[0].startswith("checkpoint-4 is damaged (")
     if kind == "tensors cut":
         check_same(folder, whole[0], run(folder, resume=True), whole[1])
     else:
         cut(folder / "checkpoint-2/adapters.pt")
         with pytest.raises(UserError, match="no whole checkpoint is left; start again with `overwrite`"):
-            go_on_many(folder, of)
+            resumption_many(folder, of)
 
 
 def test_what_there_is_to_go_on_with(run, settings, tmp_path):  # noqa: F811
     folder, of = tmp_path / "a", {name: settings(name, **DROPOUT) for name in NAMES}
     with pytest.raises(UserError, match="no complete checkpoint in"):
-        go_on_many(folder, of)
+        resumption_many(folder, of)
     stopped(run, folder, 1)
     with pytest.raises(UserError, match="no complete checkpoint in"):
-        go_on_many(folder, of)
+        resumption_many(folder, of)
     stopped(run, folder, 3)
     with pytest.raises(UserError, match="`learning_rate` of billing was 0.02 in the run to go on with and is 0.5 now"):
-        go_on_many(folder, of | {"billing": settings("billing", **DROPOUT | dict(learning_rate=0.5))})
+        resumption_many(folder, of | {"billing": settings("billing", **DROPOUT | dict(learning_rate=0.5))})
     with pytest.raises(UserError, match="has the adapters billing, desk, returns, and now there are billing, desk$"):
-        go_on_many(folder, {name: of[name] for name in TWO})
+        resumption_many(folder, {name: of[name] for name in TWO})
     run(folder, resume=True)
-    assert go_on_many(folder, of) == (None, [])
+    assert resumption_many(folder, of) == (None, [])
     (folder / "finetune.json").write_text(json.dumps({"adapters": 1}))
     with pytest.raises(UserError, match="is not of a run of several adapters"):
-        go_on_many(folder, of)
+        resumption_many(folder, of)
