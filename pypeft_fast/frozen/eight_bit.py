@@ -68,13 +68,13 @@ def _largest(rows):
 
 
 def quantize_int8(weight):
-    rows = weight.detach().float()
+    rows = weight.detach().float().contiguous()  # codes have no gaps, whatever the strides of the weight
     scale = _largest(rows)
     return (rows * (127.0 / scale)[:, None]).nan_to_num(0.0).round().to(torch.int8), scale
 
 
 def quantize_fp8(weight):
     """weight and scale, with one scale per row."""
-    rows = weight.detach().float()
+    rows = weight.detach().float().contiguous()  # codes have no gaps, whatever the strides of the weight
     scale = _largest(rows)[:, None].clamp(min=1e-12) / LARGEST
     return (rows / scale).to(FP8), scale

@@ -34,6 +34,16 @@ def test_four_bit_bytes_are_those_of_bitsandbytes(format, block_size, nested, dt
             torch.testing.assert_close(frozen.dequantize(), decoded, rtol=0 if dtype == torch.float32 else 1e-2, atol=0)
 
 
+@pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+@pytest.mark.parametrize("layout", ["transposed", "strided"])
+def test_a_weight_of_any_strides_gives_the_codes_of_its_contiguous_copy(format, layout):
+    weight = torch.randn(70, 33).t() if layout == "transposed" else torch.randn(33, 140)[:, ::2]
+    found, expected = pf.quantize(weight, format), pf.quantize(weight.contiguous(), format)
+    for ours, its in zip(found.tensors, expected.tensors, strict=True):
+        assert ours.is_contiguous() and ours.shape == its.shape
+        assert torch.equal(ours.flatten().view(torch.uint8), its.flatten().view(torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_int8_bytes_are_those_of_bitsandbytes(dtype):
     weight = torch.randn(33, 70).to(dtype)
