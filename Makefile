@@ -10,12 +10,12 @@ EMULATOR := $(sort $(shell find tests/emulator -name '*.cpp' -o -name '*.cu' -o 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo methods test test-all test-libraries test-oldest-peft test-emulator test-asan test-tsan mutants \
-	check-compilers docs lint format bench bench-model bench-ranks bench-quantized bench-adapters bench-files bench-serve bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu gpu-hour test-versions traffic performance-model wheel wheel-cuda clean
+	check-compilers docs lint format bench bench-model bench-ranks bench-quantized bench-adapters bench-files bench-serve bench-plan bench-ops bench-fuse bench-gpu bench-publish gpu-static test-gpu gpu-hour test-versions traffic performance-model wheel wheel-cuda clean
 
 help:
 	@echo 'make demo | methods | test | test-all | test-libraries | test-oldest-peft | test-versions | test-emulator | test-asan | test-tsan | mutants'
 	@echo '     check-compilers | docs | lint | format'
-	@echo '     bench | bench-model | bench-ranks | bench-quantized | bench-adapters | bench-files | bench-serve | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
+	@echo '     bench | bench-model | bench-ranks | bench-quantized | bench-adapters | bench-files | bench-serve | bench-plan | bench-ops | bench-fuse | bench-publish | gpu-static | traffic | performance-model | wheel | wheel-cuda'
 	@echo '     venv | clean | with a GPU: gpu-hour | test-gpu | bench-gpu'
 
 $(BIN)/python:
@@ -188,6 +188,11 @@ bench-files: venv
 bench-serve: export HF_HUB_OFFLINE = 1
 bench-serve: venv
 	$(BIN)/python -m bench.serve
+
+# What `pypeft-fast plan` predicts beside what runs on this machine took.
+bench-plan: export HF_HUB_OFFLINE = 1
+bench-plan: venv
+	$(BIN)/python -m bench.plan
 
 bench-ops: venv
 	$(BIN)/python -m pytest bench/test_ops.py --benchmark-columns=median,iqr,rounds
