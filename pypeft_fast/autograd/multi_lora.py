@@ -91,7 +91,8 @@ def multi_lora_linear(
     """y_m = W x_m + b + scaling_a * B_a A_a drop_a(x_m) with a = adapter_index[m], differentiable in all but the index.
 
     LoRA (Hu et al., arXiv:2106.09685) with an adapter for each row. The frozen product of all rows is one; an adapter
-    meets its own rows alone, so that neither its rows' results nor its gradients depend on who else is in the batch.
+    meets its own rows alone, so that neither its rows' results nor its gradients depend on who else is in the batch,
+    apart from the rounding of the frozen product, which may change with the number of rows.
 
     Args:
         x: [..., K], float32, bfloat16, float16 or float64, any strides.

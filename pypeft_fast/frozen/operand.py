@@ -56,6 +56,8 @@ class Frozen:
                 N, K = tensors[0].shape
             elif N is not None and N < 2:
                 raise ValueError(f"Frozen: K is unknown for {N} rows in format {format!r}; dequantise it")
+            elif N is None and packs > 1 and K < 2:  # the number of codes is rounded up
+                raise ValueError(f"Frozen: N is unknown for {K} columns in format {format!r}; dequantise it")
             else:
                 N, K = elements // max(1, K) if N is None else N, elements // N if K is None else K
         return cls(format, tensors, (N, K), dtype)

@@ -87,6 +87,13 @@ def test_the_gradient_through_no_rows_of_half_bytes_is_an_error():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_half_bytes_of_one_column_do_not_tell_the_number_of_rows(grad):
+    weight = pf.quantize(torch.randn(3, 1), "nf4")
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="N is unknown for 1 columns in format 'nf4'"):
+        pf.ia3_linear(torch.randn(2, 1), weight, torch.ones(1), feedforward=True)
+
+
 @pytest.mark.parametrize("format,error", [("nf4", 0.12), ("fp4", 0.2), ("int8", 0.012), ("fp8", 0.035)])
 def test_the_error_of_each_format_is_bounded(format, error):
     weight = torch.randn(128, 256)

@@ -53,6 +53,17 @@ def test_agrees_on_both_sides_of_the_rows_that_need_no_packing(op, M, r, dtype):
     assert_agrees(op, "cpu", Case(M, 70, 50, r, 0.0, dtype))
 
 
+@pytest.mark.parametrize("rows", [1, 9, 31])
+@pytest.mark.parametrize("kernel", [k for k in available(OPS["lora_linear"]) if k not in ("triton", "triton+blas")])
+def test_an_infinite_scaling_and_a_cancelled_sum_are_those_of_the_formula(rows, kernel):
+    x, W, ones = torch.zeros(rows, 8), torch.zeros(5, 8), torch.ones(5, 4)
+    s, large = torch.full((rows, 2), 1e38), torch.tensor([[1.0, -1.0]]).repeat(5, 1)
+    with pf.using(kernel):
+        infinite = OPS["lora_linear"](x, W, None, torch.ones(rows, 4), ones, float("inf"), None, False)[0]
+        cancelled = OPS["lora_linear"](x, W, None, s, large, 16.0, None, False)[0]
+    assert (infinite == float("inf")).all() and not cancelled.any()
+
+
 @pytest.mark.parametrize(
     "index,value,error,words",
     [

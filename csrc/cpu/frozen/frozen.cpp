@@ -115,7 +115,7 @@ Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::str
   } else {
     const int64_t weights = 2 * weight.numel();  // one too many if the number of weights is odd
     if (N < 0) w.N = weights / std::max<int64_t>(1, K);
-    fits(K >= 0 || N > 1);  // one row may have this many weights or one less, no row any number
+    fits((N >= 0 || K > 1) && (K >= 0 || N > 1));  // one row may have this many weights or one less, no row any number
     if (K < 0) w.K = weights / N;
   }
   w.codes.format = w.format, w.codes.N = w.N, w.codes.K = w.K;

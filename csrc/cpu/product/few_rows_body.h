@@ -123,7 +123,8 @@ inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   for (int i = 0; i < I; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < J; ++j) {
-      total[i][j] = sum_lanes(sum[i][j] + low[i][j] * a.factor);
+      total[i][j] = sum_lanes(sum[i][j]);
+      if (a.r > 0) total[i][j] += sum_lanes(low[i][j]) * a.factor;  // a lane beyond the rank is 0; infinity * 0 is NaN
       if (a.bias) total[i][j] += as_float((const T*)a.bias + (n + j) * a.bias_step);
     }
   }
