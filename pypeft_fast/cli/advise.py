@@ -33,6 +33,8 @@ def run(arguments) -> None:
     check_quantize(arguments.quantize)
     for option, path in (("--html", arguments.html), ("--json", arguments.json)):
         _check_file(option, path)
+    if arguments.html is not None and arguments.html == arguments.json:
+        raise UserError(f"--html and --json are one file, {arguments.html}; name two")
     part = of_one(arguments.data, arguments.eval_data, None)
     settings = resolve(_asked(arguments), len(part.examples), None)
     threads.use(arguments.threads)

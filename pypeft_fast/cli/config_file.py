@@ -100,8 +100,16 @@ def _yaml(text: str, source: str):
     need("yaml")
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise ConfigError(f"{cut(key)} occurs twice; leave one out")
+            return super().construct_mapping(node, deep)
+
     with as_user_error(f"{source} is not YAML", (yaml.YAMLError, ValueError, RecursionError)):
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
 
 
 def _toml(text: str, source: str):
@@ -138,6 +146,8 @@ def _converted(action: argparse.Action, value):
     if action.nargs == "+" or isinstance(action, argparse._AppendAction):
         if isinstance(value, dict) and "NAME=" in (action.metavar or ""):
             value = [f"{_text(name)}={_text(its)}" for name, its in value.items()]
+        if value in ([], {}):
+            raise ValueError("is empty; give a value, or leave the key out")
         return [_one(action, item) for item in (value if isinstance(value, list) else [value])]
     return _one(action, value)
 

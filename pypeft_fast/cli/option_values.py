@@ -33,7 +33,7 @@ probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
 not_negative = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
 warmup = _number(
     float,
-    lambda v: 0 <= v < 1 or (v <= MOST and v.is_integer()),
+    lambda v: 0 <= v < 1 or (1 <= v <= MOST and v.is_integer()),
     f"a fraction in [0, 1) or a whole number of steps up to {MOST}",
 )
 top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")

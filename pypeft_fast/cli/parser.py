@@ -6,6 +6,7 @@ import re
 
 from ..finetune.text import safe
 from .config_file import ConfigError, config_in, exclude_others, options_from
+from .config_overrides import outdated, values_in
 
 # {option of other programs: this command's option}, if the two names have no word in common
 OTHERS = {"--r": "--rank", "--lora-r": "--rank", "--lr": "--learning-rate", "--lora-target": "--target-modules"}
@@ -38,15 +39,16 @@ class Parser(argparse.ArgumentParser):
         """Makes the values in the file the defaults of the options that are not among these arguments."""
         options = self._option_string_actions
         names = [name for name in (arg.partition("=")[0] for arg in args) if name in options]
-        given = {options[name].dest for name in names}
+        given = values_in(args, options)
         chosen = {options[name].dest for name in names if not name.startswith("--no-")}
         groups = [[action.dest for action in its._group_actions] for its in self._mutually_exclusive_groups]
         try:
-            found = exclude_others(options_from(path, self._actions, self.closest), given, chosen, groups)
+            found = exclude_others(options_from(path, self._actions, self.closest), set(given), chosen, groups)
         except ConfigError as error:
             self.error(f"--config {path}: {error}")
+        gone = outdated(found, given)
         for action in self._actions:
-            if action.dest in found:
+            if action.dest in found and action.dest not in gone:
                 action.default, action.required = found[action.dest], False
 
     def closest(self, option: str) -> str | None:

@@ -125,6 +125,7 @@ def test_mistakes(advise, command, tiny_model, dialogues, tmp_path):
     mistake(advise(model=tmp_path / "none"), "--model", "no such folder")
     mistake(advise("--html", tmp_path / "none" / "a.html"), "--html", "there is no such folder")
     mistake(advise("--html", tmp_path), "--html", "it is a folder")
+    mistake(advise("--html", tmp_path / "a", "--json", tmp_path / "a"), "--html and --json are one file", "name two")
     mistake(advise("--json", tmp_path / "none" / "a.json"), "--json", "there is no such folder")
     mistake(advise("--try", 0), "argument --try: 0 is not a whole number above 0")
     mistake(advise("--targets", "q"), "argument --targets", "all-linear")

@@ -67,9 +67,52 @@ def test_the_command_line_overrides_the_file(tmp_path):
     assert (found.product, found.by_product) == ("desk", False)
 
 
+RUN = """\
+model: tiny
+data: a.jsonl
+output: a
+method: lora
+rank: 8
+alpha: 32
+dropout: 0.05
+target_modules: all-linear
+learning_rate: 0.0005
+epochs: 3
+max_steps: 20
+schedule: cosine
+warmup: 0.05
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--epochs 2", dict(epochs=2, max_steps=None, rank=8)),
+        ("--epochs 2 --max-steps 4", dict(epochs=2, max_steps=4)),
+        ("--schedule constant", dict(schedule="constant", warmup=None)),
+        ("--schedule=linear", dict(schedule="linear", warmup=0.05)),
+        ("--method dora", dict(method="dora", rank=8, target_modules="all-linear", learning_rate=None)),
+        ("--method ia3", dict(rank=None, alpha=None, dropout=None, target_modules=None, learning_rate=None)),
+        ("--method ia3 --learning-rate 1e-4", dict(rank=None, learning_rate=1e-4)),
+        ("--method lora --rank 4", dict(rank=4, alpha=32, learning_rate=5e-4)),
+        ("--adapter b", dict(method=None, rank=None, alpha=None, target_modules=None, learning_rate=5e-4)),
+    ],
+)
+def test_options_that_do_not_go_with_a_given_one_are_left_out(tmp_path, arguments, expected):
+    """A finetune.json has the default of each option of its method and schedule."""
+    found = parsed(tmp_path, RUN, *arguments.split())
+    usual = make_parser().parse_args(["finetune", "--model", "m", "--data", "d", "--output", "o"])
+    for name, value in expected.items():
+        assert getattr(found, name) == (getattr(usual, name) if value is None else value), name
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("data: []", "data: is empty; give a value, or leave the key out"),
+        ("eval_data: {}", "eval_data: is empty"),
+        ("rank: 8\nrank: 9", "rank occurs twice; leave one out"),
+        ("warmup: -3", "warmup: -3 is not a fraction in [0, 1) or a whole number of steps"),
         ("learning_rte: 1", "learning_rte: no such option; did you mean learning_rate?"),
         ("lr: 1", "lr: no such option; did you mean learning_rate?"),
         ("per_device_train_batch_size: 1", "no such option; did you mean batch_size?"),
@@ -89,7 +132,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ("data: [{a: b}]", "data: {'a': 'b'} is a mapping, and one value is expected"),
         ('output: "a\\0"', "is not a valid name of a folder"),
         ('model: "a\\0"', "holds a NUL character; remove it"),
-        ("rank: 4\nrank : 5\neval_every: 2\nsave-every: 3", "save-every: eval_every in it is the same option"),
+        ("eval_every: 2\nsave-every: 3", "save-every: eval_every in it is the same option"),
         ("by_product: true\nproduct: desk", "by_product and product exclude each other; leave one out"),
         ("- rank", "a mapping from options to values is expected, such as rank: 8, not a list"),
         ("", "is expected, such as rank: 8, not empty"),

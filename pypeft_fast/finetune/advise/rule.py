@@ -18,9 +18,9 @@ RULES = (
     "A candidate must fit in memory, with --gradient-checkpointing if need be.",
     "Of the candidates that fit, all-linear is the start; in a model with recurrent layers, attention. If the start "
     "does not fit, the candidate with the most gradient energy takes its place.",
-    f"mlp replaces all-linear if it has at least {percent(ENOUGH)} of the gradient energy, less {ERRORS} standard "
-    "errors. q,v and attention do not replace all-linear by their gradient energy alone, since studies found them "
-    "worse than all-linear. In a model with recurrent layers this rule does not apply.",
+    f"mlp replaces all-linear if its share of the gradient energy, less {ERRORS} standard errors, is at least "
+    f"{percent(ENOUGH)}. q,v and attention do not replace all-linear by their gradient energy alone, since studies "
+    "found them worse than all-linear. In a model with recurrent layers this rule does not apply.",
     f"With --try, the candidate with the lower held-out loss is taken if the two losses differ by more than {ERRORS} "
     f"standard errors of their difference, and if at least {FEW_EXAMPLES} examples are held out.",
 )
@@ -128,8 +128,15 @@ def _start(able: dict[str, Option], hybrid: bool) -> tuple[Option, list[str]]:
 def _smaller(able: dict[str, Option], whole: Option) -> tuple[Option, str]:
     """mlp if it has enough of the gradient energy, or all-linear."""
     mlp = able.get("mlp")
-    if mlp is None or mlp.energy - ERRORS * (mlp.error or 0.0) < ENOUGH:
+    if mlp is None:
+        return whole, "mlp alone does not fit or is not among the candidates."
+    if mlp.energy < ENOUGH:
         return whole, f"The MLP layers alone have less than {percent(ENOUGH)} of the gradient energy of your data."
+    if mlp.energy - ERRORS * (mlp.error or 0.0) < ENOUGH:
+        return whole, (
+            f"The MLP layers alone have {percent(mlp.energy)} of the gradient energy of your data; less {ERRORS} "
+            f"standard errors it is below {percent(ENOUGH)}."
+        )
     return mlp, (
         f"mlp has {percent(mlp.energy)} of the gradient energy of your data, with "
         f"{percent(mlp.parameters / whole.parameters)} of the parameters of all-linear."

@@ -34,6 +34,15 @@ def test_mlp_replaces_all_linear_with_enough_energy(energy, error, chosen):
     assert choose(options({"mlp": energy}, error=error), hybrid=False).targets == chosen
 
 
+def test_the_reason_against_mlp_is_true():
+    assert "less than 90 %" in choose(options({"mlp": 0.6}), hybrid=False).why[1]
+    why = choose(options({"mlp": 0.92}, error=0.02), hybrid=False).why[1]
+    assert "have 92 % of the gradient energy" in why and "less 2 standard errors it is below 90 %" in why
+    others = [its for its in options() if its.targets != "mlp"]
+    assert "not among the candidates" in choose(others, hybrid=False).why[1]
+    assert "does not fit" in choose(options({"mlp": 0.95}, fits={"mlp": "no"}), hybrid=False).why[1]
+
+
 def test_attention_does_not_replace_all_linear_by_its_energy():
     choice = choose(options({"attention": 0.97, "mlp": 0.03}), hybrid=False)
     assert choice.targets == "all-linear"
