@@ -5,6 +5,8 @@ The sizes, the rank and the number of multiprocessors determine the kernel. PATH
 
 import dataclasses
 import itertools
+import re
+import subprocess
 from dataclasses import dataclass
 
 import pytest
@@ -14,6 +16,7 @@ import pypeft_fast as pf
 from pypeft_fast._op import OPS
 from pypeft_fast.testing import VARIANTS, Case, sample
 from tests import emulator
+from tests.emulator.build import build
 from tests.emulator.launches import DECODE, DTYPES, LAYOUTS, RUNS, arguments
 from tests.emulator.test_ops import counted
 from tests.interpreter import python
@@ -228,3 +231,10 @@ def test_every_kernel_is_reached():
     done = python("-c", REACHED, timeout=600, expect_success=True)
     count, _, missing = done.stdout.strip().partition(" ")
     assert int(count) > 60 and missing == "[]"
+
+
+def test_only_copies_of_16_bytes_have_large_tiles():
+    """Compiled for sm_80, the product with tiles of 128 x 128 and copies element by element spilled 64 bytes."""
+    names = subprocess.run(["nm", "-C", build("kernels")], capture_output=True, text=True, check=True).stdout
+    large = re.findall(r"gemm_kernel<.*?\b128, 128, .*?Math<\w+, \w+>, \w+, (\w+),", names)
+    assert large and set(large) == {"true"}

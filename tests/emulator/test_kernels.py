@@ -142,8 +142,10 @@ def test_a_float_beside_bfloat16_keeps_all_24_bits(op, r):
 
 
 @pytest.mark.parametrize("op,options", PRODUCTS)
-def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options):
+@pytest.mark.parametrize("multiprocessors", [1, 100])  # one tile of 128 x 128 is enough for one
+def test_a_misaligned_pointer_and_dense_rows_of_odd_length(op, options, multiprocessors):
     """Copies of 16 bytes need rows aligned to 16 bytes; other matrices are copied element by element."""
+    emulator.configure(multiprocessors=multiprocessors)
     args = sample(op, cut(op, "cuda", Case(40, 48, 56, 8, 0.3, BF16, options=options)))
     with pf.using("cuda"):
         aligned = OPS[op](*args)

@@ -9,6 +9,15 @@
 
 namespace pypeft::gemm {
 
+// Returns `value`. The compiler does not see that the result equals `value`, so that a number computed from the result
+// is computed at this place, and holds no register before.
+PYPEFT_DEVICE int computed_here(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 template <class S>
 struct BlockEpilogue {
   using T = typename S::T;
@@ -107,7 +116,7 @@ struct BlockEpilogue {
       if (lane < 4) store_shared(meet + row / S::kWarpM * S::kN + col + 8 * n, make_float2(totals[0], totals[1]));
     }
     __syncthreads();
-    store_columns<S::kN, kThreads>(gradient, cols, n0, m0 / S::kM, [&](int n) {
+    store_columns<S::kN, kThreads>(gradient, cols, n0, computed_here(m0) / S::kM, [&](int n) {
       float total = 0;
 #pragma unroll
       for (int warp = 0; warp < kWarpsDown; ++warp) total += load_shared<float>(meet + warp * S::kN + n);

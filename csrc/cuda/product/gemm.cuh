@@ -13,7 +13,8 @@
 // steps of the frozen product to it would lose their low bits. The result is stored through shared memory, 16 bytes of
 // a row a thread.
 //   16-bit, large: 128 x 128, 8 warps of 64 x 32, 48 KiB; without a mask, a multiprocessor with 100 KiB runs two blocks
-//   16-bit, small:  64 x  64, 4 warps of 32 x 32, 24 KiB, for outputs with fewer large tiles than multiprocessors
+//   16-bit, small:  64 x  64, 4 warps of 32 x 32, 24 KiB, for outputs with fewer large tiles than multiprocessors, and
+//                                           for operands that allow no copies of 16 bytes
 //   float:          64 x  64, 4 warps of 32 x 32, 48 KiB
 // Blocks are numbered in bands of 8 tiles down, then across, so that concurrent blocks share rows of X and W in L2.
 // Traffic: X once for every kN columns and W once for every kM rows, less what L2 holds; out and mask once.

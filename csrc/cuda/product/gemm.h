@@ -13,8 +13,8 @@ struct Kernel {
   int bytes, mask_bytes, factors_bytes;  // shared memory: always, more with a mask, more with factors on X
 };
 
-// The kernel for these arguments, with large or small tiles. kScale says which matrix has factors. The kernels of each
-// kScale are compiled in their own file, gemm_<kScale>.cu.
+// The kernel for these arguments. With `large` it has large tiles if the operands allow copies of 16 bytes. kScale says
+// which matrix has factors. The kernels of each kScale are compiled in their own file, gemm_<kScale>.cu.
 template <Scale kScale>
 Kernel kernel_for(const ProductArgs& p, bool large, bool allow_tf32);
 extern template Kernel kernel_for<Scale::none>(const ProductArgs&, bool, bool);

@@ -4,20 +4,36 @@
 
 namespace pypeft::gemm {
 
-// Tiles are copied by 16 bytes if X, its factors and W allow it, W by rows or by columns; otherwise element by element.
-template <Scale kScale, class S, class M>
-Kernel kernel_of(const ProductArgs& p) {
-  const bool vectors = p.X.vectors && (kScale != Scale::inputs || p.inputs.factors.vectors);
-  const auto by_rows = gemm_kernel<S, M, false, true, kScale>, by_columns = gemm_kernel<S, M, true, true, kScale>,
-             by_elements = gemm_kernel<S, M, false, false, kScale>;
-  const auto kernel = vectors && p.W.vectors ? by_rows : vectors && transposed(p.W).vectors ? by_columns : by_elements;
+// Whether tiles are copied by 16 bytes. X, its factors and W, by rows or by columns, must allow it.
+template <Scale kScale>
+bool takes_vectors(const ProductArgs& p) {
+  const bool of_X = p.X.vectors && (kScale != Scale::inputs || p.inputs.factors.vectors);
+  return of_X && (p.W.vectors || transposed(p.W).vectors);
+}
+
+template <class S>
+Kernel of_shape(void (*kernel)(ProductArgs)) {
   return {kernel, S::kM, S::kN, S::kThreads, S::kBytes, S::kMaskBytes, kStages * S::kFactorsBytes};
 }
 
+// The kernel that copies tiles by 16 bytes, from W by rows if W allows it.
+template <Scale kScale, class S, class M>
+Kernel kernel_of_vectors(const ProductArgs& p) {
+  return of_shape<S>(p.W.vectors ? gemm_kernel<S, M, false, true, kScale> : gemm_kernel<S, M, true, true, kScale>);
+}
+
+// The kernel that copies tiles by 16 bytes where it can, otherwise element by element.
+template <Scale kScale, class S, class M>
+Kernel kernel_of(const ProductArgs& p) {
+  return takes_vectors<kScale>(p) ? kernel_of_vectors<kScale, S, M>(p)
+                                  : of_shape<S>(gemm_kernel<S, M, false, false, kScale>);
+}
+
+// Only copies by 16 bytes have large tiles: with large tiles, copies element by element spill registers.
 template <Scale kScale, class T>
 Kernel kernel_of_16_bits(const ProductArgs& p, bool large) {
-  return large ? kernel_of<kScale, Shape<T, 128, 128, 64, 32>, Math<T>>(p)
-               : kernel_of<kScale, Shape<T, 64, 64, 32, 32>, Math<T>>(p);
+  return large && takes_vectors<kScale>(p) ? kernel_of_vectors<kScale, Shape<T, 128, 128, 64, 32>, Math<T>>(p)
+                                           : kernel_of<kScale, Shape<T, 64, 64, 32, 32>, Math<T>>(p);
 }
 
 template <Scale kScale>
