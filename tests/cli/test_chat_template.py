@@ -81,11 +81,11 @@ def test_training_goes_on_with_the_template_of_the_adapter(finetune, dialogues, 
 
 def test_a_template_of_the_command_replaces_that_of_the_adapter(finetune, tmp_path, template):
     assert finetune("--chat-template", template)[0] == 0
-    (tmp_path / "new.jinja").write_text(OTHER.replace("'['", "'('"))
+    (tmp_path / "new.jinja").write_text(OTHER.replace("<|im_end|>", "!<|im_end|>"))
     code, out, err = finetune("--adapter", tmp_path / "a", "--chat-template", tmp_path / "new.jinja", name="b")
     assert code == 0, err
     assert "chat template: that of" not in out
-    assert (tmp_path / "b" / "chat_template.jinja").read_text() == OTHER.replace("'['", "'('")
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == OTHER.replace("<|im_end|>", "!<|im_end|>")
 
 
 def test_a_conversation_has_the_template_of_the_adapter_in_use(tiny_model, tiny_adapter, tmp_path):
