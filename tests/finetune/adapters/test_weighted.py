@@ -116,6 +116,7 @@ def test_a_layer_of_gpt2_keeps_its_fan_in_fan_out(tmp_path):
         torch.testing.assert_close(found[name].abs(), values.abs())  # the sign of a singular vector is free
 
 
+IA3 = {"kind": peft.IA3Config}
 REFUSED = {
     "two ranks": ({}, {"r": 2}, "linear", r"has r = 4, .*two r = 2; cat and svd combine any ranks"),
     "a pattern": ({}, {"rank_pattern": {"q_proj": 2}}, "ties", "two has a rank_pattern; cat"),
@@ -126,24 +127,14 @@ REFUSED = {
     "some blocks": ({"layers_to_transform": [0]}, {}, "cat", "layers_to_transform is .*0.* in .*one and None in .*two"),
     "an expression": ({"target_modules": ".*q_proj"}, {}, "cat", "is an expression in .*one and a list in .*two"),
     "two methods": ({}, {"kind": peft.IA3Config}, "cat", "one is of the method LORA and .*two of IA3"),
-    "IA3 by cat": (
-        {"kind": peft.IA3Config},
-        {"kind": peft.IA3Config},
-        "cat",
-        "`method` cat is for LoRA, .* of IA3; give linear",
-    ),
+    "IA3 by cat": (IA3, IA3, "cat", "`method` cat is for LoRA, .* of IA3; give linear"),
     "IA3 elsewhere": (
         {"kind": peft.IA3Config},
         {"kind": peft.IA3Config, "target_modules": ["q_proj"], "feedforward_modules": []},
         "linear",
         "scale different layers",
     ),
-    "IA3 with a sum of weights that is not 1": (
-        {"kind": peft.IA3Config},
-        {"kind": peft.IA3Config},
-        "linear",
-        "the sum of `weights` is 0.4 and must be 1 for adapters of IA3",
-    ),
+    "IA3 with a sum of weights that is not 1": (IA3, IA3, "linear", "the sum of `weights` is 0.4 and must be 1"),
     "a rank above a layer's": (
         {},
         {"rank_pattern": {"q_proj": 17}},
