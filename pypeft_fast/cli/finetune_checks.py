@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ..finetune.adapters.files import Adapter, check_files, read_adapter
+from ..finetune.chat_template import template_file
 from ..finetune.data.named import named_data
 from ..finetune.data.products import Part, of_files, of_one, of_products
 from ..finetune.errors import UserError
@@ -78,7 +79,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def said_before(ready_model, settings: Settings, rows, process: int, adapters: int = 1) -> list[str]:
-    """What is trained, and the predicted peak memory. process: the resident set before the model was loaded."""
+    """What is trained, the chat template that a starting adapter brings, and the predicted peak memory.
+
+    process: the resident set before the model was loaded.
+    """
     from ..finetune.plan.predict import predict
     from ..finetune.report.scope import scope
 
@@ -88,7 +92,16 @@ def said_before(ready_model, settings: Settings, rows, process: int, adapters: i
         memory = f"predicted peak memory: {peak / 1e9:.2f} GB"
     except UserError as error:
         memory = f"no prediction of the memory: {error}"
-    return [scope(ready_model, settings.method), parameters_of(ready_model), memory]
+    return [scope(ready_model, settings.method), parameters_of(ready_model), *template_of(settings), memory]
+
+
+def template_of(settings: Settings) -> list[str]:
+    """A line if the run has the chat template of the adapter with which the run begins."""
+    if settings.adapter is None or settings.chat_template is None:
+        return []
+    if settings.chat_template != template_file(settings.adapter):
+        return []
+    return [f"chat template: that of `adapter`, {settings.chat_template}"]
 
 
 def parameters_of(model) -> str:

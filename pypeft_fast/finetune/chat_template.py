@@ -40,3 +40,21 @@ def use_template(tokenizer, path: str) -> str:
 def template_in(folder: Path) -> str | None:
     """The template that an adapter was trained with; None: that of the base model's tokenizer."""
     return read_template(str(folder / FILE)) if (folder / FILE).is_file() else None
+
+
+def template_file(adapter: str) -> str | None:
+    """The file of the template that an adapter was trained with, or None. UserError as from `read_template`."""
+    return None if template_in(Path(adapter)) is None else str(Path(adapter) / FILE)
+
+
+def common_template(folders: list[Path]) -> str | None:
+    """The template that several adapters were trained with. UserError if the templates differ."""
+    first, *others = ((folder, template_in(folder)) for folder in folders)
+    for folder, template in others:
+        if template != first[1]:
+            lacking = next((name for name, its in (first, (folder, template)) if its is None), None)
+            reason = f", since {lacking} has no {FILE}" if lacking else ""
+            raise UserError(
+                f"the chat templates of {first[0]} and {folder} differ{reason}; give adapters with the same {FILE}"
+            )
+    return first[1]

@@ -80,6 +80,20 @@ def test_merge_draws_what_dare_drops_by_the_seed(command, folder, tmp_path):
     assert values(tmp_path / "a", 1) == values(tmp_path / "b", 1) != values(tmp_path / "c", 2)
 
 
+def test_merge_keeps_a_chat_template_that_all_adapters_have(command, folder, tmp_path):
+    both, output = [folder / "one", folder / "runs/two"], tmp_path / "sum"
+    (both[0] / "chat_template.jinja").write_text("{{ messages }}")
+    arguments = ["adapters", "merge", *both, "--weights", 1, 1, "--output", output]
+    says = f"the chat templates of {both[0]} and {both[1]} differ"
+    mistake(command(*arguments), f"{says}, since {both[1]} has no chat_template.jinja")
+    (both[1] / "chat_template.jinja").write_text("{{ messages[0] }}")
+    mistake(command(*arguments), f"{says}; give adapters with the same chat_template.jinja")
+    assert not output.exists()
+    (both[1] / "chat_template.jinja").write_text("{{ messages }}")
+    assert command(*arguments)[0] == 0
+    assert (output / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
 def test_merge_notes_that_the_base_models_differ(command, folder, tmp_path):
     config = folder / "one" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "other/model"}))
@@ -98,6 +112,8 @@ def test_mistakes_of_merge(command, folder, tmp_path):
     mistake(command(*both, "--weights", 1, 1, "--density", 0.5, *to), "--density does not go with --method cat")
     mistake(command(*both, "--weights", 1, 1, "--method", "ties", "--density", 0, *to), "--density: 0 is not")
     mistake(command(*both, "--weights", 1, 1, "--rank", 4, *to), "--rank does not go with --method cat")
+    mistake(command(*both, "--weights", 1, 1, "--method", "svd", "--rank", 40, *to), "--rank 40 is above 16", "v_proj")
+    mistake(command(*both, "--weights", 1e39, 1, *to), "--weights 1e+39 1.0 give a broken adapter")
     mistake(command(*both, folder / "broken", "--weights", 1, 1, 1, *to), "is cut short")
     mistake(command(*both, "--weights", 1, 1, "--output", folder), f"--output {folder} exists; name a new folder")
     config = folder / "one" / "adapter_config.json"

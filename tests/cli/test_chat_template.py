@@ -1,6 +1,7 @@
 """--chat-template: a template from a file is stored with the adapter, and whatever uses the adapter uses it."""
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoTokenizer
@@ -22,7 +23,8 @@ def template(tmp_path):
 @pytest.fixture
 def finetune(command, tiny_model, dialogues, tmp_path):
     def run(*options, name="a"):
-        common = ["--model", tiny_model, "--output", tmp_path / name, "--rank", 2, "--save-every", 0]
+        common = ["--model", tiny_model, "--output", tmp_path / name, "--save-every", 0]
+        common += [] if "--adapter" in options else ["--rank", 2]
         data = [] if "--data" in options else ["--data", dialogues]
         return command("finetune", *common, *data, "--max-steps", 2, "--learning-rate", 0.01, *options)
 
@@ -55,9 +57,38 @@ def test_an_adapter_brings_its_template(finetune, command, tiny_model, dialogues
     assert not (adapter / "chat_template.jinja").exists()
 
 
-def test_a_conversation_has_the_template_of_the_adapter_in_use(tiny_model, tiny_adapter, tmp_path):
-    import shutil
+@pytest.mark.parametrize("many", [False, True])
+def test_training_goes_on_with_the_template_of_the_adapter(finetune, dialogues, tmp_path, template, many):
+    assert finetune("--chat-template", template)[0] == 0
+    data = ["--data", f"x={dialogues}", "--data", f"y={dialogues}"] if many else []
+    options = ["--adapter", tmp_path / "a", "--save-every", 1, "--keep-checkpoints", *data]
+    code, out, err = finetune(*options, name="b")
+    assert code == 0, err
+    stored = tmp_path / "a" / "chat_template.jinja"
+    assert out.count(f"chat template: that of --adapter, {stored}") == 1
+    folders = [tmp_path / "b" / name for name in (("x", "y") if many else ("",))]
+    for folder in folders:
+        assert (folder / "chat_template.jinja").read_text() == OTHER
+        assert json.loads((folder / "finetune.json").read_text())["chat_template"] == str(stored)
+        (folder / "metrics.json").unlink()
+        (folder / "chat_template.jinja").unlink()
+    if not many:  # a run of several adapters writes no checkpoint after the last step
+        shutil.rmtree(tmp_path / "b" / "checkpoint-2")
+    code, _, err = finetune(*options, "--resume", name="b")
+    assert code == 0, err
+    assert all((folder / "chat_template.jinja").read_text() == OTHER for folder in folders)
 
+
+def test_a_template_of_the_command_replaces_that_of_the_adapter(finetune, tmp_path, template):
+    assert finetune("--chat-template", template)[0] == 0
+    (tmp_path / "new.jinja").write_text(OTHER.replace("<|im_end|>", "!<|im_end|>"))
+    code, out, err = finetune("--adapter", tmp_path / "a", "--chat-template", tmp_path / "new.jinja", name="b")
+    assert code == 0, err
+    assert "chat template: that of" not in out
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == OTHER.replace("<|im_end|>", "!<|im_end|>")
+
+
+def test_a_conversation_has_the_template_of_the_adapter_in_use(tiny_model, tiny_adapter, tmp_path):
     from pypeft_fast.finetune.base_models import load_base
     from pypeft_fast.finetune.chat import Chat
 
@@ -75,8 +106,6 @@ def test_a_conversation_has_the_template_of_the_adapter_in_use(tiny_model, tiny_
 
 
 def test_the_server_renders_with_the_template_of_the_adapter(tiny_model, tiny_adapter, tmp_path):
-    import shutil
-
     from pypeft_fast.finetune.base_models import load_base
     from pypeft_fast.serve.adapters import Adapters
     from pypeft_fast.serve.limits import Limits

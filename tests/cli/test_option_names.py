@@ -43,8 +43,9 @@ def test_no_message_of_the_library_names_an_option():
 
 
 def test_what_a_message_names_in_backticks_is_an_option():
-    """The command replaces such a name by the option. finetune, plan and advise have all of these options."""
+    """The command replaces such a name by the option. The subcommands in `lines` have all of these options."""
     lines = ["finetune --model m --data d --output o", "plan --model m", "advise --model m --data d"]
+    lines.append("adapters merge a b --weights 1 1 --output o")
     options = {name for line in lines for name in vars(make_parser().parse_args(line.split()))}
     named = {name for path in LIBRARY.rglob("*.py") for text in texts(path) for name in re.findall("`([a-z_]+)`", text)}
     assert {"model", "max_length", "learning_rate", "overwrite"} <= named <= options

@@ -9,6 +9,7 @@ PEFT's add_weighted_adapter computes them. With the updates D_i = scaling_i B_i 
   arXiv:2306.01708), dare_* (Yu et al. 2023, arXiv:2311.03099), magnitude_prune.
 """
 
+import math
 from pathlib import Path
 
 from ..errors import UserError
@@ -27,8 +28,11 @@ def is_pruned(method: str) -> bool:
     return method.startswith(("ties", "dare", "magnitude_prune"))
 
 
-def read_combined(folders: list[Path], method: str) -> list[Adapter]:
-    """The adapters in the folders. UserError if a folder has no whole adapter, or the method cannot combine them."""
+def read_combined(folders: list[Path], weights: list[float], method: str) -> list[Adapter]:
+    """The adapters in the folders.
+
+    UserError if a folder has no whole adapter, or if the method cannot combine the adapters with these weights.
+    """
     adapters = [read_adapter(folder) for folder in folders]
     named = list(zip(folders, adapters, strict=True))
     kind = adapters[0].config["peft_type"]
@@ -43,14 +47,14 @@ def read_combined(folders: list[Path], method: str) -> list[Adapter]:
                 "method"
             )
     if kind == "IA3":
-        _check_ia3(named, method)
+        _check_ia3(named, weights, method)
     else:
         _check_ranks(named, method)
         _check_places(named)
     return adapters
 
 
-def _check_ia3(named, method: str) -> None:
+def _check_ia3(named, weights: list[float], method: str) -> None:
     if method != "linear":
         raise UserError(f"`method` {method} is for LoRA, and the adapters are of IA3; give linear")
     first, *others = (sorted(its.shapes) for _, its in named)
@@ -60,6 +64,12 @@ def _check_ia3(named, method: str) -> None:
                 f"{named[0][0]} and {folder} scale different layers, where a weighted sum of IA3's factors has no "
                 "meaning; give adapters with the same target modules"
             )
+    total = math.fsum(weights)
+    if abs(total - 1) >= 1e-6:
+        raise UserError(
+            f"the sum of `weights` is {total:g} and must be 1 for adapters of IA3: the factors of IA3 multiply, and a "
+            "factor of 1 changes nothing"
+        )
 
 
 def _check_ranks(named, method: str) -> None:

@@ -5,6 +5,7 @@ import re
 
 from ..adapters.files import Adapter
 from ..adapters.methods import METHODS, method_of, options_of
+from ..chat_template import template_file
 from ..errors import UserError
 from ..json_text import check_text
 from ..quantized import check_method
@@ -22,6 +23,8 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     asked: a value for every field of Settings, None for an option that was not given. target_modules is a text: with a
     comma, a list of names; otherwise one name, with or without dots, or a regular expression.
 
+    The chat template that `adapter` was trained with is used unless another one is asked for.
+
     Raises UserError for an option that the method or the schedule does not have, for a method that cannot run over the
     quantised base model, and for a learning rate above LARGEST_RATE.
     """
@@ -37,6 +40,8 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
         given |= options_of(given["method"], {name: given[name] for name in options})
     else:
         given["method"] = method_of(adapter.config, asked["adapter"])
+        if asked["chat_template"] is None:
+            given["chat_template"] = template_file(asked["adapter"])
         if given["method"] in ("prompt", "prefix"):
             raise UserError(
                 f"`adapter` {asked['adapter']} is of `method` {given['method']}, which PEFT does not train on from "

@@ -116,6 +116,7 @@ def test_a_layer_of_gpt2_keeps_its_fan_in_fan_out(tmp_path):
         torch.testing.assert_close(found[name].abs(), values.abs())  # the sign of a singular vector is free
 
 
+IA3 = {"kind": peft.IA3Config}
 REFUSED = {
     "two ranks": ({}, {"r": 2}, "linear", r"has r = 4, .*two r = 2; cat and svd combine any ranks"),
     "a pattern": ({}, {"rank_pattern": {"q_proj": 2}}, "ties", "two has a rank_pattern; cat"),
@@ -126,17 +127,19 @@ REFUSED = {
     "some blocks": ({"layers_to_transform": [0]}, {}, "cat", "layers_to_transform is .*0.* in .*one and None in .*two"),
     "an expression": ({"target_modules": ".*q_proj"}, {}, "cat", "is an expression in .*one and a list in .*two"),
     "two methods": ({}, {"kind": peft.IA3Config}, "cat", "one is of the method LORA and .*two of IA3"),
-    "IA3 by cat": (
-        {"kind": peft.IA3Config},
-        {"kind": peft.IA3Config},
-        "cat",
-        "`method` cat is for LoRA, .* of IA3; give linear",
-    ),
+    "IA3 by cat": (IA3, IA3, "cat", "`method` cat is for LoRA, .* of IA3; give linear"),
     "IA3 elsewhere": (
         {"kind": peft.IA3Config},
         {"kind": peft.IA3Config, "target_modules": ["q_proj"], "feedforward_modules": []},
         "linear",
         "scale different layers",
+    ),
+    "IA3 with a sum of weights that is not 1": (IA3, IA3, "linear", "the sum of `weights` is 0.4 and must be 1"),
+    "a rank above a layer's": (
+        {},
+        {"rank_pattern": {"q_proj": 17}},
+        "svd",
+        r"the largest rank of the adapters, 17, is above 16, .*layers.0.self_attn.v_proj \[16, 32\]; give a `rank` of",
     ),
     "prompts": (
         {"kind": peft.PromptTuningConfig, "num_virtual_tokens": 2},
@@ -154,6 +157,21 @@ def test_what_a_sum_would_lose_is_refused(adapter, tmp_path, case):
     folders = [adapter("one", **first), adapter("two", **second)]
     with pytest.raises(UserError, match=says):
         save_combined(folders, WEIGHTS, method, tmp_path / "sum", density=0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_rank_of_svd_is_at_most_that_of_the_smallest_layer(adapter, base, tmp_path):
+    folders = [adapter("one", target_modules=["down_proj", "v_proj"]), adapter("two")]
+    with pytest.raises(UserError, match=r"`rank` 17 is above 16, .*self_attn.v_proj \[16, 32\]"):
+        save_combined(folders, WEIGHTS, "ties_svd", tmp_path / "sum", density=0.5, rank=17)
+    assert not (tmp_path / "sum").exists()
+    save_combined(folders, WEIGHTS, "ties_svd", tmp_path / "sum", density=0.5, rank=16)
+    peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "sum")
+
+
+def test_a_result_with_infinite_values_is_an_error_and_leaves_no_folder(adapter, tmp_path):
+    with pytest.raises(UserError, match=r"`weights` 1e\+39 1 give a broken adapter: .*NaN or infinite values"):
+        save_combined([adapter("one"), adapter("two")], [1e39, 1], "cat", tmp_path / "sum")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
