@@ -25,7 +25,8 @@ Tensor lora_dx_entry(const Tensor& dY, const Tensor& weight, const Tensor& dS, c
   const int64_t M = dY.size(0), N = dY.size(1), K = lora_A.size(1);
   const Frozen w = frozen("lora_dx", weight, format, scales, N, K);
   fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, dY)) && dS.size(0) == M);
-  fits(dS.size(1) == lora_A.size(0) && dS.size(1) > 0 && is_adapter(lora_A, dY) && is_adapter(dS, dY) && is_mask(mask, p, M, K));
+  fits(dS.size(1) == lora_A.size(0) && dS.size(1) > 0 && is_adapter(lora_A, dY) && is_adapter(dS, dY) &&
+       is_mask(mask, p, M, K));
   return lora_dx(dY, w, dS, lora_A, mask, p);
 }
 }  // namespace

@@ -80,9 +80,9 @@ PYPEFT_DEVICE void store_run(void* out, Dtype dtype, int64_t i, const float* v, 
   }
 }
 
-// Calls f(row, part) for the parts of this thread, of kRows rows of kParts each: numbers thread, thread + kThreads, ...,
-// all in one column of parts. The compiler knows the number of iterations. It would not know the number for a loop that
-// begins at threadIdx.x, and would peel such a loop.
+// Calls f(row, part) for the parts of this thread, of kRows rows of kParts each: numbers thread, thread + kThreads,
+// ..., all in one column of parts. The compiler knows the number of iterations. It would not know the number for a loop
+// that begins at threadIdx.x, and would peel such a loop.
 template <int kRows, int kParts, int kThreads, class F>
 PYPEFT_DEVICE void each_part(F&& f) {
   static_assert(kThreads % kParts == 0);
