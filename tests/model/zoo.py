@@ -108,5 +108,6 @@ def assert_fused(*models):
 
 
 def assert_same(a, b):
-    """|a - b| <= 1e-5 + 1e-6 |b|, the rounding of logits of about 7 after two layers in float32."""
-    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
+    """|a - b| <= 4e-5 + 1e-6 |b|, the rounding of logits of about 7 after two layers in float32: the llama's of either
+    library are up to 2e-5 from those in float64."""
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=4e-5)
