@@ -30,6 +30,8 @@ def serving(tiny_model):
             stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            # A shell's background job ignores SIGINT, and so would its processes.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         processes.append(process)
         said = ""
