@@ -7,6 +7,7 @@ import pypeft_fast
 
 from ..errors import UserError, as_user_error
 from ..library_errors import LIBRARY_ERRORS
+from ..memory import give_back_freed
 from ..text import quoted
 from .methods import method_config
 from .targets import check_targets, short_names, shortened_targets
@@ -35,6 +36,7 @@ def adapted(base, settings, name: str = "default"):
         raise UserError(
             f"{error}; {given}, and the layers of this model are called {', '.join(short_names(names))}"
         ) from error
+    give_back_freed()  # DoRA's first norms take as much as the weights, in pieces that the C library would keep
     if settings.target_modules == "all-linear":
         (config,) = model.peft_config.values()
         config.target_modules = shortened_targets(set(config.target_modules), modules)
