@@ -47,7 +47,7 @@ BUDGETS = {
     ("multi_lora_backward, da, dropout", "bf16", "32x64x64-w4-s3"): {"sm_80": 225},
     ("multi_lora_backward, da, dropout", "bf16", "32x64x64-w8-s3"): {"sm_100": 165},
     ("multi_lora_backward, da, dropout", "bf16", "64x64x64-w4-s3"): {"sm_90": 495},
-    ("multi_lora_backward, da, dropout", "bf16+fp32", "32x64x64-w4-s3"): {"sm_80": 755},
+    ("multi_lora_backward, da, dropout", "bf16+fp32", "32x32x64-w4-s3"): {"sm_80": 625},
     ("multi_lora_backward, da, dropout", "bf16+fp32", "32x64x64-w8-s3"): {"sm_100": 280},
     ("multi_lora_backward, da, dropout", "bf16+fp32", "64x64x64-w4-s3"): {"sm_90": 710},
     ("multi_lora_backward, ds_db", "bf16", "32x256x64-w4-s2"): {"sm_90": 460},
