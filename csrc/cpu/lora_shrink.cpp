@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& given, const Tensor& lora_A
   const int64_t groups = p > 0 ? seed.value().numel() : 1;
   Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
   if (p == 0 && few_rows_shrink(x.scalar_type(), M, r)) {
-    return {few_rows(x, transposed(with_dense_rows(lora_A))), mask};
+    return {few_rows(x, with_dense_rows(lora_A)), mask};
   }
   Tensor s = new_empty(x, {M, r}, dtype);
   ShrinkArgs args{};

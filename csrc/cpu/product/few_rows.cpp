@@ -67,14 +67,19 @@ static Tensor few_rows(FewArgs args, const Tensor& a, ScalarType dtype, const Lo
   return y;
 }
 
-Tensor few_rows(const Tensor& given_a, const Tensor& b, const LowRank* low_rank, const Epilogue& epilogue) {
+// a W^T for a dense W [N, K] if `transposed`, else a W.
+static Tensor few_rows(const Tensor& a, const Tensor& W, bool transposed, const LowRank* low_rank,
+                       const Epilogue& epilogue) {
   FewArgs args{};
-  args.N = b.size(1), args.b = b.const_data_ptr(), args.ldb = b.stride(1), args.b_dtype = dtype_of(b);
-  return few_rows(args, with_dense_rows(given_a), b.scalar_type(), low_rank, epilogue);
+  args.b = W.const_data_ptr(), args.b_dtype = dtype_of(W);
+  args.N = W.size(!transposed), args.ldb = W.stride(!transposed);
+  return few_rows(args, with_dense_rows(a), W.scalar_type(), low_rank, epilogue);
 }
 
+Tensor few_rows(const Tensor& a, const Tensor& W) { return few_rows(a, W, true, nullptr, {}); }
+
 Tensor few_rows(const Tensor& given_a, const Right& b, const LowRank* low_rank, const Epilogue& epilogue) {
-  if (b.w.is_dense()) return few_rows(given_a, b.matrix(), low_rank, epilogue);
+  if (b.w.is_dense()) return few_rows(given_a, b.w.weight, b.transposed, low_rank, epilogue);
   FewArgs args{};
   const Tensor a = with_dense_rows(as_float(given_a));
   const int64_t M = a.size(0), K = a.size(1);

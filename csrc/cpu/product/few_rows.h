@@ -14,15 +14,16 @@ bool few_rows_win(ScalarType dtype, int64_t rows, bool decodes = false);
 // Whether few_rows() is the fastest way to x lora_A^T of this rank: lora_shrink's own kernel packs lora_A first.
 bool few_rows_shrink(ScalarType dtype, int64_t rows, int64_t rank);
 
-// product() of few rows, without a mask: b of dense columns, as a transposed weight has, of a's dtype or float32. The
-// result is of b's dtype.
-Tensor few_rows(const Tensor& a, const Tensor& b, const LowRank* low_rank = nullptr, const Epilogue& epilogue = {});
+// a W^T for W [N, K] of dense rows, in W's dtype.
+Tensor few_rows(const Tensor& a, const Tensor& W);
 
-// The same with the frozen weight.
+// product() of few rows, without a mask: b of dense columns, as a transposed weight has, of a's dtype or quantised.
 Tensor few_rows(const Tensor& a, const Right& b, const LowRank* low_rank, const Epilogue& epilogue);
 
 // Whether every column of a matrix lies in one piece.
 inline bool has_dense_columns(const Tensor& t) { return t.size(0) <= 1 || t.stride(0) == 1; }
-inline bool has_dense_columns(const Right& b) { return b.w.is_dense() ? has_dense_columns(b.matrix()) : b.transposed; }
+inline bool has_dense_columns(const Right& b) {
+  return b.w.is_dense() ? b.rows() <= 1 || b.w.weight.stride(b.transposed) == 1 : b.transposed;
+}
 
 }  // namespace pypeft
