@@ -15,8 +15,9 @@ from ..finetune.errors import UserError, as_user_error, need
 from ..finetune.text import cut, quoted
 
 NOT_IN_FILES = ("help", "config", "print_config")
-# Keys of a finetune.json that are no options: the settings of several adapters, and checkpoints of earlier runs.
-RECORDS = ("adapters", "earlier_checkpoints")
+# Keys of a finetune.json that are no options: the settings of several adapters, checkpoints of earlier runs, and hashes
+# of what the run has read.
+RECORDS = ("adapters", "earlier_checkpoints", "sha256")
 COMMAS = ("target_modules",)  # a list becomes one text, separated by commas
 
 

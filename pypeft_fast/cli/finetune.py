@@ -15,6 +15,7 @@ from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.hashes import hashes_of
 from ..finetune.training.reporters import check_reporters
 from ..finetune.training.resolve import resolve
 from . import finetune_many
@@ -43,23 +44,24 @@ def run(arguments) -> None:
     if arguments.print_config:
         say_config(options)
         return
+    read = hashes_of(settings, part.examples, part.held_out)
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
-        run_folder.resumption(arguments.output, settings)  # raises UserError, since there is no checkpoint
+        run_folder.resumption(arguments.output, settings, read)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
-        _train(arguments, settings, part.examples, part.held_out, options)
+        _train(arguments, settings, part, options, read)
 
 
-def _train(arguments, settings, examples, held_out, options) -> None:
+def _train(arguments, settings, part, options, read) -> None:
     import torch
 
     from ..finetune.training import ready as loading
     from ..finetune.training import train
 
-    output = arguments.output
-    resumption = run_folder.resumption(output, settings) if arguments.resume else run_folder.Resumption(None)
+    output, examples, held_out = arguments.output, part.examples, part.held_out
+    resumption = run_folder.resumption(output, settings, read) if arguments.resume else run_folder.Resumption(None)
     if resumption.steps_done is not None:
         say(f"the run in {output} is complete: all {resumption.steps_done} steps are done")
         return
@@ -81,7 +83,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
     elif resumption.checkpoint:
         say(f"going on from {resumption.checkpoint}")
     else:
-        for name, why in run_folder.begin(output, settings, options).items():
+        for name, why in run_folder.begin(output, settings, options, read).items():
             say(f"{name} stays: {why}")
 
     metrics = _fine_tune(train.fine_tune, ready, settings, output, resumption.checkpoint, arguments.report_to or ())
