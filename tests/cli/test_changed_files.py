@@ -49,4 +49,5 @@ def test_several_adapters(command, tiny_model, files, by_product):
     assert command("finetune", *options)[0] == 0
     assert "is complete" in command("finetune", *options, "--resume")[1]
     changed(files / "e.jsonl")
-    mistake(command("finetune", *options, "--resume"), f"--resume: --data of e, {files / 'e.jsonl'}, has other examples")
+    says = f"--resume: --data of e, {files / 'e.jsonl'}, has other examples"
+    mistake(command("finetune", *options, "--resume"), says)

@@ -102,8 +102,8 @@ def begin(output: Path, settings, options: dict, read: dict[str, str]) -> dict[s
 def resumption(output: Path, settings, read: dict[str, str]) -> Resumption:
     """What `resume` does in this folder: see Resumption. read: `hashes.hashes_of` the run.
 
-    Raises UserError if the folder has no run, if its run has other settings or has read other data, if the settings cannot be read, or if no
-    checkpoint is complete.
+    Raises UserError if the folder has no run, if its run has other settings or has read other data, if the settings
+    cannot be read, or if no checkpoint is complete.
     """
     none = f"`resume`: no complete checkpoint in {output}; start without `resume`"
     if not (output / SETTINGS_FILE).is_file():
