@@ -142,13 +142,13 @@ def _converted(action: argparse.Action, value):
         if not isinstance(value, bool):
             raise ValueError(f"{quoted(value)} is not true or false")
         return value
+    if value in ([], {}):
+        raise ValueError("is empty; give a value, or leave the key out")
     if action.dest in COMMAS and isinstance(value, list):
-        value = ",".join(_text(item) for item in value) + "," * (len(value) == 1)
+        value = ",".join(_name(item) for item in value) + "," * (len(value) == 1)
     if action.nargs == "+" or isinstance(action, argparse._AppendAction):
         if isinstance(value, dict) and "NAME=" in (action.metavar or ""):
             value = [f"{_text(name)}={_text(its)}" for name, its in value.items()]
-        if value in ([], {}):
-            raise ValueError("is empty; give a value, or leave the key out")
         return [_one(action, item) for item in (value if isinstance(value, list) else [value])]
     return _one(action, value)
 
@@ -164,6 +164,15 @@ def _one(action: argparse.Action, value):
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"{quoted(found)} is none of {', '.join(action.choices)}{hint}")
     return found
+
+
+def _name(item) -> str:
+    """An item of a list that becomes a text separated by commas. ValueError if the item is no single name."""
+    if "," in _text(item):
+        raise ValueError(f"the item {quoted(item)} holds a comma; give each name as an item of its own")
+    if not item.strip():
+        raise ValueError(f"the item {quoted(item)} is empty; leave it out")
+    return item
 
 
 def _text(value) -> str:

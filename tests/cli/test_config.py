@@ -125,6 +125,13 @@ def test_options_that_do_not_go_with_a_given_one_are_left_out(tmp_path, argument
         ("rank: [4]", "rank: [4] is a list, and one value is expected"),
         ("rank: yes", "rank: True is true or false, and one value is expected"),
         ("dropout: a", "dropout: a is not in [0, 1)"),
+        (
+            'target_modules: ["q_proj,v_proj"]',
+            "target_modules: the item 'q_proj,v_proj' holds a comma; give each name as",
+        ),
+        ('target_modules: [q_proj, " "]', "target_modules: the item ' ' is empty; leave it out"),
+        ("target_modules: []", "target_modules: is empty; give a value, or leave the key out"),
+        ("target_modules: [q_proj, 3]", "target_modules: 3 is a number, and a text is expected"),
         ("method: lara", "method: 'lara' is none of lora, dora"),
         ("method: lara", "did you mean lora?"),
         ("product: 2024", "product: 2024 is a number, and a text is expected; put it in quotes"),

@@ -9,12 +9,14 @@ from ..chat_template import template_file
 from ..errors import UserError
 from ..json_text import check_text
 from ..quantized import check_method
+from ..text import quoted
 from .schedule import schedule
 from .settings import Settings
 
 # AdamW changes each parameter by about the learning rate per step, whatever the size of the gradients. The initial
 # values of an adapter are within 1, so a larger rate overwrites them in the first step.
 LARGEST_RATE = 1.0
+ALL = "all-linear"  # PEFT's value of target_modules
 
 
 def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
@@ -26,14 +28,11 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     The chat template that `adapter` was trained with is used unless another one is asked for.
 
     Raises UserError for an option that the method or the schedule does not have, for a method that cannot run over the
-    quantised base model, and for a learning rate above LARGEST_RATE.
+    quantised base model, for target_modules without a name, and for a learning rate above LARGEST_RATE.
     """
     given = dict(asked)
-    names = asked["target_modules"]
-    if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
-        given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
-    if names is not None:
-        check_text(names, "`target_modules`")
+    if asked["target_modules"] is not None:
+        given["target_modules"] = _targets(asked["target_modules"])
     options = {name for method in METHODS.values() for name in method.options}
     if adapter is None:
         given["method"] = asked["method"] or "lora"
@@ -70,6 +69,24 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
             "of a row only"
         )
     return Settings(**given)
+
+
+def _targets(text: str) -> str | list[str]:
+    """The list of names in a text, or all-linear, or a regular expression. UserError if the text names no layer."""
+    check_text(text, "`target_modules`")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(
+            f"`target_modules` {quoted(text)} names no layer; give names separated by commas, a regular expression, or "
+            f"{ALL}"
+        )
+    if ALL in names and len(names) > 1:
+        raise UserError(
+            f"`target_modules` {quoted(text)}: {ALL} means every linear layer; give it alone, or names only"
+        )
+    if names == [ALL]:
+        return ALL
+    return names if "," in text or re.fullmatch(r"[\w.]+", text) else text
 
 
 def _warmup(asked: float | None, schedule: str) -> float:

@@ -24,10 +24,28 @@ def test_what_is_not_asked_follows_from_the_method_and_the_data():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("q_proj, v_proj", ["q_proj", "v_proj"]), ("a.q_proj", ["a.q_proj"]), (r".*\.q", r".*\.q")],
+    [
+        ("q_proj, v_proj", ["q_proj", "v_proj"]),
+        ("a.q_proj", ["a.q_proj"]),
+        (r".*\.q", r".*\.q"),
+        ("all-linear,", "all-linear"),
+    ],
 )
 def test_a_text_of_targets(given, expected):
     assert resolve(ASKED | {"target_modules": given}, 40, None).target_modules == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("", "'' names no layer; give names separated by commas, a regular expression, or all-linear"),
+        (" , ", "' , ' names no layer"),
+        ("q_proj,all-linear", "'q_proj,all-linear': all-linear means every linear layer; give it alone"),
+    ],
+)
+def test_a_text_without_a_target(given, says):
+    with pytest.raises(UserError, match=f"`target_modules` {says}"):
+        resolve(ASKED | {"target_modules": given}, 40, None)
 
 
 def test_an_adapter_brings_its_method_and_allows_no_other():
