@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..finetune.adapters.combinations import COMBINATIONS
-from .common import add_model, add_seed
-from .option_values import density, finite, folder, positive_int
+from .common import add_json, add_model, add_new_folder, add_seed
+from .option_values import density, finite, positive_int
 
 SUMMARY = "list adapters, compare two of them, merge several into one, or export one for llama.cpp"
 EXAMPLE = "pypeft-fast adapters list out"
@@ -23,7 +23,7 @@ def add_arguments(parser) -> None:
     difference.add_argument("first", metavar="A", type=Path, help="the folder of an adapter")
     difference.add_argument("second", metavar="B", type=Path, help="the folder of another adapter")
     for its in (listing, difference):
-        its.add_argument("--json", action="store_true", help="print the result as JSON")
+        add_json(its)
     add_merge(actions.add_parser("merge", help="one adapter, the weighted sum of several", allow_abbrev=False))
     export = actions.add_parser("export", help="write a GGUF file for llama.cpp", allow_abbrev=False)
     export.add_argument("adapter", metavar="DIR", type=Path, help="the folder of a LoRA adapter")
@@ -56,4 +56,4 @@ def add_merge(parser) -> None:
         "--density", type=density, metavar="D", help="the share of values that ties, dare and magnitude_prune keep"
     )
     add_seed(parser, "the seed of the values that dare drops")
-    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new folder")
+    add_new_folder(parser)

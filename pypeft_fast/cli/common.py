@@ -2,7 +2,7 @@
 
 from ..finetune.base_models import DTYPES
 from ..finetune.quantized import QUANTIZE
-from .option_values import positive_int, seed
+from .option_values import folder, positive_int, probability, seed
 
 
 def add_model(parser) -> None:
@@ -16,6 +16,23 @@ def add_model(parser) -> None:
 
 def add_data(parser, what: str) -> None:
     parser.add_argument("--data", required=True, metavar="FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC", help=what)
+
+
+def add_held_out(parser, several: bool) -> None:
+    """Adds --eval-data and --eval-fraction. several: --eval-data may be repeated, with the name of an adapter."""
+    parser.add_argument(
+        "--eval-data",
+        metavar="[NAME=]FILE" if several else "FILE",
+        help=f"examples to hold out, instead of a part of --data{' (of that NAME)' if several else ''}",
+        **({"action": "append"} if several else {}),
+    )
+    parser.add_argument(
+        "--eval-fraction",
+        type=probability,
+        metavar="X",
+        default=0.1,
+        help="the fraction of the data to hold out (default: %(default)s)",
+    )
 
 
 def add_adapters(parser) -> None:
@@ -37,6 +54,20 @@ def add_max_length(parser) -> None:
         default=512,
         help="tokens of an example; longer examples are cut (default: %(default)s)",
     )
+
+
+def add_batch_size(parser) -> None:
+    parser.add_argument(
+        "--batch-size", type=positive_int, metavar="N", default=4, help="examples per batch (default: %(default)s)"
+    )
+
+
+def add_new_folder(parser) -> None:
+    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new folder")
+
+
+def add_json(parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_dtype(parser) -> None:

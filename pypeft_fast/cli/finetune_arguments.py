@@ -4,7 +4,7 @@ from argparse import BooleanOptionalAction
 
 from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
 from ..finetune.training.reporters import REPORTERS
-from .common import add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
+from .common import add_dtype, add_held_out, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .finetune_optimization import add_optimization
 from .option_values import count, folder, positive, positive_int, probability
 
@@ -112,19 +112,7 @@ def add_arguments(parser) -> None:
     )
     add_dtype(parser)
     add_quantize(parser)
-    add(
-        "--eval-data",
-        action="append",
-        metavar="[NAME=]FILE",
-        help="examples to hold out, instead of a part of --data (of that NAME)",
-    )
-    add(
-        "--eval-fraction",
-        type=probability,
-        metavar="X",
-        default=0.1,
-        help="the fraction of the data to hold out (default: %(default)s)",
-    )
+    add_held_out(parser, several=True)
     add(
         "--patience",
         type=positive_int,
