@@ -55,17 +55,17 @@ def run(arguments) -> None:
 
 
 def _train(arguments, settings, part, options, read) -> None:
-    import torch
-
-    from ..finetune.training import ready as loading
-    from ..finetune.training import train
-
     output, examples, held_out = arguments.output, part.examples, part.held_out
     resumption = run_folder.resumption(output, settings, read) if arguments.resume else run_folder.Resumption(None)
     if resumption.steps_done is not None:
         say(f"the run in {output} is complete: all {resumption.steps_done} steps are done")
         return
     calm_libraries()
+    import torch
+
+    from ..finetune.training import ready as loading
+    from ..finetune.training import train
+
     process = resident_bytes()
     ready = loading.make_ready(settings, examples, held_out)
     data = ready.data

@@ -50,16 +50,16 @@ def run(arguments, data: dict[str, Part], adapter) -> None:
 
 
 def _train(arguments, settings, data, options, read) -> None:
-    import torch
-
-    from ..finetune.training import ready_many, train_many
-
     output = arguments.output
     saved, damaged = resumption_many(output, settings, read) if arguments.resume else (None, [])
     if arguments.resume and saved is None:
         say(f"the run in {output} is complete: all of {', '.join(settings)}")
         return
     calm_libraries()
+    import torch
+
+    from ..finetune.training import ready_many, train_many
+
     for name, its in settings.items():
         remedy = "another value of its product" if arguments.by_product else "--data NAME=FILE"
         check_name(name, f"--data {its.data}", remedy)

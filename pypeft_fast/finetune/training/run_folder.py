@@ -15,7 +15,7 @@ from ..chat_template import FILE as TEMPLATE
 from ..errors import UserError, as_user_error
 from ..text import quoted
 from ..whole_files import write_json
-from . import checkpoints, hashes
+from . import checkpoints, event_files, hashes
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
 REPORT_FILE = "report.html"
@@ -82,7 +82,7 @@ def _is_held(file, path: Path) -> bool:
 
 
 def begin(output: Path, settings, options: dict, read: dict[str, str]) -> dict[str, str]:
-    """Removes the metrics, the report and the checkpoints of an earlier run, and writes the settings of the new run.
+    """Removes the metrics, the report, the event files and the checkpoints of an earlier run, and writes the settings.
 
     options: further options of the command, for a config file that repeats the run. read: `hashes.hashes_of` the run.
     The earlier run's adapter stays until this run replaces it. Files and folders named checkpoint-* that no run wrote
@@ -91,6 +91,7 @@ def begin(output: Path, settings, options: dict, read: dict[str, str]) -> dict[s
     for name in (METRICS_FILE, REPORT_FILE):
         with as_user_error(f"{output / name} cannot be deleted", (OSError,)):
             (output / name).unlink(missing_ok=True)
+    event_files.remove(output)
     left = checkpoints.remove(output)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         stay = {path.name: checkpoints.fingerprint(path) for path in checkpoints.checkpoints(output)}
