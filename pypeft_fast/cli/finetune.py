@@ -21,6 +21,7 @@ from ..finetune.training.resolve import resolve
 from . import finetune_many
 from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, course_of, parts_of, said_before, starting_adapter
+from .finetune_complete import complete_one
 from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
@@ -59,6 +60,7 @@ def _train(arguments, settings, part, options, read) -> None:
     resumption = run_folder.resumption(output, settings, read) if arguments.resume else run_folder.Resumption(None)
     if resumption.steps_done is not None:
         say(f"the run in {output} is complete: all {resumption.steps_done} steps are done")
+        complete_one(arguments, settings, part, options)
         return
     calm_libraries()
     import torch

@@ -20,6 +20,7 @@ from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, counted, course_of, said_before
+from .finetune_complete import complete_many
 from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
@@ -54,6 +55,7 @@ def _train(arguments, settings, data, options, read) -> None:
     saved, damaged = resumption_many(output, settings, read) if arguments.resume else (None, [])
     if arguments.resume and saved is None:
         say(f"the run in {output} is complete: all of {', '.join(settings)}")
+        complete_many(arguments, settings, data, options)
         return
     calm_libraries()
     import torch
