@@ -19,9 +19,9 @@ def merge(arguments) -> None:
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists; name a new folder")
     _note_of_bases(folders)
+    calm_libraries()
     from ..finetune.adapters.weighted import save_combined
 
-    calm_libraries()
     options = {"rank": arguments.rank, "density": arguments.density, "seed": arguments.seed}
     save_combined(folders, arguments.weights, method, arguments.output, **options)
     say(f"the combination of {len(folders)} adapters is in {arguments.output}")

@@ -1,7 +1,5 @@
 """The options of `pypeft-fast advise`."""
 
-from pathlib import Path
-
 from .common import (
     add_batch_size,
     add_data,
@@ -13,7 +11,7 @@ from .common import (
     add_seed,
     add_threads,
 )
-from .option_values import positive, positive_int
+from .option_values import path, positive, positive_int
 from .plan_arguments import GROUPS, add_room
 
 SUMMARY = "recommend target_modules for a model and your data: costs, gradients, and what publications found"
@@ -58,5 +56,5 @@ def add_arguments(parser) -> None:
     add_seed(parser, "the seed of the split, the batches, the initial values and the dropout")
     add_threads(parser)
     add("--no-timing", action="store_true", help="do not time a block: no seconds in the table")
-    add("--html", type=Path, metavar="FILE", help="write the report, with pictures and sources, as one HTML file")
-    add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    add("--html", type=path, metavar="FILE", help="write the report, with pictures and sources, as one HTML file")
+    add("--json", type=path, metavar="FILE", help="write all numbers as JSON")

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..finetune import json_text
 from ..finetune.errors import UserError, as_user_error, need
 from ..finetune.text import cut, quoted
+from .option_values import text
 
 NOT_IN_FILES = ("help", "config", "print_config")
 # Keys of a finetune.json that are no options: the settings of several adapters, checkpoints of earlier runs, and hashes
@@ -156,7 +157,7 @@ def _converted(action: argparse.Action, value):
 def _one(action: argparse.Action, value):
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"{quoted(value)} is {_kind(value)}, and one value is expected")
-    if action.type is None:
+    if action.type in (None, text):
         value = _text(value)
     found = action.type(str(value)) if action.type else value
     if action.choices is not None and found not in action.choices:

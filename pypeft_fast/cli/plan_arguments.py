@@ -1,9 +1,7 @@
 """The options of `pypeft-fast plan`."""
 
-from pathlib import Path
-
 from .common import add_batch_size, add_dtype, add_model, add_threads
-from .option_values import positive_int, positive_ints, size
+from .option_values import path, positive_int, positive_ints, size
 
 SUMMARY = "predict what adapters cost: parameters, file, peak memory, seconds a step; and say which fit"
 EXAMPLE = "pypeft-fast plan --model smollm2 --cpu 4GiB --method lora --rank 8,64 --max-length 256"
@@ -44,4 +42,4 @@ def add_arguments(parser) -> None:
     add_dtype(parser)
     add_threads(parser)
     add("--no-probe", action="store_true", help="do not time a block: no seconds in the table")
-    add("--json", type=Path, metavar="FILE", help="write the plan as JSON too")
+    add("--json", type=path, metavar="FILE", help="write the plan as JSON too")

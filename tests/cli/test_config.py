@@ -130,6 +130,7 @@ def test_options_that_do_not_go_with_a_given_one_are_left_out(tmp_path, argument
             "target_modules: the item 'q_proj,v_proj' holds a comma; give each name as",
         ),
         ('target_modules: [q_proj, " "]', "target_modules: the item ' ' is empty; leave it out"),
+        ("product: ''", "product: '' is empty; give a value"),
         ("target_modules: []", "target_modules: is empty; give a value, or leave the key out"),
         ("target_modules: [q_proj, 3]", "target_modules: 3 is a number, and a text is expected"),
         ("method: lara", "method: 'lara' is none of lora, dora"),

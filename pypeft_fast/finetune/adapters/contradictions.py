@@ -62,7 +62,9 @@ def _ranks(adapter: Adapter) -> list[str]:
         # For target_parameters, one tensor holds the matrices of all experts, so its rank is a multiple.
         if rank != said and not (config.get("target_parameters") and rank % said == 0):
             wrong.setdefault((rank, said), []).append(name)
-    return [_told(f"rank {rank}, where the config says {cut(str(said))}", names) for (rank, said), names in wrong.items()]
+    return [
+        _told(f"rank {rank}, where the config says {cut(str(said))}", names) for (rank, said), names in wrong.items()
+    ]
 
 
 def _said(config: dict, module: str) -> int:

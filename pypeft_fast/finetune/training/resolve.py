@@ -6,7 +6,7 @@ import re
 from ..adapters.files import Adapter
 from ..adapters.methods import METHODS, method_of, options_of
 from ..chat_template import template_file
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..json_text import check_text
 from ..quantized import check_method
 from ..text import quoted
@@ -16,6 +16,7 @@ from .settings import Settings
 # AdamW changes each parameter by about the learning rate per step, whatever the size of the gradients. The initial
 # values of an adapter are within 1, so a larger rate overwrites them in the first step.
 LARGEST_RATE = 1.0
+LAST_RATE = 1e-7  # of Trainer's polynomial schedule
 ALL = "all-linear"  # PEFT's value of target_modules
 
 
@@ -58,7 +59,12 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
             f"{LARGEST_RATE:g}; usual for {given['method']} is {usual['learning_rate']:g}"
         )
     given["warmup"] = _warmup(asked["warmup"], asked["schedule"])
-    _check_decay(asked["weight_decay"], given["method"])
+    _check_decay(asked["weight_decay"], given["method"], given["learning_rate"])
+    if asked["schedule"] == "polynomial" and given["learning_rate"] <= LAST_RATE:
+        raise UserError(
+            f"`learning_rate` {given['learning_rate']:g} does not go with `schedule` polynomial, which ends with "
+            f"{LAST_RATE:g}; give a larger one, or another schedule"
+        )
     if given["eval_data"] is not None:
         given["eval_fraction"] = 0
     if given["method"] == "prefix" and asked["gradient_checkpointing"]:
@@ -86,7 +92,11 @@ def _targets(text: str) -> str | list[str]:
         )
     if names == [ALL]:
         return ALL
-    return names if "," in text or re.fullmatch(r"[\w.]+", text) else text
+    if "," in text or re.fullmatch(r"[\w.]+", text):
+        return names
+    with as_user_error(f"`target_modules` {quoted(text)} is neither a name nor a regular expression", (re.error,)):
+        re.compile(text)
+    return text
 
 
 def _warmup(asked: float | None, schedule: str) -> float:
@@ -98,8 +108,9 @@ def _warmup(asked: float | None, schedule: str) -> float:
     return 0
 
 
-def _check_decay(weight_decay: float, method: str) -> None:
-    """UserError for a weight decay of values whose decay has no effect or breaks the model."""
+def _check_decay(weight_decay: float, method: str, learning_rate: float) -> None:
+    """UserError for a weight decay of values whose decay has no effect or breaks the model, or that changes signs:
+    AdamW multiplies each value by 1 - learning_rate * weight_decay in each step."""
     refused = {
         "bitfit": "Trainer does not decay biases, and bitfit trains nothing else",
         "ia3": "the decay drives IA3's factors from 1 to 0, and so switches layers off",
@@ -107,4 +118,9 @@ def _check_decay(weight_decay: float, method: str) -> None:
     if weight_decay and method in refused:
         raise UserError(
             f"`weight_decay` {weight_decay:g} does not go with `method` {method}: {refused[method]}; leave it out"
+        )
+    if weight_decay and weight_decay * learning_rate >= 1:
+        raise UserError(
+            f"`weight_decay` {weight_decay:g} with `learning_rate` {learning_rate:g} decays each value by all of it or "
+            "more in a step; give one of which the product is below 1"
         )
