@@ -6,7 +6,7 @@ from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
 from ..finetune.training.reporters import REPORTERS
 from .common import add_dtype, add_held_out, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .finetune_optimization import add_optimization
-from .option_values import count, folder, positive, positive_int, probability, text
+from .option_values import count, epochs, folder, positive, positive_int, probability, text
 
 SUMMARY = "train an adapter for a language model on your data"
 EXAMPLE = "pypeft-fast finetune --model smollm2 --data examples/faq.jsonl --output my-adapter"
@@ -92,7 +92,7 @@ def add_arguments(parser) -> None:
         "or all-linear (default: all-linear; ia3: PEFT's choice for the architecture; bitfit: all layers that can have "
         "a bias)",
     )
-    add("--epochs", type=positive, metavar="X", help="passes over the data (default: 3, more for few examples)")
+    add("--epochs", type=epochs, metavar="X", help="passes over the data (default: 3, more for few examples)")
     add("--max-steps", type=positive_int, metavar="N", help="stop after N steps, instead of --epochs")
     add(
         "--batch-size",

@@ -27,11 +27,12 @@ positive_int = _number(int, lambda v: 0 < v <= MOST, f"a whole number above 0 an
 count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
 threads = _number(int, lambda v: 0 < v <= 1024, "a whole number from 1 to 1024")
 port = _number(int, lambda v: 0 <= v < 2**16, "a whole number from 0 to 65535")
-positive = _number(float, lambda v: 0 < v <= MOST, f"a number above 0 and at most {MOST}")
+positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
+epochs = _number(float, lambda v: 0 < v <= MOST, f"a number above 0 and at most {MOST}")
 finite = _number(float, math.isfinite, "a finite number")
 density = _number(float, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
-not_negative = _number(float, lambda v: 0 <= v <= MOST, f"0 or a number above 0 and at most {MOST}")
+not_negative = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
 warmup = _number(
     float,
     lambda v: 0 <= v < 1 or (1 <= v <= MOST and v.is_integer()),
