@@ -69,8 +69,8 @@ test: venv
 test-all: venv
 	$(BIN)/python -m pytest -n 2
 
-# Trainers of other libraries on our layers, and frozen layers that other libraries have quantised. The environment is
-# separate, on top of .venv, since the package datasets changes the behaviour of Trainer.
+# Trainers of other libraries on our layers, frozen layers that other libraries have quantised, and --report-to wandb.
+# The environment is separate, on top of .venv, since the package datasets changes the behaviour of Trainer.
 .venv-libraries/.installed: requirements-libraries.txt .venv/.installed
 	$(PYTHON) -m venv --clear .venv-libraries
 	echo "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \

@@ -66,7 +66,7 @@ def train(model: str, output: Path, steps: int, learning_rate: float) -> dict[st
     }
     open_many(output, settings, overwrite=True)
     ready = make_ready_many(settings, {name: load_data(str(path)) for name, path in files.items()}, {})
-    begin_many(output, settings, {})
+    begin_many(output, settings, {}, {name: {} for name in settings})
     fine_tune_many(ready, output)
     return {name: output / name for name in files}
 

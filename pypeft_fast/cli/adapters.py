@@ -83,10 +83,10 @@ def _export(arguments) -> None:
     check_folder(arguments.adapter)
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists; name a new file")
+    calm_libraries()
     from ..finetune.adapters.gguf_file import write_gguf
     from ..finetune.plan.skeleton import read_skeleton
 
-    calm_libraries()
     count = write_gguf(arguments.adapter, read_skeleton(arguments.model).config, arguments.output)
     say(f"{count} tensors are in {arguments.output}")
     say(f"try it: llama-cli -m BASE.gguf --lora {arguments.output}")

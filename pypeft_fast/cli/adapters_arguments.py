@@ -1,10 +1,8 @@
 """The options of `pypeft-fast adapters`."""
 
-from pathlib import Path
-
 from ..finetune.adapters.combinations import COMBINATIONS
-from .common import add_model, add_seed
-from .option_values import density, finite, folder, positive_int
+from .common import add_json, add_model, add_new_folder, add_seed
+from .option_values import density, finite, path, positive_int
 
 SUMMARY = "list adapters, compare two of them, merge several into one, or export one for llama.cpp"
 EXAMPLE = "pypeft-fast adapters list out"
@@ -18,23 +16,23 @@ export DIR    a GGUF file of a LoRA adapter, for llama.cpp's --lora"""
 def add_arguments(parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(parser))
     listing = actions.add_parser("list", help="a table of the adapters in these folders", allow_abbrev=False)
-    listing.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="a folder, searched with all below it")
+    listing.add_argument("folders", nargs="+", metavar="DIR", type=path, help="a folder, searched with all below it")
     difference = actions.add_parser("diff", help="compare two adapters", allow_abbrev=False)
-    difference.add_argument("first", metavar="A", type=Path, help="the folder of an adapter")
-    difference.add_argument("second", metavar="B", type=Path, help="the folder of another adapter")
+    difference.add_argument("first", metavar="A", type=path, help="the folder of an adapter")
+    difference.add_argument("second", metavar="B", type=path, help="the folder of another adapter")
     for its in (listing, difference):
-        its.add_argument("--json", action="store_true", help="print the result as JSON")
+        add_json(its)
     add_merge(actions.add_parser("merge", help="one adapter, the weighted sum of several", allow_abbrev=False))
     export = actions.add_parser("export", help="write a GGUF file for llama.cpp", allow_abbrev=False)
-    export.add_argument("adapter", metavar="DIR", type=Path, help="the folder of a LoRA adapter")
+    export.add_argument("adapter", metavar="DIR", type=path, help="the folder of a LoRA adapter")
     add_model(export)
     export.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help="the .gguf file to write, a new file"
+        "--output", required=True, type=path, metavar="FILE", help="the .gguf file to write, a new file"
     )
 
 
 def add_merge(parser) -> None:
-    parser.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="the folders of two or more adapters")
+    parser.add_argument("folders", nargs="+", metavar="DIR", type=path, help="the folders of two or more adapters")
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -56,4 +54,4 @@ def add_merge(parser) -> None:
         "--density", type=density, metavar="D", help="the share of values that ties, dare and magnitude_prune keep"
     )
     add_seed(parser, "the seed of the values that dare drops")
-    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new folder")
+    add_new_folder(parser)

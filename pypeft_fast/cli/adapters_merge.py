@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..finetune.adapters.combinations import is_pruned
-from ..finetune.adapters.files import CONFIG, check_files, object_in
+from ..finetune.adapters.files import CONFIG, check_config, check_files, object_in
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError
 from .terminal import say
@@ -19,9 +19,9 @@ def merge(arguments) -> None:
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists; name a new folder")
     _note_of_bases(folders)
+    calm_libraries()
     from ..finetune.adapters.weighted import save_combined
 
-    calm_libraries()
     options = {"rank": arguments.rank, "density": arguments.density, "seed": arguments.seed}
     save_combined(folders, arguments.weights, method, arguments.output, **options)
     say(f"the combination of {len(folders)} adapters is in {arguments.output}")
@@ -29,10 +29,12 @@ def merge(arguments) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """UserError if there is no such folder, or a file of the adapter in it is missing or not complete."""
+    """UserError if there is no such folder, if a file of the adapter in it is missing or not complete, or if its config
+    has a value that no adapter can have."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of an adapter")
     check_files(folder)
+    check_config(folder)
 
 
 def _check_options(arguments) -> None:

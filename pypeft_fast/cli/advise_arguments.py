@@ -1,9 +1,17 @@
 """The options of `pypeft-fast advise`."""
 
-from pathlib import Path
-
-from .common import add_data, add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
-from .option_values import positive, positive_int, probability
+from .common import (
+    add_batch_size,
+    add_data,
+    add_dtype,
+    add_held_out,
+    add_max_length,
+    add_model,
+    add_quantize,
+    add_seed,
+    add_threads,
+)
+from .option_values import path, positive, positive_int
 from .plan_arguments import GROUPS, add_room
 
 SUMMARY = "recommend target_modules for a model and your data: costs, gradients, and what publications found"
@@ -21,18 +29,11 @@ def add_arguments(parser) -> None:
     add = parser.add_argument
     add_model(parser)
     add_data(parser, "as finetune's --data")
-    add("--eval-data", metavar="FILE", help="examples to hold out, instead of a part of --data")
-    add(
-        "--eval-fraction",
-        type=probability,
-        metavar="X",
-        default=0.1,
-        help="the fraction of the data to hold out (default: %(default)s)",
-    )
+    add_held_out(parser, several=False)
     add("--targets", action="append", choices=GROUPS, help="only this candidate; may be repeated (default: all four)")
     add("--rank", type=positive_int, metavar="N", default=16, help="the rank of the adapters (default: %(default)s)")
     add("--batches", type=positive_int, metavar="N", default=8, help="batches for the gradients (default: %(default)s)")
-    add("--batch-size", type=positive_int, metavar="N", default=4, help="examples per batch (default: %(default)s)")
+    add_batch_size(parser)
     add(
         "--try",
         type=positive_int,
@@ -55,5 +56,5 @@ def add_arguments(parser) -> None:
     add_seed(parser, "the seed of the split, the batches, the initial values and the dropout")
     add_threads(parser)
     add("--no-timing", action="store_true", help="do not time a block: no seconds in the table")
-    add("--html", type=Path, metavar="FILE", help="write the report, with pictures and sources, as one HTML file")
-    add("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
+    add("--html", type=path, metavar="FILE", help="write the report, with pictures and sources, as one HTML file")
+    add("--json", type=path, metavar="FILE", help="write all numbers as JSON")

@@ -13,10 +13,12 @@ from pathlib import Path
 from ..finetune import json_text
 from ..finetune.errors import UserError, as_user_error, need
 from ..finetune.text import cut, quoted
+from .option_values import text
 
 NOT_IN_FILES = ("help", "config", "print_config")
-# Keys of a finetune.json that are no options: the settings of several adapters, and checkpoints of earlier runs.
-RECORDS = ("adapters", "earlier_checkpoints")
+# Keys of a finetune.json that are no options: the settings of several adapters, checkpoints of earlier runs, and hashes
+# of what the run has read.
+RECORDS = ("adapters", "earlier_checkpoints", "sha256")
 COMMAS = ("target_modules",)  # a list becomes one text, separated by commas
 
 
@@ -141,13 +143,13 @@ def _converted(action: argparse.Action, value):
         if not isinstance(value, bool):
             raise ValueError(f"{quoted(value)} is not true or false")
         return value
+    if value in ([], {}):
+        raise ValueError("is empty; give a value, or leave the key out")
     if action.dest in COMMAS and isinstance(value, list):
-        value = ",".join(_text(item) for item in value) + "," * (len(value) == 1)
+        value = ",".join(_name(item) for item in value) + "," * (len(value) == 1)
     if action.nargs == "+" or isinstance(action, argparse._AppendAction):
         if isinstance(value, dict) and "NAME=" in (action.metavar or ""):
             value = [f"{_text(name)}={_text(its)}" for name, its in value.items()]
-        if value in ([], {}):
-            raise ValueError("is empty; give a value, or leave the key out")
         return [_one(action, item) for item in (value if isinstance(value, list) else [value])]
     return _one(action, value)
 
@@ -155,7 +157,7 @@ def _converted(action: argparse.Action, value):
 def _one(action: argparse.Action, value):
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"{quoted(value)} is {_kind(value)}, and one value is expected")
-    if action.type is None:
+    if action.type in (None, text):
         value = _text(value)
     found = action.type(str(value)) if action.type else value
     if action.choices is not None and found not in action.choices:
@@ -163,6 +165,15 @@ def _one(action: argparse.Action, value):
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"{quoted(found)} is none of {', '.join(action.choices)}{hint}")
     return found
+
+
+def _name(item) -> str:
+    """An item of a list that becomes a text separated by commas. ValueError if the item is no single name."""
+    if "," in _text(item):
+        raise ValueError(f"the item {quoted(item)} holds a comma; give each name as an item of its own")
+    if not item.strip():
+        raise ValueError(f"the item {quoted(item)} is empty; leave it out")
+    return item
 
 
 def _text(value) -> str:

@@ -6,7 +6,7 @@ import math
 from ..finetune.data.load import load_data
 from ..finetune.report.advice import shortened
 from .adapter_option import check_arguments, import_libraries
-from .common import add_adapters, add_data, add_loading, add_max_length, add_model
+from .common import add_adapters, add_data, add_json, add_loading, add_max_length, add_model
 from .option_names import as_options
 from .option_values import positive_int
 from .terminal import say
@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
     add_data(parser, "as finetune's --data")
     add_max_length(parser)
     add("--batch-size", type=positive_int, metavar="N", default=8, help="examples at a time (default: 8)")
-    add("--json", action="store_true", help="print the result as JSON")
+    add_json(parser)
     add_loading(parser)
 
 

@@ -15,11 +15,13 @@ from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training import run_folder
 from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.hashes import hashes_of
 from ..finetune.training.reporters import check_reporters
 from ..finetune.training.resolve import resolve
 from . import finetune_many
 from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, course_of, parts_of, said_before, starting_adapter
+from .finetune_complete import complete_one
 from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
@@ -43,27 +45,29 @@ def run(arguments) -> None:
     if arguments.print_config:
         say_config(options)
         return
+    read = hashes_of(settings, part.examples, part.held_out)
     if not arguments.resume:
         run_folder.open_new(arguments.output, arguments.overwrite)
     elif not arguments.output.is_dir():
-        run_folder.resumption(arguments.output, settings)  # raises UserError, since there is no checkpoint
+        run_folder.resumption(arguments.output, settings, read)  # raises UserError, since there is no checkpoint
     with run_folder.alone(arguments.output):
         threads.use(arguments.threads)
-        _train(arguments, settings, part.examples, part.held_out, options)
+        _train(arguments, settings, part, options, read)
 
 
-def _train(arguments, settings, examples, held_out, options) -> None:
+def _train(arguments, settings, part, options, read) -> None:
+    output, examples, held_out = arguments.output, part.examples, part.held_out
+    resumption = run_folder.resumption(output, settings, read) if arguments.resume else run_folder.Resumption(None)
+    if resumption.steps_done is not None:
+        say(f"the run in {output} is complete: all {resumption.steps_done} steps are done")
+        complete_one(arguments, settings, part, options)
+        return
+    calm_libraries()
     import torch
 
     from ..finetune.training import ready as loading
     from ..finetune.training import train
 
-    output = arguments.output
-    resumption = run_folder.resumption(output, settings) if arguments.resume else run_folder.Resumption(None)
-    if resumption.steps_done is not None:
-        say(f"the run in {output} is complete: all {resumption.steps_done} steps are done")
-        return
-    calm_libraries()
     process = resident_bytes()
     ready = loading.make_ready(settings, examples, held_out)
     data = ready.data
@@ -81,7 +85,7 @@ def _train(arguments, settings, examples, held_out, options) -> None:
     elif resumption.checkpoint:
         say(f"going on from {resumption.checkpoint}")
     else:
-        for name, why in run_folder.begin(output, settings, options).items():
+        for name, why in run_folder.begin(output, settings, options, read).items():
             say(f"{name} stays: {why}")
 
     metrics = _fine_tune(train.fine_tune, ready, settings, output, resumption.checkpoint, arguments.report_to or ())

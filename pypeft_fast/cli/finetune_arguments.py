@@ -4,9 +4,9 @@ from argparse import BooleanOptionalAction
 
 from ..finetune.adapters.methods import BY_ROWS, DEFAULTS, METHODS
 from ..finetune.training.reporters import REPORTERS
-from .common import add_dtype, add_max_length, add_model, add_quantize, add_seed, add_threads
+from .common import add_dtype, add_held_out, add_max_length, add_model, add_quantize, add_seed, add_threads
 from .finetune_optimization import add_optimization
-from .option_values import count, folder, positive, positive_int, probability
+from .option_values import count, epochs, folder, positive, positive_int, probability, text
 
 SUMMARY = "train an adapter for a language model on your data"
 EXAMPLE = "pypeft-fast finetune --model smollm2 --data examples/faq.jsonl --output my-adapter"
@@ -55,6 +55,7 @@ def add_arguments(parser) -> None:
         "--data",
         required=True,
         action="append",
+        type=text,
         metavar="[NAME=]FILE|OWNER/NAME[:FILE]|chatterbot:TOPIC",
         help="the training data, see below; give the option several times with NAME= to train an adapter from each",
     )
@@ -65,10 +66,15 @@ def add_arguments(parser) -> None:
         default=False,
         help='train an adapter for each product that occurs as "product" in the records of --data',
     )
-    which.add_argument("--product", metavar="NAME", help="train on the records of this product only")
+    which.add_argument("--product", type=text, metavar="NAME", help="train on the records of this product only")
     add("--output", required=True, type=folder, metavar="DIR", help="the folder to write")
     add("--method", choices=list(METHODS), help="the kind of adapter (default: lora)")
-    add("--adapter", metavar="DIR", help="train this adapter further instead of a new one; its files do not change")
+    add(
+        "--adapter",
+        type=text,
+        metavar="DIR",
+        help="train this adapter further instead of a new one; its files do not change",
+    )
     add("--rank", type=positive_int, metavar="N", help=_of("rank", "size of the adapter"))
     add("--alpha", type=positive, metavar="X", help=_of("alpha", "the update is scaled by alpha/rank"))
     add("--dropout", type=probability, metavar="X", help=_of("dropout", "the dropout rate of the adapter"))
@@ -86,7 +92,7 @@ def add_arguments(parser) -> None:
         "or all-linear (default: all-linear; ia3: PEFT's choice for the architecture; bitfit: all layers that can have "
         "a bias)",
     )
-    add("--epochs", type=positive, metavar="X", help="passes over the data (default: 3, more for few examples)")
+    add("--epochs", type=epochs, metavar="X", help="passes over the data (default: 3, more for few examples)")
     add("--max-steps", type=positive_int, metavar="N", help="stop after N steps, instead of --epochs")
     add(
         "--batch-size",
@@ -112,19 +118,7 @@ def add_arguments(parser) -> None:
     )
     add_dtype(parser)
     add_quantize(parser)
-    add(
-        "--eval-data",
-        action="append",
-        metavar="[NAME=]FILE",
-        help="examples to hold out, instead of a part of --data (of that NAME)",
-    )
-    add(
-        "--eval-fraction",
-        type=probability,
-        metavar="X",
-        default=0.1,
-        help="the fraction of the data to hold out (default: %(default)s)",
-    )
+    add_held_out(parser, several=True)
     add(
         "--patience",
         type=positive_int,
@@ -133,6 +127,7 @@ def add_arguments(parser) -> None:
     )
     add(
         "--chat-template",
+        type=text,
         metavar="FILE",
         help="a Jinja template to use instead of the tokenizer's; it is stored with the adapter, and chat, evaluate, "
         "serve and merge use it",

@@ -1,5 +1,6 @@
 """`pypeft-fast finetune` with several --data NAME=FILE or --by-product: several adapters over one base model."""
 
+import functools
 import shlex
 import sys
 
@@ -12,12 +13,14 @@ from ..finetune.errors import UserError, about, as_user_error
 from ..finetune.memory import resident_bytes
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training.checkpoints import remove as remove_checkpoints
+from ..finetune.training.hashes import hashes_of
 from ..finetune.training.many_folder import alone_in_many, begin_many, can_be_resumed_many, open_many, resumption_many
 from ..finetune.training.reporters import check_of_many
 from ..finetune.training.resolve import resolve
 from .adapter_option import check_name
 from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, counted, course_of, said_before
+from .finetune_complete import complete_many
 from .finetune_report import Trained, write_report
 from .option_names import as_options
 from .terminal import say
@@ -37,26 +40,28 @@ def run(arguments, data: dict[str, Part], adapter) -> None:
     if arguments.print_config:
         say_config(options)
         return
+    read = {name: hashes_of(settings[name], its.examples, its.held_out) for name, its in data.items()}
     if not arguments.resume:
         open_many(arguments.output, settings, arguments.overwrite)
     elif not arguments.output.is_dir():
-        resumption_many(arguments.output, settings)  # raises UserError, since there is no checkpoint
+        resumption_many(arguments.output, settings, read)  # raises UserError, since there is no checkpoint
     with alone_in_many(arguments.output, settings):
         threads.use(arguments.threads)
-        _train(arguments, settings, data, options)
+        _train(arguments, settings, data, options, read)
 
 
-def _train(arguments, settings, data, options) -> None:
+def _train(arguments, settings, data, options, read) -> None:
+    output = arguments.output
+    saved, damaged = resumption_many(output, settings, read) if arguments.resume else (None, [])
+    if arguments.resume and saved is None:
+        say(f"the run in {output} is complete: all of {', '.join(settings)}")
+        complete_many(arguments, settings, data, options)
+        return
+    calm_libraries()
     import torch
 
     from ..finetune.training import ready_many, train_many
 
-    output = arguments.output
-    saved, damaged = resumption_many(output, settings) if arguments.resume else (None, [])
-    if arguments.resume and saved is None:
-        say(f"the run in {output} is complete: all of {', '.join(settings)}")
-        return
-    calm_libraries()
     for name, its in settings.items():
         remedy = "another value of its product" if arguments.by_product else "--data NAME=FILE"
         check_name(name, f"--data {its.data}", remedy)
@@ -82,9 +87,10 @@ def _train(arguments, settings, data, options) -> None:
     if saved is not None:
         say(f"{'; '.join([*damaged, 'going on'])} from {saved.path}")
     else:
-        for name, why in begin_many(output, settings, options).items():
+        for name, why in begin_many(output, settings, options, read).items():
             say(f"{name} stays: {why}")
-    metrics = _fine_tune(train_many.fine_tune_many, ready, output, saved, settings, arguments.report_to or ())
+    can_be_resumed = functools.partial(can_be_resumed_many, output, settings, read)
+    metrics = _fine_tune(train_many.fine_tune_many, ready, output, saved, arguments.report_to or (), can_be_resumed)
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for name, its in metrics.items():
@@ -106,7 +112,7 @@ def _train(arguments, settings, data, options) -> None:
     say(f"try them: pypeft-fast chat --model {shlex.quote(model)}{quantize} {adapters}")
 
 
-def _fine_tune(fine_tune_many, ready, output, saved, settings, report_to):
+def _fine_tune(fine_tune_many, ready, output, saved, report_to, can_be_resumed):
     """Calls `fine_tune_many`. After an interruption or an error, prints how to resume if there is a checkpoint."""
     import torch
 
@@ -121,7 +127,7 @@ def _fine_tune(fine_tune_many, ready, output, saved, settings, report_to):
         with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
             return fine_tune_many(ready, output, callbacks, saved, report_to)
     except (KeyboardInterrupt, UserError):
-        if can_be_resumed_many(output, settings):
+        if can_be_resumed():
             say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
         raise
 

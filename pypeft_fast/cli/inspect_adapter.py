@@ -6,6 +6,8 @@ from pathlib import Path
 from ..finetune.adapters.describe import describe
 from ..finetune.errors import UserError
 from ..finetune.text import cut
+from .common import add_json
+from .option_values import text
 from .terminal import say
 
 SUMMARY = "describe an adapter: method, base model, rank, layers, size, losses"
@@ -16,8 +18,8 @@ not complete, values that are NaN or infinite, tensors whose rank differs from t
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("adapter", metavar="DIR", help="the adapter's folder")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("adapter", type=text, metavar="DIR", help="the adapter's folder")
+    add_json(parser)
 
 
 def run(arguments) -> None:

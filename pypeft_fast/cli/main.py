@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 from ..finetune.errors import UserError, as_user_error
+from ..finetune.text import cut
 from .option_names import as_options
 from .parser import Parser
 from .terminal import say
@@ -86,12 +87,17 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         say(f"{name}: {as_options(str(error), arguments)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+            return 141
+        if error.filename is None:
+            raise
+        say(f"{name}: {cut(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         say(f"\n{name}: interrupted", file=sys.stderr, keep="\n")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
-        return 141
     return 0
 
 

@@ -9,8 +9,8 @@ from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, need
 from ..finetune.quantized import trained_over
-from .common import add_dtype, add_model, add_threads
-from .option_values import folder
+from .common import add_dtype, add_model, add_new_folder, add_threads
+from .option_values import text
 from .terminal import say
 
 SUMMARY = "merge an adapter into the weights of its base model, and save the result as a model"
@@ -24,8 +24,8 @@ part of the adapter."""
 
 def add_arguments(parser) -> None:
     add_model(parser)
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter's folder")
-    parser.add_argument("--output", required=True, type=folder, metavar="DIR", help="the folder to write, a new folder")
+    parser.add_argument("--adapter", required=True, type=text, metavar="DIR", help="the adapter's folder")
+    add_new_folder(parser)
     add_dtype(parser)
     add_threads(parser)
 
@@ -39,9 +39,9 @@ def run(arguments) -> None:
     if arguments.output.exists():
         raise UserError(f"--output {arguments.output} exists; name a new folder")
     threads.use(arguments.threads)
+    calm_libraries()
     from ..finetune.adapters.merged import save_merged
 
-    calm_libraries()
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
     if format := trained_over(Path(arguments.adapter)):
         say(

@@ -25,8 +25,10 @@ def _number(kind, accepts, expected):
 
 positive_int = _number(int, lambda v: 0 < v <= MOST, f"a whole number above 0 and at most {MOST}")
 count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
+threads = _number(int, lambda v: 0 < v <= 1024, "a whole number from 1 to 1024")
 port = _number(int, lambda v: 0 <= v < 2**16, "a whole number from 0 to 65535")
 positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
+epochs = _number(float, lambda v: 0 < v <= MOST, f"a number above 0 and at most {MOST}")
 finite = _number(float, math.isfinite, "a finite number")
 density = _number(float, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
@@ -51,6 +53,17 @@ def size(text: str) -> int:
         return bytes_in(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{cut(text)}: {error}") from error
+
+
+def text(value: str) -> str:
+    """A text that is not empty: the name of a model, of data or of an adapter."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError(f"{cut(repr(value))} is empty; give a value")
+    return value
+
+
+def path(value: str) -> Path:
+    return Path(text(value))
 
 
 def folder(text: str) -> Path:

@@ -1,9 +1,7 @@
 """The options of `pypeft-fast plan`."""
 
-from pathlib import Path
-
-from .common import add_dtype, add_model, add_threads
-from .option_values import positive_int, positive_ints, size
+from .common import add_batch_size, add_dtype, add_model, add_threads
+from .option_values import path, positive_int, positive_ints, size
 
 SUMMARY = "predict what adapters cost: parameters, file, peak memory, seconds a step; and say which fit"
 EXAMPLE = "pypeft-fast plan --model smollm2 --cpu 4GiB --method lora --rank 8,64 --max-length 256"
@@ -39,9 +37,9 @@ def add_arguments(parser) -> None:
     add("--targets", action="append", choices=GROUPS, help="only this group; may be repeated (default: all four)")
     add("--rank", type=positive_ints, metavar="N[,N...]", default=[4, 16, 64], help="the ranks (default: 4,16,64)")
     add("--base", action="append", choices=BASES, help="only this format; may be repeated (default: all three)")
-    add("--batch-size", type=positive_int, metavar="N", default=4, help="examples per batch (default: %(default)s)")
+    add_batch_size(parser)
     add("--max-length", type=positive_int, metavar="N", default=512, help="tokens of each (default: %(default)s)")
     add_dtype(parser)
     add_threads(parser)
     add("--no-probe", action="store_true", help="do not time a block: no seconds in the table")
-    add("--json", type=Path, metavar="FILE", help="write the plan as JSON too")
+    add("--json", type=path, metavar="FILE", help="write the plan as JSON too")

@@ -7,7 +7,7 @@ from ..finetune.base_models import SMOLLM2, load_base
 from ..finetune.errors import UserError, need
 from .adapter_option import check_arguments, check_one_kind, import_libraries
 from .common import add_adapters, add_loading, add_model
-from .option_values import count, port, positive_int
+from .option_values import count, port, positive_int, text
 from .terminal import say
 
 SUMMARY = "answer over HTTP, with a base model and many adapters, by the OpenAI interface"
@@ -54,7 +54,12 @@ def add_arguments(parser) -> None:
         help="tokens of which keys and values are kept at once, which bounds the memory (default: %(default)s)",
     )
     add("--max-adapters", type=positive_int, metavar="N", default=64, help="adapters at once (default: %(default)s)")
-    add("--adapter-folder", metavar="DIR", help="allow adding and removing adapters over HTTP, from this folder alone")
+    add(
+        "--adapter-folder",
+        type=text,
+        metavar="DIR",
+        help="allow adding and removing adapters over HTTP, from this folder alone",
+    )
     add("--grace", type=count, metavar="SECONDS", default=30, help="of open requests at the end (default: %(default)s)")
     add_loading(parser)
 

@@ -7,7 +7,8 @@ import torch
 
 from .adapters.files import check_files
 from .chat_template import template_in
-from .data.tokens import check_ids, positions, render_prompt
+from .data.rendering import render_prompt
+from .data.tokens import check_ids, positions
 from .errors import UserError, as_user_error
 from .json_text import check_text
 from .library_errors import LIBRARY_ERRORS

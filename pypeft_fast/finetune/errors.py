@@ -45,7 +45,8 @@ class as_user_error:
         if kind is None or issubclass(kind, UserError):
             return
         if any(kind is meant if meant is Exception else issubclass(kind, meant) for meant in self.kinds):
-            says = cut(one_line(str(error)), 1000) or kind.__name__
+            text = str(error).partition("Exception raised from ")[0]  # after it PyTorch lists calls in C++
+            says = cut(one_line(text), 1000) or kind.__name__
             raise UserError(f"{self.what}: {'unknown or missing: ' if kind is KeyError else ''}{says}") from error
 
 

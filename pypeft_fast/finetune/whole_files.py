@@ -14,10 +14,15 @@ from .errors import UserError
 def write_whole(path: Path, content: bytes) -> None:
     """Replaces the file atomically: the old file stays until the new content is on the disk.
 
+    Of a symbolic link the file to which it leads is replaced. A device or a pipe is written to, and stays.
     Raises UserError that names the file if it cannot be written; no temporary file is left.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path = path.resolve() if path.is_symlink() else path
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with open(scratch, "wb") as file:
                 file.write(content)

@@ -3,7 +3,8 @@
 import copy
 import threading
 
-from ..finetune.data.tokens import check_ids, render_prompt
+from ..finetune.data.rendering import render_prompt
+from ..finetune.data.tokens import check_ids
 from ..finetune.errors import UserError, as_user_error
 from ..finetune.library_errors import LIBRARY_ERRORS
 from .errors import ApiError, refused

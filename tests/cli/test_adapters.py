@@ -134,3 +134,14 @@ def test_mistakes(command, folder, tiny_model, tmp_path):
     to = ["--output", tmp_path / "none" / "a.gguf"]
     mistake(command("adapters", "export", folder / "one", "--model", tiny_model, *to), "--output", "cannot be written")
     mistake(command("adapters", "export", folder / "one", "--model", "none", *to), "--model none: no such folder")
+    config = folder / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": "6"}))
+    broken = f"{folder / 'one'} is broken: lora_alpha in the config is '6', not a finite number; get the adapter again"
+    mistake(command("adapters", "diff", folder / "one", folder / "runs" / "two"), broken)
+    mistake(
+        command("adapters", "export", folder / "one", "--model", tiny_model, "--output", tmp_path / "a.gguf"), broken
+    )
+    both = [folder / "one", folder / "runs" / "two", "--weights", 1, 1, "--output", tmp_path / "sum"]
+    mistake(command("adapters", "merge", *both), broken)
+    assert "is broken: lora_alpha in" in command("inspect", folder / "one")[2]
+    assert "lora_alpha in the config is '6', not a finite" in command("adapters", "list", folder)[1]

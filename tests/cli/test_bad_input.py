@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,10 @@ def test_no_command_or_a_wrong_one(command):
             "1e+06 is outside what is accepted, above 0 and at most 1; usual for lora is 0.0005",
         ),
         ("--eval-fraction", "1", "1 is not in [0, 1)"),
+        ("--epochs", "1e308", "1e308 is not a number above 0 and at most 1000000000000000"),
+        ("--threads", "100000", "100000 is not a whole number from 1 to 1024"),
+        ("--eval-data", "", "argument --eval-data: '' is empty; give a value"),
+        ("--chat-template", " ", "argument --chat-template: ' ' is empty; give a value"),
         ("--method", "magic", "'magic'"),
         ("--dtype", "float8", "'float8'"),
     ],
@@ -181,3 +186,27 @@ def test_adapters(command, tiny_model, dialogues, tmp_path):
 )
 def test_options_of_another_method(finetune, method, option, says):
     mistake(finetune("--method", method, *option), says)
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "--model", LONG],
+        ["inspect", LONG],
+        ["adapters", "list", LONG],
+        ["advise", "--model", "m", "--data", "d", "--html", LONG],
+        ["finetune", "--config", f"{LONG}.yaml"],
+    ],
+)
+def test_a_name_that_is_too_long_for_a_file(command, words, monkeypatch):
+    for module in ("advise", "plan"):
+        monkeypatch.setattr(f"pypeft_fast.cli.{module}.check_base", lambda name: Path(name).is_dir())
+    mistake(command(*words), "File name too long")
+
+
+@pytest.mark.parametrize("words", [["plan", "--model"], ["inspect"], ["adapters", "diff", "a"], ["adapters", "list"]])
+def test_an_empty_name(command, words):
+    mistake(command(*words, ""), "'' is empty; give a value")

@@ -139,7 +139,8 @@ def test_a_template_that_ends_no_answer(finetune, template):
         (b" \n", "empty; a template renders the messages"),
         (b"\xff", "not UTF-8 text"),
         (b"a\n{% for m in messages %}", "line 2: Unexpected end of template"),
-        (b"{{ raise_exception('no') }}", "dialogues.jsonl:1: the tokenizer's chat template refuses it: no"),
+        (b"Hello", "the chat template writes no answer: it renders 'Hello' whatever the answer is, and nothing can"),
+        (b"{{ raise_exception('no') }}", "dialogues.jsonl:1: the chat template refuses it: no"),
     ],
 )
 def test_a_template_that_cannot_be_used(finetune, tmp_path, content, says):

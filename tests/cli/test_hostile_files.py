@@ -113,7 +113,7 @@ def test_a_chat_template_that_fails(command, finetune, tiny_model, tmp_path, tem
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "chat_template.jinja").write_text(template)
     mistake(command("chat", "--model", folder, "--prompt", "hi"), "the tokenizer's chat template refuses")
-    mistake(finetune(model=folder), "the tokenizer's chat template refuses it")
+    mistake(finetune(model=folder), "the chat template refuses it")
 
 
 def test_a_table_of_positions_is_not_exceeded(command, finetune, tiny_model, tokenizer, tmp_path, monkeypatch):

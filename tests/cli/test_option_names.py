@@ -80,3 +80,14 @@ def test_advice_names_options_too(command, tiny_model, dialogues, tmp_path):
     assert "for more give --epochs or --max-steps" in out and "--eval-fraction or --eval-data" in out
     assert "warning: a --learning-rate of 0.5 is outside 1e-06 to 0.1, where adapters learn; usual for lora is 0" in out
     assert "`" not in out + err
+
+
+def test_an_option_of_several_subcommands_is_declared_once():
+    declared, again = set(), []
+    for path in sorted((LIBRARY.parent / "cli").glob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        helps = {call: {its.arg: ast.unparse(its.value) for its in call.keywords}.get("help") for call in calls}
+        here = [(ast.unparse(call.args[0]), said) for call, said in helps.items() if said is not None and call.args]
+        again += [(path.name, *its) for its in here if its in declared or here.count(its) > 1]
+        declared |= set(here)
+    assert not again and any("--eval-data" in name for name, _ in declared)

@@ -109,6 +109,21 @@ def test_smollm2(plan, tmp_path):
     assert rows["q,v"]["fits"] == "no"
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--rank", 10**12], "--rank 1000000000000 is more than the widest layer of this model has"),
+        (
+            ["--rank", 4, "--max-length", 10**15],
+            "can be simulated; give fewer tokens by --batch-size or --max-length: ",
+        ),
+    ],
+)
+def test_numbers_that_no_memory_holds(plan, options, says):
+    code, _, err = plan("--method", "lora", "--base", "dense", "--no-probe", *options)
+    assert code == 2 and says in err.splitlines()[-1] and "Traceback" not in err
+
+
 def test_experts_need_a_dtype_that_their_product_takes(plan, tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 

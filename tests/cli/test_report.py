@@ -23,7 +23,8 @@ def data(tmp_path):
 @pytest.fixture
 def finetune(command, tiny_model, tmp_path):
     def run(*options):
-        common = ["--model", tiny_model, "--output", tmp_path / "a", "--rank", 2, "--max-steps", 2, "--save-every", 0]
+        common = ["--model", tiny_model, "--output", tmp_path / "a", "--max-steps", 2, "--save-every", 0]
+        common += [] if "--method" in options else ["--rank", 2]
         code, out, err = command("finetune", *common, *options)
         assert code == 0, err
         return out
@@ -46,6 +47,15 @@ def test_one_adapter(finetune, data, tmp_path):
     assert f"pypeft-fast finetune --config {tmp_path}/a/finetune.json --output DIR" in text
     assert f"--adapter {tmp_path}/a" in text and "PeftModel.from_pretrained(model, " in text
 
+    # A complete run gets the pages that it lacks.
+    for name in ("report.html", "loss.png"):
+        (tmp_path / "a" / name).rename(tmp_path / name)
+    out = finetune("--data", data("desk"), "--report", "--report-examples", 1, "--resume")
+    assert "there was no loss.png and no report.html; written now" in out
+    assert text_of(tmp_path / "a" / "report.html") == text_of(tmp_path / "report.html")
+    assert (tmp_path / "a" / "loss.png").read_bytes() == (tmp_path / "loss.png").read_bytes()
+    assert "written now" not in finetune("--data", data("desk"), "--report", "--report-examples", 1, "--resume")
+
     # The next run replaces the page, or deletes it.
     out = finetune("--data", data("desk"), "--overwrite", "--report", "--report-examples", 0, "--eval-fraction", 0)
     assert "answering" not in out and "Answers" not in text_of(tmp_path / "a" / "report.html")
@@ -55,8 +65,22 @@ def test_one_adapter(finetune, data, tmp_path):
 
 def test_several_adapters_have_one_page(finetune, data, tmp_path):
     both = [f"{name}={data(name)}" for name in ("desk", "billing")]
-    finetune("--data", both[0], "--data", both[1], "--report", "--report-examples", 1)
+    options = ["--data", both[0], "--data", both[1], "--report", "--report-examples", 1]
+    finetune(*options)
     text = text_of(tmp_path / "a" / "report.html")
     assert "desk & " in text and "billing & " in text and text.count(HOSTILE) == 2
     assert f"--adapter {tmp_path}/a/desk --adapter {tmp_path}/a/billing" in text
     assert not list(tmp_path.glob("a/*/report.html"))
+    for name in ("report.html", "loss.png"):
+        (tmp_path / "a" / name).unlink()
+    assert "there was no loss.png and no report.html; written now" in finetune(*options, "--resume")
+    assert text_of(tmp_path / "a" / "report.html") == text
+    assert (tmp_path / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("method", ["prompt", "bottleneck"])
+def test_a_complete_run_of_each_kind_of_files_gets_its_page(finetune, data, tmp_path, method):
+    options = ["--data", data("desk"), "--method", method, "--report-examples", 1]
+    finetune(*options)
+    assert "there was no report.html; written now" in finetune(*options, "--resume", "--report")
+    assert text_of(tmp_path / "a" / "report.html").count(HOSTILE) == 1

@@ -47,8 +47,10 @@ def check(folder):
         assert [loss for _, loss in logged[tag]] == pytest.approx([loss for _, loss in expected], rel=1e-6)
 
 
-def test_tensorboard_gets_the_losses(finetune, tmp_path):
+def test_tensorboard_gets_the_losses_of_the_last_run(finetune, tmp_path):
     assert finetune("--report-to", "tensorboard")[0] == 0
+    check(tmp_path / "a")
+    assert finetune("--report-to", "tensorboard", "--overwrite", "--seed", 1)[0] == 0
     check(tmp_path / "a")
 
 

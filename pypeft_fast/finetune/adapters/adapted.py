@@ -10,7 +10,7 @@ from ..library_errors import LIBRARY_ERRORS
 from ..memory import give_back_freed
 from ..text import quoted
 from .methods import method_config
-from .targets import check_targets, short_names, shortened_targets
+from .targets import check_expression, check_targets, short_names, shortened_targets
 
 
 def adapted(base, settings, name: str = "default"):
@@ -23,6 +23,8 @@ def adapted(base, settings, name: str = "default"):
             return pypeft_fast.PeftModel.from_pretrained(base, settings.adapter, name, is_trainable=True)
     names = _layers(base)
     check_targets(settings.target_modules, names)
+    check_expression(settings.target_modules, base)
+    _check_virtual(base, settings.virtual_tokens)
     modules = [name for name, _ in base.named_modules()]
     check_rank(base, settings.rank)
     kinds = (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)  # RuntimeError: out of memory
@@ -41,6 +43,13 @@ def adapted(base, settings, name: str = "default"):
         (config,) = model.peft_config.values()
         config.target_modules = shortened_targets(set(config.target_modules), modules)
     return model
+
+
+def _check_virtual(base, tokens: int | None) -> None:
+    """UserError for more virtual tokens than the model has positions."""
+    most = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    if tokens is not None and most is not None and tokens >= most:
+        raise UserError(f"`virtual_tokens` {tokens} leaves no position for an example: this model has {most}")
 
 
 def check_rank(base, rank: int | None) -> None:

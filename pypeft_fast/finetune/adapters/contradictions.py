@@ -5,7 +5,8 @@ from pathlib import Path
 
 from safetensors import deserialize
 
-from ..text import quoted
+from ..text import cut
+from .config_values import config_faults, is_rank
 from .files import WEIGHTS, Adapter
 
 # {dtype: (NumPy's name of the unsigned integer of the same width, a mask)}: a value is NaN or infinite if and only if
@@ -29,8 +30,9 @@ RANK_AT = {
 
 def contradictions(folder: Path, adapter: Adapter) -> list[str]:
     """The faults of an adapter whose files are complete, one sentence for each kind of fault."""
-    found = (_told("NaN or infinite values", _not_finite(folder / WEIGHTS)), *_ranks(adapter), *_virtual(adapter))
-    return [sentence for sentence in found if sentence]
+    wrong = config_faults(adapter.config)
+    found = (_told("NaN or infinite values", _not_finite(folder / WEIGHTS)), *_virtual(adapter))
+    return wrong + [sentence for sentence in found if sentence] + (_ranks(adapter) if not wrong else [])
 
 
 def _not_finite(path: Path) -> list[str]:
@@ -47,14 +49,10 @@ def _not_finite(path: Path) -> list[str]:
 
 
 def _ranks(adapter: Adapter) -> list[str]:
-    """One sentence for each wrong rank: the LoRA tensors whose rank differs from the config's."""
+    """One sentence for each wrong rank: the LoRA tensors whose rank differs from that of a config without faults."""
     config = adapter.config
     if config.get("peft_type") != "LORA":
         return []
-    if not _is_rank(config.get("r")):
-        return [f"r in the config is {quoted(config.get('r'))}, not a whole number above 0"]
-    if not _are_patterns(patterns := config.get("rank_pattern") or {}):
-        return [f"rank_pattern in the config is {quoted(patterns)}, not ranks by expressions for modules"]
     wrong: dict[tuple[int, int], list[str]] = {}
     for name, shape in adapter.shapes.items():
         end = next((end for end in RANK_AT if name.endswith(f".{end}")), None)
@@ -64,7 +62,9 @@ def _ranks(adapter: Adapter) -> list[str]:
         # For target_parameters, one tensor holds the matrices of all experts, so its rank is a multiple.
         if rank != said and not (config.get("target_parameters") and rank % said == 0):
             wrong.setdefault((rank, said), []).append(name)
-    return [_told(f"rank {rank}, where the config says {said}", names) for (rank, said), names in wrong.items()]
+    return [
+        _told(f"rank {rank}, where the config says {cut(str(said))}", names) for (rank, said), names in wrong.items()
+    ]
 
 
 def _said(config: dict, module: str) -> int:
@@ -74,23 +74,10 @@ def _said(config: dict, module: str) -> int:
     return next(own, config["r"])
 
 
-def _is_rank(value) -> bool:
-    return isinstance(value, int) and value > 0
-
-
-def _are_patterns(value) -> bool:
-    if not isinstance(value, dict) or not all(map(_is_rank, value.values())):
-        return False
-    try:
-        return all(re.compile(f"({end})$") for end in value)
-    except re.error:
-        return False
-
-
 def _virtual(adapter: Adapter) -> list[str]:
     said = adapter.config.get("num_virtual_tokens")
     shape = adapter.shapes.get("prompt_embeddings")
-    if not _is_rank(said) or not shape or shape[0] % said == 0:  # an encoder-decoder model has two sets of them
+    if not is_rank(said) or not shape or shape[0] % said == 0:  # an encoder-decoder model has two sets of them
         return []
     return [f"prompt_embeddings has {shape[0]} virtual tokens, where the config says {said}"]
 

@@ -27,7 +27,7 @@ def describe(folder: Path) -> dict:
         "alpha": config.get("lora_alpha"),
         "dropout": config.get("lora_dropout"),
         "virtual tokens": config.get("num_virtual_tokens"),
-        "targets": sorted(targets) if isinstance(targets, list) else targets,
+        "targets": sorted(map(str, targets)) if isinstance(targets, list) else targets,
         "parameters": f"{adapter.parameters:,} in {len(adapter.shapes)} tensors, {', '.join(adapter.dtypes)}",
         "size": f"{adapter.bytes / 1e6:.1f} MB",
         "trained over": settings.get("quantize"),

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from .. import json_text
 from ..errors import UserError
 from ..text import one_line
+from .config_values import config_faults
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,6 +45,12 @@ def check_files(folder: Path) -> None:
         trouble = f"{CONFIG} is missing"
     if trouble:
         raise UserError(f"`adapter` {folder} cannot be loaded: {trouble}; give a folder that finetune or PEFT wrote")
+
+
+def check_config(folder: Path) -> None:
+    """UserError for a value in the adapter's config that no adapter can have. The files must be whole."""
+    if faults := config_faults(object_in(folder / CONFIG)[0]):
+        raise UserError(f"{folder} is broken: {'; '.join(faults)}; get the adapter again or train it again")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import UserError
+from .config_values import config_faults
 from .files import CONFIG, WEIGHTS, Adapter, fault, read_adapter
 
 
@@ -59,5 +60,7 @@ def adapters_below(folders: list[Path]) -> list[Listed]:
 def _listed(folder: Path) -> Listed:
     weights = folder / WEIGHTS
     saved = datetime.fromtimestamp(weights.stat().st_mtime).astimezone() if weights.is_file() else None
-    trouble = fault(folder)
-    return Listed(folder, saved, None if trouble else read_adapter(folder), trouble)
+    if trouble := fault(folder):
+        return Listed(folder, saved, None, trouble)
+    adapter = read_adapter(folder)
+    return Listed(folder, saved, adapter, "; ".join(config_faults(adapter.config)) or None)

@@ -1,6 +1,7 @@
 """Checks that the model has every layer that `target_modules` names, and shortens the names."""
 
 import difflib
+import re
 
 from ..errors import UserError
 from ..text import quoted
@@ -38,3 +39,24 @@ def check_targets(target_modules, layers: list[str]) -> None:
             raise UserError(
                 f"`target_modules`: no layer of this model is called {quoted(target)}; {guess} are {', '.join(known)}"
             )
+
+
+def check_expression(target_modules, model) -> None:
+    """UserError for a regular expression that matches a module which holds others: no adapter is for such a module.
+
+    target_modules: as an option of a run; a value that is no regular expression is not checked here.
+    """
+    if not isinstance(target_modules, str) or target_modules == "all-linear":
+        return
+    for name, module in model.named_modules():
+        if re.fullmatch(target_modules, name) and any(True for _ in module.children()):
+            what = f"{name}, a module" if name else "the whole model, a module"
+            raise UserError(
+                f"`target_modules` {quoted(target_modules)} matches {what} that holds others; end the expression in "
+                f"names of layers, such as {', '.join(short_names(_inside(module)))}"
+            )
+
+
+def _inside(module) -> list[str]:
+    """The names of the layers in a module that have a matrix as their weight."""
+    return [name for name, its in module.named_modules() if getattr(getattr(its, "weight", None), "ndim", 0) == 2]

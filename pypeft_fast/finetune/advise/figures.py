@@ -3,8 +3,10 @@
 import base64
 import io
 import math
+from collections.abc import Sequence
 
 from ..plan.make import Row
+from ..report.fonts import drawable, fonts_for
 from ..sizes import written
 from .energy import LayerEnergy
 from .rule import ERRORS
@@ -30,14 +32,15 @@ def as_uri(figure) -> str:
 def energy_figure(modules: dict[str, Share]):
     """Bars of each module type: its share of the gradient energy, with the standard error, above its share of the
     parameters."""
-    figure, axes = _axes(7.2, 0.6 + 0.52 * len(modules))
+    names = [drawable(name) for name in modules]
+    figure, axes = _axes(7.2, 0.6 + 0.52 * len(modules), names)
     shares, places = list(modules.values()), range(len(modules))
     errors = [100 * (its.error or 0.0) for its in shares]
     upper, lower = [i - 0.19 for i in places], [i + 0.19 for i in places]
     axes.barh(upper, [100 * its.energy for its in shares], 0.36, xerr=errors, color=ENERGY, label="gradient energy",
               error_kw={"elinewidth": 1.2, "capsize": 2.5, "ecolor": "#14365e"})  # fmt: skip
     axes.barh(lower, [100 * its.cost for its in shares], 0.36, color=PARAMETERS, label="trained parameters")
-    axes.set_yticks(list(places), list(modules))
+    axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("share of all linear layers, %")
@@ -61,10 +64,11 @@ def layer_figure(layers: list[LayerEnergy]):
     for its in inside:
         grid[rows.index(its.module)][its.block] = its.energy / its.parameters / mean
     known = [value for row in grid for value in row if value > 0]
-    figure, axes = _axes(7.2, 0.9 + 0.34 * len(rows))
+    names = [drawable(modules[row]) for row in rows]
+    figure, axes = _axes(7.2, 0.9 + 0.34 * len(rows), names)
     low, high = max(min(known), max(known) / 1e4), max(known)
     image = axes.imshow(grid, aspect="auto", cmap="viridis", norm=LogNorm(low, high if high > low else 2 * low))
-    axes.set_yticks(range(len(rows)), [modules[row] for row in rows])
+    axes.set_yticks(range(len(rows)), names)
     axes.set_xlabel("block")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[:].set_visible(False)
@@ -127,11 +131,12 @@ def trial_figure(trial: Trial):
     return figure
 
 
-def _axes(width: float, height: float):
+def _axes(width: float, height: float, names: Sequence[str] = ()):
+    """(a figure, its axes), whose fonts have the characters of these names."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(LETTERS):
+    with matplotlib.rc_context(LETTERS), fonts_for("".join(names)):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
     axes.set_axisbelow(True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UserError, as_user_error
-from ..library_errors import LIBRARY_ERRORS
+from ..errors import UserError
 from .records import Example
+from .rendering import check_answers_differ, render
 
 IGNORE = -100  # the label that torch's cross entropy ignores
 
@@ -19,49 +19,6 @@ class Encoded:
     positions: list[int] | None = None  # of a packed row: from 0 again at each of its examples
 
 
-def render_prompt(tokenizer, messages) -> str:
-    """The prompt of the next answer.
-
-    The tokenizer's chat template renders the prompt. Without a chat template the prompt is the text of the only
-    message; UserError if there are several messages.
-    """
-    if tokenizer.chat_template is None:
-        if len(messages) != 1:
-            raise UserError(f"this tokenizer has no chat template, so it cannot render {len(messages)} messages")
-        return messages[0]["content"]
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-
-
-def _render(tokenizer, example: Example) -> tuple[str, list[tuple[int, int]]]:
-    """(text of a whole conversation, [(start, end)] of each answer in the text, including the end token)."""
-    from jinja2 import TemplateError
-
-    messages = list(example.messages)
-    if tokenizer.chat_template is None:
-        if [m["role"] for m in messages] != ["user", "assistant"]:
-            raise UserError(
-                f"{example.source}: this tokenizer has no chat template, so each example must be one "
-                '"prompt" and its "completion"'
-            )
-        prompt, answer = messages[0]["content"], messages[1]["content"] + (tokenizer.eos_token or "")
-        return prompt + answer, [(len(prompt), len(prompt) + len(answer))]
-    spans = []
-    refused = f"{example.source}: the tokenizer's chat template refuses it"
-    with as_user_error(refused, (TemplateError, *LIBRARY_ERRORS)):
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = render_prompt(tokenizer, messages[:i]) if i else ""
-                through = tokenizer.apply_chat_template(messages[: i + 1], tokenize=False)
-                if not (text.startswith(through) and through.startswith(before)):
-                    raise UserError(
-                        f"{example.source}: the tokenizer's chat template renders message {i + 1} differently within "
-                        "the conversation, so its answer cannot be located; give conversations of one turn"
-                    )
-                spans.append((len(before), len(through)))
-    return text, spans
-
-
 def encode(tokenizer, example: Example) -> Encoded:
     """Token ids and labels of one conversation.
 
@@ -69,7 +26,7 @@ def encode(tokenizer, example: Example) -> Encoded:
     prompt. Whitespace that a template writes after an answer's end token is no target, since generation stops at the
     end token.
     """
-    text, spans = _render(tokenizer, example)
+    text, spans = render(tokenizer, example)
     special = set(tokenizer.all_special_ids)
     ids, labels = [], []
     for tokens, is_answer in _tokenise(tokenizer, text, spans):
@@ -139,10 +96,14 @@ class EncodedSet:
 
 
 def encode_all(tokenizer, examples: list[Example], max_length: int) -> EncodedSet:
-    """All examples, cut after max_length tokens; examples without a target token are dropped."""
+    """All examples, cut after max_length tokens; examples without a target token are dropped.
+
+    UserError: see `render` and `check_answers_differ`; also for a tokenizer without character offsets.
+    """
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {type(tokenizer).__name__} gives no character offsets; a fast one is needed")
     whole = [encode(tokenizer, e) for e in examples]
+    check_answers_differ(tokenizer, examples[0])
     # The model predicts each token from the tokens before it, so the first token is never a target.
     kept = [e for e in whole if any(label != IGNORE for label in e.labels[1:max_length])]
     lengths = [len(e.input_ids) for e in kept]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..adapters.adapted import check_rank
 from ..errors import UserError, as_user_error
 from ..memory import resident_bytes
 from . import candidates as choices
@@ -16,6 +17,7 @@ from .probe import Probe, Times, between, ends
 from .skeleton import Skeleton, read_skeleton, remarks
 from .weights import base_bytes, largest_layer
 
+MOST_TOKENS = 2**31  # of a step, above which PyTorch's sizes may overflow
 FITS, CHECKPOINTED, NO = "yes", "checkpointed", "no"
 
 
@@ -73,6 +75,8 @@ def make_plan(model: str, wanted: Wanted, told: Callable[[str], None] = lambda t
     groups = choices.target_groups(full, skeleton.depth, wanted.groups)
     if not groups:
         raise UserError(f"`model` {model} has no linear layers of {', '.join(wanted.groups)} in its blocks")
+    for rank in wanted.ranks if set(wanted.methods) != {"ia3"} else ():
+        check_rank(full, rank)
     asked = choices.candidates(groups, wanted.methods, wanted.ranks)
     plan = Plan(skeleton, wanted, sum(p.numel() for p in full.parameters()), remarks=remarks(full, skeleton.depth))
     bases = {base: base_of(skeleton, full, base, wanted.dtype, wanted.on_gpu) for base in wanted.bases}
@@ -125,6 +129,8 @@ def _live(skeleton: Skeleton, its: Candidate, wanted: Wanted, saves: bool):
     model = with_adapter(skeleton.model(wanted.dtype, DEPTH), its, skeleton.task)
     # Some kernels refuse a dtype also without memory: the product of stacked experts in PyTorch takes bfloat16 alone.
     remedy = "try `dtype` bfloat16" if wanted.dtype != "bfloat16" else "this model cannot be planned"
+    if wanted.batch_size * wanted.max_length > MOST_TOKENS:
+        remedy = "give fewer tokens by `batch_size` or `max_length`"
     with as_user_error(f"no step of the model in {wanted.dtype} can be simulated; {remedy}", (RuntimeError,)):
         return activations(model, _shape(wanted), skeleton.causal, saves)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import need
 from ..text import cut, safe
+from .fonts import no_warning_of_glyphs
 from .plot import Curve, loss_figure
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -64,9 +65,10 @@ def figure_svg(curves: list[Curve]) -> str:
     """The loss plot as an SVG element, whose text is text."""
     import matplotlib
 
-    figure, svg = loss_figure(curves), io.StringIO()
+    figure, svg = loss_figure(curves, as_text=True), io.StringIO()
     figure.axes[0].set_title("")
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pypeft_fast", "font.family": "sans-serif"}):
+    options = {"svg.fonttype": "none", "svg.hashsalt": "pypeft_fast", "font.family": "sans-serif"}
+    with matplotlib.rc_context(options), no_warning_of_glyphs():
         figure.savefig(svg, format="svg", metadata={"Date": None}, transparent=True)
     text = svg.getvalue()
     return text[text.index("<svg") :]

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import need
 from ..text import safe
 from ..whole_files import write_whole
+from .fonts import drawable, fonts_for
 
 NAMED = 5  # as many runs as matplotlib's ten colours do for, two each, and a title has room for
 
@@ -43,23 +44,32 @@ class Curve:
 def plot_losses(curves: list[Curve], path: Path) -> None:
     """Writes a PNG: training loss over steps as a line, held-out loss as marks, joined if there are more than two.
 
-    Every line has its own colour. A $ sign in a curve's name is escaped, so that matplotlib renders no formula.
+    Every line has its own colour. A $ sign in a curve's name is escaped, so that matplotlib renders no formula; so is a
+    character that no installed font has.
     """
     png = io.BytesIO()
     loss_figure(curves).savefig(png, format="png")
     write_whole(path, png.getvalue())
 
 
-def loss_figure(curves: list[Curve]):
-    """The matplotlib Figure that `plot_losses` writes."""
+def loss_figure(curves: list[Curve], as_text: bool = False):
+    """The matplotlib Figure that `plot_losses` writes. as_text: another program draws the names, and has the fonts."""
     need("matplotlib")
+    names = [_shown(curve.name) for curve in curves]
+    if not as_text:
+        names = [drawable(name) for name in names]
+    with fonts_for("".join(names)):
+        return _drawn(curves, names)
+
+
+def _drawn(curves: list[Curve], names: list[str]):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for (line, mark), curve in zip(_colours(len(curves)), curves, strict=True):
-        name = "" if len(curves) == 1 else f": {_shown(curve.name)}"
+    for (line, mark), curve, its in zip(_colours(len(curves)), curves, names, strict=True):
+        name = "" if len(curves) == 1 else f": {its}"
         steps = range(1, len(curve.losses) + 1)
         axes.plot(steps, curve.losses, linewidth=1.2, color=line, label=f"training{name}")
         if marks := curve.evaluations():
@@ -68,7 +78,6 @@ def loss_figure(curves: list[Curve]):
         best = dict(marks).get(curve.best_step)
         if best is not None:
             axes.plot([curve.best_step], [best], "*", markersize=14, color=mark, label=f"kept{name}")
-    names = [_shown(curve.name) for curve in curves]
     axes.set_title(f"Loss of {' and '.join(names) if len(names) <= NAMED else f'{len(names)} adapters'}", wrap=True)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

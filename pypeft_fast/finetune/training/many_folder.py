@@ -40,11 +40,14 @@ def alone_in_many(output: Path, names: Iterable[str]) -> Iterator[None]:
         yield
 
 
-def begin_many(output: Path, settings: dict[str, Settings], options: dict) -> dict[str, str]:
+def begin_many(
+    output: Path, settings: dict[str, Settings], options: dict, read: dict[str, dict[str, str]]
+) -> dict[str, str]:
     """Removes the metrics and checkpoints of earlier runs and writes the settings: of each adapter into its folder, of
     all into output. Returns what stays, as `run_folder.begin` does.
 
-    options: all options of the command, for a config file that repeats the run.
+    options: all options of the command, for a config file that repeats the run. read: `hashes.hashes_of` each adapter,
+    by name.
     """
     _remove_scratch(output)
     with as_user_error(f"{output / run_folder.REPORT_FILE} cannot be deleted", (OSError,)):
@@ -52,18 +55,20 @@ def begin_many(output: Path, settings: dict[str, Settings], options: dict) -> di
     left = checkpoints.remove(output)
     alone = {name: options[name] for name in run_folder.OPTIONS if name in options} | {"by_product": False}
     for name, its in settings.items():
-        left_here = run_folder.begin(output / name, its, alone | {"output": str(output / name)})
+        left_here = run_folder.begin(output / name, its, alone | {"output": str(output / name)}, read[name])
         left |= {f"{name}/{file}": why for file, why in left_here.items()}
     values = {name: dataclasses.asdict(its) for name, its in settings.items()}
     write_json(output / run_folder.SETTINGS_FILE, options | {"adapters": values})
     return left
 
 
-def resumption_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved | None, list[str]]:
+def resumption_many(
+    output: Path, settings: dict[str, Settings], read: dict[str, dict[str, str]]
+) -> tuple[Saved | None, list[str]]:
     """(the checkpoint that `resume` goes on from, the faults of newer ones); (None, []) if the run is complete.
 
-    Raises UserError if the folder has no run, if its run has other adapters or other settings, or if no checkpoint is
-    whole.
+    read: `hashes.hashes_of` each adapter, by name. Raises UserError if the folder has no run, if its run has other
+    adapters or other settings or has read other data, or if no checkpoint is whole.
     """
     path = output / run_folder.SETTINGS_FILE
     none = f"`resume`: no complete checkpoint in {output}; start without `resume`"
@@ -76,7 +81,8 @@ def resumption_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved 
         theirs, ours = (cut(", ".join(sorted(names))) for names in (saved, settings))
         raise UserError(f"`resume`: the run to go on with has the adapters {theirs}, and now there are {ours}")
     for name, its in settings.items():
-        run_folder.check_settings(output / name / run_folder.SETTINGS_FILE, dataclasses.asdict(its), name)
+        file = output / name / run_folder.SETTINGS_FILE
+        run_folder.check_settings(file, dataclasses.asdict(its), read[name], name)
     if all(is_complete(output, name, its) for name, its in settings.items()):
         return None, []
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
@@ -88,10 +94,10 @@ def resumption_many(output: Path, settings: dict[str, Settings]) -> tuple[Saved 
     return found, damaged
 
 
-def can_be_resumed_many(output: Path, settings: dict[str, Settings]) -> bool:
+def can_be_resumed_many(output: Path, settings: dict[str, Settings], read: dict[str, dict[str, str]]) -> bool:
     """Whether `resume` with the same options would find a checkpoint."""
     try:
-        return resumption_many(output, settings)[0] is not None
+        return resumption_many(output, settings, read)[0] is not None
     except UserError:
         return False
 

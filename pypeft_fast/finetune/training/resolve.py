@@ -6,15 +6,18 @@ import re
 from ..adapters.files import Adapter
 from ..adapters.methods import METHODS, method_of, options_of
 from ..chat_template import template_file
-from ..errors import UserError
+from ..errors import UserError, as_user_error
 from ..json_text import check_text
 from ..quantized import check_method
+from ..text import quoted
 from .schedule import schedule
 from .settings import Settings
 
 # AdamW changes each parameter by about the learning rate per step, whatever the size of the gradients. The initial
 # values of an adapter are within 1, so a larger rate overwrites them in the first step.
 LARGEST_RATE = 1.0
+LAST_RATE = 1e-7  # of Trainer's polynomial schedule
+ALL = "all-linear"  # PEFT's value of target_modules
 
 
 def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
@@ -26,14 +29,11 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     The chat template that `adapter` was trained with is used unless another one is asked for.
 
     Raises UserError for an option that the method or the schedule does not have, for a method that cannot run over the
-    quantised base model, and for a learning rate above LARGEST_RATE.
+    quantised base model, for target_modules without a name, and for a learning rate above LARGEST_RATE.
     """
     given = dict(asked)
-    names = asked["target_modules"]
-    if names not in (None, "all-linear") and ("," in names or re.fullmatch(r"[\w.]+", names)):
-        given["target_modules"] = [name.strip() for name in names.split(",") if name.strip()]
-    if names is not None:
-        check_text(names, "`target_modules`")
+    if asked["target_modules"] is not None:
+        given["target_modules"] = _targets(asked["target_modules"])
     options = {name for method in METHODS.values() for name in method.options}
     if adapter is None:
         given["method"] = asked["method"] or "lora"
@@ -59,7 +59,12 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
             f"{LARGEST_RATE:g}; usual for {given['method']} is {usual['learning_rate']:g}"
         )
     given["warmup"] = _warmup(asked["warmup"], asked["schedule"])
-    _check_decay(asked["weight_decay"], given["method"])
+    _check_decay(asked["weight_decay"], given["method"], given["learning_rate"])
+    if asked["schedule"] == "polynomial" and given["learning_rate"] <= LAST_RATE:
+        raise UserError(
+            f"`learning_rate` {given['learning_rate']:g} does not go with `schedule` polynomial, which ends with "
+            f"{LAST_RATE:g}; give a larger one, or another schedule"
+        )
     if given["eval_data"] is not None:
         given["eval_fraction"] = 0
     if given["method"] == "prefix" and asked["gradient_checkpointing"]:
@@ -72,6 +77,28 @@ def resolve(asked: dict, examples: int, adapter: Adapter | None) -> Settings:
     return Settings(**given)
 
 
+def _targets(text: str) -> str | list[str]:
+    """The list of names in a text, or all-linear, or a regular expression. UserError if the text names no layer."""
+    check_text(text, "`target_modules`")
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(
+            f"`target_modules` {quoted(text)} names no layer; give names separated by commas, a regular expression, or "
+            f"{ALL}"
+        )
+    if ALL in names and len(names) > 1:
+        raise UserError(
+            f"`target_modules` {quoted(text)}: {ALL} means every linear layer; give it alone, or names only"
+        )
+    if names == [ALL]:
+        return ALL
+    if "," in text or re.fullmatch(r"[\w.]+", text):
+        return names
+    with as_user_error(f"`target_modules` {quoted(text)} is neither a name nor a regular expression", (re.error,)):
+        re.compile(text)
+    return text
+
+
 def _warmup(asked: float | None, schedule: str) -> float:
     """The warm-up. UserError if one is asked for and the schedule has none."""
     if schedule != "constant":
@@ -81,8 +108,9 @@ def _warmup(asked: float | None, schedule: str) -> float:
     return 0
 
 
-def _check_decay(weight_decay: float, method: str) -> None:
-    """UserError for a weight decay of values whose decay has no effect or breaks the model."""
+def _check_decay(weight_decay: float, method: str, learning_rate: float) -> None:
+    """UserError for a weight decay of values whose decay has no effect or breaks the model, or that changes signs:
+    AdamW multiplies each value by 1 - learning_rate * weight_decay in each step."""
     refused = {
         "bitfit": "Trainer does not decay biases, and bitfit trains nothing else",
         "ia3": "the decay drives IA3's factors from 1 to 0, and so switches layers off",
@@ -90,4 +118,9 @@ def _check_decay(weight_decay: float, method: str) -> None:
     if weight_decay and method in refused:
         raise UserError(
             f"`weight_decay` {weight_decay:g} does not go with `method` {method}: {refused[method]}; leave it out"
+        )
+    if weight_decay and weight_decay * learning_rate >= 1:
+        raise UserError(
+            f"`weight_decay` {weight_decay:g} with `learning_rate` {learning_rate:g} decays each value by all of it or "
+            "more in a step; give one of which the product is below 1"
         )

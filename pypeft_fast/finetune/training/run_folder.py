@@ -15,7 +15,7 @@ from ..chat_template import FILE as TEMPLATE
 from ..errors import UserError, as_user_error
 from ..text import quoted
 from ..whole_files import write_json
-from . import checkpoints
+from . import checkpoints, event_files, hashes
 
 SETTINGS_FILE, METRICS_FILE, PLOT_FILE = "finetune.json", "metrics.json", "loss.png"
 REPORT_FILE = "report.html"
@@ -81,35 +81,37 @@ def _is_held(file, path: Path) -> bool:
         return True  # a file system without locks
 
 
-def begin(output: Path, settings, options: dict) -> dict[str, str]:
-    """Removes the metrics, the report and the checkpoints of an earlier run, and writes the settings of the new run.
+def begin(output: Path, settings, options: dict, read: dict[str, str]) -> dict[str, str]:
+    """Removes the metrics, the report, the event files and the checkpoints of an earlier run, and writes the settings.
 
-    options: further options of the command, for a config file that repeats the run.
+    options: further options of the command, for a config file that repeats the run. read: `hashes.hashes_of` the run.
     The earlier run's adapter stays until this run replaces it. Files and folders named checkpoint-* that no run wrote
     are not deleted; they are returned as {name: reason}.
     """
     for name in (METRICS_FILE, REPORT_FILE):
         with as_user_error(f"{output / name} cannot be deleted", (OSError,)):
             (output / name).unlink(missing_ok=True)
+    event_files.remove(output)
     left = checkpoints.remove(output)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         stay = {path.name: checkpoints.fingerprint(path) for path in checkpoints.checkpoints(output)}
-    write_json(output / SETTINGS_FILE, options | dataclasses.asdict(settings) | ({EARLIER: stay} if stay else {}))
+    records = {hashes.KEY: read} | ({EARLIER: stay} if stay else {})
+    write_json(output / SETTINGS_FILE, options | dataclasses.asdict(settings) | records)
     return left
 
 
-def resumption(output: Path, settings) -> Resumption:
-    """What `resume` does in this folder: see Resumption.
+def resumption(output: Path, settings, read: dict[str, str]) -> Resumption:
+    """What `resume` does in this folder: see Resumption. read: `hashes.hashes_of` the run.
 
-    Raises UserError if the folder has no run, if its run has other settings, if the settings cannot be read, or if no
-    checkpoint is complete.
+    Raises UserError if the folder has no run, if its run has other settings or has read other data, if the settings
+    cannot be read, or if no checkpoint is complete.
     """
     none = f"`resume`: no complete checkpoint in {output}; start without `resume`"
     if not (output / SETTINGS_FILE).is_file():
         raise UserError(none)
     _check_names(output)
     now = dataclasses.asdict(settings)
-    earlier = check_settings(output / SETTINGS_FILE, now)
+    earlier = check_settings(output / SETTINGS_FILE, now, read)
     if (steps := steps_of_complete(output, now)) is not None:
         return Resumption(None, steps_done=steps)
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
@@ -143,8 +145,9 @@ def _check_names(output: Path) -> None:
         raise UserError(f"`output` {output}: {blocked} in it is not a file; move it away or name another folder")
 
 
-def check_settings(path: Path, now: dict, adapter: str | None = None) -> dict[str, str]:
-    """The file's {name: fingerprint} of earlier checkpoints. UserError if the file's settings are not exactly `now`.
+def check_settings(path: Path, now: dict, read: dict[str, str], adapter: str | None = None) -> dict[str, str]:
+    """The file's {name: fingerprint} of earlier checkpoints. UserError if the file's settings are not exactly `now`, or
+    its hashes are not `read`.
 
     adapter: the name of one among several, for messages.
     """
@@ -154,10 +157,12 @@ def check_settings(path: Path, now: dict, adapter: str | None = None) -> dict[st
         saved = json_text.read_object(path, str(path))
     except UserError as error:
         raise UserError(f"`resume`: {error}; {remedy}") from error
-    earlier = saved.pop(EARLIER, {})
+    earlier, was_read = saved.pop(EARLIER, {}), saved.pop(hashes.KEY, None)
     missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys() - set(OPTIONS))
-    if missing or unknown or not isinstance(earlier, dict):
-        what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0] if unknown else EARLIER}"
+    missing += [hashes.KEY] if not isinstance(was_read, dict) else []
+    unknown += [EARLIER] if not isinstance(earlier, dict) else []
+    if missing or unknown:
+        what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0]}"
         raise UserError(f"`resume`: {path} {what}: another version of this command wrote it; {remedy}")
     for name, value in now.items():
         if saved[name] != value:
@@ -165,6 +170,7 @@ def check_settings(path: Path, now: dict, adapter: str | None = None) -> dict[st
                 f"`resume`: `{name}`{of_adapter} was {quoted(saved[name])} in the run to go on with and is "
                 f"{quoted(value)} now; give the same options"
             )
+    hashes.check_hashes(was_read, read, now, adapter)
     return earlier
 
 

@@ -12,6 +12,7 @@ from ..data.tokens import Collator
 from ..report.plot import plot_losses
 from ..whole_files import write_json
 from .prepare import Data
+from .reporting import reporting
 from .results import loss_before, write_results
 from .settings import Settings
 from .trainer import TimedTrainer, train_to_the_end
@@ -56,6 +57,7 @@ def make_trainer(
     every = settings.checkpoint_steps(len(data.rows))
     saving = "steps" if every else "no"
     evaluating = saving if data.held_out else "no"
+    names, reporters = reporting(report_to)
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=settings.batch_size,
@@ -84,10 +86,10 @@ def make_trainer(
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to=list(report_to) or "none",
+        report_to=names or "none",
         run_name=output.resolve().name,
     )
-    callbacks = list(callbacks)
+    callbacks = [*reporters, *callbacks]
     if settings.patience and evaluating != "no":
         callbacks.append(EarlyStoppingCallback(settings.patience))
     return TimedTrainer(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pypeft_fast.finetune.data.records import Example
-from pypeft_fast.finetune.data.tokens import IGNORE, Collator, Encoded, encode, encode_all, render_prompt
+from pypeft_fast.finetune.data.rendering import render_prompt
+from pypeft_fast.finetune.data.tokens import IGNORE, Collator, Encoded, encode, encode_all
 from pypeft_fast.finetune.errors import UserError
 
 CHAT = Example(
@@ -89,6 +90,27 @@ def test_a_template_without_end_token_or_with_a_refusal(tokenizer):
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     assert [other.decode(run) for run in targets(encode(other, PAIR))] == ["blue light\n"]
+
+
+ROLES = "{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize("template", ["Hello!", "{{ '' }}", "{{ message }}", ROLES])
+def test_a_template_that_writes_no_answer_is_an_error_that_says_what_to_write(tokenizer, template):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    with pytest.raises(UserError, match=r"x:2: the chat template writes no answer: .*\{% for message in messages %\}"):
+        encode_all(other, [PAIR], 512)
+
+
+def test_a_template_whose_prompt_does_not_begin_the_conversation(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} END"
+    says = (
+        "x:2: the chat template writes ' END' in the prompt of message 2 where the conversation .* has 'blue light EN"
+    )
+    with pytest.raises(UserError, match=says):
+        encode(other, PAIR)
 
 
 def test_cutting_keeps_an_answer_token_or_leaves_the_example_out(tokenizer):

@@ -24,10 +24,29 @@ def test_what_is_not_asked_follows_from_the_method_and_the_data():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("q_proj, v_proj", ["q_proj", "v_proj"]), ("a.q_proj", ["a.q_proj"]), (r".*\.q", r".*\.q")],
+    [
+        ("q_proj, v_proj", ["q_proj", "v_proj"]),
+        ("a.q_proj", ["a.q_proj"]),
+        (r".*\.q", r".*\.q"),
+        ("all-linear,", "all-linear"),
+    ],
 )
 def test_a_text_of_targets(given, expected):
     assert resolve(ASKED | {"target_modules": given}, 40, None).target_modules == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("", "'' names no layer; give names separated by commas, a regular expression, or all-linear"),
+        (" , ", "' , ' names no layer"),
+        ("(q|v", r"'\(q\|v' is neither a name nor a regular expression: missing \)"),
+        ("q_proj,all-linear", "'q_proj,all-linear': all-linear means every linear layer; give it alone"),
+    ],
+)
+def test_a_text_without_a_target(given, says):
+    with pytest.raises(UserError, match=f"`target_modules` {says}"):
+        resolve(ASKED | {"target_modules": given}, 40, None)
 
 
 def test_an_adapter_brings_its_method_and_allows_no_other():
@@ -49,6 +68,18 @@ def test_what_was_asked_stays_as_it_is():
 def test_a_learning_rate_that_cannot_be_meant(rate):
     with pytest.raises(UserError, match=r"`learning_rate` .* above 0 and at most 1; usual for ia3 is 0.005"):
         resolve(ASKED | {"method": "ia3", "learning_rate": rate}, 40, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"schedule": "polynomial", "learning_rate": 1e-7}, "`learning_rate` 1e-07 does not go with `schedule` polyn"),
+        ({"weight_decay": 2000.0, "learning_rate": 5e-4}, "`weight_decay` 2000 with `learning_rate` 0.0005 decays"),
+    ],
+)
+def test_rates_that_a_schedule_or_a_decay_cannot_have(options, says):
+    with pytest.raises(UserError, match=says):
+        resolve(ASKED | options, 40, None)
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])

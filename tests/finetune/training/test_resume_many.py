@@ -9,6 +9,7 @@ import torch
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.training import course, many_checkpoints, train_many
+from pypeft_fast.finetune.training.hashes import hashes_of
 from pypeft_fast.finetune.training.many_folder import begin_many, resumption_many
 from pypeft_fast.finetune.training.ready_many import make_ready_many
 from tests.finetune.training.test_train_many import TWO, files, settings, weights  # noqa: F401
@@ -29,9 +30,9 @@ def run(settings):  # noqa: F811
         of = {name: settings(name, **DROPOUT | options) for name in names}
         saved = None
         if resume:
-            saved, _ = resumption_many(folder, of)
+            saved, _ = resumption_many(folder, of, read(of))
         else:
-            begin_many(made(folder, names), of, {})
+            begin_many(made(folder, names), of, {}, read(of))
         ready = make_ready_many(of, {name: load_data(its.data) for name, its in of.items()}, {})
         with pytest.MonkeyPatch.context() as patched:
             real, left = train_many.backward, iter(range(stop or 10**9))
@@ -62,6 +63,10 @@ def check_model(ready, folder):
         written = weights(folder / name)
         for key, parameter in its.parameters.items():
             assert torch.equal(parameter, written[key.replace(f".{its.adapter}", "")]), (name, key)
+
+
+def read(settings):  # noqa: F811
+    return {name: hashes_of(its, load_data(its.data), None) for name, its in settings.items()}
 
 
 def made(folder, names):
@@ -189,30 +194,30 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(run, whole, settings, tmp_path
     DAMAGE[kind](folder / "checkpoint-4")
     (folder / "billing").mkdir(exist_ok=True)
     (folder / "billing/finetune.json").write_text(kept)
-    saved, damaged = resumption_many(folder, of)
+    saved, damaged = resumption_many(folder, of, read(of))
     assert saved.step == 2 and len(damaged) == 1 and damaged[0].startswith("checkpoint-4 is damaged (")
     if kind == "tensors cut":
         check_same(folder, whole[0], run(folder, resume=True), whole[1])
     else:
         cut(folder / "checkpoint-2/adapters.pt")
         with pytest.raises(UserError, match="no whole checkpoint is left; start again with `overwrite`"):
-            resumption_many(folder, of)
+            resumption_many(folder, of, read(of))
 
 
 def test_what_there_is_to_go_on_with(run, settings, tmp_path):  # noqa: F811
     folder, of = tmp_path / "a", {name: settings(name, **DROPOUT) for name in NAMES}
     with pytest.raises(UserError, match="no complete checkpoint in"):
-        resumption_many(folder, of)
+        resumption_many(folder, of, read(of))
     stopped(run, folder, 1)
     with pytest.raises(UserError, match="no complete checkpoint in"):
-        resumption_many(folder, of)
+        resumption_many(folder, of, read(of))
     stopped(run, folder, 3)
     with pytest.raises(UserError, match="`learning_rate` of billing was 0.02 in the run to go on with and is 0.5 now"):
-        resumption_many(folder, of | {"billing": settings("billing", **DROPOUT | dict(learning_rate=0.5))})
+        resumption_many(folder, of | {"billing": settings("billing", **DROPOUT | dict(learning_rate=0.5))}, read(of))
     with pytest.raises(UserError, match="has the adapters billing, desk, returns, and now there are billing, desk$"):
-        resumption_many(folder, {name: of[name] for name in TWO})
+        resumption_many(folder, {name: of[name] for name in TWO}, read(of))
     run(folder, resume=True)
-    assert resumption_many(folder, of) == (None, [])
+    assert resumption_many(folder, of, read(of)) == (None, [])
     (folder / "finetune.json").write_text(json.dumps({"adapters": 1}))
     with pytest.raises(UserError, match="is not of a run of several adapters"):
-        resumption_many(folder, of)
+        resumption_many(folder, of, read(of))
