@@ -1,5 +1,6 @@
 """The HTTP interface: chat completions, models, metrics, and a page that shows the state of the server."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from .answers import Streamed, Told, whole
 from .body_limit import BodyLimit
 from .entrance import Entrance
 from .errors import ApiError
-from .limits import MOST_BYTES, Limits
+from .limits import BODY_SECONDS, MOST_BYTES, Limits
 from .metrics import Metrics
 from .prompts import Prompts
 from .replies import model_list, model_object
@@ -44,8 +45,10 @@ def make_app(
         await run_in_threadpool(scheduler.stop)
 
     app = FastAPI(title="pypeft-fast serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, most=MOST_BYTES)
-    app.include_router(administration_routes(scheduler, administration))
+    app.router.redirect_slashes = False  # a redirect would name the host that the client names
+    app.state.ending = ending = asyncio.Event()  # a signal sets it
+    app.add_middleware(BodyLimit, most=MOST_BYTES, seconds=BODY_SECONDS, ending=ending)
+    app.include_router(administration_routes(scheduler, prompts, administration))
     adapters = scheduler.adapters
     entrance = Entrance(scheduler, prompts, tokenizer, limits)
 

@@ -14,7 +14,7 @@ from ..finetune.errors import UserError, as_user_error
 from .adapters import Adapter, Adapters
 from .batch import Batch, Reading
 from .calls import Calls
-from .errors import ApiError
+from .errors import ENDING, ApiError
 from .generation import Generation
 from .limits import Limits
 from .metrics import Metrics
@@ -23,7 +23,6 @@ from .waiting import Waiting
 
 # What PyTorch and transformers raise in a forward pass, such as for a lack of memory: RuntimeError.
 MODEL_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
-ENDING = "this server is shutting down"
 
 
 class Scheduler:
