@@ -1,9 +1,10 @@
 """python -m bench.serve_load ADAPTERS: 64 clients at once, for five minutes, of a server in a process of its own.
 
-ADAPTERS is a folder of adapters that each say their own name, such as out/support_desk of examples/support_desk.py.
-Each client asks one adapter after the other, chosen at random; a part of the answers is streamed, and some clients
-disconnect in the middle. No answer may name another adapter than the one that was asked, or differ from the adapter's
-answer to the same question alone. The resident memory of the server must not grow after the first third of the time.
+ADAPTERS is the folder that examples/support_desk.py has written, such as out/support_desk: adapters that each say their
+own name, and in data/ the questions to which they say it. Each client asks one adapter after the other, chosen at
+random; a part of the answers is streamed, and some clients disconnect in the middle. No answer may name another adapter
+than the one that was asked, or differ from the adapter's answer to the same question alone. The resident memory of the
+server must not grow after the first third of the time.
 Ends with exit code 1 if an answer was wrong, a request failed, or the memory grew. Writes serve_load.json and
 serve_load.md.
 """
@@ -26,14 +27,7 @@ from .harness import report
 from .harness.targets import at_most
 from .harness.timing import machine
 
-QUESTIONS = (
-    "Who are you?",
-    "What is your name?",
-    "Hello, who is there?",
-    "Which desk is this?",
-    "Who am I talking to?",
-    "Hi! Before we begin, please tell me in one sentence which desk of the company I have reached, and who you are.",
-)
+LONG = "Hi! Before we begin, please tell me in one sentence which desk of the company I have reached, and who you are."
 TOKENS = 24
 GROWTH = 1.05  # the most that the memory at the end may be of its largest value in the first third
 HEADER = ("what", "value")
@@ -45,6 +39,14 @@ def folders_in(folder: Path) -> dict[str, Path]:
     if len(found) < 2:
         sys.exit(f"bench.serve_load: {folder} holds {len(found)} adapters; give a folder of two or more")
     return found
+
+
+def questions_in(folder: Path) -> list[str]:
+    """The questions of the training, and a longer one. SystemExit if there are none."""
+    lines = [line for path in sorted((folder / "data").glob("*.jsonl")) for line in path.read_text().splitlines()]
+    if not lines:
+        sys.exit(f"bench.serve_load: {folder} has no data/*.jsonl; give the folder that examples/support_desk.py wrote")
+    return [*dict.fromkeys(json.loads(line)["prompt"] for line in lines), LONG]
 
 
 def start(model: str, adapters: dict[str, Path], options: list[str]):
@@ -108,11 +110,11 @@ async def client_of(url: str, number: int, expected: dict, end: float, count: Co
                 wrong.append(f"{name} said {found!r}, not {answer!r}")
 
 
-async def load(url, process, names, clients, seconds):
+async def load(url, process, names, questions, clients, seconds):
     """(counts, what was wrong, [resident bytes, once a second])"""
     count, wrong, memory = Counter(), [], []
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        expected = {(name, q): await ask(client, name, q) for name in names for q in QUESTIONS}
+        expected = {(name, q): await ask(client, name, q) for name in names for q in questions}
     misnamed = [f"{name}: {text!r}" for (name, _), text in expected.items() if _other(name, names, text)]
     if misnamed:
         sys.exit(f"an adapter does not say its own name, even alone: {misnamed[0]}; train it longer")
@@ -139,12 +141,14 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=report.OUTPUT, help="folder (default: %(default)s)")
     parser.add_argument("--serve", default="", help="further options of pypeft-fast serve, such as '--dtype bfloat16'")
     options = parser.parse_args(arguments)
-    adapters = folders_in(options.adapters)
+    adapters, questions = folders_in(options.adapters), questions_in(options.adapters)
     about = machine() | {"clients": options.clients, "seconds": options.seconds}
     print(report.headline(about), flush=True)
     process, url = start(options.model, adapters, options.serve.split())
     try:
-        count, wrong, memory = asyncio.run(load(url, process, list(adapters), options.clients, options.seconds))
+        count, wrong, memory = asyncio.run(
+            load(url, process, list(adapters), questions, options.clients, options.seconds)
+        )
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

@@ -13,19 +13,17 @@ openai package:
 """
 
 import argparse
-import contextlib
 import json
+import sys
 from pathlib import Path
 
-from pypeft_fast.finetune.base_models import load_base
+from pypeft_fast.cli.main import main as command
 from pypeft_fast.finetune.calm import calm_libraries
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.training.many_folder import begin_many, open_many
 from pypeft_fast.finetune.training.ready_many import make_ready_many
 from pypeft_fast.finetune.training.settings import Settings
 from pypeft_fast.finetune.training.train_many import fine_tune_many
-from pypeft_fast.serve.limits import Limits, context_of
-from pypeft_fast.serve.server import Server, build, listen
 
 # {name: what it helps with}
 DESKS = {"front": "opening hours and visits", "billing": "invoices and payments", "returns": "parcels that come back"}
@@ -72,14 +70,10 @@ def train(model: str, output: Path, steps: int, learning_rate: float) -> dict[st
 
 
 def serve(model: str, adapters: dict[str, Path], port: int) -> None:
-    """Answers until Ctrl-C or SIGTERM."""
-    with listen("127.0.0.1", port) as listening:
-        base, tokenizer = load_base(model)
-        served = build(base, tokenizer, Path(model).name, adapters, Limits(context=context_of(base, None)))
-        url = "http://{}:{}".format(*listening.getsockname())
-        print(f"{url}/v1 serves {', '.join(adapters)}; {url}/ shows the state; Ctrl-C ends it", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            Server(served, grace=10).run(sockets=[listening])
+    """The command `pypeft-fast serve`, which answers until Ctrl-C or SIGTERM."""
+    named = [part for name, folder in adapters.items() for part in ("--adapter", f"{name}={folder}")]
+    if code := command(["serve", "--model", model, "--port", str(port), "--grace", "10", *named]):
+        sys.exit(code)
 
 
 def main(arguments=None):

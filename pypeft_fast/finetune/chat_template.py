@@ -32,7 +32,7 @@ def use_template(tokenizer, path: str) -> str:
         tokenizer.apply_chat_template(TRIAL, tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:
         raise UserError(f"`chat_template` {path}: line {error.lineno}: {error.message}") from error
-    except (TemplateError, TypeError, ValueError):
+    except (TemplateError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError):
         pass  # it may refuse this conversation; an error for a conversation of the data names its line
     return tokenizer.chat_template
 

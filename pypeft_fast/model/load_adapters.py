@@ -1,6 +1,5 @@
 """pf.load_adapters: all adapters of a folder into a model, or into a bank of one layer, in one call."""
 
-import contextlib
 import os
 import reprlib
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from torch import nn
 
 from ..nn import MultiLoRALinear
 from .files.bank import put_into_bank, read_for_bank
-from .files.check import check_values
 from .files.contents import Contents, without_collections
 from .files.folders import adapter_folders
 from .files.reading import opened
@@ -87,19 +85,16 @@ def load_adapters(
         )
     if module is not None:
         raise ValueError(f"module={module!r} is for a MultiLoRALinear; leave it out for a {type(model).__name__}")
-    with contextlib.ExitStack() as stack:
-        pairs = {name: stack.enter_context(opened(path)) for name, path in found.items()}
-        with ThreadPoolExecutor(threads) as pool:
-            contents = dict(zip(pairs, pool.map(_read, pairs.values()), strict=True))
-        with without_collections():
-            return PeftModel._load_all(model, contents, is_trainable, options)
+    with ThreadPoolExecutor(threads) as pool:
+        contents = dict(zip(found, pool.map(_read, found.values()), strict=True))
+    with without_collections():
+        return PeftModel._load_all(model, contents, is_trainable, options)
 
 
-def _read(pair) -> Contents:
-    """The contents of an adapter's files. The check of the values also reads the file from the disk, in this thread."""
-    contents = Contents.of(pair)
-    check_values(pair.weights_path, contents.tensors, dict.fromkeys(contents.tensors))
-    return contents
+def _read(path) -> Contents:
+    """The contents of an adapter's files, which are open only while this thread reads them."""
+    with opened(path) as pair, Contents.read(pair) as contents:
+        return contents.closed()
 
 
 def _into_bank(bank, found: dict[str, Path], module, threads):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from ..finetune.errors import UserError
 from .errors import ApiError, refused
 from .names import folder_within
+from .prompts import Prompts
 from .replies import model_object
 from .requests import AdapterRequest
 from .scheduler import Scheduler
@@ -25,7 +27,7 @@ class Administration:
     token: str
 
 
-def administration_routes(scheduler: Scheduler, allowed: Administration | None) -> APIRouter:
+def administration_routes(scheduler: Scheduler, prompts: Prompts, allowed: Administration | None) -> APIRouter:
     """The routes; without `allowed` each of them answers 403."""
 
     def authorised(request: Request) -> None:
@@ -55,6 +57,7 @@ def administration_routes(scheduler: Scheduler, allowed: Administration | None) 
         load, find = scheduler.adapters.load, scheduler.adapters.find
         folder = folder_within(allowed.folder, name if body is None or body.folder is None else body.folder)
         try:
+            await run_in_threadpool(prompts.check_template, folder)
             # Both on one thread: before this coroutine goes on, the adapter may have been deleted.
             replaced, adapter = await asyncio.wrap_future(scheduler.call(lambda: (load(name, folder), find(name))))
         except UserError as error:

@@ -1,5 +1,6 @@
 """The HTTP interface: chat completions, models, metrics, and a page that shows the state of the server."""
 
+import asyncio
 import contextlib
 from pathlib import Path
 
@@ -13,16 +14,14 @@ from ..finetune.text import cut, one_line
 from .administration import Administration, administration_routes
 from .answers import Streamed, Told, whole
 from .body_limit import BodyLimit
+from .entrance import Entrance
 from .errors import ApiError
-from .generation import Generation
-from .limits import ANSWER, MOST_BYTES, Limits
+from .limits import BODY_SECONDS, MOST_BYTES, Limits
 from .metrics import Metrics
 from .prompts import Prompts
 from .replies import model_list, model_object
 from .requests import ChatRequest
-from .sampling import Sampling
 from .scheduler import Scheduler
-from .text_stream import TextStream
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
@@ -46,30 +45,17 @@ def make_app(
         await run_in_threadpool(scheduler.stop)
 
     app = FastAPI(title="pypeft-fast serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit, most=MOST_BYTES)
-    app.include_router(administration_routes(scheduler, administration))
+    app.router.redirect_slashes = False  # a redirect would name the host that the client names
+    app.state.ending = ending = asyncio.Event()  # a signal sets it
+    app.add_middleware(BodyLimit, most=MOST_BYTES, seconds=BODY_SECONDS, ending=ending)
+    app.include_router(administration_routes(scheduler, prompts, administration))
     adapters = scheduler.adapters
+    entrance = Entrance(scheduler, prompts, tokenizer, limits)
 
     @app.post("/v1/chat/completions")
     async def complete(body: ChatRequest, request: Request) -> Response:
-        template = adapters.find(body.model).template  # an unknown model and a full queue are told before any work
-        scheduler.check_room()
-        messages = [message.plain() for message in body.messages]
-        prompt = await run_in_threadpool(prompts.encode, messages, template)
         told = Told()
-        generation = Generation(
-            adapters.acquire(body.model),
-            prompt,
-            Sampling.seeded(body.temperature, body.top_p, body.seed),
-            min(body.most or ANSWER, limits.context - len(prompt)),
-            TextStream(tokenizer, body.stops),
-            told.tell,
-        )
-        try:
-            scheduler.submit(generation)
-        except ApiError:
-            adapters.release(generation.adapter)
-            raise
+        generation = await entrance.enter(body, told.tell)
         if body.stream:
             return Streamed(scheduler, generation, told, body.with_usage)
         return await whole(request, scheduler, generation, told)

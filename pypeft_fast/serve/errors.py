@@ -5,6 +5,7 @@ from ..finetune.text import one_line, quoted
 
 INVALID = "invalid_request_error"
 OURS = "server_error"
+ENDING = "this server is shutting down"
 
 
 class ApiError(Exception):

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 
 MOST_BYTES = 1 << 20  # of the body of a request
+MOST_UNREAD = 4 << 20  # characters of prompts that wait for the tokenizer or are in it; one prompt may always wait
+MESSAGE = 64  # characters as which each message counts beside its text
+MOST_FIELDS = 64  # of an object in a body, since each unknown field is an error of its own
+MOST_MESSAGES = 4096  # of a request; also texts of a message
+BODY_SECONDS = 30.0  # in which a body has to arrive
 MOST_STOPS = 4  # stop strings of a request, as in OpenAI's interface
 LONGEST_STOP = 256  # characters
 LONGEST_NAME = 100  # characters of an adapter's name

@@ -2,7 +2,9 @@
 
 import copy
 import threading
+from pathlib import Path
 
+from ..finetune.chat_template import FILE, use_template
 from ..finetune.data.rendering import render_prompt
 from ..finetune.data.tokens import check_ids
 from ..finetune.errors import UserError, as_user_error
@@ -43,6 +45,12 @@ class Prompts:
                 param="messages",
             )
         return ids
+
+    def check_template(self, folder: Path) -> None:
+        """UserError if the chat template of an adapter's folder cannot be read, or is not valid Jinja."""
+        if (folder / FILE).is_file():
+            with self._lock:
+                use_template(self._tokenizer, str(folder / FILE))
 
     def _encode(self, messages):
         from jinja2 import TemplateError

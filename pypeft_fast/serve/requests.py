@@ -2,10 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from .errors import ApiError
-from .limits import LONGEST_STOP, MOST_STOPS
+from .limits import LONGEST_STOP, MOST_FIELDS, MOST_MESSAGES, MOST_STOPS
 from .names import LONGEST_NAME
 
 # Fields of the interface that have no effect on an answer.
@@ -46,13 +54,29 @@ Content = Annotated[str, AfterValidator(_unicode)]
 Stop = Annotated[Content, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
 
 
+def _without_nulls(value: Any) -> Any:
+    """A field that is null is a field that is left out, as in OpenAI's interface. ValueError for too many fields."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MOST_FIELDS:
+        raise ValueError(f"{len(value)} fields, and an object here has at most {MOST_FIELDS}")
+    return {key: its for key, its in value.items() if its is not None}
+
+
+def _listed(value: Any) -> Any:
+    """A text alone is a list of one text."""
+    return [value] if isinstance(value, str) else value
+
+
+def _asks_for_nothing(value: Any, neutral: tuple) -> bool:
+    """Whether a value is a neutral one; to Python, true is 1 and false is 0."""
+    return any(value == its and isinstance(value, bool) == isinstance(its, bool) for its in neutral)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-
-def _without_nulls(value: Any) -> Any:
-    """A field that is null is a field that is left out, as in OpenAI's interface."""
-    return {key: its for key, its in value.items() if its is not None} if isinstance(value, dict) else value
+    _nulls = model_validator(mode="before")(_without_nulls)
 
 
 class Text(_Part):
@@ -60,16 +84,19 @@ class Text(_Part):
     text: Content
 
 
+def _as_parts(value: Any) -> Any:
+    """A text alone is a list of one part."""
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
 class Message(_Part):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content | list[Text]
+    content: Annotated[list[Text], BeforeValidator(_as_parts)] = Field(max_length=MOST_MESSAGES, fail_fast=True)
     name: str | None = None
-
-    _nulls = model_validator(mode="before")(_without_nulls)
 
     def plain(self) -> dict[str, str]:
         """{"role", "content"} as chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -77,20 +104,18 @@ class StreamOptions(_Part):
     include_usage: bool = False
     include_obfuscation: bool = False
 
-    _nulls = model_validator(mode="before")(_without_nulls)
-
 
 class ChatRequest(_Part):
     """The body of POST /v1/chat/completions."""
 
     model: str = Field(max_length=2 * LONGEST_NAME)
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: Annotated[list[Stop], BeforeValidator(_listed)] = Field([], max_length=MOST_STOPS)
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -102,13 +127,13 @@ class ChatRequest(_Part):
         if not isinstance(value, dict):
             return value
         for name, neutral in LACKING.items():
-            if name in value and value[name] not in neutral:
+            if name in value and not _asks_for_nothing(value[name], neutral):
                 raise ApiError(400, f"{name} is not supported by this server; leave it out", param=name)
         return {key: its for key, its in value.items() if key not in IGNORED and key not in LACKING}
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop)
 
     @property
     def with_usage(self) -> bool:

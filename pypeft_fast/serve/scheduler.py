@@ -11,10 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from ..finetune.errors import UserError, as_user_error
-from .adapters import Adapters
+from .adapters import Adapter, Adapters
 from .batch import Batch, Reading
 from .calls import Calls
-from .errors import ApiError
+from .errors import ENDING, ApiError
 from .generation import Generation
 from .limits import Limits
 from .metrics import Metrics
@@ -23,7 +23,6 @@ from .waiting import Waiting
 
 # What PyTorch and transformers raise in a forward pass, such as for a lack of memory: RuntimeError.
 MODEL_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
-ENDING = "this server is shutting down"
 
 
 class Scheduler:
@@ -69,12 +68,12 @@ class Scheduler:
         """Requests that have a row, also those whose prompt is being read."""
         return len(self._joining) + len(self._running)
 
-    def check_room(self) -> None:
-        """ApiError 503 or 429 if a request would be refused now, before work is spent on it."""
+    def check_room(self, coming: int = 0) -> None:
+        """ApiError 503 or 429 if a request would be refused, before work is spent on it, after those that come now."""
         with self._wake:
             if self._refuses:
                 raise ApiError(503, ENDING)
-            self._waiting.check_room()
+            self._waiting.check_room(coming)
 
     def submit(self, generation: Generation) -> None:
         """Queues a request. ApiError as `Waiting.add` raises it, and 503 if the server shuts down."""
@@ -93,6 +92,12 @@ class Scheduler:
     def remove(self, name: str) -> None:
         """`Adapters.remove`; the thread of the model deletes the adapter when no request has it."""
         self.adapters.remove(name)
+        with self._wake:
+            self._wake.notify()
+
+    def release(self, adapter: Adapter) -> None:
+        """`Adapters.release`, for a request that was not queued."""
+        self.adapters.release(adapter)
         with self._wake:
             self._wake.notify()
 

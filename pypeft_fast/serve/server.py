@@ -1,6 +1,7 @@
 """Builds a server from a model and its adapters, and runs it until a signal ends it."""
 
 import asyncio
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from .limits import Limits
 from .metrics import Metrics
 from .prompts import Prompts
 from .scheduler import Scheduler
+
+TOLD = 5.0  # seconds after a second SIGINT in which the open requests are told the end, before they are cut off
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,13 @@ def build(
     metrics = Metrics()
     scheduler = Scheduler(adapters, limits, metrics, _ends(model, tokenizer), _pad(tokenizer))
     metrics.watch(scheduler)
+    prompts = Prompts(model, tokenizer, limits.context)
     for its_name, folder in folders.items():
         try:
+            prompts.check_template(folder)
             adapters.load(its_name, folder)
         except ApiError as error:
             raise UserError(f"`adapter` {its_name}={folder}: {error.message}") from error
-    prompts = Prompts(model, tokenizer, limits.context)
     return Served(make_app(scheduler, prompts, tokenizer, limits, metrics, administration), scheduler)
 
 
@@ -70,7 +74,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 class Server(uvicorn.Server):
     """uvicorn's server. After SIGTERM or SIGINT it takes no new request; the open ones have `grace` seconds to finish,
-    then they are told that the server is shutting down."""
+    then they are told that the server is shutting down. A second SIGINT ends this time."""
 
     def __init__(self, served: Served, grace: float):
         config = uvicorn.Config(
@@ -83,6 +87,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._scheduler = served.scheduler
+        self._ending = served.app.state.ending
         self._grace = grace
         self._failed = False
 
@@ -98,6 +103,14 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._failed
 
     def handle_exit(self, sig, frame) -> None:
-        super().handle_exit(sig, frame)
+        is_second = self.should_exit and sig == signal.SIGINT
+        if not is_second:  # uvicorn's own handler would cut off the open requests at once
+            super().handle_exit(sig, frame)
         # A signal may interrupt a thread that holds the scheduler's lock, so the handler itself does not take it.
-        self._loop.call_soon_threadsafe(self._scheduler.drain, self._grace)
+        self._loop.call_soon_threadsafe(self._end, 0 if is_second else self._grace, is_second)
+
+    def _end(self, grace: float, is_second: bool) -> None:
+        self._ending.set()
+        self._scheduler.drain(grace)
+        if is_second:
+            self._loop.call_later(TOLD, setattr, self, "force_exit", True)

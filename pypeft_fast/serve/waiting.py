@@ -30,10 +30,11 @@ class Waiting:
             )
         self._queue.append(generation)
 
-    def check_room(self) -> None:
-        """ApiError 429 if the queue is full."""
-        if len(self._queue) >= self._limits.queue:
-            raise ApiError(429, f"{len(self._queue)} requests wait already; try again later", code="queue_full")
+    def check_room(self, coming: int = 0) -> None:
+        """ApiError 429 if the queue is full, with so many requests that come to it."""
+        waiting = len(self._queue) + coming
+        if waiting >= self._limits.queue:
+            raise ApiError(429, f"{waiting} requests wait already; try again later", code="queue_full")
 
     def take(self, running: list[Generation]) -> list[Generation]:
         """Removes and returns the first requests that can join these running ones together."""

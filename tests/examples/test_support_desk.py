@@ -10,6 +10,7 @@ import torch
 from openai import AsyncOpenAI
 
 from pypeft_fast.finetune.base_models import load_base
+from pypeft_fast.serve import server
 from pypeft_fast.serve.limits import Limits
 from pypeft_fast.serve.server import build
 from tests.serve.conftest import running
@@ -85,7 +86,7 @@ def test_64_clients_get_no_answer_of_another_adapter_and_the_memory_is_steady(de
     """bench.serve_load for a short time; with SmolLM2 it runs for five minutes."""
     from bench import serve_load
 
-    monkeypatch.setattr(serve_load, "QUESTIONS", desks.QUESTIONS)
+    monkeypatch.setattr(serve_load, "LONG", desks.QUESTIONS[0])  # the tiny model knows its questions alone
     desks.train(str(able_model), tmp_path / "desks", 80, 0.02)
     results = tmp_path / "results"
     serve_load.main([str(tmp_path / "desks"), "--model", str(able_model), "--seconds", "30", "--output", str(results)])
@@ -96,8 +97,23 @@ def test_64_clients_get_no_answer_of_another_adapter_and_the_memory_is_steady(de
 
 def test_it_listens_and_answers(desks, tiny_model, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(desks.Server, "run", lambda self, sockets: ran.append((self, sockets[0].getsockname())))
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: ran.append((self, sockets[0].getsockname())))
     desks.serve(str(tiny_model), {}, 0)
-    ((server, address),) = ran
+    ((its, address),) = ran
     assert address[0] == "127.0.0.1" and f"http://127.0.0.1:{address[1]}/v1 serves" in capsys.readouterr().out
-    assert server.config.app.title == "pypeft-fast serve"
+    assert its.config.app.title == "pypeft-fast serve"
+
+
+def test_the_load_asks_the_questions_of_the_training(desks, tmp_path):
+    from bench import serve_load
+
+    with pytest.raises(SystemExit, match="has no data/.*give the folder that examples/support_desk.py wrote"):
+        serve_load.questions_in(tmp_path)
+    desks.write_data(tmp_path / "data")
+    assert serve_load.questions_in(tmp_path) == [*desks.QUESTIONS, serve_load.LONG]
+
+
+def test_a_mistake_is_an_exit_code(desks, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        desks.serve(str(tmp_path / "none"), {}, 0)
+    assert ended.value.code == 2 and "none" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Adapters that are added, replaced and removed over HTTP: the token, the one folder, and requests that run."""
 
 import json
+import os
 import shutil
 import threading
 
@@ -228,3 +229,26 @@ def test_replaced_adapters_that_requests_still_use_count_as_loaded(serve, folder
         scheduler.adapters.release(used)
         assert answer(client, "desk") != 404  # a step, after which the old adapter is gone
         eventually(lambda: client.put("/v1/models/desk").status_code == 200)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"])
+def test_a_pipe_in_place_of_a_file_blocks_nobody(http, folder, name):
+    (folder / "desk" / name).unlink(missing_ok=True)
+    os.mkfifo(folder / "desk" / name)
+    refusal = http.put("/v1/models/new", json={"folder": "desk"})
+    assert refusal.status_code == (201 if name == "chat_template.jinja" else 400)
+    assert answer(http, "tiny", 2) != 404
+
+
+@pytest.mark.parametrize("text", ["{% for m in messages %}", "{{ messages ", "\udcff"])
+def test_a_template_that_is_no_template_is_refused_with_its_adapter(http, folder, text):
+    (folder / "desk" / "chat_template.jinja").write_bytes(text.encode(errors="surrogateescape"))
+    refusal = http.put("/v1/models/desk")
+    assert refusal.status_code == 400 and "chat_template" in refusal.json()["error"]["message"]
+    assert answer(http, "desk") == 404
+
+
+def test_a_template_that_fails_for_a_conversation_is_an_error_of_the_request(http, folder):
+    (folder / "desk" / "chat_template.jinja").write_text("{% for i in range(99999999) %}{% endfor %}")
+    assert http.put("/v1/models/desk").status_code == 201
+    assert answer(http, "desk") == 400 and answer(http, "tiny", 2) != 404

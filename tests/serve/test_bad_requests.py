@@ -7,12 +7,15 @@ import threading
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from pypeft_fast.serve.limits import Limits
+from pypeft_fast.serve.requests import ChatRequest
 from tests.serve.conftest import eventually
 
 GOOD = {"model": "desk", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 CHAT = "/v1/chat/completions"
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -67,6 +70,11 @@ MISTAKES = [
     ({"top_k": 5}, "top_k"),
     ({"odd\x1b name": 5}, "odd\\x1b name"),
     ({"stop": "\ud800"}, "stop"),
+    ({"stop": ""}, "stop"),
+    ({"stop": [["a"]]}, "stop"),
+    ({"n": True}, "n"),
+    ({"presence_penalty": False}, "presence_penalty"),
+    ({"messages": [{"role": "user", "content": "a"}] * 5000}, "messages"),
 ]
 
 
@@ -86,6 +94,30 @@ def test_a_body_that_is_no_request(http, body):
     error_of(http.post(CHAT, content=body.encode("latin-1"), headers={"Content-Type": "application/json"}), 400)
 
 
+MANY = {
+    "messages": {"messages": [{"role": "robot"}] * 50_000},
+    "texts": {"messages": [{"role": "user", "content": [{"type": "odd"}] * 50_000}]},
+    "fields": {f"f{i}": 1 for i in range(60_000)},
+    "fields of a message": {"messages": [{"role": "user", "content": "a"} | {f"f{i}": 1 for i in range(60_000)}]},
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_of_many_mistakes_only_the_first_is_looked_for(kind):
+    """Each further one would take time in the event loop, in which all other requests wait."""
+    with pytest.raises(ValidationError) as error:
+        ChatRequest.model_validate(GOOD | MANY[kind])
+    assert error.value.error_count() <= 2
+
+
+def test_messages_of_errors_hold_no_code_of_the_library(http):
+    odd = [{"messages": [{"role": "user", "content": its}]} for its in (5, [5], "\ud800", ["a"])]
+    for change in ({"stop": ""}, {"stop": 5}, {"stop": ["a", 5]}, *odd):
+        assert (
+            "function" not in error_of(http.post(CHAT, content=json.dumps(GOOD | change), headers=JSON), 400)["message"]
+        )
+
+
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_a_body_of_another_type_than_json(http, kind):
     """A page of another site can send such a body from a browser without asking the server first."""
@@ -101,6 +133,7 @@ def test_fields_that_ask_for_nothing_are_accepted(http):
 def test_other_addresses_and_methods(http):
     error_of(http.get("/v1/nothing"), 404)
     error_of(http.get(CHAT), 405)
+    error_of(http.post(f"{CHAT}/", json=GOOD), 404)  # no redirect to the host that the client names
     assert error_of(http.post(CHAT, json=GOOD | {"model": "../desk"}), 404)["code"] == "model_not_found"
 
 

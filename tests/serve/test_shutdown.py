@@ -1,6 +1,8 @@
 """The end of a server: open requests finish within the time that they get, or are told."""
 
 import json
+import signal
+import socket
 import threading
 
 import httpx
@@ -8,8 +10,11 @@ import pytest
 
 from pypeft_fast.serve.errors import ApiError
 from pypeft_fast.serve.limits import Limits
+from pypeft_fast.serve.server import Server, listen
 from tests.serve.conftest import eventually, running
 from tests.serve.test_disconnect import CHAT, LONG
+
+HALF = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{{"
 
 
 @pytest.fixture
@@ -94,3 +99,25 @@ def test_an_error_of_the_model_ends_its_requests_and_the_server_goes_on(start, m
         answer = httpx.post(url + CHAT, json=LONG | {"model": "desk", "max_tokens": 3}, timeout=30)
         assert answer.status_code == 200 and httpx.get(url + "/health").json() == {"status": "ok"}
         assert all(adapter.users == 0 for adapter in served.scheduler.adapters.all())
+
+
+def test_a_second_ctrl_c_tells_the_open_requests_at_once(start, capsys):
+    served = start(0.02)
+    bodies = [{"model": "desk", "stream": True}, {"model": "desk"}]
+    with listen("127.0.0.1", 0) as listening:
+        server = Server(served, grace=1000)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        eventually(lambda: server.started)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        threads, answers = asking(url, served.scheduler, *bodies)
+        half = socket.create_connection(listening.getsockname())
+        half.sendall(HALF.encode())
+        server.handle_exit(signal.SIGINT, None)
+        assert b"503" in half.recv(100)  # it waits for no body
+        server.handle_exit(signal.SIGINT, None)
+        for one in (*threads, thread):
+            one.join(10)
+    assert not thread.is_alive() and "shutting down" in answers[0].text and answers[1].status_code == 503
+    half.close()
+    assert "Traceback" not in capsys.readouterr().err

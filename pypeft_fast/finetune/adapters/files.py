@@ -39,7 +39,9 @@ def fault_of_weights(path: Path) -> str | None:
 def check_files(folder: Path) -> None:
     """UserError if a file of the adapter is missing or not complete; PEFT would look for a missing file on the hub."""
     trouble = fault_of_weights(folder / WEIGHTS)
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():  # reading a pipe would wait for a writer
+        trouble = f"{CONFIG} is no regular file"
+    elif (folder / CONFIG).exists():
         json_text.read_object(folder / CONFIG, f"`adapter` {folder} cannot be loaded: {CONFIG}")
     elif not any(folder.glob(f"{CONFIG}*")):  # during a save the config has a longer name, which PeftModel reads
         trouble = f"{CONFIG} is missing"

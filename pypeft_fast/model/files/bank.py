@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from .check import check_values, damaged
 from .config import read_config
 from .lora_fields import keeps_base, unusual
+from .names import PREFIX
 from .reading import opened
 
-PREFIX = "base_model.model."
 # Fields that are not PLAIN, and concern other layers, or the values before training.
 _ELSEWHERE = {"modules_to_save", "trainable_token_indices", "ensure_weight_tying", "eva_config"}
 
@@ -41,7 +41,8 @@ def read_for_bank(bank, folder: str | os.PathLike, module: str | None = None) ->
             with safe_open(pair.pinned, framework="pt") as file:
                 module = _module_in(path, list(file.keys()), module)
                 keys = [key for key in file.keys() if key.startswith(f"{PREFIX}{module}.")]
-                tensors = {key: file.get_tensor(key) for key in keys}
+                tensors = {key: file.get_tensor(key).clone() for key in keys}  # the file may change later
+            pair.check_unwritten()
         except SafetensorError as error:
             raise damaged(path, error) from error
     wanted = [f"{PREFIX}{module}.lora_{matrix}.weight" for matrix in "AB"]

@@ -64,7 +64,7 @@ def check(path, tensors, config, place: Place | None, options: dict) -> dict[str
             if verdict is not None:
                 fault = fault or f"does not fit this model: {verdict}"
                 raise ValueError(f"{path} {fault}; is it an adapter of this base model?")
-    check_values(path, tensors, {key: known.get(name) for key, name in names.items()})
+    check_values(path, tensors, {key: known.get(name) for key, name in names.items()}, place and place.model)
     return names
 
 
@@ -81,11 +81,11 @@ def _fault(held, place, known, ignore_mismatched_sizes) -> str | None:
     return None
 
 
-def check_values(path, tensors, references) -> None:
-    """ValueError if a tensor's dtype is not one of an adapter, or a value is NaN or infinite.
+def check_values(path, tensors, references, model=None) -> None:
+    """ValueError if a tensor's dtype is not one of an adapter, or a value is NaN or infinite, whatever the model holds;
+    but a buffer, such as a mask, may hold infinities where the model's own buffer holds the same ones.
 
-    references: {name in the file: the model's tensor, or None}. If a reference itself has values that are not finite,
-    so may the tensor.
+    references: {name in the file: the model's tensor, or None}. model: of the references; None if no buffer counts.
     """
     for key, tensor in tensors.items():
         reference = references[key]
@@ -97,20 +97,28 @@ def check_values(path, tensors, references) -> None:
             )
         # The sum is finite only if all values are: one pass over the file's bytes, without a mask of them.
         if tensor.is_floating_point() and not math.isfinite(tensor.sum(dtype=_SUMS[tensor.dtype])):
-            _check_finite(path, key, tensor, reference)
+            _check_finite(path, key, tensor, reference, model)
 
 
-def _check_finite(path, key, tensor, reference):
+def _check_finite(path, key, tensor, reference, model):
     bad = ~torch.isfinite(tensor)
     if not bad.any() or (MAY_BE_INFINITE in key and not tensor.isnan().any()):
         return
-    if reference is not None and not reference.is_meta and not torch.isfinite(reference).all():
-        return
+    if _is_buffer(reference, model) and reference.shape == tensor.shape:
+        if torch.equal(tensor[bad], reference[bad].to(tensor)):  # NaN is not equal to NaN
+            return
     first = bad.nonzero()[0].tolist()
     raise ValueError(
         f"{path}: {key}: {int(bad.sum())} of {tensor.numel()} values are NaN or infinite, the first is "
         f"{tensor[tuple(first)].item()} at {first}; load an earlier checkpoint"
     )
+
+
+def _is_buffer(tensor, model) -> bool:
+    """Whether a tensor is, or shares the memory of, one of the model's buffers."""
+    if tensor is None or model is None or tensor.is_meta:
+        return False
+    return any(buffer.data_ptr() == tensor.data_ptr() for buffer in model.buffers() if not buffer.is_meta)
 
 
 def _mapped(name, key_mapping) -> str:

@@ -67,12 +67,17 @@ def rehearse(model: nn.Module, config, adapter_name: str) -> Place | None:
     what PEFT raises for this config. The model does not change, with or without an error.
     """
     is_costly = config.peft_type in COSTLY or getattr(config, "kasa_config", None) is not None
-    if is_costly or getattr(model, "_tp_size", None) or any(hasattr(p, "ds_id") for p in model.parameters()):
+    if is_costly or is_sharded(model):
         return None
     for low_cpu_mem_usage in (True, False):
         with contextlib.suppress(NotImplementedError):  # an initialisation without a meta kernel
             return _inject(model, config, adapter_name, low_cpu_mem_usage)
     return None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether tensor parallelism or DeepSpeed keeps parts of the model's tensors in other processes."""
+    return bool(getattr(model, "_tp_size", None)) or any(hasattr(p, "ds_id") for p in model.parameters())
 
 
 def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:

@@ -1,28 +1,28 @@
 """SafeFiles: a mixin for PEFT's PeftModel with atomic saving, and with checks before loading."""
 
 import contextlib
-import json
+import itertools
 import os
 import tempfile
 from typing import Any
 
 import peft
-from safetensors.torch import save_file
 from torch import nn
 
-from .check import check
 from .config import check_alike
 from .contents import Contents, without_collections
 from .dry_run import peft_class, present, rehearse
 from .locks import lock_of
-from .names import check_adapter_name
+from .names import check_adapter_name, plain_names
 from .own_tensors import like_another
 from .places import places_of
 from .plain_lora import place_of_plain_lora
 from .quantization_card import state_quantization
-from .reading import CONFIG, WEIGHTS, folder_of, opened
+from .reading import folder_of, opened
 from .saving import own_names, saving
+from .snapshot import check_loaded, loading
 from .swap import swap
+from .undo import undone_on_error, written_in_place
 from .vocabulary import resolve
 
 
@@ -91,8 +91,11 @@ class SafeFiles:
         changes, names the file, the field or the tensor."""
         check_adapter_name(adapter_name)
         where, options = cls._split_kwargs(kwargs)
-        with opened(folder_of(model_id, where), needs_config=config is None) as pair, without_collections():
-            contents = Contents.of(pair) if config is None else Contents.of(pair, config)
+        with (
+            opened(folder_of(model_id, where), needs_config=config is None) as pair,
+            without_collections(),
+            Contents.read(pair, config) as contents,
+        ):
             return cls._first(model, contents, adapter_name, is_trainable, options)
 
     @classmethod
@@ -103,11 +106,14 @@ class SafeFiles:
             options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
         place = place or place_of_plain_lora(model, config, adapter_name, contents.tensors, options)
         place = place or rehearse(model, config, adapter_name)
-        with _snapshot(contents, config, place, options) as folder:
+        given = dict(options)
+        with loading(model, contents, adapter_name, config, place, options) as folder:
             loaded = peft_class(cls).from_pretrained(
                 model, folder, adapter_name, is_trainable, config=config, **options
             )
-        return cls._adopt(loaded)
+            if place is None:
+                check_loaded(loaded, contents, adapter_name, given)
+            return cls._adopt(loaded)
 
     @classmethod
     def _adopt(cls, model):
@@ -124,10 +130,13 @@ class SafeFiles:
         check_adapter_name(adapter_name)
         where, options = self._split_kwargs(kwargs)
         is_new = adapter_name not in self.peft_config
-        with opened(folder_of(model_id, where), needs_config=is_new) as pair, without_collections():
-            contents = Contents.of(pair)
-            with lock_of(self):
-                return self._load(contents, adapter_name, is_trainable, options)
+        with (
+            opened(folder_of(model_id, where), needs_config=is_new) as pair,
+            without_collections(),
+            Contents.read(pair) as contents,
+            lock_of(self),
+        ):
+            return self._load(contents, adapter_name, is_trainable, options)
 
     def _load(self, contents, adapter_name, is_trainable, options, place=None) -> Any:
         """load_adapter of a file that has been read. place: of the adapter, if that is known already."""
@@ -141,24 +150,30 @@ class SafeFiles:
         if place is None and not (mine or config).is_adaption_prompt:  # PEFT keeps inactive ones outside of the model
             place = present(self, adapter_name) if mine else like_another(self, config)
             place = place or rehearse(self, config, adapter_name)
-        with _snapshot(contents, mine or config, place, options) as folder:
-            return super().load_adapter(folder, adapter_name, is_trainable, **options)
+        given = dict(options)
+        with loading(self, contents, adapter_name, mine or config, place, options) as folder:
+            result = super().load_adapter(folder, adapter_name, is_trainable, **options)
+            if place is None:
+                check_loaded(self, contents, adapter_name, given)
+            return result
 
     @classmethod
     def _load_all(cls, model, contents: dict, is_trainable, options) -> peft.PeftModel:
         """Loads {name: Contents} into a base model, or into a model of this class; all are checked before any is
-        loaded. Returns the PeftModel."""
+        loaded. Returns the PeftModel; `contents` is empty then, so that no loaded file takes memory any longer.
+        """
         is_new = not isinstance(model, peft.PeftModel)
         if is_new and options.get("key_mapping") is None:
             options = options | {"key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
         with lock_of(model):
             places = places_of(model, contents, options)
-            first = next(iter(contents))
-            if is_new:
-                model = cls._first(model, contents[first], first, is_trainable, dict(options), places[first])
-            for name, its in contents.items():
-                if not is_new or name != first:
-                    model._load(its, name, is_trainable, dict(options), places[name])
+            with _all_undone_on_error(model, contents, places):
+                for name, place in places.items():
+                    its = contents.pop(name)
+                    if isinstance(model, peft.PeftModel):
+                        model._load(its, name, is_trainable, dict(options), place)
+                    else:
+                        model = cls._first(model, its, name, is_trainable, dict(options), place)
             return model
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
@@ -167,20 +182,9 @@ class SafeFiles:
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
 
-@contextlib.contextmanager
-def _snapshot(contents, config, place, options):
-    """A temporary folder with the checked files alone: the config's known fields, and a link to the open weights file,
-    or a copy of the weights if tensors have to be renamed."""
-    pair, tensors = contents.pair, contents.tensors
-    names = check(pair.weights_path, tensors, config, place, options)
-    options["key_mapping"] = {}  # `check` has applied it
-    with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
-        if contents.fields is not None:
-            with open(os.path.join(folder, CONFIG), "w", encoding="utf-8") as file:
-                json.dump(contents.fields, file)
-        if all(old == new for old, new in names.items()):
-            os.symlink(pair.pinned, os.path.join(folder, WEIGHTS))
-        else:
-            renamed = {new: tensors[old] for old, new in names.items()}
-            save_file(renamed, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
-        yield folder
+def _all_undone_on_error(model, contents, places):
+    """A block after whose error none of these adapters is loaded, if some of them have no dry run: those may fail."""
+    if None not in places.values():
+        return contextlib.nullcontext()
+    written = [written_in_place(model, name, plain_names(its.tensors).values()) for name, its in contents.items()]
+    return undone_on_error(model, itertools.chain.from_iterable(written))

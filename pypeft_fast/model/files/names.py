@@ -4,6 +4,7 @@ import os
 
 from torch import nn
 
+PREFIX = "base_model.model."  # of the name, in a file and in a PeftModel, of a tensor of the base model
 BASE = "__base__"  # in PEFT's adapter_names: this row gets no adapter
 
 

@@ -10,10 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .bank import PREFIX
 from .dry_run import Place
 from .lora_fields import unusual
-from .names import plain_names
+from .names import PREFIX, plain_names
 
 
 def place_of_plain_lora(model: nn.Module, config, adapter_name: str, tensors, options: dict) -> Place | None:
@@ -45,7 +44,7 @@ def place_of_plain_lora(model: nn.Module, config, adapter_name: str, tensors, op
 
 def _is_plain(model, config) -> bool:
     """Whether PEFT adds a pair of matrices to each target layer, does nothing else, and finds nothing to refuse."""
-    if isinstance(model, peft.PeftModel) or type(config) is not peft.LoraConfig:
+    if isinstance(model, peft.PeftModel) or not has_own_matrices_alone(config):
         return False
     if hasattr(model, "hf_device_map") or getattr(model, "_tp_size", None):
         return False
@@ -53,6 +52,11 @@ def _is_plain(model, config) -> bool:
         return False
     if config.task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
         return False
-    if config.bias != "none" or not isinstance(config.init_lora_weights, bool) or config.fan_in_fan_out:
+    return not config.fan_in_fan_out
+
+
+def has_own_matrices_alone(config) -> bool:
+    """Whether PEFT adds pairs of matrices for this config, and changes nothing else of the model."""
+    if type(config) is not peft.LoraConfig or config.bias != "none" or not isinstance(config.init_lora_weights, bool):
         return False
     return not unusual(config)

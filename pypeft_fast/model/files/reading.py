@@ -30,14 +30,28 @@ class NoAdapter(FileNotFoundError, ValueError):
 class Pair(NamedTuple):
     """An adapter's two files.
 
-    config_path, weights_path: for messages. config: the file's bytes, or None without the file. pinned: a path that
-    opens the weights that were checked, even if the folder has been saved to since.
+    config_path, weights_path: for messages. config: the file's bytes, or None without the file. weights: the open
+    file's descriptor. identity: of the weights when the pair was opened.
     """
 
     config_path: str
     weights_path: str
     config: bytes | None
-    pinned: str
+    weights: int
+    identity: tuple
+
+    @property
+    def pinned(self) -> str:
+        """A path that opens this weights file, even if the folder has been saved to since."""
+        return f"/dev/fd/{self.weights}"
+
+    def check_unwritten(self) -> None:
+        """ValueError if the weights file has been written to since the pair was opened."""
+        if _identity(self.weights) != self.identity:
+            raise ValueError(
+                f"{self.weights_path} was written to while it was read; load the adapter again when no program writes "
+                "to this file"
+            )
 
 
 def pending_name(config: bytes | None, weights: int) -> str:
@@ -125,7 +139,7 @@ def _attempt(folder, needs_config, stack) -> Pair | None:
         raise NoAdapter(f"{folder} has no {WEIGHTS}: {holds}")
     if text is None and needs_config:
         raise NoAdapter(f"Can't find '{CONFIG}' at '{folder}': {holds}; give an adapter's folder")
-    return Pair(*paths, text, f"/dev/fd/{weights}")
+    return Pair(*paths, text, weights, before[1])
 
 
 def _listed(folder) -> list[str]:

@@ -246,6 +246,11 @@ def test_a_module_whose_own_values_are_infinite_is_saved_and_loaded(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(Masked(), tmp_path)
     assert "base_model.model.head.modules_to_save.default.mask" in loaded.state_dict()
+    loaded.load_adapter(tmp_path, "default")
+    for other in (float("inf"), float("nan")):
+        rewrite(tmp_path, lambda t, value=other: t | {"base_model.model.head.mask": torch.full((4,), value)})
+        with pytest.raises(ValueError, match="head.mask: 4 of 4 values are NaN or infinite"):
+            loaded.load_adapter(tmp_path, "default")
 
 
 def test_checkpoints_of_an_earlier_structure_load_by_the_models_own_mapping(tmp_path):

@@ -97,3 +97,15 @@ def test_a_base_with_other_layers_has_a_dry_run(change, tmp_path, rehearsals):
     with pytest.raises(ValueError):
         PeftModel.from_pretrained(base, saved(tmp_path, PLAIN["usual"]))
     assert rehearsals
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_no_initial_values_are_drawn_that_the_file_replaces(kind, tmp_path):
+    saved(tmp_path, PLAIN[kind])
+    base = build("llama")
+    before = torch.get_rng_state()
+    loaded = PeftModel.from_pretrained(base, tmp_path)
+    loaded.load_adapter(tmp_path, "second")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.nn.Linear(4, 4)
+    assert not torch.equal(torch.get_rng_state(), before)  # after the block they are drawn again

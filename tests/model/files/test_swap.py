@@ -181,7 +181,7 @@ def test_an_adapter_like_another_needs_no_dry_run(tmp_path, monkeypatch):
     assert_untouched(model, before)
 
 
-def test_nan_is_refused_even_if_the_adapter_of_the_same_config_has_nan(tmp_path):
+def test_nan_is_refused_even_if_the_running_adapter_has_nan(tmp_path):
     made(CONFIGS["lora"], 1).save_pretrained(tmp_path)
     of_last(nan)(tmp_path)
     model = made(CONFIGS["lora"], 2)
@@ -189,5 +189,19 @@ def test_nan_is_refused_even_if_the_adapter_of_the_same_config_has_nan(tmp_path)
         for name, p in model.named_parameters():
             if ".lora_" in name:
                 p.fill_(float("nan"))
+    for name in ("new", "default"):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            model.load_adapter(tmp_path, name)
+
+
+@pytest.mark.parametrize("kind", LEFT_TO_PEFT)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_running_adapter_of_nan_does_not_excuse_a_file(kind, value, tmp_path):
+    model = made(LEFT_TO_PEFT[kind], 1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.fill_(value)
+    model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        model.load_adapter(tmp_path, "new")
+        model.load_adapter(tmp_path, "default")
