@@ -177,3 +177,13 @@ def test_small_example():
     y, s, mask = multi_lora_forward(x, W, None, A, B, torch.tensor([1, -1, 0, 1]), [1.0, 0.5], [0.0, 0.0], None)
     assert y.tolist() == [[158.5], [5.0], [25.0], [158.5]]
     assert s.tolist() == [[3, 1], [0, 0], [2, 0], [3, 1]] and mask.shape == (0, 1)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("rows", [1, 9, 64])
+def test_a_cancelled_sum_is_that_of_the_formula(rows):
+    x, W, A = torch.full((rows, 8), 1e38), torch.zeros(20, 8), torch.full((2, 8), 0.125)
+    opposite, index = torch.tensor([[1.0, -1.0]]).repeat(20, 1), torch.zeros(rows, dtype=torch.int64)
+    with pf.using("cpu"):
+        y = OPS["multi_lora_forward"](x, W, None, [A], [opposite], index, [16.0], [0.0], None)[0]
+    assert not y.any()  # 16 * 1e38 would be infinite

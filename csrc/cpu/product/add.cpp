@@ -16,6 +16,7 @@ struct AddArgs {
   const float* right;  // [r, ld]
   int64_t ld;
   const void* product;  // [M, N], contiguous: left right where it is made already; else null
+  float factor;         // of the low-rank part
   const uint8_t* mask;  // [M, ..], rows mask_row apart, or null
   int64_t mask_row;
   ColumnScale scale;
@@ -40,7 +41,7 @@ static void add_tasks_in_parallel(const AddArgs& args) {
 static void add_blocks(AddArgs args, const Tensor& y, const Tensor& left, const Tensor& right, double factor) {
   const int64_t M = args.M, step = block_length(args.N), row_bytes = args.N * y.element_size();
   const Tensor product = new_empty(left, {std::min(M, step), args.N});
-  args.product_dtype = dtype_of(product);
+  args.product_dtype = dtype_of(product), args.factor = 1;
   for (int64_t m = 0; m < M; m += step) {
     args.M = std::min(step, M - m);
     const Tensor part = block(product, 0, args.M, 0, args.N);
@@ -72,7 +73,8 @@ void add_and_scale(const Tensor& y, const LowRank* low_rank, const ColumnScale& 
     return add_blocks(args, y, left, right, factor);
   }
   const bool across = right.stride(1) != 1;  // a transposed matrix is packed as the one it is the transpose of
-  const Packed packed = pack(across ? transposed(right) : right, static_cast<float>(factor), across);
+  const Packed packed = pack(across ? transposed(right) : right, 1.0f, across);
+  args.factor = static_cast<float>(factor);
   const Tensor floats = as_float(left);
   args.left = static_cast<const float*>(floats.const_data_ptr());
   args.left_row = floats.stride(0), args.left_column = floats.stride(1);

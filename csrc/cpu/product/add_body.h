@@ -4,15 +4,17 @@
 constexpr int64_t ADD_STEP = 8;  // rows whose low-rank part is made at once
 
 template <class T, class S>
-inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const S* sums, int64_t n) {
+inline void add_and_scale_row(T* y, T* z, const float* factors, const float* shift, const S* sums, float factor,
+                              int64_t n) {
+  const F times = F{} + factor;
   int64_t k = 0;
   for (; k + W <= n; k += W) {
-    const F sum = sums ? widen(y + k) + widen(sums + k) : widen(y + k);
+    const F sum = sums ? fma(widen(sums + k), times, widen(y + k)) : widen(y + k);
     if (z) narrow(z + k, sum);
     narrow(y + k, fma(sum, load(factors + k), shift ? load(shift + k) : F{}));
   }
   if (k < n) {
-    const F sum = sums ? widen(y + k, n - k) + widen(sums + k, n - k) : widen(y + k, n - k);
+    const F sum = sums ? fma(widen(sums + k, n - k), times, widen(y + k, n - k)) : widen(y + k, n - k);
     if (z) narrow(z + k, sum, n - k);
     narrow(y + k, fma(sum, widen(factors + k, n - k), shift ? widen(shift + k, n - k) : F{}), n - k);
   }
@@ -25,9 +27,9 @@ inline void add_tile(const AddArgs& a, const S* sums, int64_t ld, int64_t m, int
     const int64_t at = (m + i) * a.N + n;
     if (a.scale.factors) {
       add_and_scale_row((T*)a.y + at, a.scale.z ? (T*)a.scale.z + at : nullptr, a.scale.factors + n,
-                        a.scale.shift ? a.scale.shift + n : nullptr, sums, columns);
+                        a.scale.shift ? a.scale.shift + n : nullptr, sums, a.factor, columns);
     } else {
-      add_row((T*)a.y + at, sums, a.mask ? a.mask + (m + i) * a.mask_row + n / 8 : nullptr, columns);
+      add_row((T*)a.y + at, sums, a.factor, a.mask ? a.mask + (m + i) * a.mask_row + n / 8 : nullptr, columns);
     }
   }
 }

@@ -20,11 +20,11 @@ inline void stage_transposed(float* to, const P* from, int64_t ld, int64_t r, in
   }
 }
 
-// Copies rows of `left`, times the factor of the adapter, to rows that are ld apart and padded with zeros.
+// Copies rows of `left` to rows that are ld apart and padded with zeros.
 inline void gather_left(const SegmentAddArgs& a, const Adapter& adapter, const int64_t* rows, int64_t count, float* to,
                         int64_t ld) {
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = 0; j < adapter.r; ++j) to[i * ld + j] = a.left[rows[i] * a.ldl + j] * adapter.factor;
+    for (int64_t j = 0; j < adapter.r; ++j) to[i * ld + j] = a.left[rows[i] * a.ldl + j];
     for (int64_t j = adapter.r; j < ld; ++j) to[i * ld + j] = 0;
   }
 }
@@ -52,7 +52,7 @@ inline void add_strip(const SegmentAddArgs& a, const RowBlock& block, int64_t n,
     for (int64_t e = 0; e < count; ++e) {
       const int64_t m = rows[i + e];
       const uint8_t* mask = adapter.drops ? a.mask + m * a.mask_row + n / 8 : nullptr;
-      add_row((T*)a.y + m * a.N + n, sums + e * ADD_STRIP, mask, columns);
+      add_row((T*)a.y + m * a.N + n, sums + e * ADD_STRIP, adapter.factor, mask, columns);
     }
   }
 }
