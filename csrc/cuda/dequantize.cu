@@ -106,7 +106,8 @@ auto kernel_for(const Codes& c) {
 Tensor dequantize(const Tensor& weight, const std::vector<Tensor>& scales, const std::string& format, int64_t N,
                   int64_t K, ScalarType dtype, bool) {
   const OnDevice on(weight);
-  return dequantized(on, codes_of("dequantize", weight, format, scales, N, K), weight, dtype);
+  const Stored its = stored("dequantize", weight, format, scales, N, K);
+  return dequantized(on, codes_of(weight, format, scales, its), weight, dtype);
 }
 }  // namespace
 

@@ -1,10 +1,7 @@
 // The stored form of a quantised weight [N, K]; pypeft_fast/frozen/formats.py defines the tensors of each format.
 #pragma once
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "cuda/device/launch.h"
+#include "stored.h"
 
 namespace pypeft {
 
@@ -30,12 +27,10 @@ struct Codes {
   int64_t scale_rows, scale_columns, scales_across;
 };
 
-constexpr int kNestedShift = 8;
+constexpr int kNestedShift = NESTED_SHIFT;
 
-// N or K may be -1; the tensors then give that size. Throws std::runtime_error if a storage is too small. The ops have
-// checked everything else before.
-Codes codes_of(const char* op, const Tensor& weight, const std::string& format, const std::vector<Tensor>& scales,
-               int64_t N, int64_t K);
+// The weight that these tensors store, whose shape `its` gives.
+Codes codes_of(const Tensor& weight, const std::string& format, const std::vector<Tensor>& scales, const Stored& its);
 
 // The weight [N, K] in `dtype`, contiguous, by one launch. `like` is a tensor on the same device.
 Tensor dequantized(const OnDevice& on, const Codes& codes, const Tensor& like, ScalarType dtype);
