@@ -7,6 +7,7 @@
 // The sixteen values of a 4-bit format are a table in shared memory, each in a different bank. A nested scale is
 // computed where it is needed; L1 caches its three loads. Traffic: codes and scales are read once, W is written once.
 #include "cuda/frozen/decode.cuh"
+#include "stored.h"
 
 namespace pypeft {
 namespace {

@@ -1,5 +1,7 @@
 #include "cpu/frozen/frozen.h"
 
+#include "stored.h"
+
 namespace pypeft {
 namespace {
 // NF4: quantiles of a normal distribution (Dettmers et al., arXiv:2305.14314, appendix E). FP4: a float with one sign

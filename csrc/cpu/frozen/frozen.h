@@ -6,9 +6,11 @@
 
 #include "cpu/isa/types.h"
 #include "cpu/scratch.h"
-#include "stored.h"
+#include "tensors.h"
 
 namespace pypeft {
+
+struct Stored;  // stored.h
 
 enum class Format { dense, table4, int8, fp8 };  // table4: nf4 and fp4, which have different tables
 

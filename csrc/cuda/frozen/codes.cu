@@ -1,7 +1,11 @@
 // Reads pointers and sizes from the tensors of a quantised weight.
 #include "cuda/frozen/codes.h"
 
+#include "stored.h"
+
 namespace pypeft {
+static_assert(kNestedShift == NESTED_SHIFT);
+
 namespace {
 Format format_of(const std::string& name) {
   if (is_four_bit(name)) return name == "nf4" ? Format::nf4 : Format::fp4;

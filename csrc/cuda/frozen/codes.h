@@ -1,9 +1,14 @@
 // The stored form of a quantised weight [N, K]; pypeft_fast/frozen/formats.py defines the tensors of each format.
 #pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "cuda/device/launch.h"
-#include "stored.h"
 
 namespace pypeft {
+
+struct Stored;  // stored.h
 
 enum class Format : int { nf4, fp4, int8, fp8 };
 
@@ -27,7 +32,7 @@ struct Codes {
   int64_t scale_rows, scale_columns, scales_across;
 };
 
-constexpr int kNestedShift = NESTED_SHIFT;
+constexpr int kNestedShift = 8;
 
 // The weight that these tensors store, whose shape `its` gives.
 Codes codes_of(const Tensor& weight, const std::string& format, const std::vector<Tensor>& scales, const Stored& its);

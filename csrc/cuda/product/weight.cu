@@ -2,6 +2,7 @@
 #include "cuda/product/weight.h"
 
 #include "cuda/product/decode.h"
+#include "stored.h"
 
 namespace pypeft {
 
