@@ -260,9 +260,13 @@ class Op:
         return function
 
     def small(self, function):
-        """Registers function(*args): whether a GPU uses this op's kernel "cuda", if it can run, instead of the parts."""
+        """Registers function(*args): whether a GPU runs the kernel "cuda" of this op, if it can, and not the parts."""
         self._small = function
         return function
+
+    def has_parts(self, device: str) -> bool:
+        """Whether the op runs as calls of other ops on this device type, if no kernel is forced."""
+        return self._parts is not None and device != "cpu"
 
     def launches(self, kernel: str) -> bool:
         """Whether the op has this kernel and is no composition of other ops, whose kernels it would launch."""
