@@ -207,15 +207,3 @@ def test_a_plain_call_goes_directly_to_cpp_and_a_refused_one_to_the_full_error(o
         with pytest.raises(ValueError, match="shape"):
             OPS[op](*bad)
     assert calls == [op] * 2
-
-
-@pytest.mark.parametrize("op", NAMES)
-def test_a_gpu_older_than_the_oldest_target_is_refused(op):
-    args = sample(op, CASE)
-    emulator.library().emulator_set_capability(75)
-    try:
-        with pf.using("cuda"), pytest.raises(RuntimeError, match="need a GPU of sm_80 or later; cuda:0 is sm_75"):
-            OPS[op](*args)
-    finally:
-        emulator.library().emulator_set_capability(80)
-    assert_same_bits(op, args)
