@@ -55,17 +55,20 @@ def missing_cpu() -> str | None:
     return _cpu_error
 
 
-def missing_cuda() -> str | None:
-    """None if the CUDA C++ kernels are there and a GPU is visible, else why not."""
+def not_loaded_cuda() -> str | None:
+    """None if the CUDA C++ kernels are there, else why not."""
     if CUDA_LIBRARY_PATH is None:
         return (
             "pypeft_fast was installed without its CUDA library; install it again with PYPEFT_FAST_BUILD=cuda and nvcc"
         )
     if torch.version.cuda is None:
         return f"{CUDA_LIBRARY_PATH.name} needs a PyTorch with CUDA; this one, {torch.__version__}, has none"
-    if _cuda_error is not None:
-        return _cuda_error
-    return None if torch.cuda.is_available() else "no GPU is visible"
+    return _cuda_error
+
+
+def missing_cuda() -> str | None:
+    """None if the CUDA C++ kernels are there and a GPU is visible, else why not."""
+    return not_loaded_cuda() or (None if torch.cuda.is_available() else "no GPU is visible")
 
 
 def too_old(device: torch.device) -> str | None:
@@ -77,6 +80,12 @@ def too_old(device: torch.device) -> str | None:
     if 10 * major + minor >= oldest:
         return None
     return f"{device} is sm_{major}{minor} and {CUDA_LIBRARY_PATH.name} was compiled for sm_{oldest} and later"
+
+
+@functools.cache
+def has_kernels_for(gpu: int) -> bool:
+    """Whether the CUDA C++ kernels run on the GPU of this index; read once, because each call of an op asks."""
+    return too_old(torch.device("cuda", gpu)) is None
 
 
 @functools.cache

@@ -119,8 +119,9 @@ class Op:
         self._trailing = trailing  # arguments with defaults that end the schema
         self._check: Callable[..., None]
         self._fake: Callable
-        self._direct = None  # the C++ CPU kernel, if it checks its own arguments
+        self._direct: dict[str, Callable] = {}  # {device type: the C++ kernel that checks its own arguments}
         self._parts: Callable | None = None
+        self._small: Callable[..., bool] = lambda *_: False
         self._at: int | None = None  # index of the weight argument, which may be a `Frozen`; None for an op without
         self._depends: Callable[..., tuple] | None = None
         self._op = _library.define(self.name, self._with_more(trailing))
@@ -143,16 +144,15 @@ class Op:
         ):
             return self._op(*args)
         with torch._C._AutoDispatchBelowAutograd():  # the Autograd kernel is in Python, and slow
-            if (
-                self._direct is None
-                or _record is not None
-                or (_forced is not None and _forced != "cpu")
-                or not first.is_cpu
-                or first.dtype == torch.float64
-            ):
-                return self._parts(*self.given(args)) if self._is_in_parts(first) else self._op(*args)
+            if first.is_cpu:
+                direct = self._direct.get("cpu") if _forced is None or _forced == "cpu" else None
+            else:
+                direct = self._direct_on_gpu(args)
+            if direct is None or _record is not None or first.dtype == torch.float64:
+                given = self.given(args)
+                return self._parts(*given) if self._is_in_parts(given) else self._op(*args)
             try:
-                return self._direct(*args)
+                return direct(*args)
             except RuntimeError:
                 return self._op(*args)  # raises the error with its full message, or chooses another kernel
 
@@ -183,11 +183,14 @@ class Op:
 
     def function(self, kernel: str) -> Callable:
         """The function of one kernel, without checks, for another op that is composed of this op."""
-        return next(k.function for k in self.kernels if k.name == kernel)
+        return self._named(kernel).function
 
     def takes_arguments(self, kernel: str, *args) -> bool:
         """Whether a kernel of this op takes these arguments, wherever the kernel is available."""
-        return next(k for k in self.kernels if k.name == kernel).rejects(*args) is None
+        return self._named(kernel).rejects(*args) is None
+
+    def _named(self, kernel: str) -> Kernel:
+        return next(k for k in self.kernels if k.name == kernel)
 
     def has_forced(self) -> bool:
         """Whether this op has the forced kernel; True if no kernel is forced."""
@@ -256,10 +259,42 @@ class Op:
         self._parts = function
         return function
 
-    def _is_in_parts(self, first) -> bool:
+    def small(self, function):
+        """Registers function(*args): whether a GPU runs the kernel "cuda" of this op, if it can, and not the parts."""
+        self._small = function
+        return function
+
+    def has_parts(self, device: str) -> bool:
+        """Whether the op runs as calls of other ops on this device type, if no kernel is forced."""
+        return self._parts is not None and device != "cpu"
+
+    def launches(self, kernel: str) -> bool:
+        """Whether the op has this kernel and is no composition of other ops, whose kernels it would launch."""
+        return self._parts is None and any(k.name == kernel for k in self.kernels)
+
+    def _is_in_parts(self, args) -> bool:
         if self._parts is None:
             return False
-        return not first.is_cpu if _forced is None else not self.has_forced()
+        if _forced is not None:
+            return not self.has_forced()
+        if args[0].is_cpu:
+            return False
+        return not (args[0].is_cuda and self._is_small(args) and self._named("cuda").why_not(args) is None)
+
+    def _is_small(self, args) -> bool:
+        try:
+            return self._small(*args)
+        except IndexError:  # a tensor has too few dimensions; the check of the op raises the error
+            return False
+
+    def _direct_on_gpu(self, args) -> Callable | None:
+        """The C++ kernel to which a call goes directly, with arguments in the form of the schema; else None."""
+        direct = self._direct.get("cuda")
+        if direct is None or not args[0].is_cuda:
+            return None
+        if _forced is not None:
+            return direct if _forced == "cuda" else None
+        return direct if self._is_small(args) and _native.has_kernels_for(args[0].get_device()) else None
 
     def timed(self, depends):
         """Chooses the fastest of several GPU kernels by timing. depends(*args): the key of the choice."""
@@ -279,22 +314,26 @@ class Op:
         twin = self._twin("cpu", "", self._trailing)
         self.kernel("cpu", ("cpu",), _native.missing_cpu, rejects)(lambda *args: twin(*self.crossing(args)))
         if checks and _native.missing_cpu() is None:
-            self._direct = twin._op  # without the Python frame of OpOverload.__call__
+            self._direct["cpu"] = twin._op  # without the Python frame of OpOverload.__call__
 
-    def native_cuda(self, rejects=lambda *_: None):
+    def native_cuda(self, rejects=lambda *_: None, checks=False):
         """Binds csrc/cuda/<op>.cu, which registers itself as <op>_cuda with this op's schema and one more argument
-        before those with defaults, allow_tf32: PyTorch's own setting at the time of the call."""
+        before those with defaults, allow_tf32: PyTorch's own setting at the time of the call.
+
+        checks: as in `native_cpu`, for an op with `parts`.
+        """
         twin, required = self._twin("cuda", ", bool allow_tf32", self._trailing), len(self._names)
 
         def of_this_gpu(*args):
             return _native.too_old(args[0].device) or rejects(*args)
 
-        def run(*args):
-            args = self.crossing(args)
+        def direct(*args):
             allow_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-            return twin(*args[:required], allow_tf32, *args[required:])
+            return twin._op(*args[:required], allow_tf32, *args[required:])
 
-        self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(run)
+        self.kernel("cuda", ("cuda",), _native.missing_cuda, of_this_gpu)(lambda *args: direct(*self.crossing(args)))
+        if checks and _native.not_loaded_cuda() is None:
+            self._direct["cuda"] = direct
 
     def _twin(self, kernel, more, trailing):
         name = f"{self.name}_{kernel}"
@@ -307,7 +346,7 @@ class Op:
 
     def choose(self, *args) -> Kernel:
         """The kernel that runs these arguments now, or `parts`; RuntimeError if the forced kernel cannot run."""
-        if self._is_in_parts(args[0]):
+        if self._is_in_parts(args):
             return Kernel(PARTS, self._parts, None, (), lambda: None, lambda *_: None)
         able = (k for k in self.kernels if _forced in (None, k.name) and k.why_not(args) is None)
         if _forced is None and self.is_timed(args[0].device.type):

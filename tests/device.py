@@ -13,6 +13,13 @@ DEVICE = os.environ.get("PYPEFT_TEST_DEVICE", "cpu")
 ON_GPU = DEVICE == "cuda"
 
 
+def runs_layers_whole() -> bool:
+    """Whether a small LoRA layer is one op on the device of the tests, in C++, and not its parts."""
+    from pypeft_fast import _native  # not before prepare()
+
+    return not ON_GPU or (_native.missing_cuda() is None and _native.has_kernels_for(torch.cuda.current_device()))
+
+
 def prepare():
     """Sets up the device before a test file is imported, because test files create tensors and ask for kernels."""
     if DEVICE not in ("cpu", "cuda"):

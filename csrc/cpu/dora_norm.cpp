@@ -4,11 +4,11 @@
 //
 // The vendor's library computes B A for one block of rows at a time: in bfloat16 if the adapter is bfloat16 and the CPU
 // has bfloat16 instructions, otherwise in float32. B A and the same rows of W are then read once.
-#include "cpu/fits.h"
 #include "cpu/frozen/frozen.h"
 #include "cpu/kept.h"
 #include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

@@ -8,9 +8,9 @@
 // after the frozen product.
 #include <tuple>
 
-#include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/product/scale_columns.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

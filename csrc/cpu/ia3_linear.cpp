@@ -6,9 +6,9 @@
 // The epilogue of the product multiplies by l. With feedforward one pass over x multiplies by l before the product.
 #include <tuple>
 
-#include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/product/scale_columns.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

@@ -1,6 +1,6 @@
 // Blocks of a matrix, and copies of blocks in another dtype or with dropped elements.
 #pragma once
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pypeft {
 

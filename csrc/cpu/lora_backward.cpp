@@ -2,8 +2,8 @@
 //
 //   dY [.., N], x [.., K] (for dA), weight [N, K] and lora_A [r, K] (for dX), lora_B [N, r], s [M, r] and mask from
 //   lora_forward -> dX [.., K], dA [r, K] in dtype_A, dB [N, r]; each [0] if not needed
-#include "cpu/fits.h"
 #include "cpu/lora.h"
+#include "lora_fits.h"
 
 namespace pypeft {
 namespace {
@@ -16,26 +16,11 @@ std::tuple<Tensor, Tensor, Tensor> lora_backward(const Tensor& dY, const std::op
                                                  double p, bool need_dX, bool need_dA, bool need_dB, ScalarType dtype_A,
                                                  const std::optional<std::string>& format,
                                                  const std::optional<std::vector<Tensor>>& scales) {
-  check_storages("lora_backward", "dY", dY, "x", x, "lora_A", lora_A, "lora_B", lora_B, "s", s, "mask", mask);
-  fits(dY.dim() > 0 && is_activation(dY) && is_matrix(lora_B) && is_matrix(s) && is_probability(p));
-  const Tensor grad = as_rows(dY);
-  const int64_t M = grad.size(0), N = grad.size(1), r = lora_B.size(1);
-  fits(r > 0 && lora_B.size(0) == N && s.size(0) == M && s.size(1) == r);
-  fits(is_adapter(lora_B, dY) && is_adapter(s, dY));
+  const std::optional<Stored> its =
+      check_lora_backward(dY, x, weight, lora_A, lora_B, s, mask, p, need_dX, need_dA, dtype_A, format, scales);
   std::optional<Frozen> w;
-  if (need_dX) {
-    fits(weight && lora_A && is_matrix(*lora_A) && lora_A->size(0) == r && is_adapter(*lora_A, dY));
-    w = frozen("lora_backward", *weight, format, scales, N, lora_A->size(1));
-    fits(w->N == N && w->K == lora_A->size(1) && (!w->is_dense() || like(*weight, dY)));
-  }
-  if (need_dA) {
-    fits(x && x->dim() > 0 && like(*x, dY) && (dtype_A == x->scalar_type() || dtype_A == s.scalar_type()));
-    fits(rows_of(*x) == M);
-  }
-  if (p > 0 && (need_dX || need_dA)) fits(mask.has_value());
-  if (mask && need_dX) fits(is_mask(*mask, p, M, w->K));
-  if (mask && need_dA) fits(is_mask(*mask, p, M, x->size(-1)));
-
+  if (its) w = frozen(*weight, format, scales, *its);
+  const Tensor grad = as_rows(dY);
   const auto [dS, dB] = lora_ds_db(grad, lora_B, s, scaling, need_dX || need_dA, need_dB);
   const Tensor kept = p > 0 && mask ? *mask : new_empty(dY, {0, 0}, ScalarType::Byte);
   Tensor dX = need_dX ? in_shape_of(dY, lora_dx(grad, *w, dS, *lora_A, kept, p)) : nothing(dY, dY.scalar_type());

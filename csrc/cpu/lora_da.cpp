@@ -6,10 +6,10 @@
 // on the number of threads.
 #include "cpu/lora.h"
 
-#include "cpu/fits.h"
 #include "cpu/kept.h"
 #include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {
@@ -81,7 +81,7 @@ namespace {
 Tensor lora_da_entry(const Tensor& dS, const Tensor& x, const Tensor& mask, double p, ScalarType dtype) {
   check_storages("lora_da", "dS", dS, "x", x, "mask", mask);
   fits(is_matrix(dS) && is_matrix(x) && is_activation(x) && is_adapter(dS, x) && dS.size(0) == x.size(0));
-  fits((dtype == x.scalar_type() || dtype == dS.scalar_type()) && is_mask(mask, p, x.size(0), x.size(1)));
+  fits((dtype == x.scalar_type() || dtype == dS.scalar_type()) && is_mask(mask, x, p, x.size(0), x.size(1)));
   return lora_da(dS, x, mask, p, dtype);
 }
 }  // namespace

@@ -8,10 +8,10 @@
 // on the shape alone, so the result does not depend on the number of threads.
 #include "cpu/lora.h"
 
-#include "cpu/fits.h"
 #include "cpu/kept.h"
 #include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

@@ -6,8 +6,8 @@
 // product() computes all terms.
 #include "cpu/lora.h"
 
-#include "cpu/fits.h"
 #include "cpu/product/product.h"
+#include "fits.h"
 
 namespace pypeft {
 Tensor lora_dx(const Tensor& dY, const Frozen& weight, const Tensor& dS, const Tensor& lora_A, const Tensor& mask,
@@ -26,7 +26,7 @@ Tensor lora_dx_entry(const Tensor& dY, const Tensor& weight, const Tensor& dS, c
   const Frozen w = frozen("lora_dx", weight, format, scales, N, K);
   fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, dY)) && dS.size(0) == M);
   fits(dS.size(1) == lora_A.size(0) && dS.size(1) > 0 && is_adapter(lora_A, dY) && is_adapter(dS, dY) &&
-       is_mask(mask, p, M, K));
+       is_mask(mask, dY, p, M, K));
   return lora_dx(dY, w, dS, lora_A, mask, p);
 }
 }  // namespace

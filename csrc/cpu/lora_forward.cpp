@@ -2,9 +2,9 @@
 //
 //   x [.., K], weight [N, K], bias [N] or none, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0
 //   -> y [.., N], s [M, r], mask uint8 [M, ceil(K/8)] ([0, ..] if p = 0)
-#include "cpu/fits.h"
 #include "cpu/lora.h"
 #include "cpu/product/product.h"
+#include "lora_fits.h"
 
 namespace pypeft {
 namespace {
@@ -14,18 +14,8 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
                                                 const std::optional<Tensor>& seed,
                                                 const std::optional<std::string>& format,
                                                 const std::optional<std::vector<Tensor>>& scales) {
-  check_storages("lora_forward", "x", x, "bias", bias, "lora_A", lora_A, "lora_B", lora_B, "seed", seed);
-  const int64_t K = x.dim() ? x.size(-1) : -1;
-  fits(is_matrix(lora_A) && is_matrix(lora_B) && lora_A.size(1) == K);
-  const int64_t N = lora_B.size(0), r = lora_A.size(0);
-  const Frozen w = frozen("lora_forward", weight, format, scales, N, K);
-  fits(w.N == N && w.K == K && r > 0 && lora_B.size(1) == r && is_activation(x));
-  if (w.is_dense()) fits(like(weight, x));
-  fits(is_adapter(lora_A, x) && is_adapter(lora_B, x) && is_probability(p));
-  if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
-  fits(seed.has_value() == (p > 0));
-  if (seed) fits(seed->is_cpu() && seed->scalar_type() == ScalarType::Long && seed->dim() == 1 && seed->size(0) == 1);
-
+  const Stored its = check_lora_forward(x, weight, bias, lora_A, lora_B, p, seed, format, scales);
+  const Frozen w = frozen(weight, format, scales, its);
   const Tensor rows = as_rows(x);
   auto [s, mask] = lora_shrink(rows, lora_A, p, seed);
   const Tensor up = transposed(lora_B);

@@ -6,8 +6,8 @@
 // product() computes all terms.
 #include <tuple>
 
-#include "cpu/fits.h"
 #include "cpu/product/product.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

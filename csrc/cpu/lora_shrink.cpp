@@ -8,10 +8,10 @@
 // case of few rows without dropout. The sums are multiplied by 65536 / (65536 - T).
 #include "cpu/lora.h"
 
-#include "cpu/fits.h"
 #include "cpu/kept.h"
 #include "cpu/product/few_rows.h"
 #include "cpu/product/vendor.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

@@ -5,9 +5,9 @@
 //   [r_a, K], dB n x [N, r_a]; each tensor is [0] if not needed
 //
 // dS is kept in float, and is not rounded before dX and dA are computed from it.
-#include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/segments/kernels.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

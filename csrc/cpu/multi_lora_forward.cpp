@@ -5,9 +5,9 @@
 //
 // There is one frozen product for all rows. Each adapter is then added to its own rows only, so that NaN or infinity in
 // one row does not change another row.
-#include "cpu/fits.h"
 #include "cpu/product/product.h"
 #include "cpu/segments/kernels.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

@@ -2,8 +2,8 @@
 //
 //   gate, up [.., N], of one dtype -> h [.., N]
 #include "cpu/swiglu.h"
-#include "cpu/fits.h"
 #include "cpu/scratch.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

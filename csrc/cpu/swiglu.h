@@ -1,6 +1,6 @@
 // The work of a thread in swiglu and swiglu_backward.
 #pragma once
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pypeft {
 

@@ -3,9 +3,9 @@
 //   dh, gate, up [.., N], of one dtype -> dgate, dup, h [.., N]; h [0] if it is not needed
 #include <tuple>
 
-#include "cpu/fits.h"
 #include "cpu/scratch.h"
 #include "cpu/swiglu.h"
+#include "fits.h"
 
 namespace pypeft {
 namespace {

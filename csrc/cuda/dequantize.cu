@@ -7,6 +7,7 @@
 // The sixteen values of a 4-bit format are a table in shared memory, each in a different bank. A nested scale is
 // computed where it is needed; L1 caches its three loads. Traffic: codes and scales are read once, W is written once.
 #include "cuda/frozen/decode.cuh"
+#include "stored.h"
 
 namespace pypeft {
 namespace {
@@ -106,7 +107,8 @@ auto kernel_for(const Codes& c) {
 Tensor dequantize(const Tensor& weight, const std::vector<Tensor>& scales, const std::string& format, int64_t N,
                   int64_t K, ScalarType dtype, bool) {
   const OnDevice on(weight);
-  return dequantized(on, codes_of("dequantize", weight, format, scales, N, K), weight, dtype);
+  const Stored its = stored("dequantize", weight, format, scales, N, K);
+  return dequantized(on, codes_of(weight, format, scales, its), weight, dtype);
 }
 }  // namespace
 

@@ -13,12 +13,10 @@
 // byte of the mask, and sets the dropped elements to 0 in shared memory. If there are few rows, K is split over several
 // blocks (split-K), and the last block adds the partial sums. Traffic: x is read once for every kRank rows of A, and
 // for every group with dropout; A is read from L2; s and one bit for each element of the mask are written.
-#include <optional>
-#include <tuple>
-
 #include "cuda/device/adapter_tiles.cuh"
 #include "cuda/device/dispatch.h"
 #include "cuda/device/dropout.cuh"
+#include "cuda/lora.h"
 #include "cuda/sums/split_sum.cuh"
 
 namespace pypeft {
@@ -155,21 +153,21 @@ void run(const OnDevice& on, const ShrinkArgs& p, int groups, int splits) {
   launch(on, shrink_kernel<M, kFill, kRank>, grid, dim3(kThreads), Shape<M, kRank>::kBytes, p);
 }
 
-std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, double p,
+}  // namespace
+
+std::tuple<Tensor, Tensor> lora_shrink(const OnDevice& on, const Tensor& x, const Tensor& lora_A, double p,
                                        const std::optional<Tensor>& seed, bool allow_tf32) {
-  check_storages("lora_shrink", "x", x, "lora_A", lora_A, "seed", seed);
-  const OnDevice on(x);
   const int64_t M = x.size(0), K = x.size(1), R = lora_A.size(0), bytes = ceil_div(K, 8);
   const int64_t groups = seed ? seed->numel() : 1;
   const bool wide = lora_A.scalar_type() == ScalarType::Float;
-  Tensor s = torch::stable::new_empty(x, {M, R}, wide ? ScalarType::Float : x.scalar_type());
-  Tensor mask = torch::stable::new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
+  Tensor s = new_empty(x, {M, R}, wide ? ScalarType::Float : x.scalar_type());
+  Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
   if (M == 0) return {s, mask};
   ShrinkArgs args{};
   args.x = view(x), args.A = view(lora_A), args.rank = size_of(R / groups);
   std::optional<Tensor> seeds;
   if (seed) {
-    seeds = torch::stable::contiguous(*seed);
+    seeds = as_contiguous(*seed);
     args.seed = read<int64_t>(*seeds), args.mask = write<uint8_t>(mask);
     args.threshold = dropout_threshold(p);
   }
@@ -189,7 +187,14 @@ std::tuple<Tensor, Tensor> lora_shrink(const Tensor& x, const Tensor& lora_A, do
   });
   return {s, mask};
 }
+
+namespace {
+std::tuple<Tensor, Tensor> lora_shrink_entry(const Tensor& x, const Tensor& lora_A, double p,
+                                             const std::optional<Tensor>& seed, bool allow_tf32) {
+  check_storages("lora_shrink", "x", x, "lora_A", lora_A, "seed", seed);
+  return lora_shrink(OnDevice(x), x, lora_A, p, seed, allow_tf32);
+}
 }  // namespace
 }  // namespace pypeft
 
-PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("lora_shrink_cuda", TORCH_BOX(&pypeft::lora_shrink)); }
+PYPEFT_CUDA_LIBRARY_IMPL(m) { m.impl("lora_shrink_cuda", TORCH_BOX(&pypeft::lora_shrink_entry)); }

@@ -80,8 +80,11 @@ def _kernels(device: str) -> dict[str, dict]:
             states[kernel.name] = (
                 kernel.missing() or (elsewhere and f"runs on {', '.join(kernel.devices)}") or "available"
             )
-        timed = forced is None and op.is_timed(device)
-        found[op.name] = {"choice": _timed(states) if timed else _choice(states, forced), "kernels": states}
+        if forced is None and op.has_parts(device):
+            choice = _of_parts(states)
+        else:
+            choice = _timed(states) if forced is None and op.is_timed(device) else _choice(states, forced)
+        found[op.name] = {"choice": choice, "kernels": states}
     return found
 
 
@@ -109,6 +112,11 @@ def _timed(states: dict[str, str]) -> str:
     # Without timing the first kernel runs. But on a GPU with wgmma or tcgen05, Triton's kernel runs for calls with many
     # rows, since csrc/cuda uses mma.sync.
     return f"{fast[0]} or {fast[1]}, by the shape, untimed" if fast[0] == "cuda" else f"{fast[0]}, untimed"
+
+
+def _of_parts(states: dict[str, str]) -> str:
+    """The choice of an op on a GPU that consists of other ops."""
+    return f"{'cuda for a small product, else ' if states.get('cuda') == 'available' else ''}the ops of its parts"
 
 
 def _choice(states: dict[str, str], forced: str | None) -> str:

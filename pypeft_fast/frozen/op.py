@@ -65,8 +65,8 @@ class FrozenOp(Op):
     def native_cpu(self, rejects=lambda *_: None, checks=False):
         super().native_cpu(self._of_native_formats(rejects), checks)
 
-    def native_cuda(self, rejects=lambda *_: None):
-        super().native_cuda(self._of_native_formats(rejects))
+    def native_cuda(self, rejects=lambda *_: None, checks=False):
+        super().native_cuda(self._of_native_formats(rejects), checks)
 
     def _of_native_formats(self, rejects):
         def of_these(*args):

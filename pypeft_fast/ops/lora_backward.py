@@ -1,4 +1,6 @@
-"""The gradients of a LoRA layer: lora_ds_db, lora_dx and lora_da, in one call on a CPU.
+"""The gradients of a LoRA layer: lora_ds_db, lora_dx and lora_da, in one call.
+
+On a GPU products above the limits of _host_bound.py run as the three ops, each with its fastest kernel.
 
 dY [.., N]; x [.., K] as given to lora_forward, for dA; weight [N, K] and lora_A [r, K], for dX; lora_B [N, r]; s and
 mask from lora_forward (mask may be None if p is 0, or for dB alone) -> dX [.., K] in dY's dtype, dA [r, K] in dtype_A,
@@ -8,7 +10,7 @@ the dtype of lora_A, and dB [N, r] in lora_B's. A gradient that is not needed co
 import torch
 
 from ..frozen.op import FrozenOp
-from . import _check
+from . import _check, _host_bound
 from .lora_da import lora_da
 from .lora_ds_db import lora_ds_db
 from .lora_dx import lora_dx
@@ -82,4 +84,11 @@ def _by(kernel):
 lora_backward.reference(_by("reference"))
 lora_backward.kernel("blas")(_by("blas"))
 lora_backward.native_cpu(_check.no_float64, checks=True)
+lora_backward.native_cuda(_check.no_float64, checks=True)
 lora_backward.parts(_of(lora_ds_db, lora_dx, lora_da))
+
+
+@lora_backward.small
+def _(dY, x, weight, lora_A, lora_B, *_):
+    like_dX = next(t for t in (lora_A, x, lora_B) if t is not None)  # for dB alone the product has r columns
+    return _host_bound.is_small(dY, like_dX.shape[-1])

@@ -1,4 +1,6 @@
-"""y = x W^T + b + scaling * (drop(x) A^T) B^T: lora_shrink and lora_linear, in one call on a CPU.
+"""y = x W^T + b + scaling * (drop(x) A^T) B^T: lora_shrink and lora_linear, in one call.
+
+On a GPU products above the limits of _host_bound.py run as the two ops, each with its fastest kernel.
 
 x [.., K], weight [N, K] (any strides), bias [N] or None, lora_A [r, K], lora_B [N, r], seed int64 [1] if p > 0 ->
 y [.., N] in x's dtype, s [M, r] and mask as of lora_shrink, M the rows of x. On small layers a call costs more than its
@@ -8,7 +10,7 @@ arithmetic. Source of LoRA: Hu et al., arXiv:2106.09685.
 import torch
 
 from ..frozen.op import FrozenOp
-from . import _check
+from . import _check, _host_bound
 from .lora_backward import lora_backward
 from .lora_linear import lora_linear
 from .lora_shrink import lora_shrink, shrink_gradients
@@ -81,4 +83,10 @@ def _of(shrink, linear):
 lora_forward.reference(_of(lora_shrink.function("reference"), lora_linear.function("reference")))
 lora_forward.kernel("blas")(_of(lora_shrink.function("blas"), lora_linear.function("blas")))
 lora_forward.native_cpu(_check.no_float64, checks=True)
+lora_forward.native_cuda(_check.no_float64, checks=True)
 lora_forward.parts(_of(lora_shrink, lora_linear))
+
+
+@lora_forward.small
+def _(x, weight, bias, lora_A, lora_B, *_):
+    return _host_bound.is_small(x, lora_B.shape[0])

@@ -48,6 +48,18 @@ def test_where_kernels_are_timed_none_is_told_as_the_one_that_runs(command, monk
     assert "lora_dx on cpu tensors: blas\n" in text
 
 
+@pytest.mark.parametrize("missing,choice", [(None, "cuda for a small product, else "), ("no library", "")])
+def test_an_op_that_runs_as_other_ops_is_told_as_these(command, monkeypatch, missing, choice):
+    """As on a GPU, with and without the kernel of csrc/cuda."""
+    op = _op.OPS["lora_forward"]
+    monkeypatch.setattr(op, "has_parts", lambda device: True)
+    cuda = dataclasses.replace(op.kernels[0], devices=None, missing=lambda: missing)
+    assert cuda.name == "cuda"
+    monkeypatch.setattr(op, "kernels", [cuda, *op.kernels[1:]])
+    _, text, _ = command("info")
+    assert f"lora_forward on cpu tensors: {choice}the ops of its parts\n" in text
+
+
 def test_it_says_why_a_kernel_is_not_there(command):
     _, out, _ = command("info", "--json")
     kernels = json.loads(out)["kernels"]["cpu"]["lora_shrink"]["kernels"]

@@ -20,8 +20,8 @@ from .build import build
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 DTYPES = [(F32, None), (BF16, None), (F16, None), (BF16, F32), (F16, F32)]
-# [(op, options)]: every variant of every op that has a CUDA kernel.
-RUNS = [(op, o) for op, o in VARIANTS.values() if any(k.name == "cuda" for k in OPS[op].kernels)]
+# [(op, options)]: every variant of every op that launches CUDA kernels of its own.
+RUNS = [(op, o) for op, o in VARIANTS.values() if OPS[op].launches("cuda")]
 # M, rank, multiprocessors: decoding with 8 and with 16 rows, then large and small tiles with small and large ranks.
 SIZES = [(8, 5, 4), (16, 5, 4), (136, 5, 1), (72, 40, 132)]
 DECODE = ("_linear", "multi_lora_forward")  # the ops that decode.cu computes for few rows

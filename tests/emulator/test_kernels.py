@@ -16,6 +16,7 @@ from tests.emulator.launches import DECODE, DTYPES, RUNS
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 PRODUCTS = [v for v in RUNS if v[0] in ("lora_linear", "lora_dx", "ia3_linear", "ia3_dx_dl")]
 DECODING = [v for v in RUNS if v[0].endswith(DECODE)]
+COMPOSED = [("lora_forward", {}), ("lora_backward", {})]  # they launch the kernels of other ops
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +173,7 @@ def test_expanded_gradients(op, options):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("op,options", RUNS)
+@pytest.mark.parametrize("op,options", [*RUNS, *COMPOSED])
 @pytest.mark.parametrize("M,K,N", [(0, 16, 16), (4, 0, 16), (4, 16, 0)])
 def test_empty_dimensions(op, options, M, K, N, poisoned):
     args = sample(op, Case(M, K, N, 4, 0.0, options=options))
@@ -182,7 +183,7 @@ def test_empty_dimensions(op, options, M, K, N, poisoned):
         torch.testing.assert_close(got, OPS[op](*args), check_stride=False)
 
 
-@pytest.mark.parametrize("op,options", RUNS)
+@pytest.mark.parametrize("op,options", [*RUNS, *COMPOSED])
 def test_a_gpu_older_than_the_oldest_target_is_refused(op, options):
     args = sample(op, Case(options=options))
     assert emulator.library().pypeft_fast_oldest_target() == 80

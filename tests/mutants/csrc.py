@@ -44,7 +44,7 @@ DROPOUT = [
           "tests/ops/test_lora_da.py"),
     _csrc("dropout-scale-of-p", "numbers.h", "65536.0 / (65536 - dropout_threshold(p))", "1.0 / (1.0 - p)",
           agrees("lora_shrink")),
-    _csrc("probability-rounds-to-one", "cpu/fits.h", "std::nearbyint(p * 65536) <= 65535",
+    _csrc("probability-rounds-to-one", "fits.h", "std::nearbyint(p * 65536) <= 65535",
           "std::nearbyint(p * 65536) <= 65536", "tests/ops/test_lora_forward.py"),
     _csrc("shrink-mask-past-the-last-column", "cpu/lora_shrink_body.h", "if (a.K % 8 == 0) return;",
           "if (true) return;", agrees("lora_shrink")),

@@ -6,6 +6,12 @@ QUANTIZED = "tests/emulator/test_quantized.py"
 OPS = "tests/emulator/test_ops.py"
 KERNELS = "tests/emulator/test_kernels.py"
 SEGMENTS = "tests/emulator/test_segments.py"
+COMPOSED = "tests/emulator/test_composed.py"
+
+
+def _shared(name, file, old, new, *tests):
+    """A mutation of a header that the kernels for CPUs include too."""
+    return Mutation(f"cuda-{name}", f"csrc/{file}", old, new, tests)
 
 
 def _cuda(name, file, old, new, *tests, **options):
@@ -65,6 +71,18 @@ MUTATIONS = [
           f"{SEGMENTS} -k any_number_of_adapters"),
     _cuda("segments-last-columns-of-x-lost", "segments/shrink.cu", "k < x.cols; k", "k + kPiece < x.cols; k",
           f"{SEGMENTS} -k any_number_of_adapters"),
+    _cuda("composed-ds-for-dx-only", "lora_backward.cu", "need_dX || need_dA, need_dB", "need_dX, need_dB",
+          f"{COMPOSED} -k not_needed"),
+    _cuda("composed-forward-without-tf32", "lora_forward.cu", "nullptr, allow_tf32)", "nullptr, false)",
+          f"{COMPOSED} -k tf32"),
+    _cuda("composed-backward-without-tf32", "lora_backward.cu", "mask, p, allow_tf32))", "mask, p, false))",
+          f"{COMPOSED} -k tf32"),
+    _shared("check-ranks-that-differ", "lora_fits.h", "lora_B.size(1) == r && is_adapter(lora_A, x)",
+            "is_adapter(lora_A, x)", f"{COMPOSED} -k 'refuses and python'"),
+    _shared("check-any-number-of-codes", "stored.h", " && weight.numel() == ceil_div(weights, 2));", ");",
+            f"{COMPOSED} -k refuses"),
+    _shared("check-any-nested-blocks", "stored.h", "fits(scales[1].numel() == ceil_div(", "fits(0 < ceil_div(",
+            f"{COMPOSED} -k refuses"),
     _cuda("segments-a-number-that-no-adapter-has", "segments/adapters.h", "&& adapter < count ?", "?",
           f"{SEGMENTS} -k counts_as_no_adapter"),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Mutations of the autograd functions and of merging."""
+"""Mutations of the autograd functions, of merging, and of the choice of a kernel."""
 
 from .mutation import Mutation
 
@@ -115,4 +115,14 @@ ROWS = [
              TRAINING),
 ]  # fmt: skip
 
-MUTATIONS = [*AUTOGRAD, *MERGING, *ROWS]
+BOUND = "tests/ops/test_host_bound.py"
+CHOICE = [
+    _merging("choice-any-weight-is-small", "ops/_host_bound.py",
+             "x.shape[-1] * N * x.element_size() <= WEIGHT_BYTES", "True", BOUND),
+    _merging("choice-whole-on-an-old-gpu", "_op.py", " and _native.has_kernels_for(args[0].get_device())", "", BOUND),
+    _merging("choice-whole-without-the-library", "_op.py", ' and self._named("cuda").why_not(args) is None', "", BOUND),
+    _merging("choice-direct-whatever-is-forced", "_op.py", 'return direct if _forced == "cuda" else None',
+             "return direct", BOUND),
+]  # fmt: skip
+
+MUTATIONS = [*AUTOGRAD, *MERGING, *ROWS, *CHOICE]

@@ -23,7 +23,7 @@ DTYPES = ((BF16, None), (BF16, F32), (F32, None))
 
 def calls(name):
     for (op, options), (M, K, N, r), (dtype, adapter) in itertools.product(VARIANTS.values(), SIZES, DTYPES):
-        if name in (op, "all") and any(kernel.name == "cuda" for kernel in OPS[op].kernels):
+        if name in (op, "all") and OPS[op].launches("cuda"):
             yield op, cut(op, "cuda", Case(M, K, N, r, 0.3, dtype, adapter, options=options))
 
 

@@ -46,7 +46,7 @@ def main():
         found.skip("compute-sanitizer is not on PATH nor in CUDA_HOME")
     if (reason := _native.missing_cuda()) is not None:
         found.skip(reason)
-    ops = [op for op in OPS if any(kernel.name == "cuda" for kernel in OPS[op].kernels)]
+    ops = [name for name, op in OPS.items() if op.launches("cuda")]
     errors, runs = {}, list(itertools.product(TOOLS, ops))
     with ThreadPoolExecutor(device.workers(8)) as pool:
         for future in as_completed([pool.submit(checked, tool, *run) for run in runs]):

@@ -6,9 +6,11 @@
 
 #include "cpu/isa/types.h"
 #include "cpu/scratch.h"
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pypeft {
+
+struct Stored;  // stored.h
 
 enum class Format { dense, table4, int8, fp8 };  // table4: nf4 and fp4, which have different tables
 
@@ -51,9 +53,10 @@ struct Right {
   Tensor matrix() const { return transposed ? pypeft::transposed(w.weight) : w.weight; }
 };
 
-// The weight that these tensors store; without a format the weight is dense. N and K are needed for table4, whose codes
-// do not give the shape; one of N and K may be -1. Throws std::runtime_error if the tensors do not fit or a storage is
-// too small; the Python check of the op then raises the full error.
+// The weight that these tensors store, whose shape `its` gives.
+Frozen frozen(const Tensor& weight, const std::optional<std::string>& format,
+              const std::optional<std::vector<Tensor>>& scales, const Stored& its);
+// As stored() with these arguments, and the weight above.
 Frozen frozen(const char* op, const Tensor& weight, const std::optional<std::string>& format,
               const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K);
 

@@ -2,7 +2,7 @@
 #pragma once
 #include <optional>
 
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pypeft {
 

@@ -1,6 +1,6 @@
 #include "cpu/segments/segments.h"
 
-#include "cpu/fits.h"
+#include "fits.h"
 
 namespace pypeft {
 

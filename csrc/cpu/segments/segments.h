@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/isa/types.h"
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pypeft {
 

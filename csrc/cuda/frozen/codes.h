@@ -8,6 +8,8 @@
 
 namespace pypeft {
 
+struct Stored;  // stored.h
+
 enum class Format : int { nf4, fp4, int8, fp8 };
 
 constexpr bool is_four_bit(Format format) { return format == Format::nf4 || format == Format::fp4; }
@@ -32,10 +34,8 @@ struct Codes {
 
 constexpr int kNestedShift = 8;
 
-// N or K may be -1; the tensors then give that size. Throws std::runtime_error if a storage is too small. The ops have
-// checked everything else before.
-Codes codes_of(const char* op, const Tensor& weight, const std::string& format, const std::vector<Tensor>& scales,
-               int64_t N, int64_t K);
+// The weight that these tensors store, whose shape `its` gives.
+Codes codes_of(const Tensor& weight, const std::string& format, const std::vector<Tensor>& scales, const Stored& its);
 
 // The weight [N, K] in `dtype`, contiguous, by one launch. `like` is a tensor on the same device.
 Tensor dequantized(const OnDevice& on, const Codes& codes, const Tensor& like, ScalarType dtype);

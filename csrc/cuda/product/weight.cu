@@ -2,20 +2,19 @@
 #include "cuda/product/weight.h"
 
 #include "cuda/product/decode.h"
+#include "stored.h"
 
 namespace pypeft {
 
+Weight::Weight(const Tensor& weight, const std::optional<std::string>& format,
+               const std::optional<std::vector<Tensor>>& scales, const Stored& its)
+    : tensor_(weight), codes_{}, N_(its.N), K_(its.K) {
+  if (format) codes_ = codes_of(weight, *format, *scales, its);
+}
+
 Weight::Weight(const char* op, const Tensor& weight, const std::optional<std::string>& format,
                const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K)
-    : tensor_(weight), codes_{} {
-  if (!format) {
-    check_storages(op, "weight", weight);
-    N_ = weight.size(0), K_ = weight.size(1);
-  } else {
-    codes_ = codes_of(op, weight, *format, scales.value_or(std::vector<Tensor>{}), N, K);
-    N_ = codes_.N, K_ = codes_.K;
-  }
-}
+    : Weight(weight, format, scales, stored(op, weight, format, scales, N, K)) {}
 
 Matrix Weight::dense(const OnDevice& on, const Tensor& like) {
   if (codes_.data) tensor_ = dequantized(on, codes_, like, like.scalar_type()), codes_ = {};

@@ -6,8 +6,10 @@ namespace pypeft {
 
 class Weight {
  public:
-  // Without a format, `weight` is dense [N, K] of any strides, and there are no scales. N or K may be -1 if the tensors
-  // give the size.
+  // The weight that these tensors store, whose shape `its` gives. Without a format the weight is dense, of any strides.
+  Weight(const Tensor& weight, const std::optional<std::string>& format,
+         const std::optional<std::vector<Tensor>>& scales, const Stored& its);
+  // As stored() with these arguments, and the weight above.
   Weight(const char* op, const Tensor& weight, const std::optional<std::string>& format,
          const std::optional<std::vector<Tensor>>& scales, int64_t N, int64_t K);
 

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/tensors.h"
+#include "tensors.h"
 
 namespace pypeft {
 
@@ -19,21 +19,26 @@ inline bool is_matrix(const Tensor& t) { return t.dim() == 2; }
 
 inline bool is_activation(const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  return t.is_cpu() && (type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half);
+  return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
 }
 
-inline bool like(const Tensor& t, const Tensor& x) { return t.is_cpu() && t.scalar_type() == x.scalar_type(); }
+// Whether t is on the device of x. PyTorch calls a kernel for CPUs only if no argument is on another device, and a
+// kernel for GPUs only if every argument is on a GPU or on the CPU, whose index is -1. So the indices tell the devices.
+inline bool beside(const Tensor& t, const Tensor& x) { return t.get_device_index() == x.get_device_index(); }
+
+inline bool like(const Tensor& t, const Tensor& x) { return beside(t, x) && t.scalar_type() == x.scalar_type(); }
 
 // An adapter has the dtype of the activations, or is float32 over a half-precision base.
 inline bool is_adapter(const Tensor& t, const Tensor& x) {
-  return like(t, x) || (t.is_cpu() && t.scalar_type() == ScalarType::Float);
+  const ScalarType type = t.scalar_type();
+  return beside(t, x) && (type == ScalarType::Float || type == x.scalar_type());
 }
 
 inline bool is_probability(double p) { return p >= 0 && p < 1 && std::nearbyint(p * 65536) <= 65535; }
 
-// The packed mask of dropout with probability p, of a matrix [rows, columns]; of any shape if p is 0.
-inline bool is_mask(const Tensor& t, double p, int64_t rows, int64_t columns) {
-  if (!t.is_cpu() || t.scalar_type() != ScalarType::Byte || !is_probability(p)) return false;
+// The packed mask of dropout with probability p, of a matrix [rows, columns] beside x; of any shape if p is 0.
+inline bool is_mask(const Tensor& t, const Tensor& x, double p, int64_t rows, int64_t columns) {
+  if (!beside(t, x) || t.scalar_type() != ScalarType::Byte || !is_probability(p)) return false;
   return p == 0 || (is_matrix(t) && t.size(0) == rows && t.size(1) == (columns + 7) / 8);
 }
 
@@ -52,7 +57,9 @@ inline int64_t rows_of(const Tensor& t) {
 
 // t [.., K] as [M, K]: a view if the strides allow a view, otherwise a copy.
 inline Tensor as_rows(const Tensor& t) {
-  return t.dim() == 2 ? t : torch::stable::reshape(t, {rows_of(t), t.size(-1)});
+  if (t.dim() == 2) return t;
+  const int64_t sizes[] = {rows_of(t), t.size(-1)}, strides[] = {sizes[1], 1};
+  return t.is_contiguous() ? reinterpreted(t, 2, sizes, strides) : torch::stable::reshape(t, {sizes[0], sizes[1]});
 }
 
 // `result` [M, n] as [.., n], with the leading sizes of `like` [.., k]; a view.
@@ -65,10 +72,7 @@ inline Tensor in_shape_of(const Tensor& like, const Tensor& result) {
     sizes[d] = like.size(d), strides[d] = step;
     step *= sizes[d] > 0 ? sizes[d] : 1;
   }
-  AtenTensorHandle shaped;  // autograd does not treat the result as a view
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(result.get(), dims, sizes.data(), strides.data(), 0, &shaped));
-  return Tensor(shaped);
+  return reinterpreted(result, dims, sizes.data(), strides.data());  // autograd does not treat the result as a view
 }
 
 }  // namespace pypeft

@@ -21,13 +21,20 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
   return Tensor(made);
 }
 
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// The storage of t, from the first element of t on, with other sizes and strides.
+inline Tensor reinterpreted(const Tensor& t, int64_t dims, const int64_t* sizes, const int64_t* strides) {
+  AtenTensorHandle made;
+  // The last argument but one is added to t's own offset in its storage.
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), dims, sizes, strides, 0, &made));
+  return Tensor(made);
+}
+
 // The transpose [columns, rows] of t [rows, columns], as a view.
 inline Tensor transposed(const Tensor& t) {
   const int64_t sizes[] = {t.size(1), t.size(0)}, strides[] = {t.stride(1), t.stride(0)};
-  AtenTensorHandle view;
-  // The last argument is added to t's own offset in its storage.
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, 0, &view));
-  return Tensor(view);
+  return reinterpreted(t, 2, sizes, strides);
 }
 
 }  // namespace pypeft
