@@ -78,8 +78,9 @@ def default(op, arch, bits):
         if segments and not wide and arch not in (90, 100):  # larger tiles spill there, from some rank on
             return Config(16, 128, BR=32, warps=8, stages=2)
         narrow = wide or arch == "gfx942"  # 256 columns spill there with more than 32 ranks
-        # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill.
-        warps = 4 if arch == 90 and not narrow else 8
+        # Each warp makes fragments of all of B: fewer warps need fewer instructions. Elsewhere 4 would spill, and over
+        # segments with Triton 3.6.
+        warps = 4 if arch == 90 and not narrow and not segments else 8
         return Config(
             16 if wide else 32, 128 if narrow else 256, BR=16 if wide and segments else 32, warps=warps, stages=2
         )
@@ -94,7 +95,9 @@ def default(op, arch, bits):
         return Config(64 if arch == 90 and op not in ELEMENTWISE else 32, 64, BR=64, warps=warps, stages=stages)
     if wide:  # no spills: ptxas limits 8 warps on sm_100 to 128 registers, and 3 stages on sm_80 to 80
         warps = 4 if segments or (op == "ia3_dx_dl" and arch in (80, 100)) else 8
-        return Config(64, 64, 32, 16, warps=warps, stages=2 if arch == 80 and not segments else stages)
+        if arch == 80 and not segments or segments and (op, arch) == ("lora_dx", 90):  # the latter with Triton 3.6
+            stages = 2
+        return Config(64, 64, 32, 16, warps=warps, stages=stages)
     if arch in (90, 100):
         return Config(128, 128, 64, 16, warps=8, stages=4, tma=True)
     if arch in (80, "gfx942"):
@@ -124,10 +127,10 @@ _SPILLING = {
     ("lora_ds_db", 100): {(16, 128, 4), (128, 64, 4)},
     ("lora_da", 100): {(128, 64, 8)},
     ("lora_shrink, segments", 80): {(32, 128, 4)},
-    ("lora_shrink, segments", 90): {(32, 128, 4), (32, 128, 8)},
+    ("lora_shrink, segments", 90): {(16, 128, 4), (32, 128, 4), (32, 128, 8), (64, 128, 4)},
     ("lora_shrink, segments", 100): {(32, 128, 4), (32, 128, 8)},
     ("lora_ds_db, segments", 80): {(16, 128, 4), (32, 64, 4), (32, 128, 4), (32, 128, 8), (64, 128, 4), (64, 128, 8)},
-    ("lora_ds_db, segments", 90): {(64, 128, 4)},
+    ("lora_ds_db, segments", 90): {(32, 128, 4), (32, 256, 4), (64, 128, 4), (128, 64, 4)},
     ("lora_ds_db, segments", 100): {(16, 128, 8), (32, 64, 4), (32, 64, 8), (32, 128, 4), (32, 128, 8), (64, 64, 4),
                                     (64, 128, 4), (64, 128, 8), (128, 64, 8)},
     ("lora_ds_db, segments", "gfx942"): {(32, 128, 8), (64, 128, 8), (128, 64, 8)},
