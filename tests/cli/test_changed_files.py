@@ -1,5 +1,7 @@
 """`finetune --resume` after a file of the run has changed; a new run from its finetune.json."""
 
+import json
+
 import pytest
 
 from tests.cli.test_bad_input import mistake
@@ -32,6 +34,12 @@ def test_one_adapter(command, tiny_model, files):
         (files / name).write_bytes(before)
     (files / "t.jinja").write_text(TEMPLATE + "{# 2 #}")
     mistake(command("finetune", *options, "--resume"), f"--chat-template, {files / 't.jinja'}, has another text")
+
+    (files / "t.jinja").write_text(TEMPLATE)
+    config = json.loads((files / "a" / "finetune.json").read_text())
+    (files / "c.json").write_text(json.dumps(config | {"rank": 3}))
+    says = "--rank was 16 in the run to go on with and is 3 now"
+    mistake(command("finetune", "--config", files / "c.json", "--resume"), says)
 
     # A new run from the settings of that run takes the files as they are now.
     code, _, err = command("finetune", "--config", files / "a" / "finetune.json", "--output", files / "b")

@@ -41,6 +41,8 @@ class Wandb(WandbCallback):
     """Trainer's reporter to Weights & Biases. The run's files are in OUTPUT/wandb, or in WANDB_DIR if it is set; the
     run ends with the training, so that the next one in this process is another."""
 
+    _is_own = False  # whether this object has started the run
+
     def setup(self, args, state, model, **kwargs):
         import wandb
 

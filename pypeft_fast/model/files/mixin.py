@@ -99,15 +99,16 @@ class SafeFiles:
             return cls._first(model, contents, adapter_name, is_trainable, options)
 
     @classmethod
-    def _first(cls, model, contents, adapter_name, is_trainable, options, place=None) -> peft.PeftModel:
-        """from_pretrained of a file that has been read. place: of the adapter, if that is known already."""
+    def _first(cls, model, contents, adapter_name, is_trainable, options, place=None, undo=None) -> peft.PeftModel:
+        """from_pretrained of a file that has been read. place: of the adapter, if that is known already. undo: as in
+        `loading`; None: after an error the model is as before."""
         config = contents.config
         if options.get("key_mapping") is None and not config.is_prompt_learning:
             options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
         place = place or place_of_plain_lora(model, config, adapter_name, contents.tensors, options)
         place = place or rehearse(model, config, adapter_name)
         given = dict(options)
-        with loading(model, contents, adapter_name, config, place, options) as folder:
+        with loading(contents, config, place, options, undo or _undoing(model, adapter_name)) as folder:
             loaded = peft_class(cls).from_pretrained(
                 model, folder, adapter_name, is_trainable, config=config, **options
             )
@@ -138,8 +139,8 @@ class SafeFiles:
         ):
             return self._load(contents, adapter_name, is_trainable, options)
 
-    def _load(self, contents, adapter_name, is_trainable, options, place=None) -> Any:
-        """load_adapter of a file that has been read. place: of the adapter, if that is known already."""
+    def _load(self, contents, adapter_name, is_trainable, options, place=None, undo=None) -> Any:
+        """load_adapter of a file that has been read. place, undo: as in `_first`."""
         pair, config, mine = contents.pair, contents.config, self.peft_config.get(adapter_name)
         if mine is not None and config is not None:
             check_alike(pair.config_path, adapter_name, mine, config)
@@ -151,7 +152,7 @@ class SafeFiles:
             place = present(self, adapter_name) if mine else like_another(self, config)
             place = place or rehearse(self, config, adapter_name)
         given = dict(options)
-        with loading(self, contents, adapter_name, mine or config, place, options) as folder:
+        with loading(contents, mine or config, place, options, undo or _undoing(self, adapter_name)) as folder:
             result = super().load_adapter(folder, adapter_name, is_trainable, **options)
             if place is None:
                 check_loaded(self, contents, adapter_name, given)
@@ -167,13 +168,13 @@ class SafeFiles:
             options = options | {"key_mapping": getattr(model, "_checkpoint_conversion_mapping", None)}
         with lock_of(model):
             places = places_of(model, contents, options)
-            with _all_undone_on_error(model, contents, places):
+            with _all_undone_on_error(model, contents):
                 for name, place in places.items():
                     its = contents.pop(name)
                     if isinstance(model, peft.PeftModel):
-                        model._load(its, name, is_trainable, dict(options), place)
+                        model._load(its, name, is_trainable, dict(options), place, contextlib.nullcontext)
                     else:
-                        model = cls._first(model, its, name, is_trainable, dict(options), place)
+                        model = cls._first(model, its, name, is_trainable, dict(options), place, contextlib.nullcontext)
             return model
 
     def add_adapter(self, adapter_name: str, peft_config: peft.PeftConfig, *args, **kwargs) -> None:
@@ -182,9 +183,12 @@ class SafeFiles:
         return super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
 
-def _all_undone_on_error(model, contents, places):
-    """A block after whose error none of these adapters is loaded, if some of them have no dry run: those may fail."""
-    if None not in places.values():
-        return contextlib.nullcontext()
+def _undoing(model, adapter_name):
+    """A function of names in a file that returns a context, after whose error the model is as before."""
+    return lambda names: undone_on_error(model, written_in_place(model, adapter_name, names))
+
+
+def _all_undone_on_error(model, contents):
+    """A context after whose error none of these adapters is loaded."""
     written = [written_in_place(model, name, plain_names(its.tensors).values()) for name, its in contents.items()]
     return undone_on_error(model, itertools.chain.from_iterable(written))

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from safetensors.torch import save_file
 
@@ -14,15 +14,18 @@ from .dry_run import Place, is_sharded, present
 from .initial_values import without_initial_values
 from .plain_lora import has_own_matrices_alone
 from .reading import CONFIG, WEIGHTS
-from .undo import undone_on_error, written_in_place
+
+LARGE = 1 << 24  # values: of a smaller adapter they are drawn in less time than without_initial_values itself takes
+# Options with which PEFT keeps some initial values, or makes none.
+_WITHOUT_VALUES = ("ignore_mismatched_sizes", "low_cpu_mem_usage")
 
 
 @contextlib.contextmanager
-def loading(model, contents: Contents, adapter_name: str, config, place: Place | None, options: dict) -> Iterator[str]:
-    """A folder with the checked files alone, for PEFT's loading in the block; after an error the model is as before.
+def loading(contents: Contents, config, place: Place | None, options: dict, undo: Callable) -> Iterator[str]:
+    """A folder with the checked files alone, for PEFT's loading in the block.
 
-    model: the base model or the PeftModel. place, options: as in `check`, which raises ValueError before any change.
-    options["key_mapping"] is emptied, since the names in the folder are those for PEFT.
+    place, options: as in `check`, which raises ValueError before any change. options["key_mapping"] is emptied, since
+    the names in the folder are those for PEFT. undo: a function of these names that returns the context of the block.
     """
     pair, tensors = contents.pair, contents.tensors
     names = check(pair.weights_path, tensors, config, place, options)
@@ -30,9 +33,8 @@ def loading(model, contents: Contents, adapter_name: str, config, place: Place |
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="adapter-"))
         _write(folder, contents, names)
-        stack.enter_context(undone_on_error(model, written_in_place(model, adapter_name, names.values())))
-        is_known = place is not None and set(place.tensors) <= set(names.values())
-        if is_known and has_own_matrices_alone(config) and not options.get("ignore_mismatched_sizes"):
+        stack.enter_context(undo(names.values()))
+        if _replaces_all_values(place, config, set(names.values()), options):
             stack.enter_context(without_initial_values())
         try:
             yield folder
@@ -40,6 +42,13 @@ def loading(model, contents: Contents, adapter_name: str, config, place: Place |
             if place is None and "loading state_dict" in str(error):
                 raise ValueError(f"{pair.weights_path} does not fit this model and config: {error}") from error
             raise
+
+
+def _replaces_all_values(place, config, names, options) -> bool:
+    """Whether the file has all values of an adapter of LARGE size, so that PEFT's initial values are drawn in vain."""
+    if place is None or not has_own_matrices_alone(config) or any(map(options.get, _WITHOUT_VALUES)):
+        return False
+    return set(place.tensors) <= names and sum(tensor.numel() for tensor in place.tensors.values()) >= LARGE
 
 
 def _write(folder, contents, names) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from .names import PREFIX, plain
 
 _TABLES = (dict, OrderedDict, defaultdict)
+_LEAVES = (type(None), bool, str, int, float)
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
@@ -69,7 +70,7 @@ class _Record:
 
     def add(self, value) -> None:
         kind = type(value)
-        if kind in (str, int, bool, float, type(None)) or id(value) in self._seen:
+        if id(value) in self._seen:
             return
         # A ScriptModule's state is in C++. model_type: a config of transformers, which PEFT changes.
         is_module = isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule)
@@ -93,7 +94,8 @@ class _Record:
 
     def _add_all(self, values) -> None:
         for value in values:
-            self.add(value)
+            if type(value) not in _LEAVES:  # most values, which this spares a call
+                self.add(value)
 
     def restore(self) -> None:
         for value, kind, attributes in self._objects:

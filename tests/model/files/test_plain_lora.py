@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pypeft_fast.model.files import mixin
+from pypeft_fast.model.files import mixin, snapshot
 from pypeft_fast.model.files.dry_run import rehearse
 from pypeft_fast.model.files.plain_lora import place_of_plain_lora
 from tests.model.files.made import PeftModel, lora_A, rewrite
@@ -46,7 +46,8 @@ def rehearsals(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [*PLAIN, *OTHER])
-def test_only_plain_lora_has_no_dry_run(kind, tmp_path, rehearsals):
+def test_only_plain_lora_has_no_dry_run(kind, tmp_path, rehearsals, monkeypatch):
+    monkeypatch.setattr(snapshot, "LARGE", 1)  # PEFT's initial values are not drawn
     saved(tmp_path, (PLAIN | OTHER)[kind])
     loaded = PeftModel.from_pretrained(build("llama"), tmp_path)
     theirs = peft.PeftModel.from_pretrained(build("llama"), tmp_path)
@@ -100,7 +101,8 @@ def test_a_base_with_other_layers_has_a_dry_run(change, tmp_path, rehearsals):
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_no_initial_values_are_drawn_that_the_file_replaces(kind, tmp_path):
+def test_no_initial_values_are_drawn_that_the_file_replaces(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "LARGE", 1)
     saved(tmp_path, PLAIN[kind])
     base = build("llama")
     before = torch.get_rng_state()
