@@ -9,7 +9,7 @@ import pytest
 from pypeft_fast.serve.adapters import Adapter
 from pypeft_fast.serve.entrance import Entrance
 from pypeft_fast.serve.errors import ApiError
-from pypeft_fast.serve.limits import MOST_UNREAD, Limits
+from pypeft_fast.serve.limits import MESSAGE, MOST_MESSAGES, MOST_UNREAD, Limits
 from pypeft_fast.serve.requests import ChatRequest
 from pypeft_fast.serve.waiting import Waiting
 
@@ -112,12 +112,11 @@ def test_the_characters_before_the_tokenizer_are_bounded(made):
 
 def test_many_short_messages_count_too(made):
     entrance, _, _, may_go = made()
-    many = [{"role": "user", "content": ""}] * 40_000
+    many = body().model_copy(update={"messages": body("").messages * MOST_MESSAGES})
 
     async def run():
-        tasks = await begin(entrance, body().model_copy(update={"messages": [body().messages[0]] * 40_000}))
-        with pytest.raises(ApiError, match="characters of prompts wait for the tokenizer"):
-            await entrance.enter(ChatRequest(model="desk", messages=many), print)
+        tasks = await begin(entrance, *[many] * (MOST_UNREAD // (MESSAGE * MOST_MESSAGES)))
+        assert await refusal(entrance, "") == (429, "queue_full")
         may_go.set()
         await asyncio.gather(*tasks)
 
