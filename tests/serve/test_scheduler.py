@@ -121,3 +121,13 @@ def test_a_rate_counts_every_token():
     now[0] = 11.0
     rate.add(1)
     assert rate.now() == 0.1 and len(rate._added) == 1
+
+
+def test_a_removed_adapter_is_deleted_when_a_request_that_was_not_queued_gives_it_back(serve):
+    _, scheduler = serve()
+    adapter = scheduler.adapters.acquire("desk")
+    scheduler.remove("desk")
+    eventually(lambda: not scheduler._calls)
+    assert adapter.inner in scheduler.adapters.model.peft_config
+    scheduler.release(adapter)
+    eventually(lambda: adapter.inner not in scheduler.adapters.model.peft_config)
