@@ -92,7 +92,9 @@ def default(op, arch, bits):
             columns = 64 if op == "lora_da" and not (segments and arch == 80) else 32
             return Config(64 if arch == "gfx942" else 32, columns, BR=32, warps=warps, stages=stages)
         warps = 8 if (op, arch) == ("lora_da", 100) else 4  # with 4 warps ptxas allows 32 registers, and spills
-        tall = arch == 90 and op not in ELEMENTWISE and not (segments and op == "lora_da")  # which spills with Triton 3.7
+        tall = (
+            arch == 90 and op not in ELEMENTWISE and not (segments and op == "lora_da")
+        )  # which spills with Triton 3.7
         return Config(64 if tall else 32, 64, BR=64, warps=warps, stages=stages)
     if wide:  # no spills: ptxas limits 8 warps on sm_100 to 128 registers, and 3 stages on sm_80 to 80
         warps = 4 if segments or (op == "ia3_dx_dl" and arch in (80, 100)) else 8

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..calm import calm_libraries
 from ..errors import UserError
 from ..text import cut, quoted
 
@@ -52,6 +53,7 @@ def check_name(name: str, what: str) -> None:
             f"{what}: {quoted(name)} cannot name an adapter and its folder; give a name of letters, digits, _ and -, "
             f"at most {LONGEST} characters, and not {BASE}, {DEFAULT} or checkpoint-NUMBER"
         )
+    calm_libraries()
     from ...model.files import check_adapter_name  # imports PEFT, which takes seconds
 
     try:

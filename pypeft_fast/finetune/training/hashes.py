@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from .. import json_text
 from ..adapters.files import CONFIG, WEIGHTS
 from ..chat_template import read_template
 from ..data.records import Example
@@ -24,7 +25,8 @@ BLOCK = 2**20  # bytes read at once
 def hashes_of(settings: Settings, examples: list[Example], held_out: list[Example] | None) -> dict[str, str]:
     """{field of Settings: SHA-256} of what the field names, for the fields in DIFFERS that are given.
 
-    Of data: the messages of all examples in their order, not the bytes of the file. Of an adapter: its two files.
+    Of data: the messages of all examples in their order, not the bytes of the file. Of an adapter: the values of its
+    config and the bytes of its weights.
     UserError if a file cannot be read.
     """
     found = {"data": _of_examples(examples)}
@@ -34,18 +36,17 @@ def hashes_of(settings: Settings, examples: list[Example], held_out: list[Exampl
         found["chat_template"] = hashlib.sha256(read_template(settings.chat_template).encode()).hexdigest()
     if settings.adapter is not None:
         with as_user_error(f"`adapter` {settings.adapter} cannot be read", (OSError,)):
-            found["adapter"] = _of_files([Path(settings.adapter) / name for name in (CONFIG, WEIGHTS)])
+            found["adapter"] = _of_adapter(Path(settings.adapter))
     return found
 
 
 def check_hashes(saved: dict[str, str], now: dict[str, str], settings: dict, adapter: str | None = None) -> None:
-    """UserError for the first field whose hash is not the saved one. settings: {field of Settings: its value}.
-
-    adapter: the name of one among several, for the message.
+    """UserError for the first field whose hash is not the saved one, if one is saved. settings: {field of Settings: its
+    value}. adapter: the name of one among several, for the message.
     """
     of_adapter = f" of {adapter}" if adapter else ""
     for name, value in now.items():
-        if saved.get(name) != value:
+        if saved.get(name, value) != value:
             raise UserError(
                 f"`resume`: `{name}`{of_adapter}, {settings[name]}, has {DIFFERS[name]} than in the run to go on with; "
                 "put the old content back, or start again with `overwrite`"
@@ -59,10 +60,10 @@ def _of_examples(examples: list[Example]) -> str:
     return found.hexdigest()
 
 
-def _of_files(paths: list[Path]) -> str:
-    found = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                found.update(block)
+def _of_adapter(folder: Path) -> str:
+    config = json_text.read_object(folder / CONFIG, str(folder / CONFIG))
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode() + b"\n")
+    with open(folder / WEIGHTS, "rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
     return found.hexdigest()

@@ -157,10 +157,9 @@ def check_settings(path: Path, now: dict, read: dict[str, str], adapter: str | N
         saved = json_text.read_object(path, str(path))
     except UserError as error:
         raise UserError(f"`resume`: {error}; {remedy}") from error
-    earlier, was_read = saved.pop(EARLIER, {}), saved.pop(hashes.KEY, None)
+    earlier, was_read = saved.pop(EARLIER, {}), saved.pop(hashes.KEY, {})  # earlier versions wrote no hashes
     missing, unknown = sorted(now.keys() - saved.keys()), sorted(saved.keys() - now.keys() - set(OPTIONS))
-    missing += [hashes.KEY] if not isinstance(was_read, dict) else []
-    unknown += [EARLIER] if not isinstance(earlier, dict) else []
+    unknown += [key for key, its in ((EARLIER, earlier), (hashes.KEY, was_read)) if not isinstance(its, dict)]
     if missing or unknown:
         what = f"has no {missing[0]}" if missing else f"has an unknown entry, {unknown[0]}"
         raise UserError(f"`resume`: {path} {what}: another version of this command wrote it; {remedy}")
@@ -170,6 +169,8 @@ def check_settings(path: Path, now: dict, read: dict[str, str], adapter: str | N
                 f"`resume`: `{name}`{of_adapter} was {quoted(saved[name])} in the run to go on with and is "
                 f"{quoted(value)} now; give the same options"
             )
+    if now["adapter"] is not None and Path(now["adapter"]).resolve() == path.parent.resolve():
+        read = {name: its for name, its in read.items() if name != "adapter"}  # the run itself replaces the adapter
     hashes.check_hashes(was_read, read, now, adapter)
     return earlier
 

@@ -60,8 +60,10 @@ class Place:
         return None
 
 
-def rehearse(model: nn.Module, config, adapter_name: str) -> Place | None:
+def rehearse(model: nn.Module, config, adapter_name: str, wraps: bool = False) -> Place | None:
     """The Place of a new adapter on this model, a base model or a PeftModel; None if there is no dry run.
+
+    wraps: a PeftModel too is wrapped in a new one, as from_pretrained does, instead of getting a further adapter.
 
     There is none for methods in COSTLY, and none for a model that tensor parallelism or DeepSpeed has sharded. Raises
     what PEFT raises for this config. The model does not change, with or without an error.
@@ -71,7 +73,7 @@ def rehearse(model: nn.Module, config, adapter_name: str) -> Place | None:
         return None
     for low_cpu_mem_usage in (True, False):
         with contextlib.suppress(NotImplementedError):  # an initialisation without a meta kernel
-            return _inject(model, config, adapter_name, low_cpu_mem_usage)
+            return _inject(model, config, adapter_name, wraps, low_cpu_mem_usage)
     return None
 
 
@@ -80,7 +82,7 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(getattr(model, "_tp_size", None)) or any(hasattr(p, "ds_id") for p in model.parameters())
 
 
-def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
+def _inject(model, config, adapter_name, wraps, low_cpu_mem_usage) -> Place:
     import peft
 
     config = copy.deepcopy(config)
@@ -89,7 +91,7 @@ def _inject(model, config, adapter_name, low_cpu_mem_usage) -> Place:
         config.init_lora_weights = False
     with _restored_afterwards(model):
         clone = skeleton(model)
-        if isinstance(model, peft.PeftModel):
+        if isinstance(model, peft.PeftModel) and not wraps:
             peft_class(type(clone)).add_adapter(clone, adapter_name, config, low_cpu_mem_usage=low_cpu_mem_usage)
         else:
             kind = peft.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, peft.PeftModel)

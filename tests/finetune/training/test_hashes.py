@@ -68,10 +68,40 @@ def test_other_bytes_of_the_same_examples_are_no_change(settings, tmp_path):
     resume(tmp_path, settings)
 
 
+def recorded(folder, change):
+    saved = json.loads((folder / "finetune.json").read_text())
+    (folder / "finetune.json").write_text(json.dumps(change(saved)))
+
+
 @pytest.mark.parametrize("record", [None, "ab", ["ab"]])
-def test_settings_without_hashes_are_of_another_version(settings, tmp_path, record):
+def test_hashes_that_are_none_are_of_another_version(settings, tmp_path, record):
     run_folder.begin(tmp_path, settings, {}, read(settings))
-    saved = json.loads((tmp_path / "finetune.json").read_text())
-    (tmp_path / "finetune.json").write_text(json.dumps(saved | {"sha256": record}))
-    with pytest.raises(UserError, match="has no sha256: another version of this command wrote it"):
+    recorded(tmp_path, lambda saved: saved | {"sha256": record})
+    with pytest.raises(UserError, match="has an unknown entry, sha256: another version of this command wrote it"):
+        resume(tmp_path, settings)
+
+
+@pytest.mark.parametrize("change", [lambda saved: {**saved, "sha256": {}}, lambda saved: saved.pop("sha256") and saved])
+def test_a_run_of_a_version_without_these_hashes_goes_on(settings, tmp_path, change):
+    run_folder.begin(tmp_path, settings, {}, read(settings))
+    recorded(tmp_path, change)
+    CHANGES["data"](tmp_path)
+    resume(tmp_path, settings)
+
+
+def test_an_adapter_that_the_run_itself_has_replaced_is_not_compared(settings, tmp_path):
+    settings = dataclasses.replace(settings, adapter=str(tmp_path / "start" / ".." / "start"))
+    run_folder.begin(tmp_path / "start", settings, {}, read(settings))
+    CHANGES["adapter"](tmp_path)
+    resume(tmp_path / "start", settings)
+
+
+def test_the_config_of_an_adapter_in_another_layout_is_no_change(settings, tmp_path):
+    run_folder.begin(tmp_path, settings, {}, read(settings))
+    config = tmp_path / "start/adapter_config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps(dict(reversed(fields.items()))))
+    resume(tmp_path, settings)
+    config.write_text(json.dumps(fields | {"lora_alpha": 99}))
+    with pytest.raises(UserError, match="`adapter`.*has another config or other weights"):
         resume(tmp_path, settings)

@@ -7,6 +7,7 @@ from torch import nn
 
 from pypeft_fast.model.files import mixin, snapshot
 from pypeft_fast.model.files.dry_run import rehearse
+from pypeft_fast.model.files.initial_values import without_initial_values
 from pypeft_fast.model.files.plain_lora import place_of_plain_lora
 from tests.model.files.made import PeftModel, lora_A, rewrite
 from tests.model.zoo import build
@@ -111,3 +112,22 @@ def test_no_initial_values_are_drawn_that_the_file_replaces(kind, tmp_path, monk
     assert torch.equal(torch.get_rng_state(), before)
     torch.nn.Linear(4, 4)
     assert not torch.equal(torch.get_rng_state(), before)  # after the block they are drawn again
+
+
+def test_values_that_nothing_replaces_are_drawn_at_the_end():
+    with without_initial_values():
+        kept, replaced = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        with torch.no_grad():
+            kept.weight.fill_(float("nan")), replaced.weight.fill_(3.0), replaced.bias.fill_(3.0)
+            kept.reset_parameters()
+    assert (kept.weight.abs() <= 0.5).all() and kept.weight.any()
+    assert (replaced.weight == 3).all() and (replaced.bias == 3).all()
+
+
+def test_from_pretrained_on_a_model_that_has_adapters_is_refused_where_names_do_not_fit(tmp_path):
+    saved(tmp_path, PLAIN["usual"])
+    model = PeftModel.from_pretrained(build("llama"), tmp_path)
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match="has no base_model.model.base_model"):
+        PeftModel.from_pretrained(model, tmp_path, adapter_name="second")
+    assert list(model.state_dict()) == before and list(model.peft_config) == ["default"]
