@@ -57,7 +57,7 @@ inline void eight_bit_blocks(Stored& its, const Tensor& weight, const std::vecto
   const int64_t down = ceil_div(its.N, FP8_BLOCK), across = ceil_div(its.K, FP8_BLOCK);
   if (is_fp8 && scale.numel() == 1) {
     its.scale_rows = std::max<int64_t>(1, its.N);
-  } else if (is_fp8 && is_matrix(scale) && scale.size(0) == down && scale.size(1) == across && down != its.N) {
+  } else if (is_fp8 && is_matrix(scale) && scale.size(0) == down && scale.size(1) == across) {
     its.scale_rows = its.scale_columns = FP8_BLOCK, its.scales_across = across;
   } else {
     fits(scale.numel() == its.N && (!is_fp8 || scale.dim() == 1 || (is_matrix(scale) && scale.size(1) == 1)));

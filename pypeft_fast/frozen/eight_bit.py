@@ -50,7 +50,7 @@ def spread(scale, shape) -> tuple[int, int, int]:
     (N, K), blocks = shape, (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
     if scale.numel() == 1:
         return max(1, N), max(1, K), 1
-    if tuple(scale.shape) == blocks and scale.shape[0] != N:
+    if tuple(scale.shape) == blocks:
         return BLOCK, BLOCK, blocks[1]
     return 1, max(1, K), 1
 

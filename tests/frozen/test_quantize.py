@@ -195,7 +195,7 @@ def test_weights_of_one_row_or_one_column(kernel, format, dtype, shape):
     torch.testing.assert_close(y.double(), expected, **bound)
 
 
-@pytest.mark.parametrize("shape", [(200, 100), (200, 128), (130, 1), (2, 300)])
+@pytest.mark.parametrize("shape", [(200, 100), (200, 128), (130, 1), (2, 300), (1, 300)])
 @pytest.mark.parametrize("kernel", available(OPS["ia3_linear"]))
 def test_fp8_blocks_of_weights_narrower_than_a_block(kernel, shape):
     N, K = shape
