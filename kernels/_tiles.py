@@ -196,6 +196,8 @@ def candidates(op, arch, bits):
         shapes = [(16, 128), (32, 64), (32, 128), (64, 64), (64, 128), (128, 64)]
         if (op, arch) == ("lora_ds_db", 90):
             shapes.append((32, 256))
+        if (launch, arch) == ("lora_ds_db" + SEGMENTS, 100):
+            shapes.append((16, 64))
         spilling = {tiles for name in {launch, op} for tiles in _SPILLING.get((name, arch), ())}
         space = [
             Config(BM, BO, base.BI, base.BR, warps, base.stages)
