@@ -111,7 +111,8 @@ async def _invalid(_, error: RequestValidationError) -> JSONResponse:
     if not field and first["type"] == "model_attributes_type":
         what = "the body is not a JSON object with the header Content-Type: application/json"
         return await _answer(_, ApiError(400, what))
-    return await _answer(_, ApiError(400, f"{field or 'the body'}: {first['msg']}", param=field or None))
+    found = first["msg"].removeprefix("Value error, ")  # pydantic's own words before those of a ValueError
+    return await _answer(_, ApiError(400, f"{field or 'the body'}: {found}", param=field or None))
 
 
 async def _of_http(_, error: HTTPException) -> JSONResponse:

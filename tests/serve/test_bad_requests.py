@@ -110,6 +110,11 @@ def test_of_many_mistakes_only_the_first_is_looked_for(kind):
     assert error.value.error_count() <= 2
 
 
+def test_the_library_puts_no_words_before_those_of_a_mistake(http):
+    error = error_of(http.post(CHAT, json=GOOD | {f"f{i}": 1 for i in range(70)}), 400)
+    assert error["message"] == "the body: 73 fields, and an object here has at most 64"
+
+
 def test_messages_of_errors_hold_no_code_of_the_library(http):
     odd = [{"messages": [{"role": "user", "content": its}]} for its in (5, [5], "\ud800", ["a"])]
     for change in ({"stop": ""}, {"stop": 5}, {"stop": ["a", 5]}, *odd):
