@@ -173,6 +173,7 @@ def dora_linear(
     """
     weight = operand(weight)
     p = float(dropout_p)
+    _check.not_nested("dora_linear", x)
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
     scaling, lora_B = scaling_into("dora_linear", scaling, lora_B)
     norm = dora_norm(weight, lora_A, lora_B, scaling)

@@ -94,6 +94,7 @@ def ia3_linear(
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
     weight = operand(weight)
+    _check.not_nested("ia3_linear", x)
     if x.dim() < 1 or weight.dim() != 2:
         raise ValueError(
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"

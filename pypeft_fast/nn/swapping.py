@@ -1,10 +1,14 @@
-"""An error when a tool replaces one of our layers by its own linear layer and so drops the adapter.
+"""What becomes of our layers in other modules: an error when a tool replaces one of them by its own linear layer and so
+drops the adapter, or where PyTorch reads the weight of a linear layer instead of calling the layer.
 
 torchao's float8 training and quantisation-aware training, Transformer Engine's converters and others replace every m
 with isinstance(m, nn.Linear) by their own layer over m.weight and m.bias, which keeps only the frozen layer of a
 LoRALinear. Our layers must stay subclasses of nn.Linear for other tools, so a module registration hook of PyTorch
 checks each assignment. The hook does not see a tool that writes into `_modules`, nor one that is given the layer itself
 and returns another.
+
+In eval mode nn.TransformerEncoderLayer has a fast path that reads the weights of linear1 and linear2: an encoder layer
+that gets one of our layers loses this path. nn.MultiheadAttention reads the weight of out_proj in every mode.
 """
 
 import functools
@@ -18,9 +22,12 @@ _PLAIN = torch.Tensor, nn.Parameter
 
 @functools.cache
 def watch(adapted) -> None:
-    """Installs the hook, once per process. RuntimeError if a layer of class `adapted` loses its adapter."""
+    """Installs the hook, once per process. RuntimeError if a layer of class `adapted` loses its adapter, or would never
+    be called."""
 
     def registered(parent, name, new):
+        if isinstance(new, adapted):
+            _check_is_called(parent, name, new)
         old = parent._modules.get(name)
         if isinstance(old, adapted) and new is not None and new is not old and not old.merged:
             if _drops_adapter(old, new, adapted):
@@ -32,6 +39,16 @@ def watch(adapted) -> None:
                 )
 
     register_module_module_registration_hook(registered)
+
+
+def _check_is_called(parent, name, new) -> None:
+    if isinstance(parent, nn.MultiheadAttention):
+        raise RuntimeError(
+            f"{type(parent).__name__}.{name}: nn.MultiheadAttention reads the weight of this layer and does not call "
+            f"it, so a {type(new).__name__} here would do nothing; use an attention whose projections are called"
+        )
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        parent.activation_relu_or_gelu = 0  # neither: the fast path knows no other activation
 
 
 def _drops_adapter(old, new, adapted) -> bool:

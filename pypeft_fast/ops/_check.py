@@ -94,6 +94,14 @@ def ia3_l(op, ia3_l, weight, feedforward):
     shape(op, "ia3_l", ia3_l, (K if feedforward else N,), f"{which}, for weight of shape {(N, K)}")
 
 
+def not_nested(op, x):
+    if x.is_nested:
+        raise TypeError(
+            f"{op}: x is a nested tensor; give torch.nested.to_padded_tensor(x, 0.0), or build an "
+            "nn.TransformerEncoder with enable_nested_tensor=False"
+        )
+
+
 def dropout_p(op, p):
     """Checks that p is in [0, 1) and that its 16-bit threshold keeps at least one value."""
     if not 0.0 <= p < 1.0 or round(p * 65536) > 65535:

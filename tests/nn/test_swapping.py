@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pypeft_fast as pf
+from pypeft_fast.nn import IA3Linear, LoRALinear
 from tests.interpreter import python
 
 K = 8
@@ -207,3 +208,38 @@ def test_a_layer_from_a_file_is_watched_in_a_new_process(tmp_path):
     )
     result = python("-c", code, tmp_path / "net")
     assert "drops its adapter" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda linear: LoRALinear.from_linear(linear, r=4),
+        lambda linear: IA3Linear.from_linear(linear, feedforward=True),
+    ],
+)
+@pytest.mark.parametrize("name", ["linear1", "linear2"])
+def test_the_fast_path_of_an_encoder_layer_does_not_skip_the_adapter(made, name):
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    setattr(layer, name, made(getattr(layer, name)))
+    for parameter in getattr(layer, name).parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    expected = layer.eval()(x := torch.randn(2, 5, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
+
+
+def test_nested_tensors_of_an_encoder_are_an_error_with_the_remedy():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    encoder.layers[1].linear1 = LoRALinear.from_linear(encoder.layers[1].linear1, r=4)
+    mask = torch.tensor([[False] * 3 + [True] * 2, [False] * 5])
+    with torch.no_grad(), pytest.raises(TypeError, match="nested tensor; .*enable_nested_tensor=False"):
+        encoder(torch.randn(2, 5, 16), src_key_padding_mask=mask)
+
+
+def test_a_layer_that_attention_would_never_call_is_an_error():
+    attention = nn.MultiheadAttention(16, 2)
+    with pytest.raises(RuntimeError, match="MultiheadAttention.out_proj: .* a LoRALinear here would do nothing"):
+        attention.out_proj = LoRALinear(16, 16, r=4)
