@@ -49,8 +49,9 @@ def missing_cpu() -> str | None:
     """None if the C++ kernels for CPUs are there, else why not."""
     if LIBRARY_PATH is None:
         return (
-            "pypeft_fast was installed without its C++ library (PYPEFT_FAST_BUILD=none); install it again with "
-            "PYPEFT_FAST_BUILD=cpu and a C++ compiler"
+            f"{Path(__file__).parent} has no C++ library: pypeft_fast was installed with PYPEFT_FAST_BUILD=none, or "
+            "this is the folder of a clone, which Python finds first when it starts there; install it again with "
+            "PYPEFT_FAST_BUILD=cpu and a C++ compiler, or start Python in another folder"
         )
     return _cpu_error
 
