@@ -120,7 +120,7 @@ class PeftModel(SafeFiles, peft.PeftModel):
     def generate(self, *args, **kwargs) -> Any:
         """PEFT's generate. ValueError for prompt learning with a cache that is not empty: the cache's length counts the
         virtual tokens too, so PEFT would cut off too much of the input."""
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values", kwargs.get("cache"))  # its name since transformers 5.24
         length = getattr(cache, "get_seq_length", lambda: 0)()
         if length and self._is_prompt_learning and not self._adapters_disabled:
             raise ValueError(

@@ -107,11 +107,11 @@ class Batch:
         options = {"position_ids": positions.to(device)} if "position_ids" in self._accepted else {}
         if "logits_to_keep" in self._accepted:
             options["logits_to_keep"] = 1
+        options[_name_of_cache(self._accepted)] = cache
         output = self._adapters.forward(
             [row.adapter for row in rows],
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            past_key_values=cache,
             use_cache=True,
             **options,
         )
@@ -126,11 +126,16 @@ def _accepted(model) -> set[str]:
     return set(inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters)
 
 
+def _name_of_cache(accepted) -> str | None:
+    """The argument that takes the cache: `cache` since transformers 5.24."""
+    return next((name for name in ("past_key_values", "cache") if name in accepted), None)
+
+
 def _layers(model) -> int:
     """The number of layers with keys and values. UserError for a model that keeps another state than these."""
     config = model.config.get_text_config(decoder=True)
     kinds = [kind for kind in getattr(config, "layer_types", None) or () if any(s in kind for s in STATEFUL)]
-    if model.config.is_encoder_decoder or kinds or "past_key_values" not in _accepted(model):
+    if model.config.is_encoder_decoder or kinds or _name_of_cache(_accepted(model)) is None:
         raise UserError(
             f"`model`: a server decodes rows of decoders with a cache of keys and values alone, and "
             f"{type(model).__name__} is none"

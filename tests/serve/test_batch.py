@@ -154,3 +154,24 @@ def test_other_architectures_answer_as_generate(kind):
             torch.tensor([row.prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None
         )
         assert row.answer == whole[0, len(row.prompt) :].tolist()
+
+
+def test_the_cache_is_given_under_the_name_that_the_model_has_for_it(adapters, tokenizer, generated, monkeypatch):
+    base = adapters.model.get_base_model()
+    original = base.forward
+
+    def forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep, **_):  # transformers 5.24
+        return original(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+        )
+
+    monkeypatch.setattr(base, "forward", forward)
+    batch, row = Batch(adapters, 0), Row(adapters.find(NAMES[0]), prompt_of(tokenizer, TEXTS[0]), [])
+    join(batch, [row])
+    monkeypatch.undo()
+    assert row.answer == generated(NAMES[0], TEXTS[0], 1)[0][:1]
