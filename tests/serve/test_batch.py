@@ -1,5 +1,7 @@
 """Rows that join and leave a batch: each row's tokens are those of generate, and the memory follows the rows."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -159,15 +161,16 @@ def test_other_architectures_answer_as_generate(kind):
 def test_the_cache_is_given_under_the_name_that_the_model_has_for_it(adapters, tokenizer, generated, monkeypatch):
     base = adapters.model.get_base_model()
     original = base.forward
+    own = "cache" if "cache" in inspect.signature(original).parameters else "past_key_values"
 
     def forward(input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep, **_):  # transformers 5.24
         return original(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **{own: cache},
         )
 
     monkeypatch.setattr(base, "forward", forward)
