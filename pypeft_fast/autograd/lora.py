@@ -99,8 +99,7 @@ def lora_linear(
     p = float(dropout_p)
     if p != 0:
         _check.dropout_p("lora_linear", p)
-    if x.is_nested:
-        _check.not_nested("lora_linear", x)
+    _check.not_nested("lora_linear", x)
     if x.dim() < 1 or lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise ValueError(
             f"lora_linear: x [..., K], lora_A [r, K] and lora_B [N, r] do not fit: x {tuple(x.shape)}, "

@@ -123,6 +123,7 @@ def multi_lora_linear(
     n = len(lora_A)
     if len(lora_B) != n:
         raise ValueError(f"{NAME}: lora_B has {len(lora_B)} elements for {n} adapters in lora_A; give one an adapter")
+    _check.not_nested(NAME, x)
     scalings, ps = _numbers("scalings", scalings, n), _numbers("dropout_ps", dropout_ps, n)
     for p in ps:
         _check.dropout_p(NAME, p)

@@ -1,7 +1,6 @@
 """Refuses a request whose body is too large, before the body is in memory, or arrives too slowly."""
 
 import asyncio
-import contextlib
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,8 +56,7 @@ class BodyLimit:
         finally:
             for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)  # a cancellation of this task itself is not held back
         if self._ending.is_set():
             raise _Refused(ApiError(503, ENDING))
         raise _Refused(ApiError(408, f"the body has not arrived within {self._seconds:g} seconds"))

@@ -243,3 +243,20 @@ def test_a_layer_that_attention_would_never_call_is_an_error():
     attention = nn.MultiheadAttention(16, 2)
     with pytest.raises(RuntimeError, match="MultiheadAttention.out_proj: .* a LoRALinear here would do nothing"):
         attention.out_proj = LoRALinear(16, 16, r=4)
+
+
+_A, _B, _W = torch.randn(2, 8), torch.randn(6, 2), torch.randn(6, 8)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: pf.lora_linear(x, _W, _A, _B),
+        lambda x: pf.dora_linear(x, _W, _A, _B, torch.ones(6)),
+        lambda x: pf.ia3_linear(x, _W, torch.ones(6)),
+        lambda x: pf.multi_lora_linear(x, _W, [_A], [_B], torch.zeros(2, dtype=torch.int64), scalings=1.0),
+    ],
+)
+def test_a_nested_tensor_is_refused_by_every_function(function):
+    with pytest.raises(TypeError, match="_linear: x is a nested tensor"):
+        function(torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(2, 8)]))

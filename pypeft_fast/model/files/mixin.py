@@ -106,7 +106,7 @@ class SafeFiles:
         if options.get("key_mapping") is None and not config.is_prompt_learning:
             options["key_mapping"] = getattr(model, "_checkpoint_conversion_mapping", None)
         place = place or place_of_plain_lora(model, config, adapter_name, contents.tensors, options)
-        place = place or rehearse(model, config, adapter_name, True)
+        place = place or rehearse(model, config, adapter_name, wraps=True)
         given = dict(options)
         with loading(contents, config, place, options, undo or _undoing(model, adapter_name)) as folder:
             loaded = peft_class(cls).from_pretrained(

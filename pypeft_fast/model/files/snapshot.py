@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 
+import torch
 from safetensors.torch import save_file
 
 from .check import check
@@ -47,6 +48,8 @@ def loading(contents: Contents, config, place: Place | None, options: dict, undo
 def _replaces_all_values(place, config, names, options) -> bool:
     """Whether the file has all values of an adapter of LARGE size, so that PEFT's initial values are drawn in vain."""
     if place is None or not has_own_matrices_alone(config) or any(map(options.get, _WITHOUT_VALUES)):
+        return False
+    if torch.is_inference_mode_enabled():  # its tensors have no version, which tells whether a tensor is written to
         return False
     return set(place.tensors) <= names and sum(tensor.numel() for tensor in place.tensors.values()) >= LARGE
 

@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pypeft_fast.model.files import mixin, snapshot
@@ -42,7 +43,7 @@ def saved(folder, options):
 @pytest.fixture
 def rehearsals(monkeypatch):
     calls = []
-    monkeypatch.setattr(mixin, "rehearse", lambda *a: calls.append(1) or rehearse(*a))
+    monkeypatch.setattr(mixin, "rehearse", lambda *a, **options: calls.append(1) or rehearse(*a, **options))
     return calls
 
 
@@ -59,8 +60,6 @@ def test_only_plain_lora_has_no_dry_run(kind, tmp_path, rehearsals, monkeypatch)
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_the_tensors_are_those_of_the_dry_run(kind, tmp_path):
-    from safetensors.torch import load_file
-
     config = peft.PeftConfig.from_pretrained(saved(tmp_path, PLAIN[kind]))
     tensors, base = load_file(tmp_path / "adapter_model.safetensors"), build("llama")
     found, expected = place_of_plain_lora(base, config, "default", tensors, {}), rehearse(base, config, "default")
@@ -131,3 +130,13 @@ def test_from_pretrained_on_a_model_that_has_adapters_is_refused_where_names_do_
     with pytest.raises(ValueError, match="has no base_model.model.base_model"):
         PeftModel.from_pretrained(model, tmp_path, adapter_name="second")
     assert list(model.state_dict()) == before and list(model.peft_config) == ["default"]
+
+
+def test_a_large_adapter_is_loaded_in_inference_mode(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "LARGE", 1)
+    saved(tmp_path, PLAIN["usual"])
+    with torch.inference_mode():
+        loaded = PeftModel.from_pretrained(build("llama"), tmp_path)
+    held = load_file(tmp_path / "adapter_model.safetensors")
+    values = peft.get_peft_model_state_dict(loaded)
+    assert held and all(torch.equal(values[name], tensor) for name, tensor in held.items())
