@@ -61,7 +61,19 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
+        _make_readable(scratch)
         flush_to_disk(scratch)
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Gives each file at least the mode of a new file: safetensors writes files that only their owner can read."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        new = Path(scratch) / "new"
+        new.touch()
+        mode = new.stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | mode)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from pypeft_fast.finetune.errors import UserError
-from pypeft_fast.finetune.whole_files import write_whole
+from pypeft_fast.finetune.whole_files import new_folder, write_whole
 
 
 def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
@@ -29,3 +29,12 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
 def test_a_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written: Is a directory"):
         write_whole(tmp_path, b"content")
+
+
+def test_files_of_a_new_folder_have_the_mode_of_new_files(tmp_path):
+    with new_folder(tmp_path / "made") as scratch:
+        (scratch / "plain").touch()
+        (scratch / "private").touch(0o600)
+    (tmp_path / "new").touch()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "made").iterdir()}
+    assert modes == dict.fromkeys(("plain", "private"), (tmp_path / "new").stat().st_mode)
