@@ -42,7 +42,7 @@ STEPS = (
     _own("candidates", 60, "every tuning candidate compiled, in parallel"),
     _own("tune", 60, "every tuning candidate timed, then the ops by the winners", alone=True),
     _own("layer", 120, "the layer, compared with frozen, PEFT, addmm", alone=True),
-    _own("decode", 30, "decoding in CUDA graphs, 1, 8 and 16 rows", alone=True),
+    _own("decode", 30, "decoding in CUDA graphs and without, 1, 8 and 16 rows", alone=True),
     _own("llama", 45, "four layers of an 8-billion Llama: frozen, PEFT, fused", needs=("transformers", "peft"),
          alone=True),
     _own("ncu", 45, "Nsight Compute of lora_shrink, lora_linear and decoding", alone=True),

@@ -57,13 +57,14 @@ def op_rows(found, predicted):
 def decode_rows(found):
     rows = []
     for result in found.get("results", ()):
-        sizes, times = "x".join(map(str, result["case"][:3])), result["seconds"]
-        for name in times if "frozen" in times else ():
-            what = f"decoding {sizes} {result['dtypes']}: {name}"
-            if name == "frozen":
-                rows.append(row(f"{what}, us", 1e6 * times[name], None, "{:.1f}"))
-            else:
-                rows.append(row(f"{what} / frozen", times[name] / times["frozen"], None))
+        sizes = "x".join(map(str, result["case"][:3]))
+        for how, times in (("", result["seconds"]), (" without a graph", result["without_graph"])):
+            for name in times if "frozen" in times else ():
+                what = f"decoding{how} {sizes} {result['dtypes']}: {name}"
+                if name == "frozen":
+                    rows.append(row(f"{what}, us", 1e6 * times[name], None, "{:.1f}"))
+                else:
+                    rows.append(row(f"{what} / frozen", times[name] / times["frozen"], None))
     return rows
 
 

@@ -1,15 +1,13 @@
 """`pypeft-fast finetune`: trains an adapter for a base model on data."""
 
 import shlex
-import sys
-from pathlib import Path
 
 from ..finetune import threads
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.chat_template import read_template
 from ..finetune.data.split import leaked
-from ..finetune.errors import UserError, as_user_error, need
+from ..finetune.errors import need
 from ..finetune.memory import resident_bytes
 from ..finetune.quantized import check_quantize
 from ..finetune.report.advice import after_training, before_training, shortened
@@ -23,6 +21,7 @@ from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, course_of, parts_of, said_before, starting_adapter
 from .finetune_complete import complete_one
 from .finetune_report import Trained, write_report
+from .interrupted import saying_how_to_resume
 from .option_names import as_options
 from .terminal import say
 
@@ -67,6 +66,7 @@ def _train(arguments, settings, part, options, read) -> None:
 
     from ..finetune.training import ready as loading
     from ..finetune.training import train
+    from .progress import SayEvaluations, SayTime
 
     process = resident_bytes()
     ready = loading.make_ready(settings, examples, held_out)
@@ -88,7 +88,9 @@ def _train(arguments, settings, part, options, read) -> None:
         for name, why in run_folder.begin(output, settings, options, read).items():
             say(f"{name} stays: {why}")
 
-    metrics = _fine_tune(train.fine_tune, ready, settings, output, resumption.checkpoint, arguments.report_to or ())
+    given = ready.model, data, ready.collator, settings, output, resumption.checkpoint
+    with saying_how_to_resume(lambda: run_folder.can_be_resumed(output), arguments.overwrite):
+        metrics = train.fine_tune(*given, [SayEvaluations(), SayTime()], arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for line in after_training(metrics):
@@ -103,19 +105,3 @@ def _train(arguments, settings, part, options, read) -> None:
     say(
         f"try it: pypeft-fast chat --model {shlex.quote(settings.model)}{quantize} --adapter {shlex.quote(str(output))}"
     )
-
-
-def _fine_tune(fine_tune, ready, settings, output: Path, checkpoint: Path | None, report_to) -> dict:
-    """Calls `fine_tune`. After an interruption or an error, prints how to resume if there is a checkpoint."""
-    import torch
-
-    from .progress import SayEvaluations, SayTime
-
-    try:
-        with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            given = ready.model, ready.data, ready.collator, settings, output, checkpoint
-            return fine_tune(*given, [SayEvaluations(), SayTime()], report_to)
-    except (KeyboardInterrupt, UserError):
-        if run_folder.can_be_resumed(output):
-            say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
-        raise

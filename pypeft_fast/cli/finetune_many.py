@@ -2,14 +2,13 @@
 
 import functools
 import shlex
-import sys
 
 from ..finetune import threads
 from ..finetune.adapters.methods import check_by_rows
 from ..finetune.calm import calm_libraries
 from ..finetune.data.products import Part
 from ..finetune.data.split import leaked, split
-from ..finetune.errors import UserError, about, as_user_error
+from ..finetune.errors import about
 from ..finetune.memory import resident_bytes
 from ..finetune.report.advice import after_training, before_training, shortened
 from ..finetune.training.checkpoints import remove as remove_checkpoints
@@ -22,6 +21,7 @@ from .effective_options import effective_options, say_config
 from .finetune_checks import asked_for, counted, course_of, said_before
 from .finetune_complete import complete_many
 from .finetune_report import Trained, write_report
+from .interrupted import saying_how_to_resume
 from .option_names import as_options
 from .terminal import say
 
@@ -61,6 +61,7 @@ def _train(arguments, settings, data, options, read) -> None:
     import torch
 
     from ..finetune.training import ready_many, train_many
+    from .progress import SayEvaluations, SayTime
 
     for name, its in settings.items():
         remedy = "another value of its product" if arguments.by_product else "--data NAME=FILE"
@@ -90,7 +91,13 @@ def _train(arguments, settings, data, options, read) -> None:
         for name, why in begin_many(output, settings, options, read).items():
             say(f"{name} stays: {why}")
     can_be_resumed = functools.partial(can_be_resumed_many, output, settings, read)
-    metrics = _fine_tune(train_many.fine_tune_many, ready, output, saved, arguments.report_to or (), can_be_resumed)
+    longest = max(ready.runs, key=lambda name: ready.runs[name].settings.steps(len(ready.runs[name].data.rows)))
+
+    def callbacks(name: str) -> list:
+        return [SayEvaluations(name), *([SayTime(name)] if name == longest else [])]
+
+    with saying_how_to_resume(can_be_resumed, arguments.overwrite):
+        metrics = train_many.fine_tune_many(ready, output, callbacks, saved, arguments.report_to or ())
     if not arguments.keep_checkpoints:
         remove_checkpoints(output)
     for name, its in metrics.items():
@@ -110,26 +117,6 @@ def _train(arguments, settings, data, options, read) -> None:
     quantize = f" --quantize {arguments.quantize}" if arguments.quantize else ""
     adapters = " ".join(f"--adapter {shlex.quote(str(output / name))}" for name in settings)
     say(f"try them: pypeft-fast chat --model {shlex.quote(model)}{quantize} {adapters}")
-
-
-def _fine_tune(fine_tune_many, ready, output, saved, report_to, can_be_resumed):
-    """Calls `fine_tune_many`. After an interruption or an error, prints how to resume if there is a checkpoint."""
-    import torch
-
-    from .progress import SayEvaluations, SayTime
-
-    longest = max(ready.runs, key=lambda name: ready.runs[name].settings.steps(len(ready.runs[name].data.rows)))
-
-    def callbacks(name: str) -> list:
-        return [SayEvaluations(name), *([SayTime(name)] if name == longest else [])]
-
-    try:
-        with as_user_error("no memory is left; take a smaller --batch-size", (torch.OutOfMemoryError, MemoryError)):
-            return fine_tune_many(ready, output, callbacks, saved, report_to)
-    except (KeyboardInterrupt, UserError):
-        if can_be_resumed():
-            say("\nto go on later, give the same command with --resume", file=sys.stderr, keep="\n")
-        raise
 
 
 def _plan(settings, data) -> list[str]:

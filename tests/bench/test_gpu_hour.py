@@ -85,13 +85,14 @@ def test_every_step_is_rehearsed(tmp_path):
     assert found["tests-fuse"]["counts"]["collected"] > 20
     (layer,) = found["layer"]["results"]
     assert {"frozen", "PEFT", "addmm", "ours", "ours blas"} <= set(layer["seconds"])
-    assert {"frozen", "PEFT", "eager", "ours"} <= set(found["decode"]["results"][0]["seconds"])
+    for how in ("seconds", "without_graph"):
+        assert {"frozen", "PEFT", "eager", "ours"} <= set(found["decode"]["results"][0][how])
     assert set(found["llama"]["seconds"]) == {"frozen", "PEFT", "fused", "frozen again"}
     assert found["llama"]["off"]["logits"] < 0.05
     assert json.loads((tmp_path / "tuning-cache.json").read_text()) == {}
     table = (tmp_path / "gpu-hour.md").read_text()
     assert "| measured / predicted |" in table and "llama, fused: step, ms" in table and table in done.stdout
-    assert "not started" not in table
+    assert "not started" not in table and "decoding without a graph 1x24x40" in table
 
     again = hour("--rehearse", "--from", "cache", "--output", tmp_path)
     assert again.returncode == 0 and again.stdout.startswith("cache: done before\n"), again.stderr

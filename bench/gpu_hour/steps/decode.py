@@ -1,6 +1,10 @@
-"""A layer's forward pass for few rows, replayed from a CUDA graph: frozen, PEFT, eager, and ours with each kernel."""
+"""A layer's forward pass for few rows: frozen, PEFT, eager, and ours with each kernel.
+
+Each is timed replayed from a CUDA graph, and without one, where the host decides: a call's time on the clock.
+"""
 
 import sys
+import time
 from importlib.util import find_spec
 
 import torch
@@ -8,6 +12,7 @@ import torch.nn.functional as F
 
 import pypeft_fast as pf
 
+from ...harness import timing
 from ...harness.cases import SCALING, Case, Operands, peft_layer
 from .. import device, found
 from ..device import BF16, F32
@@ -15,6 +20,7 @@ from ..device import BF16, F32
 ROWS = device.sized((1, 8, 16), (1,))
 SHAPES = device.sized(((4096, 4096), (4096, 14336)), ((24, 40),))
 KERNELS = ("cuda", "triton", "blas")
+CALLS = device.sized(50, 1)  # in a row without a graph
 
 
 def formula(x, weight, A, B):
@@ -75,18 +81,30 @@ def fault_of(name, y, operands):
     return None if error <= bound else f"{name} is off by {error:.3g}, more than {bound:.3g}"
 
 
+def launched(step):
+    """A function that calls the step CALLS times and waits for the GPU."""
+
+    def calls():
+        for _ in range(CALLS):
+            step()
+        device.synchronize()
+
+    return calls
+
+
 @torch.no_grad()
 def measured(case):
-    """({name: seconds}, [fault of each provider that is not timed])"""
-    operands, replays, wrong = Operands(case), {}, []
+    """({name: seconds} from graphs, {name: seconds} without, [fault of each provider that is not timed])"""
+    operands, replays, calls, wrong = Operands(case), {}, {}, []
     for name, step in steps_of(case, operands).items():
         replay, y = captured(step)
         fault = fault_of(name, y, operands)
         if fault is None:
-            replays[name] = replay
+            replays[name], calls[name] = replay, launched(step)
         else:
             wrong.append(f"{case}: {fault}")
-    return device.interleaved(replays, 0.3), wrong
+    without = timing.interleaved(calls, time.perf_counter, seconds=0.2, least=device.sized(4, 1))
+    return device.interleaved(replays, 0.3), {name: seconds / CALLS for name, seconds in without.items()}, wrong
 
 
 def main():
@@ -96,10 +114,12 @@ def main():
         for M in ROWS:
             for adapter in device.sized((F32, BF16), (F32,)):
                 case = Case(M, K, N, p=0.0, dtype=BF16, adapter=adapter)
-                seconds, faults = measured(case)
-                results.append({"case": [M, K, N, case.r], "dtypes": case.dtypes, "seconds": seconds})
+                seconds, without, faults = measured(case)
+                times = {"seconds": seconds, "without_graph": without}
+                results.append({"case": [M, K, N, case.r], "dtypes": case.dtypes} | times)
                 wrong += faults
-                print(case, {name: f"{1e6 * s:.1f} us" for name, s in seconds.items()}, *faults, flush=True)
+                for how, its in times.items():
+                    print(case, how, {name: f"{1e6 * s:.1f} us" for name, s in its.items()}, *faults, flush=True)
                 found.keep(results=results, wrong=wrong, line=f"{len(results)} cases")
     if wrong:
         sys.exit(f"{len(wrong)} not timed, because wrong: {wrong[0]}")

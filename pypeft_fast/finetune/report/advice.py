@@ -47,10 +47,9 @@ def before_training(settings, data) -> list[str]:
     if not data.held_out:
         lines.append("warning: nothing is held out, so nothing tells whether training helps")
     elif (few := len(data.held_out)) < FEW_HELD_OUT:
-        lines.append(
-            f"warning: {few} {'held-out examples prove' if few > 1 else 'held-out example proves'} little; "
-            "for more give `eval_fraction` or `eval_data`"
-        )
+        proves = "held-out examples prove" if few > 1 else "held-out example proves"
+        more = "give more in `eval_data`" if settings.eval_data else "for more give `eval_fraction` or `eval_data`"
+        lines.append(f"warning: {few} {proves} little; {more}")
     return lines
 
 

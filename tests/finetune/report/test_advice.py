@@ -29,3 +29,11 @@ def test_a_warm_up_as_long_as_the_run():
     assert before_training(Settings("m", "d", warmup=74), data) == []
     (line,) = before_training(Settings("m", "d", warmup=75), data)
     assert line.startswith("warning: the `warmup` takes 75 steps and the run has 75")
+
+
+def test_few_held_out_examples():
+    data = SimpleNamespace(train=[None] * 100, rows=[None] * 100, held_out=[None] * 2)
+    (line,) = before_training(Settings("m", "d"), data)
+    assert line == "warning: 2 held-out examples prove little; for more give `eval_fraction` or `eval_data`"
+    (line,) = before_training(Settings("m", "d", eval_data="e"), data)
+    assert line == "warning: 2 held-out examples prove little; give more in `eval_data`"
