@@ -58,7 +58,7 @@ def one(provider, sizes, tokens):
     """The measurements of one provider, taken in this process."""
     import torch
 
-    from pypeft_fast.finetune.memory import give_back_freed
+    from pypeft_fast._heap import give_back_freed
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
     torch.set_num_threads(1)

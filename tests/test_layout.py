@@ -17,7 +17,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "pypeft_fast"
 # From the bottom up. A module may import modules of its own layer and of lower layers; "" is the package itself.
 LAYERS = [
-    ("_C", "_derivative", "_flops", "_library", "_native", "_op", "_storage", "_tuning", "_when_imported", "kernels"),
+    (
+        "_C",
+        "_derivative",
+        "_flops",
+        "_heap",
+        "_library",
+        "_native",
+        "_op",
+        "_storage",
+        "_tuning",
+        "_when_imported",
+        "kernels",
+    ),
     ("frozen",),
     ("ops",),
     ("autograd",),

@@ -1,6 +1,5 @@
-"""Measures the peak memory of this process, and returns freed memory to the system."""
+"""Measures the memory of this process."""
 
-import ctypes
 import re
 import resource
 import sys
@@ -25,10 +24,3 @@ def resident_bytes() -> int:
     """The resident set of this process now, in bytes; its largest so far where there is no /proc."""
     now = re.search(r"^VmRSS:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE) if STATUS.is_file() else None
     return peak_memory_bytes() if now is None else int(now[1]) * 1024
-
-
-def give_back_freed() -> None:
-    """Returns freed memory to the system if the C library is glibc, which otherwise keeps freed blocks in its heap."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .adapters.files import CONFIG, object_in
 from .errors import UserError, as_user_error
-from .memory import give_back_freed
 
 QUANTIZE = ("nf4", "int8")
 
@@ -43,8 +42,20 @@ def quantized(model, quantize: str | None, name: str):
 
     with as_user_error(f"`model` {name} cannot be quantised", (ValueError, TypeError, ImportError)):
         pypeft_fast.quantize_model(model, quantize)
-    give_back_freed()  # the dense weights are freed
+    leave_file(model)
     return model
+
+
+def leave_file(model) -> None:
+    """Copies the tensors that are not quantised, such as embeddings: as long as one of them is a part of the mapped
+    file, all pages of the file that were read stay in this process."""
+    copies = {}  # of each place in memory, so that tied weights stay one
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            place = tensor.data_ptr(), tensor.shape, tensor.stride()
+            if place not in copies:
+                copies[place] = tensor.data.clone()
+            tensor.data = copies[place]
 
 
 def trained_over(folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from .._heap import give_back_freed
 from ..frozen.modules import weight_of
 
 FORMATS = ("nf4", "fp4", "int8")
@@ -70,6 +71,7 @@ def quantize_model(
         new.requires_grad_(False).train(linear.training)
         model.set_submodule(name, new)
         del linear
+        give_back_freed()  # what quantising a layer took: codes in between would keep the heap from shrinking
     _set_attributes(model, _config(format, nested, dtype, sorted(patterns)), patterns)
     return model
 

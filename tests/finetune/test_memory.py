@@ -17,7 +17,7 @@ def test_the_peak_is_not_that_of_the_process_that_starts_this_one():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
 def test_freed_memory_goes_back():
     code = (
-        "from pypeft_fast.finetune.memory import give_back_freed; import re\n"
+        "from pypeft_fast._heap import give_back_freed; import re\n"
         "rss = lambda: int(re.search(r'VmRSS:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
         "blocks = [bytearray(60_000) for _ in range(2000)]; last = bytearray(60_000); full = rss(); del blocks\n"
         "give_back_freed(); print(full - rss())"

@@ -4,10 +4,10 @@ import copy
 import re
 
 import pypeft_fast
+from pypeft_fast._heap import give_back_freed
 
 from ..errors import UserError, as_user_error
 from ..library_errors import LIBRARY_ERRORS
-from ..memory import give_back_freed
 from ..text import quoted
 from .methods import method_config
 from .targets import check_expression, check_targets, short_names, shortened_targets

@@ -26,13 +26,12 @@ class Base:
 
     @property
     def loading(self) -> int:
-        """The most bytes while the model is loaded: the file is mapped, and converted and quantised weights are new."""
-        return self.checkpoint + (self.dense if self.is_converted else 0)
+        """The most bytes while the model is loaded: the file is mapped, and converted or quantised weights are new."""
+        return self.checkpoint + (self.dense if self.is_converted else self.weights if self.is_quantised else 0)
 
     @property
-    def mapped(self) -> int:
-        """Bytes of the file that stay mapped after quantising: the embeddings are a part of the same mapping."""
-        return 0 if self.is_converted or self.weights >= self.dense else self.dense - self.weights
+    def is_quantised(self) -> bool:
+        return self.weights < self.dense
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,10 @@ def memory(base: Base, parameters: int, its: Activations, depth: int, process: i
         step = max(its.at(depth) + base.copy, gradients)
         return Memory(WORKING_GPU, base.weights, adapter, 2 * adapter, step, 0)
     step = max(its.at(depth) + its.heap, gradients)
-    held = base.weights + base.mapped + 3 * adapter + step + WORKING_CPU
+    held = base.weights + 3 * adapter + step + WORKING_CPU
     return Memory(
         process + WORKING_CPU,
-        base.weights + base.mapped,
+        base.weights,
         adapter,
         2 * adapter,
         step,
