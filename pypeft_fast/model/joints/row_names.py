@@ -45,7 +45,9 @@ def rows_of_call(model, names, args, kwargs):
             f"call model.set_adapter({sorted(set(names) - {rows.BASE})}) first to train them all",
             stacklevel=6,
         )
-    return rows.using(rows.Rows(tuple(names), _expansion(base, kwargs), _is_matrix(args, kwargs)))
+    # Without gradients the call has no backward pass, which could run a block again without the rows.
+    during = rows.using if torch.is_grad_enabled() else rows.kept
+    return during(rows.Rows(tuple(names), _expansion(base, kwargs), _is_matrix(args, kwargs)))
 
 
 def _trains(layer, adapter) -> bool:

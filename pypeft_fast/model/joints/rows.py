@@ -103,7 +103,8 @@ def generating():
 
 @contextlib.contextmanager
 def kept(found: Rows):
-    """`using`, within a checkpoint that gives the block these rows again in the backward pass."""
+    """`using`, where no backward pass can lose the rows: within a checkpoint that gives the block these rows again, and
+    in a call without gradients."""
     before, _thread.are_kept = _thread.are_kept, True
     try:
         with using(found):
@@ -113,7 +114,7 @@ def kept(found: Rows):
 
 
 def are_kept() -> bool:
-    """Whether a checkpoint around this call gives its rows to the block again in the backward pass."""
+    """Whether no backward pass can lose the rows of this call."""
     return _thread.are_kept
 
 

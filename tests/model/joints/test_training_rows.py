@@ -178,6 +178,23 @@ def test_a_second_run_that_has_lost_its_rows_is_an_error():
     model(x).sum().backward()  # a call without names is as it was
 
 
+def test_a_mixed_call_without_gradients_loses_no_rows():
+    """Whether or not such a call is checkpointed: transformers 5.24 does not, 5.23 does."""
+    config = functools.partial(pf.LoraConfig, target_modules=["first", "second"], init_lora_weights=False)
+    model, found = pf.get_peft_model(Checkpoints(), config(), "a").train(), []
+    model.add_adapter("b", config())
+    x = torch.randn(4, 3, 8, requires_grad=True)
+    for between in (False, True):
+        model.zero_grad()
+        loss = model(x).square().sum()
+        if between:
+            with torch.no_grad():
+                model(x, adapter_names=["a", "b", "b", "a"])
+        loss.backward()
+        found.append(gradients(model))
+    assert len(found[0]) == 4 and all(torch.equal(found[1][n], grad) for n, grad in found[0].items())
+
+
 def test_adapters_that_switching_has_frozen_are_named():
     model = model_of()
     model.set_adapter("a")
