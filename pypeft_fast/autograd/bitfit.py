@@ -34,6 +34,7 @@ def bitfit_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
     x [..., K]; weight [N, K] in x's dtype; bias [N] in any floating dtype, in which its gradient is. Under autocast x
     and weight are cast first, as in nn.Linear. ValueError: a shape does not fit, or the weight requires grad.
     """
+    _check.tensors("bitfit_linear", x=x, weight=weight, bias=bias)
     _check.matrix("bitfit_linear", weight=weight)
     _check.features("bitfit_linear", x, "weight", weight)
     _check.shape("bitfit_linear", "bias", bias, weight.shape[:1], f"[N] for weight of shape {tuple(weight.shape)}")

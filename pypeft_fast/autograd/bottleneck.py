@@ -101,6 +101,11 @@ def _column_sum(rows):
     return rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
+def check_activation(function, activation) -> None:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"{function}: activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
+
+
 def bottleneck(
     x: torch.Tensor,
     down: torch.Tensor,
@@ -130,12 +135,15 @@ def bottleneck(
         activation: f: "relu", "silu", "gelu" or "tanh".
         dropout_p: in [0, 1), of the bottleneck's elements, only if training; generator: a torch.Generator for it.
 
-    Raises ValueError if a shape, the activation or dropout_p does not fit; the message names it.
+    Raises ValueError if a shape, the activation or dropout_p does not fit, TypeError if an argument is of another type;
+    the message names it.
     """
-    p = float(dropout_p)
+    optional = dict(residual=residual, norm_weight=norm_weight, norm_bias=norm_bias)
+    _check.tensors("bottleneck", optional, x=x, down=down, down_bias=down_bias, up=up, up_bias=up_bias, **optional)
+    p = _check.number("bottleneck", "dropout_p", dropout_p)
     _check.dropout_p("bottleneck", p)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"bottleneck: activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
+    check_activation("bottleneck", activation)
+    _check.generator("bottleneck", generator)
     _check.matrix("bottleneck", down=down, up=up)
     _check.features("bottleneck", x, "down", down)
     added = x if residual is None else residual

@@ -168,12 +168,14 @@ def dora_linear(
 
     Raises:
         ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
-        TypeError: a dtype is not accepted.
+        TypeError: an argument is of another type, or a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    given = dict(x=x, weight=weight, lora_A=lora_A, lora_B=lora_B, magnitude=magnitude, bias=bias)
+    _check.tensors("dora_linear", ("bias",), **given)
     weight = operand(weight)
-    p = float(dropout_p)
-    _check.not_nested("dora_linear", x)
+    p = _check.number("dora_linear", "dropout_p", dropout_p)
+    _check.generator("dora_linear", generator)
     _check_arguments(x, weight, lora_A, lora_B, magnitude, bias, p)
     scaling, lora_B = scaling_into("dora_linear", scaling, lora_B)
     norm = dora_norm(weight, lora_A, lora_B, scaling)

@@ -90,11 +90,11 @@ def ia3_linear(
 
     Raises:
         ValueError: a shape or a device does not fit; the message names it.
-        TypeError: a dtype is not accepted.
+        TypeError: an argument is of another type, or a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    _check.tensors("ia3_linear", ("bias",), x=x, weight=weight, ia3_l=ia3_l, bias=bias)
     weight = operand(weight)
-    _check.not_nested("ia3_linear", x)
     if x.dim() < 1 or weight.dim() != 2:
         raise ValueError(
             f"ia3_linear: x [..., K] and weight [N, K] do not fit: x {tuple(x.shape)}, weight {tuple(weight.shape)}"

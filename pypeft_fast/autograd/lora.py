@@ -5,7 +5,7 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 
 import torch
 
-from .._op import PLAIN
+from .._op import DENSE, PLAIN
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward
@@ -91,15 +91,19 @@ def lora_linear(
 
     Raises:
         ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
-        TypeError: a dtype is not accepted.
+        TypeError: an argument is of another type, or a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    plain = type(x) in PLAIN and type(lora_A) in PLAIN and type(lora_B) in PLAIN and type(bias) in DENSE
+    if not plain or type(weight) not in PLAIN or x.is_nested or x.layout is not torch.strided:
+        _check.tensors("lora_linear", ("bias",), x=x, weight=weight, lora_A=lora_A, lora_B=lora_B, bias=bias)
     if type(weight) not in PLAIN:
         weight = operand(weight)
-    p = float(dropout_p)
+    p = dropout_p if type(dropout_p) is float else _check.number("lora_linear", "dropout_p", dropout_p)
     if p != 0:
         _check.dropout_p("lora_linear", p)
-    _check.not_nested("lora_linear", x)
+    if generator is not None:
+        _check.generator("lora_linear", generator)
     if x.dim() < 1 or lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise ValueError(
             f"lora_linear: x [..., K], lora_A [r, K] and lora_B [N, r] do not fit: x {tuple(x.shape)}, "

@@ -97,12 +97,15 @@ def lora_gated_linear(
 
     Raises:
         ValueError: a shape, a device, the rank or dropout_p does not fit; the message names it.
-        TypeError: a dtype is not accepted.
+        TypeError: an argument is of another type, or a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    given = dict(gate=gate, up=up, weight=weight, lora_A=lora_A, lora_B=lora_B, bias=bias)
+    _check.tensors("lora_gated_linear", ("bias",), **given)
     weight = operand(weight)
-    p = float(dropout_p)
+    p = _check.number("lora_gated_linear", "dropout_p", dropout_p)
     _check.dropout_p("lora_gated_linear", p)
+    _check.generator("lora_gated_linear", generator)
     if lora_A.dim() != 2 or lora_B.dim() != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise ValueError(
             f"lora_gated_linear: lora_A [r, K] and lora_B [N, r] do not fit: lora_A {tuple(lora_A.shape)}, lora_B "

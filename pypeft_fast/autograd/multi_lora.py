@@ -3,7 +3,8 @@
 Saved for backward: x itself, the index, s [M, max r] and the packed mask. Never a gathered, dropped or cast x.
 """
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -114,19 +115,20 @@ def multi_lora_linear(
     Raises:
         ValueError: a shape, a device, a rank, a rate, a number of elements or a value of adapter_index does not fit;
             the message names it. On a GPU the index's values are not read.
-        TypeError: a dtype is not accepted.
+        TypeError: an argument is of another type, or a dtype is not accepted.
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
+    _check.tensors(NAME, ("bias",), x=x, weight=weight, bias=bias)
     if type(weight) not in PLAIN:
         weight = operand(weight)
     lora_A, lora_B = _listed("lora_A", lora_A), _listed("lora_B", lora_B)
     n = len(lora_A)
     if len(lora_B) != n:
         raise ValueError(f"{NAME}: lora_B has {len(lora_B)} elements for {n} adapters in lora_A; give one an adapter")
-    _check.not_nested(NAME, x)
     scalings, ps = _numbers("scalings", scalings, n), _numbers("dropout_ps", dropout_ps, n)
     for p in ps:
         _check.dropout_p(NAME, p)
+    _check.generator(NAME, generator)
     index = _of_rows(x, adapter_index)
     if _check.autocasts(x.device):
         x, weight, bias = autocast_as_linear(x, weight, bias)
@@ -157,12 +159,16 @@ def _listed(name, tensors):
                 f"{NAME}: {name} has shape {tuple(tensors.shape)}; give a list of matrices, or 3 dimensions"
             )
         return tensors.unbind()
-    return tuple(tensors)
+    if not isinstance(tensors, Iterable):
+        raise TypeError(f"{NAME}: {name} is a {type(tensors).__name__}; give a list of matrices, or one tensor")
+    tensors = tuple(tensors)
+    _check.tensors(NAME, **{f"{name}[{a}]": t for a, t in enumerate(tensors)})
+    return tensors
 
 
 def _numbers(name, values, n):
     """One float for each of n adapters."""
-    if isinstance(values, (int, float)) and not isinstance(values, bool):
+    if isinstance(values, numbers.Real) and not isinstance(values, bool):
         return (float(values),) * n
     if isinstance(values, torch.Tensor) or isinstance(values, (str, bool)) or not isinstance(values, Sequence):
         raise TypeError(f"{NAME}: {name}={values!r}: give a number, or a list of one number an adapter")
@@ -170,7 +176,7 @@ def _numbers(name, values, n):
         raise ValueError(
             f"{NAME}: {name} has {len(values)} elements for {n} adapters; give one number, or one an adapter"
         )
-    return tuple(float(value) for value in values)
+    return tuple(_check.number(NAME, f"{name}[{a}]", value) for a, value in enumerate(values))
 
 
 def _of_rows(x, index):

@@ -81,7 +81,7 @@ def _in_blocks(flat, size):
 def quantize(table, weight, block_size=64, nested=True):
     """The tensors of a weight [N, K]: codes and absmax; with nested also nested_absmax, nested_map and offset."""
     if block_size not in BLOCK_SIZES:
-        raise ValueError(f"quantize: block_size={block_size}; choose one of {', '.join(map(str, BLOCK_SIZES))}")
+        raise ValueError(f"quantize: block_size={block_size!r}; choose one of {', '.join(map(str, BLOCK_SIZES))}")
     flat = weight.detach().float().flatten()
     blocks = _in_blocks(flat, block_size)
     absmax = blocks.abs().amax(dim=1)

@@ -18,7 +18,7 @@ class Frozen:
 
     Raises:
         ValueError: an unknown format, or a number of tensors or a shape that does not fit; the message names it.
-        TypeError: a dtype is not accepted.
+        TypeError: a dtype is not accepted, or one of tensors is no tensor.
     """
 
     __slots__ = ("dtype", "format", "shape", "tensors")
@@ -30,12 +30,15 @@ class Frozen:
         shape: tuple[int, int] | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if format not in FORMATS:
+        if not isinstance(format, str) or format not in FORMATS:
             raise ValueError(f"Frozen: format={format!r} is not known; choose one of {', '.join(FORMATS)}")
         names = FORMATS[format].tensors
         if len(tensors) not in names:
             accepted = " or ".join(f"{n}: {', '.join(of)}" for n, of in names.items())
             raise ValueError(f"Frozen: {len(tensors)} tensors; format {format!r} has {accepted}")
+        for name, tensor in zip(names[len(tensors)], tensors, strict=True):
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"Frozen: {name} is a {type(tensor).__name__}; give a tensor")
         self.format, self.tensors = format, tuple(tensors)
         self.shape = tuple(self.tensors[0].shape) if shape is None else tuple(shape)
         self.dtype = self.tensors[0].dtype if dtype is None else dtype

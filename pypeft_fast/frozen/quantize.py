@@ -20,9 +20,11 @@ def quantize(weight: torch.Tensor, format: str = "nf4", *, block_size: int = 64,
         ValueError: an unknown format or block size, or a weight that is not 2-D.
         TypeError: the weight's dtype is not accepted.
     """
-    if format not in FORMATS or FORMATS[format].quantize is None:
+    if not isinstance(format, str) or format not in FORMATS or FORMATS[format].quantize is None:
         known = ", ".join(name for name, its in FORMATS.items() if its.quantize is not None)
         raise ValueError(f"quantize: format={format!r}; choose one of {known}")
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"quantize: weight is a {type(weight).__name__}; give a tensor [N, K]")
     if weight.dim() != 2:
         raise ValueError(f"quantize: weight has shape {tuple(weight.shape)}, expected [N, K]")
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -54,8 +54,8 @@ def quantize_model(
         ValueError: format or block_size is unknown; the model is quantised already or has weights on the meta device;
             no linear layer has a name in skip; or no layer is left to quantise. The model does not change then.
     """
-    bitsandbytes = _bitsandbytes()
     _check(model, format, block_size, compute_dtype)
+    bitsandbytes = _bitsandbytes()
     patterns = _patterns(model, skip)
     names = _layers(model, patterns, skip)
     _check_weights(model, names)
@@ -104,7 +104,7 @@ def _check(model, format, block_size, compute_dtype):
         raise ValueError(f"quantize_model: format={format!r}; choose one of {', '.join(FORMATS)}")
     if block_size not in BLOCK_SIZES:
         raise ValueError(
-            f"quantize_model: block_size={block_size}; bitsandbytes has {', '.join(map(str, BLOCK_SIZES))}"
+            f"quantize_model: block_size={block_size!r}; bitsandbytes has {', '.join(map(str, BLOCK_SIZES))}"
         )
     if compute_dtype not in (None, *DTYPES):
         raise TypeError(f"quantize_model: compute_dtype={compute_dtype}; accepted are float32, bfloat16 and float16")

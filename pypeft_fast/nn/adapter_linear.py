@@ -6,6 +6,7 @@ from torch import nn
 from ..frozen.merging import check_share, requantized
 from ..frozen.modules import frozen_of, is_conv1d, weight_of
 from ..frozen.quantized_modules import is_linear_4bit, is_quantized
+from ..ops import _check
 from .swapping import watch
 
 # Hooks and overrides of an instance's forward, in the order in which from_linear checks them.
@@ -95,6 +96,7 @@ class AdapterLinear(nn.Linear):
         """function(x, weight, bias) of the frozen layer, in the dtype that the layer computes in."""
         if self._quantized is None:
             return function(x, self.weight, self.bias)
+        _check.tensors(type(self).__name__, x=x)
         frozen = frozen_of(self._quantized) if self._requantized is None else self._requantized
         dtype = frozen.dtype if is_linear_4bit(self._quantized) else x.dtype
         bias = None if self._quantized.bias is None else self._quantized.bias.to(dtype)

@@ -9,10 +9,7 @@ from ..ops import _check
 
 def check_tensor(doing: str, name: str, matrix, slot: torch.Tensor) -> None:
     """TypeError, unless `matrix` is a dense floating-point tensor with values; slot: a parameter of the bank."""
-    if not isinstance(matrix, torch.Tensor):
-        raise TypeError(f"{doing}: {name} is a {type(matrix).__name__}; give a tensor, such as torch.as_tensor({name})")
-    if matrix.layout != torch.strided:
-        raise TypeError(f"{doing}: {name} has layout {matrix.layout}; give {name}.to_dense()")
+    _check.tensors(doing, **{name: matrix})
     _check.floating(doing, name, matrix)
     if matrix.is_meta and not slot.is_meta:
         raise TypeError(f"{doing}: {name} is on the device meta, without values; give a tensor on {slot.device}")

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from ..autograd.bottleneck import bottleneck
+from ..autograd.bottleneck import bottleneck, check_activation
+from ..ops import _check
 
 
 class _Down(nn.Linear):
@@ -23,7 +24,8 @@ class Bottleneck(nn.Module):
 
     down and up are nn.Linear; up starts at zero, so that a new adapter changes nothing, and so does its own
     reset_parameters. With layer_norm x is normalised first. dropout in [0, 1) applies to the bottleneck in training
-    mode. device, dtype: of all parameters; the dtype is x's, or float32 over a half-precision x.
+    mode. device, dtype: of all parameters; the dtype is x's, or float32 over a half-precision x. ValueError or
+    TypeError if activation, scaling or dropout does not fit.
     """
 
     def __init__(
@@ -40,6 +42,9 @@ class Bottleneck(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        check_activation("Bottleneck", activation)
+        _check.number("Bottleneck", "scaling", scaling)
+        _check.dropout_p("Bottleneck", _check.number("Bottleneck", "dropout", dropout))
         of = dict(device=device, dtype=dtype)
         self.down, self.up = _Down(in_features, width, **of), _Up(width, out_features, **of)
         self.norm = nn.LayerNorm(in_features, **of) if layer_norm else None

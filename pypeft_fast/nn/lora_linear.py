@@ -77,7 +77,7 @@ class LoRALinear(AdapterLinear):
         return layer
 
     def _add_adapter(self, r, lora_alpha, lora_dropout, use_rslora, use_dora):
-        if not isinstance(r, int) or r < 1:
+        if not isinstance(r, int) or isinstance(r, bool) or r < 1:
             raise ValueError(f"r={r!r} must be an integer of at least 1")
         for name, value in (("lora_alpha", lora_alpha), ("lora_dropout", lora_dropout)):
             if not isinstance(value, (int, float)) or isinstance(value, bool):

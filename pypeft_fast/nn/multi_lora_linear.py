@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -106,10 +106,10 @@ class MultiLoRALinear(AdapterLinear):
         ValueError: the name is taken, the bank is full, or a shape, value, scaling or dropout does not fit. TypeError:
         a matrix is no dense floating-point tensor. Nothing changes.
         """
-        if name in self._held:
-            raise ValueError(f"add: name={name!r} is in the bank; give another name, or call replace")
         if not isinstance(name, str) or not name:
             raise ValueError(f"add: name={name!r} must be a string that is not empty")
+        if name in self._held:
+            raise ValueError(f"add: name={name!r} is in the bank; give another name, or call replace")
         self._check("add", lora_A, lora_B, scaling, dropout)
         if not self._free:
             raise ValueError(
@@ -122,24 +122,26 @@ class MultiLoRALinear(AdapterLinear):
         self, name: str, lora_A: torch.Tensor, lora_B: torch.Tensor, *, scaling: float = 1.0, dropout: float = 0.0
     ) -> int:
         """Copies another adapter over the one of this name, in its slot. Errors as in `add`; KeyError: no name."""
-        slot = self._of(name).slot
+        slot = self._of("replace", name).slot
         self._check("replace", lora_A, lora_B, scaling, dropout)
         return self._put(name, slot, lora_A, lora_B, scaling, dropout)
 
     def remove(self, name: str) -> None:
         """Gives the slot of this name free. Rows whose index was made before still meet the adapter, until another one
         takes its slot, the one free for longest first. KeyError: no such name."""
-        self._free.append(self._of(name).slot)
+        self._free.append(self._of("remove", name).slot)
         del self._held[name]
 
     def parameters_of(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The slot of this name, lora_A [max_rank, K] and lora_B [N, max_rank], as for an optimiser of its own."""
-        slot = self._of(name).slot
+        slot = self._of("parameters_of", name).slot
         return self.lora_A[slot], self.lora_B[slot]
 
     def index(self, names: Sequence[str | None]) -> torch.Tensor:
         """int64, the slot of each name and -1 for None, on the device of the adapters. KeyError: no such name."""
-        slots = [-1 if name is None else self._of(name).slot for name in names]
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise TypeError(f"index: names={names!r} must be a list of names, one a row, with None for no adapter")
+        slots = [-1 if name is None else self._of("index", name).slot for name in names]
         return torch.tensor(slots, dtype=torch.int64, device=self.lora_A[0].device)
 
     def forward(self, x: torch.Tensor, adapters: Sequence[str | None] | torch.Tensor) -> torch.Tensor:
@@ -157,9 +159,10 @@ class MultiLoRALinear(AdapterLinear):
         ps = self._dropouts if self.training else 0.0
         return self._over(x, lambda x, W, b: multi_lora_linear(x, W, A, B, index, b, scalings=scalings, dropout_ps=ps))
 
-    def _of(self, name) -> Held:
-        if name not in self._held:
-            raise KeyError(f"name={name!r} is not in the bank, which holds {', '.join(self._held) or 'none'}; add it")
+    def _of(self, doing, name) -> Held:
+        if not isinstance(name, str) or name not in self._held:
+            which = f"holds {', '.join(self._held)}; give one of these" if self._held else "is empty; add one first"
+            raise KeyError(f"{doing}: name={name!r} is not in the bank, which {which}")
         return self._held[name]
 
     def _check(self, doing, lora_A, lora_B, scaling, dropout):
@@ -172,7 +175,7 @@ class MultiLoRALinear(AdapterLinear):
             )
         _check.shape(doing, "lora_B", lora_B, (self.out_features, lora_A.shape[0]), "[N, r] for r of lora_A")
         bank_slots.check_number(doing, scaling)
-        _check.dropout_p(doing, dropout)
+        _check.dropout_p(doing, _check.number(doing, "dropout", dropout))
         for name, matrix in (("lora_A", lora_A), ("lora_B", lora_B)):
             bank_slots.check_values(doing, name, matrix, self.lora_A[0])
 

@@ -1,10 +1,14 @@
 """What the ops' checks share: every message names the argument, its value and what is accepted."""
 
 import math
+import numbers
 
 import torch
 
+from ..frozen.operand import Frozen
+
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NUMBERS = (float, numbers.Real, torch.SymFloat, torch.SymInt)
 
 
 def autocasts(device) -> bool:
@@ -17,8 +21,9 @@ def autocasts(device) -> bool:
 
 
 def matrix(op, **tensors):
-    """Checks that each tensor is 2-D."""
+    """Checks that each tensor is 2-D and dense."""
     for name, t in tensors.items():
+        dense(op, name, t)
         if t.dim() != 2:
             raise ValueError(f"{op}: {name} must have 2 dimensions, got shape {tuple(t.shape)}")
 
@@ -46,7 +51,14 @@ def frozen(op, x, weight):
     same_dtype(op, "x", x, weight=weight)
 
 
+def dense(op, name, tensor):
+    """Checks that a tensor is not sparse; a `Frozen` has tensors of its own."""
+    if isinstance(tensor, torch.Tensor) and tensor.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} has layout {tensor.layout}; give {name}.to_dense()")
+
+
 def shape(op, name, tensor, expected, why):
+    dense(op, name, tensor)
     if tuple(tensor.shape) != tuple(expected):
         raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}: {why}")
 
@@ -94,11 +106,34 @@ def ia3_l(op, ia3_l, weight, feedforward):
     shape(op, "ia3_l", ia3_l, (K if feedforward else N,), f"{which}, for weight of shape {(N, K)}")
 
 
-def not_nested(op, x):
-    if x.is_nested:
+def tensors(op, optional=(), **given):
+    """Checks that each is a dense tensor; weight may be a `Frozen`, and what `optional` names may be None."""
+    for name, t in given.items():
+        if not isinstance(t, torch.Tensor):
+            if t is None and name in optional or name == "weight" and type(t) is Frozen:
+                continue
+            raise TypeError(f"{op}: {name} is a {type(t).__name__}; give a tensor, such as torch.as_tensor({name})")
+        if t.is_nested:
+            raise TypeError(
+                f"{op}: {name} is a nested tensor; give torch.nested.to_padded_tensor({name}, 0.0), or build an "
+                "nn.TransformerEncoder with enable_nested_tensor=False"
+            )
+        dense(op, name, t)
+
+
+def number(op, name, value) -> float:
+    """value as a float; TypeError if it is no real number and no tensor of one."""
+    of_one = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+    if not of_one and not isinstance(value, NUMBERS):
+        raise TypeError(f"{op}: {name}={value!r} must be a number")
+    return float(value)
+
+
+def generator(op, generator):
+    if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
-            f"{op}: x is a nested tensor; give torch.nested.to_padded_tensor(x, 0.0), or build an "
-            "nn.TransformerEncoder with enable_nested_tensor=False"
+            f"{op}: generator={generator!r} must be a torch.Generator, such as "
+            "torch.Generator(x.device).manual_seed(0), or None for torch's own"
         )
 
 

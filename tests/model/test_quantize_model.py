@@ -189,3 +189,5 @@ def test_without_bitsandbytes_the_error_names_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
         pf.quantize_model(llama())
+    with pytest.raises(ValueError, match="format='nf5'; choose one of nf4, fp4, int8"):
+        pf.quantize_model(llama(), "nf5")  # a mistake that an installation would not mend

@@ -151,3 +151,10 @@ def test_merging_reports_the_rounding_error():
 def test_a_bottleneck_or_bitfit_over_a_quantised_layer_is_refused():
     with pytest.raises(TypeError, match="linear is a Linear4bit"):
         pf.nn.BitFitLinear.from_linear(_linear_4bit(torch.randn(N, K)))
+
+
+def test_an_input_that_is_no_tensor_is_named():
+    for made in (pf.nn.LoRALinear, pf.nn.IA3Linear, pf.nn.MultiLoRALinear):
+        layer = made.from_linear(_linear_4bit(torch.randn(N, K)))
+        with pytest.raises(TypeError, match=f"{made.__name__}: x is a list"):
+            layer([1.0], *([[None]] if made is pf.nn.MultiLoRALinear else []))
