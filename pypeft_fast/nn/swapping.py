@@ -8,7 +8,8 @@ checks each assignment. The hook does not see a tool that writes into `_modules`
 and returns another.
 
 In eval mode nn.TransformerEncoderLayer has a fast path that reads the weights of linear1 and linear2: an encoder layer
-that gets one of our layers loses this path. nn.MultiheadAttention reads the weight of out_proj in every mode.
+that gets one of our layers loses this path until all its modules are PyTorch's own again. nn.MultiheadAttention reads
+the weight of out_proj in every mode.
 """
 
 import functools
@@ -37,6 +38,8 @@ def watch(adapted) -> None:
                     "filter of modules), or merge() them first, which ends the adapter's training; to drop the "
                     "adapter, del the attribute before assigning"
                 )
+        if "_fast_path" in vars(parent) and new is not None:
+            _restore_fast_path(parent, name, new)
 
     register_module_module_registration_hook(registered)
 
@@ -48,7 +51,16 @@ def _check_is_called(parent, name, new) -> None:
             f"it, so a {type(new).__name__} here would do nothing; use an attention whose projections are called"
         )
     if isinstance(parent, nn.TransformerEncoderLayer):
+        vars(parent).setdefault("_fast_path", parent.activation_relu_or_gelu)
         parent.activation_relu_or_gelu = 0  # neither: the fast path knows no other activation
+
+
+def _restore_fast_path(parent, name, new) -> None:
+    """Gives an encoder layer its fast path back, if the path will then skip nothing: every module is PyTorch's own."""
+    others = [child for key, child in parent._modules.items() if key != name and child is not None]
+    modules = (module for child in (*others, new) for module in child.modules())
+    if all(type(module).__module__.startswith("torch.nn.") for module in modules):
+        parent.activation_relu_or_gelu = vars(parent).pop("_fast_path")
 
 
 def _drops_adapter(old, new, adapted) -> bool:

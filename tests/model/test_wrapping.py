@@ -126,6 +126,13 @@ def test_the_fast_path_of_a_torch_encoder_does_not_skip_the_adapter(masked):
     assert settings[0] == (1, True)
 
 
+def test_the_fast_path_stays_off_after_unload_where_a_layer_of_ours_remains():
+    model = pf.get_peft_model(encoder(), pf.LoraConfig(target_modules=["linear1"]))
+    layer = model.get_base_model().layers[0]
+    layer.linear2 = pf.nn.LoRALinear.from_linear(layer.linear2)
+    assert [layer.activation_relu_or_gelu for layer in model.unload().layers][0] == 0
+
+
 def test_a_module_that_lives_on_under_another_name_cannot_be_saved_whole():
     model = build("t5")
     before = [p.requires_grad for p in model.parameters()]

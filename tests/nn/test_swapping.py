@@ -230,6 +230,23 @@ def test_the_fast_path_of_an_encoder_layer_does_not_skip_the_adapter(made, name)
         torch.testing.assert_close(copy.deepcopy(layer)(x), expected)
 
 
+def test_an_encoder_layer_without_our_layers_has_its_fast_path_again():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    before, plain = layer.activation_relu_or_gelu, (layer.linear1, layer.linear2)
+    layer.linear1, layer.linear2 = (LoRALinear.from_linear(each, r=4) for each in plain)
+    with pytest.raises(RuntimeError, match="drops its adapter"):
+        layer.linear1 = plain[0]
+    layer.linear1.merge(), layer.linear2.merge()
+    layer.linear1 = plain[0]
+    assert layer.activation_relu_or_gelu == 0  # linear2 is ours
+    layer.linear2 = Holds(plain[1])
+    assert layer.activation_relu_or_gelu == 0  # another library's layer, which the fast path might skip too
+    layer.linear2 = plain[1]
+    assert layer.activation_relu_or_gelu == before == 1
+    layer.linear2 = IA3Linear.from_linear(plain[1])
+    assert copy.deepcopy(layer).activation_relu_or_gelu == 0
+
+
 def test_nested_tensors_of_an_encoder_are_an_error_with_the_remedy():
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).eval()

@@ -3,6 +3,8 @@
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ...nn.adapter_linear import AdapterLinear
+
 
 def switch_off_fast_path(model) -> None:
     """Switches off the fast path in every encoder layer, and nested tensors in every encoder, that has an adapter."""
@@ -22,7 +24,7 @@ def restore_fast_path(model) -> None:
 
 
 def _has_adapters(module) -> bool:
-    return any(isinstance(m, BaseTunerLayer) for m in module.modules())
+    return any(isinstance(m, (BaseTunerLayer, AdapterLinear)) for m in module.modules())
 
 
 def _set(module, **values):
