@@ -23,6 +23,8 @@ def scaling_into(function, scaling, *parameters):
             raise TypeError(f"{function}: scaling is {scaling.dtype}; give a real number")
     elif torch.compiler.is_compiling() and isinstance(scaling, (int, float)) and _is_open(scaling):
         factor = scaling
+    elif type(scaling) is float:
+        return scaling, *parameters
     else:
         return _check.number(function, "scaling", scaling), *parameters
     return 1.0, *(p.to(torch.promote_types(p.dtype, torch.float32)) * factor for p in parameters)

@@ -1,6 +1,6 @@
 """quantize_model(): replaces the linear layers of a transformers model by bitsandbytes' modules, in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import torch
@@ -50,11 +50,12 @@ def quantize_model(
 
     Raises:
         ImportError: bitsandbytes is not installed.
-        TypeError: model is no PreTrainedModel, or the dtype of a weight or compute_dtype is not accepted.
+        TypeError: model is no PreTrainedModel, skip no list of names or nested no bool; or the dtype of a weight or
+            compute_dtype is not accepted.
         ValueError: format or block_size is unknown; the model is quantised already or has weights on the meta device;
             no linear layer has a name in skip; or no layer is left to quantise. The model does not change then.
     """
-    _check(model, format, block_size, compute_dtype)
+    _check(model, format, block_size, nested, compute_dtype)
     bitsandbytes = _bitsandbytes()
     patterns = _patterns(model, skip)
     names = _layers(model, patterns, skip)
@@ -94,7 +95,7 @@ def _bitsandbytes() -> ModuleType:
     return bitsandbytes
 
 
-def _check(model, format, block_size, compute_dtype):
+def _check(model, format, block_size, nested, compute_dtype):
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"quantize_model: model is a {type(model).__name__}, expected a transformers.PreTrainedModel: quantise the "
@@ -106,8 +107,13 @@ def _check(model, format, block_size, compute_dtype):
         raise ValueError(
             f"quantize_model: block_size={block_size!r}; bitsandbytes has {', '.join(map(str, BLOCK_SIZES))}"
         )
+    if not isinstance(nested, bool):
+        raise TypeError(f"quantize_model: nested={nested!r}; give True or False")
     if compute_dtype not in (None, *DTYPES):
-        raise TypeError(f"quantize_model: compute_dtype={compute_dtype}; accepted are float32, bfloat16 and float16")
+        raise TypeError(
+            f"quantize_model: compute_dtype={compute_dtype!r}; accepted are torch.float32, torch.bfloat16 and "
+            "torch.float16"
+        )
     if getattr(model, "hf_quantizer", None) is not None:
         method = getattr(model.hf_quantizer.quantization_config.quant_method, "value", "some method")
         raise ValueError(
@@ -116,7 +122,9 @@ def _check(model, format, block_size, compute_dtype):
 
 
 def _patterns(model, skip) -> list[str]:
-    """The names and expressions of the modules that stay dense."""
+    """The names and expressions of the modules that stay dense; TypeError if skip is no list of strings."""
+    if isinstance(skip, str) or not isinstance(skip, Iterable) or not all(isinstance(name, str) for name in skip):
+        raise TypeError(f"quantize_model: skip={skip!r} must be a list of names, such as ['lm_head']")
     kept = AutoHfQuantizer.from_config(_config("nf4", True, torch.float32, []), pre_quantized=False)
     return kept.get_modules_to_not_convert(model, list(skip), model._keep_in_fp32_modules, add_default_skips=True)
 

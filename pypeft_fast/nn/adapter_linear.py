@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..autograd._autocast import autocast_lora
 from ..frozen.merging import check_share, requantized
 from ..frozen.modules import frozen_of, is_conv1d, weight_of
 from ..frozen.quantized_modules import is_linear_4bit, is_quantized
@@ -92,15 +93,16 @@ class AdapterLinear(nn.Linear):
         """The quantised layer below, if it is one."""
         return self._modules.get("base_layer")
 
-    def _over(self, x, function):
-        """function(x, weight, bias) of the frozen layer, in the dtype that the layer computes in."""
+    def _over(self, x, function, *parameters):
+        """function(x, weight, bias, *parameters) of the frozen layer and the adapter, in the dtype that the layer
+        computes in. For a quantised layer it may be another than that of an adapter cast to half precision."""
         if self._quantized is None:
-            return function(x, self.weight, self.bias)
+            return function(x, self.weight, self.bias, *parameters)
         _check.tensors(type(self).__name__, x=x)
         frozen = frozen_of(self._quantized) if self._requantized is None else self._requantized
         dtype = frozen.dtype if is_linear_4bit(self._quantized) else x.dtype
         bias = None if self._quantized.bias is None else self._quantized.bias.to(dtype)
-        return function(x.to(dtype), frozen.to(dtype), bias).to(x.dtype)
+        return function(x.to(dtype), frozen.to(dtype), bias, *autocast_lora(dtype, *parameters)).to(x.dtype)
 
     def _dense_weight(self):
         """The weight that an adapter is merged into; a quantised weight is decoded to float32."""

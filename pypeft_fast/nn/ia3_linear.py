@@ -67,8 +67,10 @@ class IA3Linear(AdapterLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.merged:
             return self._over(x, linear)
-        ia3_l, feedforward = self.ia3_l, self.feedforward
-        return self._over(x, lambda x, weight, bias: ia3_linear(x, weight, ia3_l, bias, feedforward=feedforward))
+        feedforward = self.feedforward
+        return self._over(
+            x, lambda x, weight, bias, ia3_l: ia3_linear(x, weight, ia3_l, bias, feedforward=feedforward), self.ia3_l
+        )
 
     def _merged_values(self):
         weight = self._dense_weight()

@@ -114,10 +114,11 @@ class LoRALinear(AdapterLinear):
         if self.merged:
             return self._over(x, linear)
         options = dict(scaling=self.scaling, dropout_p=self.lora_dropout, training=self.training)
-        A, B, magnitude = self.lora_A, self.lora_B, self.lora_magnitude_vector if self.use_dora else None
+        A, B = self.lora_A, self.lora_B
         if not self.use_dora:
-            return self._over(x, lambda x, weight, bias: lora_linear(x, weight, A, B, bias, **options))
-        return self._over(x, lambda x, weight, bias: dora_linear(x, weight, A, B, magnitude, bias, **options))
+            return self._over(x, lambda x, weight, bias, A, B: lora_linear(x, weight, A, B, bias, **options), A, B)
+        m = self.lora_magnitude_vector
+        return self._over(x, lambda x, weight, bias, *its: dora_linear(x, weight, *its, bias, **options), A, B, m)
 
     def _merged_values(self):
         A, B, weight = self.lora_A, self.lora_B, self._dense_weight()

@@ -157,7 +157,10 @@ class MultiLoRALinear(AdapterLinear):
                 if r < self.max_rank:  # only the adapter's own rank is multiplied
                     A[slot], B[slot] = A[slot][:r], B[slot][:, :r]
         ps = self._dropouts if self.training else 0.0
-        return self._over(x, lambda x, W, b: multi_lora_linear(x, W, A, B, index, b, scalings=scalings, dropout_ps=ps))
+        n, options = self.max_adapters, dict(scalings=scalings, dropout_ps=ps)
+        return self._over(
+            x, lambda x, W, b, *its: multi_lora_linear(x, W, its[:n], its[n:], index, b, **options), *A, *B
+        )
 
     def _of(self, doing, name) -> Held:
         if not isinstance(name, str) or name not in self._held:

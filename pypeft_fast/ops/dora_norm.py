@@ -34,7 +34,7 @@ def _wide(weight):
 
 @dora_norm.fake
 def _(weight, lora_A, lora_B, scaling):
-    return weight.new_empty(weight.shape[0], dtype=_wide(weight))
+    return lora_A.new_empty(weight.shape[0], dtype=_wide(weight))
 
 
 @dora_norm.flops

@@ -175,6 +175,11 @@ def test_trainer_accepts_the_model(tmp_path):
             "skip: no linear layer is called 'layers.0.mlp'; 'model.layers",
         ),
         (lambda: pf.quantize_model(llama()), {}, ValueError, "model is quantised already, by bitsandbytes"),
+        (llama, {"skip": "lm_head"}, TypeError, r"skip='lm_head' must be a list of names, such as \['lm_head'\]"),
+        (llama, {"skip": None}, TypeError, "skip=None must be a list of names"),
+        (llama, {"skip": [3]}, TypeError, r"skip=\[3\] must be a list of names"),
+        (llama, {"nested": "no"}, TypeError, "nested='no'; give True or False"),
+        (llama, {"compute_dtype": "float32"}, TypeError, "compute_dtype='float32'; accepted are torch.float32"),
     ],
 )
 def test_unsupported_models_are_errors_and_are_not_changed(make, options, error, words):

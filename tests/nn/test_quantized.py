@@ -59,18 +59,16 @@ def test_values_without_gradients_are_those_over_the_decoded_weight(name):
         )
 
 
-def test_compiled_with_dropout_and_checkpointed():
-    frozen = pf.quantize(torch.randn(N, K))
-    x, A, B = torch.randn(6, K), torch.randn(4, K), torch.randn(N, 4)
-
-    def function(x, weight, A, B):
-        return pf.lora_linear(x, weight, A, B, dropout_p=0.3)
-
-    expected = _step(function, frozen, x, (A, B))
+@pytest.mark.parametrize("name", list(_functions(0)))
+def test_compiled_with_dropout_and_checkpointed(name):
+    function, shapes = _functions(0.3)[name]
+    frozen, x, parameters = pf.quantize(torch.randn(N, K)), torch.randn(6, K), [torch.randn(shape) for shape in shapes]
+    expected = _step(function, frozen, x, parameters)
+    torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for got in (
-        _step(compiled, frozen, x, (A, B)),
-        _step(lambda *a: checkpoint(function, *a, use_reentrant=False), frozen, x, (A, B)),
+        _step(compiled, frozen, x, parameters),
+        _step(lambda *a: checkpoint(function, *a, use_reentrant=False), frozen, x, parameters),
     ):
         torch.testing.assert_close(got, expected)
 
@@ -158,3 +156,24 @@ def test_an_input_that_is_no_tensor_is_named():
         layer = made.from_linear(_linear_4bit(torch.randn(N, K)))
         with pytest.raises(TypeError, match=f"{made.__name__}: x is a list"):
             layer([1.0], *([[None]] if made is pf.nn.MultiLoRALinear else []))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_cast_to_half_precision_computes_as_the_quantised_layer_below(dtype):
+    """As Lightning's "bf16-true" casts a model; bitsandbytes still computes in the dtype that was quantised."""
+    for made in (
+        lambda linear: pf.nn.LoRALinear.from_linear(linear, r=4),
+        lambda linear: pf.nn.LoRALinear.from_linear(linear, r=4, use_dora=True),
+        lambda linear: pf.nn.IA3Linear.from_linear(linear, init_ia3_weights=False),
+        lambda linear: pf.nn.MultiLoRALinear.from_linear(linear, max_adapters=2, max_rank=4),
+    ):
+        layer, rows = made(_linear_4bit(torch.randn(N, K))), ()
+        if isinstance(layer, pf.nn.MultiLoRALinear):
+            layer.add("a", torch.randn(2, K), torch.randn(N, 2))
+            rows = ([None, "a", "a"],)
+        elif isinstance(layer, pf.nn.LoRALinear):
+            nn.init.normal_(layer.lora_B)
+        x = torch.randn(3, K).to(dtype)
+        wide, y = layer(x.float(), *rows), layer.to(dtype)(x, *rows)
+        assert y.dtype == dtype and y.requires_grad
+        torch.testing.assert_close(y.float(), wide, rtol=0.02, atol=0.02 * wide.abs().max().item())
