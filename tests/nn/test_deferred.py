@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
 import pypeft_fast as pf
@@ -95,3 +96,15 @@ def test_a_merged_adapter_is_unmerged_first():
     module.merge()
     module.reset_parameters()
     assert module.weight is weight and not module.lora_B.any()
+
+
+def test_layers_with_parameters_in_inner_modules_are_offloaded_whole():
+    """By accelerate, with the option that docs/limits.md names."""
+    x, bank = torch.randn(4, K), pf.nn.MultiLoRALinear(K, K, max_adapters=1, max_rank=2)
+    bank.add("a", torch.randn(2, K), torch.randn(K, 2))
+    network = pf.nn.Bottleneck(K, K, 4, layer_norm=True)
+    nn.init.normal_(network.up.weight)
+    for layer, rows in ((bank, [["a", None] * 2]), (network, [])):
+        expected = layer(x, *rows)
+        cpu_offload(layer, torch.device("cpu"), preload_module_classes=["Bottleneck", "MultiLoRALinear"])
+        assert all(p.is_meta for p in layer.parameters()) and torch.equal(layer(x, *rows), expected)
