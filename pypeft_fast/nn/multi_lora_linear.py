@@ -204,10 +204,23 @@ class MultiLoRALinear(AdapterLinear):
         return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
+        """ValueError, before any change, if this is no state of a bank, or that of one with more room."""
+        try:
+            found = {name: Held(**its) for name, its in json.loads(bytes(state.tolist())).items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                "load_state_dict: _extra_state holds no adapters' names; give the state_dict of a MultiLoRALinear"
+            ) from error
+        for name, its in found.items():
+            if its.slot >= self.max_adapters or its.r > self.max_rank:
+                raise ValueError(
+                    f"load_state_dict: adapter {name!r} has slot={its.slot} and r={its.r}, but this bank has "
+                    f"max_adapters={self.max_adapters} and max_rank={self.max_rank}; make a bank with more room"
+                )
         self._empty()
-        for name, held in json.loads(bytes(state.tolist())).items():
-            self._hold(name, Held(**held))
-            self._free.remove(held["slot"])
+        for name, its in found.items():
+            self._hold(name, its)
+            self._free.remove(its.slot)
 
     def extra_repr(self) -> str:
         names = ", ".join(self._held) or "none"

@@ -1,4 +1,4 @@
-"""What MultiLoRALinear.add and replace refuse, before any matrix of the bank changes."""
+"""What MultiLoRALinear.add, replace and load_state_dict refuse, before any matrix of the bank changes."""
 
 import copy
 
@@ -68,3 +68,22 @@ def test_parts_of_the_slot_itself():
     want = A[1:3].detach().clone(), B[:, 1:3].detach().clone()
     module.replace("desk", A[1:3], B[:, 1:3])
     assert torch.equal(A[:2], want[0]) and torch.equal(B[:, :2], want[1]) and not A[2:].any() and not B[:, 2:].any()
+
+
+def test_the_state_of_a_larger_bank_or_a_damaged_one_changes_no_names():
+    larger = pf.nn.MultiLoRALinear(8, 6, max_adapters=3, max_rank=4)
+    for name in "abc":
+        larger.add(name, torch.randn(4, 8), torch.randn(6, 4))
+    state = larger.state_dict()
+    damaged = state | {"_extra_state": torch.tensor([123, 1], dtype=torch.uint8)}
+    x = torch.randn(2, 8)
+    for room in (dict(max_adapters=2, max_rank=4), dict(max_adapters=3, max_rank=2)):
+        bank = pf.nn.MultiLoRALinear(8, 6, **room)
+        bank.add("own", torch.randn(2, 8), torch.randn(6, 2))
+        for given, words in (
+            (state, "has slot=.*; make a bank with more room"),
+            (damaged, "_extra_state"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                bank.load_state_dict(given, strict=False)
+        assert bank.adapter_names == ["own"] and bank(x, ["own", None]).isfinite().all()
