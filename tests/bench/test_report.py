@@ -72,6 +72,38 @@ def test_what_is_published_is_what_a_run_wrote(tmp_path, lacks):
         assert done.stdout == "['layer']\n" and written == "new", done.stderr
 
 
+def test_a_part_of_the_rows_replaces_no_whole_table(tmp_path):
+    """A short run; the targets, whose names have the worst case of a run in them, do not count as rows."""
+    (tmp_path / "results").mkdir()
+    done = python(
+        "-c",
+        "import sys; from pathlib import Path; from bench import publish; from bench.harness import report\n"
+        "folder = Path(sys.argv[1])\n"
+        "def write(to, cases, worst, batch='4x128'):\n"
+        "    targets = (report.TARGET_HEADER, [(f'worst ({worst})', '1', '<= 2', 'pass')])\n"
+        "    tables = [targets, (('case', 'ms'), [(case, 1.0) for case in cases])]\n"
+        "    report.write(to, 'model', {'machine': {'cpu': 'a', 'batch': batch}}, tables)\n"
+        "    (to / 'model.png').write_text('')\n"
+        "def published(**options):\n"
+        "    try: print(publish.publish(folder, folder / 'results', **options))\n"
+        "    except SystemExit as refused: print(str(refused).split('remove')[0].replace(sys.argv[1], ''))\n"
+        "write(folder / 'results', ['a', 'a', 'b'], 'a')\n"
+        "write(folder, ['a', 'a', 'b', 'c'], 'b'); published()\n"
+        "write(folder, ['a'], 'a'); published()\n"
+        "write(folder, ['a', 'a', 'b', 'c'], 'a', '1x8'); published()\n"
+        "published(drop_rows=True)",
+        tmp_path,
+    )
+    lacks = "/model.md lacks {} rows of /results/model.md, and publishing would delete these: {}. "
+    remedy = "Run the benchmark with all its cases, "
+    assert done.stdout.splitlines() == [
+        "['model']",
+        lacks.format(3, "case a; case b; case c") + remedy,
+        lacks.format(1, "batch 4x128") + remedy,
+        "['model']",
+    ], done.stderr
+
+
 def test_tables_of_ranks_adapters_and_files_are_published_into_the_document(tmp_path):
     """Before a benchmark is published, the document says how to measure it."""
     found = tmp_path / "out"
