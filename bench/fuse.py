@@ -187,15 +187,22 @@ def plot(path, measured, rows):
 def main(arguments=None):
     parser = parsers.of_model("fuse", __doc__, seconds=10, each="case")
     parser.add_argument(
-        "--adapters", type=int, nargs="*", default=(1, 8, 64), help="adapters in a batch of 64 rows (1 8 64)"
-    )
+        "--adapters", type=int, nargs="*", default=(1, 8, 64),
+        help="adapters in a batch of 64 rows (1 8 64); without a number such batches are not timed",
+    )  # fmt: skip
+    parsers.add_only(parser, "LoRA")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     about = machine() | {"threads": options.threads, "batch": "x".join(map(str, options.shape))}
     measured, rows = {}, {}
-    line = report.aligned(HEADER, [name_of(*case, dtype) for dtype in TOLERANCE for case in CASES])
+    names = parsers.chosen(parser, [name_of(*case, dtype) for dtype in TOLERANCE for case in CASES], options.only)
+    line = report.aligned(HEADER, names)
     print(report.headline(about), line(HEADER), sep="\n", flush=True)
     for dtype in TOLERANCE:
+        cases = [case for case in CASES if name_of(*case, dtype) in names]
+        counts = sorted(options.adapters) if dtype == "bfloat16" else []
+        if not cases and not counts:
+            continue
         try:
             base, tokenizer = load_base(options.model, getattr(torch, dtype))
         except UserError as error:
@@ -204,13 +211,13 @@ def main(arguments=None):
         tokens = batch_of(tokenizer, options.shape)
         hook = graph_to_the_embeddings(base)
         floor = saved_bytes(base, tokens)
-        for method, p in CASES:
+        for method, p in cases:
             name = name_of(method, p, dtype)
             measured[name] = run_case(base, method, p, tokens, floor, options.seconds)
             print(line(row_of(name, measured[name])), flush=True)
         hook.remove()
-        if dtype == "bfloat16":
-            rows = run_rows(base, sorted(options.adapters), options.seconds)
+        if counts:
+            rows = run_rows(base, counts, options.seconds)
             of_rows = report.aligned(ROWS_HEADER, ())
             print(of_rows(ROWS_HEADER), *(of_rows(rows_row(*item)) for item in rows.items()), sep="\n")
         del base

@@ -9,8 +9,12 @@ from . import report
 def of_layer(name, about, seconds, example):
     """A parser with --seconds, --only and --output; `chosen` applies --only."""
     parser = _parser(name, about, seconds, "seconds of timing for each case")
-    parser.add_argument("--only", default="", help=f"cases whose name contains this, such as {example} or bfloat16")
+    add_only(parser, example)
     return parser
+
+
+def add_only(parser, example):
+    parser.add_argument("--only", default="", help=f"cases whose name contains this, such as {example} or bfloat16")
 
 
 def chosen(parser, cases, only):

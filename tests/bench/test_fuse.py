@@ -11,13 +11,13 @@ import sys, torch
 import bench.fuse
 from pypeft_fast.model.layers import lora as fused_lora
 from pypeft_fast.model.layers.lora_rows import LoRARows
-folder, model, *spoiled = sys.argv[1:]
+folder, model, *spoiled = sys.argv[1:4]
 if "layer" in spoiled:
     right = fused_lora.lora_linear_unchecked
     fused_lora.lora_linear_unchecked = lambda *args: right(*args[:5], 0.5 * args[5], *args[6:])
 if "rows" in spoiled:
     LoRARows.linear = lambda self, x, weight, bias, is_plain: torch.nn.functional.linear(x, weight, bias)
-options = ["--model", model, "--seconds", "0", "--shape", "2", "9", "--adapters", "3", "2"]
+options = ["--model", model, "--seconds", "0", "--shape", "2", "9", "--adapters", *(sys.argv[4:] or ["3", "2"])]
 bench.fuse.main([*options, "--threads", "1", "--output", folder])
 """
 
@@ -34,6 +34,13 @@ def test_fuse_is_measured(tiny_model, tmp_path):
     text = (tmp_path / "fuse.md").read_text()
     assert text.count("\n| ---") == 3 and "pf.fuse itself, seconds" in text
     assert (tmp_path / "fuse.png").stat().st_size > 1000
+
+
+def test_a_part_of_the_cases_is_measured(tiny_model, tmp_path):
+    done = python("-c", FUSE, tmp_path, tiny_model, "", "--only", "IA3 float32")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "fuse.json").read_text())
+    assert list(found["results"]) == ["IA3 float32"] and found["rows"] == {}
 
 
 @pytest.mark.parametrize("what", ["layer", "rows"])
