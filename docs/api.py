@@ -12,7 +12,8 @@ import pypeft_fast
 
 OUTPUT = Path("out/api")
 TEMPLATES = Path(__file__).parent / "pdoc"
-MODULES = ("pypeft_fast", "pypeft_fast.nn")
+# adapter_linear has what the layers inherit: merge, unmerge. pdoc links an inherited method only to a page of its own.
+MODULES = ("pypeft_fast", "pypeft_fast.nn", "pypeft_fast.nn.adapter_linear")
 # {title in api.md: whether a name with its value belongs there}; the first that fits.
 GROUPS = {
     "Functions on tensors": lambda name, value: ".autograd." in value.__module__,

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs/"
 START = "CONTRIBUTING.md"  # is in the navigation
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
-NAMES = "<!-- names -->"
+NAMES = re.compile("<!-- names -->.*<!-- /names -->", re.DOTALL)  # in api.md; between the marks: what a clone shows
 
 
 def in_site(path: str) -> str:
@@ -67,7 +67,7 @@ def on_page_markdown(markdown, page, config, files):
     if not source.startswith(DOCS) and source != START:
         page.meta["search"] = {"exclude": True}  # tables of measurements, in which every word occurs
     if page.file.src_uri == "api.md":
-        markdown = markdown.replace(NAMES, api.tables())
+        markdown = NAMES.sub(lambda _: api.tables(), markdown)
 
     def link(match):
         path = target(source, match[1])

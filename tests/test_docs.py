@@ -38,7 +38,12 @@ def test_the_reference_holds_every_public_name(site):
         for name in (name for name in module.__all__ if name != "nn"):
             assert f'id="{name}"' in text and f'href="{page}#{name}"' in index, name
     assert "arXiv:2106.09685" in (site / "api/pypeft_fast.html").read_text()
-    assert 'href="../../api.html"' in (site / "api/pypeft_fast/nn.html").read_text()
+    layers = (site / "api/pypeft_fast/nn.html").read_text()
+    assert 'href="../../api.html"' in layers
+    for name in ("merge", "unmerge"):  # inherited
+        assert f'href="nn/adapter_linear.html#AdapterLinear.{name}"' in layers
+        assert f'id="AdapterLinear.{name}"' in (site / "api/pypeft_fast/nn/adapter_linear.html").read_text()
+    assert "In a clone" not in index
 
 
 def test_no_page_loads_from_the_network(site):

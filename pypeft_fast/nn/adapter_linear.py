@@ -15,7 +15,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 class AdapterLinear(nn.Linear):
-    """The base class of LoRALinear and IA3Linear; it adds nothing to the frozen layer.
+    """The base class of the layers, with merge and unmerge; it adds nothing to the frozen layer.
 
     A tool that replaces such a layer by its own layer over the same weight gets an error (swapping.py).
     A subclass calls `_freeze()` when it creates its parameters. It defines `_merged_values()`, a dict of "weight" and
@@ -113,6 +113,7 @@ class AdapterLinear(nn.Linear):
 
     @property
     def merged(self) -> bool:
+        """Whether the adapter is merged."""
         return self._frozen is not None or self._requantized is not None
 
     def merge(self, force: bool = False) -> float:
