@@ -85,6 +85,25 @@ def test_a_block_runs(blocks, tiny_model, tmp_path, monkeypatch):
             exec(code, names)
 
 
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [
+        ("nn.Linear(64, 10)", [""]),
+        ("(lambda one: nn.Sequential(one, one, nn.Sequential(nn.ReLU(), one)))(nn.Linear(64, 64))", ["0", "1", "2.1"]),
+    ],
+    ids=["one layer", "a shared layer"],
+)
+def test_the_loop_of_layers_takes_every_model(made, names):
+    """A layer under several names stays one layer, with one adapter."""
+    code, names_of_block = BLOCKS["docs/start-layers.md", 1], {}
+    model = re.search(r"^model = nn\..*$", code, re.M)[0]
+    exec(code.replace(model, f"model = {made}"), names_of_block)
+    model = names_of_block["model"]
+    found = dict(model.named_modules(remove_duplicate=False))
+    assert [name for name, layer in found.items() if isinstance(layer, nn.Linear)] == names
+    assert {type(found[name]) for name in names} == {pf.nn.LoRALinear} and len({found[name] for name in names}) == 1
+
+
 @pytest.mark.parametrize("block", NOT_RUN)
 def test_a_block_that_does_not_run_is_python(block):
     ast.parse(BLOCKS[block])
