@@ -1,4 +1,5 @@
-"""The lists of files in CONTRIBUTING.md, tested with examples: an op and a format, added to a copy of the tree.
+"""The lists of files in CONTRIBUTING.md, tested with examples: an op, a kernel of this op, and a format, added to a copy
+of the tree.
 
 Each example touches exactly the files that its section names, and passes the tests of the sample registry.
 """
@@ -58,6 +59,41 @@ def test_by_hand():
     assert toy(torch.tensor([[3.0]])).item() == 6
 """,
 }
+# A Triton kernel of this op.
+KERNEL = {
+    "kernels/toy.py": '''"""y = 2 x in one launch."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _toy(x_ptr, y_ptr, M, K, x_m, x_k, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at // K * x_m + at % K * x_k, mask=at < M * K)
+    y = (2 * x.to(tl.float32)).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + at, y, mask=at < M * K)
+
+
+def toy(x):
+    """x [M, K], any strides -> y [M, K]."""
+    y = x.new_empty(x.shape)
+    if y.numel() > 0:
+        _toy[(triton.cdiv(y.numel(), 64),)](x, y, *x.shape, *x.stride(), BLOCK=64)
+    return y
+''',
+    "pypeft_fast/ops/toy.py": lambda text: (
+        text.replace("import _check", "import _check, _triton")
+        + """
+
+@toy.kernel("triton", ("cuda",), _triton.why_no_triton, _triton.rejects, interpreted=("cpu",))
+def _(x):
+    from ..kernels.toy import toy
+
+    return toy(x)
+"""
+    ),
+}
 # A format that stores half of every weight.
 FORMAT = {
     "pypeft_fast/frozen/formats.py": lambda text: text.replace(
@@ -74,12 +110,12 @@ FORMAT = {
 }
 
 
-def _added(tmp_path, changes):
-    """A copy of the tree. `changes` is {file: its new text, or a function of its old text}."""
+def _added(tmp_path, *additions):
+    """A copy of the tree with additions, each {file: its new text, or a function of its old text}."""
     for folder in ("pypeft_fast", "kernels", "tests", "bench"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for path, change in changes.items():
+    for path, change in (item for changes in additions for item in changes.items()):
         file = tmp_path / path
         assert file.is_file() == callable(change), path
         old = file.read_text() if callable(change) else ""
@@ -106,7 +142,9 @@ def _listed(section):
 
 
 @pytest.mark.parametrize(
-    "section,changes,name", [("Add an op", OP, "toy"), ("Add a format", FORMAT, "halves")], ids=["op", "format"]
+    "section,changes,name",
+    [("Add an op", OP, "toy"), ("Add a kernel", KERNEL, "toy"), ("Add a format", FORMAT, "halves")],
+    ids=["op", "kernel", "format"],
 )
 def test_the_list_is_what_an_addition_touches(section, changes, name):
     assert sorted(path.replace("X.", f"{name}.") for path in _listed(section)) == sorted(changes)
@@ -115,6 +153,19 @@ def test_the_list_is_what_an_addition_touches(section, changes, name):
 def test_an_op_goes_through_the_registry(tmp_path):
     tree = _added(tmp_path, OP)
     assert _passes(tree, "tests/ops/test_every_op.py", "tests/ops/test_toy.py", "-k", "toy") > 60
+
+
+def test_the_files_of_c_and_cuda_are_those_of_the_example():
+    """CONTRIBUTING.md says that lora_shrink has a kernel of each kind."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a kernel\n")[1].split("\n1. ")[0]
+    files = {path.replace("X", "lora_shrink") for path in re.findall(r"`([\w./]*/X\w*\.\w+)`", text)}
+    assert len(files) == 5 and [path for path in files if not (ROOT / path).is_file()] == []
+    assert "lora_shrink" in (ROOT / "tests/emulator/test_every_kernel.py").read_text()
+
+
+def test_a_kernel_is_found(tmp_path):
+    tree = _added(tmp_path, OP, KERNEL)
+    assert _passes(tree, "tests/ops/test_every_op.py", "-k", "toy and triton") > 20
 
 
 def test_a_format_goes_through_the_registry(tmp_path):
