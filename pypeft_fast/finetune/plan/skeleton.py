@@ -41,7 +41,8 @@ class Skeleton:
 
         UserError if transformers cannot make the model.
         """
-        config = self.config if depth is None else shortened(self.config, depth)
+        # A copy, since from_config writes the dtype into the config; self.config has the dtype of the file.
+        config = copy.deepcopy(self.config) if depth is None else shortened(self.config, depth)
         kind = AutoModelForCausalLM if self.causal else AutoModel
         with as_user_error(f"`model` {self.name} cannot be made from its config", LIBRARY_ERRORS):
             with torch.device(device):

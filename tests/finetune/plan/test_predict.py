@@ -1,12 +1,15 @@
 """The memory that a run is predicted to take, of each method, and what a run trains in words."""
 
+import json
 import time
 
 import pytest
 
 from pypeft_fast.finetune.data.load import load_data
 from pypeft_fast.finetune.errors import UserError
+from pypeft_fast.finetune.plan.make import base_of
 from pypeft_fast.finetune.plan.predict import predict
+from pypeft_fast.finetune.plan.skeleton import read_skeleton
 from pypeft_fast.finetune.report.scope import scope
 from pypeft_fast.finetune.training.ready import make_ready
 from pypeft_fast.finetune.training.settings import Settings
@@ -47,6 +50,17 @@ def test_every_method(model, method):
     assert found.peak > found.process > 10**8 and found.activations > 0
     assert predict(made, settings, 120, 10**8).activations > 1.8 * found.activations
     assert scope(made, method).startswith(says)
+
+
+def test_weights_of_another_dtype_than_the_file_are_a_copy(tiny_model, tmp_path):
+    """While they are loaded, the file is mapped beside them; quantised, nothing of the file stays."""
+    config = json.loads((tiny_model / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    skeleton = read_skeleton(str(tmp_path))
+    bases = {dtype: base_of(skeleton, skeleton.model(dtype), "nf4", dtype, False) for dtype in ("float32", "bfloat16")}
+    assert [base.is_converted for base in bases.values()] == [True, False]
+    assert bases["float32"].loading == pytest.approx(3 * bases["bfloat16"].loading, rel=0.01)
+    assert bases["float32"].mapped == 0 and bases["bfloat16"].mapped > 0
 
 
 def test_several_adapters_have_a_batch_of_all_their_rows(model):
