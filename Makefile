@@ -224,7 +224,7 @@ performance-model: venv
 wheel: venv
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
-# For every GPU in csrc/cuda/targets.txt; needs nvcc 13.0, no GPU, and any PyTorch.
+# For every GPU in csrc/cuda/targets.txt, or in TORCH_CUDA_ARCH_LIST; needs nvcc 13.0, no GPU, and any PyTorch.
 wheel-cuda: venv
 	PYPEFT_FAST_BUILD=cuda $(BIN)/python -m build --wheel --no-isolation --outdir dist/cuda
 	PYPEFT_FAST_CUDA_WHEEL=$$(ls -t dist/cuda/*.whl | head -1) $(BIN)/python -m pytest -s tests/test_cuda_wheel.py

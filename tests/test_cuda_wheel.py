@@ -1,7 +1,7 @@
 """A wheel with CUDA kernels, built without a GPU: its contents, its libraries, and its messages without CUDA.
 
-`make wheel-cuda` builds a wheel for every target and gives it in PYPEFT_FAST_CUDA_WHEEL. Otherwise the tests build a
-wheel for the oldest target.
+`make wheel-cuda` builds a wheel for every target, or for those in TORCH_CUDA_ARCH_LIST, and gives it in
+PYPEFT_FAST_CUDA_WHEEL. Otherwise the tests build a wheel for the oldest target.
 """
 
 import os
@@ -21,9 +21,10 @@ from pypeft_fast import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 GIVEN = os.environ.get("PYPEFT_FAST_CUDA_WHEEL")
-TARGETS = (ROOT / "csrc/cuda/targets.txt").read_text().split() if GIVEN else ["8.0"]
+ASKED = os.environ.get("TORCH_CUDA_ARCH_LIST", (ROOT / "csrc/cuda/targets.txt").read_text())
+TARGETS = ASKED.replace(";", " ").split() if GIVEN else ["8.0"]
 OPS = {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu") if "LIBRARY_IMPL(" in path.read_text()}
-KERNEL = re.compile(r"__global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(")
+KERNEL = re.compile(r"__global__ void(?: __launch_bounds__\((?:[^()]|\([^()]*\))*\))?\s+(\w+)\(")
 KERNELS = {name for path in (ROOT / "csrc/cuda").rglob("*.cu*") for name in KERNEL.findall(path.read_text())}
 # The undefined names that are allowed besides those of glibc, libstdc++ and libgcc: PyTorch's C functions, which are
 # the same in all releases, and Python's, in the CPU library alone. The CUDA runtime is linked statically, and no other
