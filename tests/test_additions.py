@@ -1,5 +1,5 @@
-"""The lists of files in CONTRIBUTING.md, tested with examples: an op, a kernel of this op, and a format, added to a copy
-of the tree.
+"""The lists of files in CONTRIBUTING.md, tested with examples: an op, a kernel of it, and a format, added to a copy of
+the tree.
 
 Each example touches exactly the files that its section names, and passes the tests of the sample registry.
 """
