@@ -21,6 +21,7 @@ ALL = {page: shell_commands(page) for page in PAGES}
 HERE = {page: [line for line in lines if line not in TESTED | CANNOT] for page, lines in ALL.items()}
 # Options in the text of the documents that are of other programs: pip, llama.cpp, python -m bench.X.
 OF_OTHERS = {"--extra-index-url", "--only", "--lora", "--reuse", "--show", "--results", "--list", "--again"}
+OF_OTHERS |= {"--adapters", "--compiled", "--shape"}
 # {page: files of records that its commands read}, and {page: folders of adapters that they read}.
 FILES = {
     "README.md": ["FILE.jsonl", "A.jsonl", "B.jsonl"],

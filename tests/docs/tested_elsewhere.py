@@ -39,6 +39,9 @@ TESTED = {
     '.venv/bin/python -m bench.run --only "512x576x576 r=16 p=0.05 float32 1t" --seconds 0.3': (
         "tests/test_bench.py::test_every_provider_is_right_and_timed"
     ),
+    '.venv/bin/python -m bench.fuse --only "LoRA bfloat16 p=0.05" --adapters --seconds 1': (
+        "tests/bench/test_fuse.py::test_a_part_of_the_cases_is_measured"
+    ),
     "python -m bench.serve": "tests/bench/test_serve.py::test_the_ratio_is_reported_beside_a_check",
     "python -m bench.serve_load out/support_desk": (
         "tests/examples/test_support_desk.py::test_64_clients_get_no_answer_of_another_adapter_and_the_memory_is_steady"
@@ -79,6 +82,7 @@ CANNOT = {
     "make test-emulator": LONG,
     "make wheel wheel-cuda": "needs nvcc; tests/test_cuda_wheel.py checks the result",
     "make wheel-cuda": "needs nvcc; tests/test_cuda_wheel.py checks the result",
+    "make wheel-cuda TORCH_CUDA_ARCH_LIST=9.0a": "needs nvcc; tests/test_cuda_wheel.py checks the result",
     "make bench-ranks": "takes an hour; tests/bench/test_multi_adapters.py imports it",
     "make bench-ops": "pytest-benchmark over bench/test_ops.py takes minutes",
     "make test-gpu": GPU,
