@@ -1,6 +1,7 @@
 """The matrices of an adapter on their way into a slot of a MultiLoRALinear: checked first, then copied in one call."""
 
 import math
+import numbers
 
 import torch
 
@@ -24,7 +25,7 @@ def check_values(doing: str, name: str, matrix: torch.Tensor, slot: torch.Tensor
 
 def check_number(doing: str, scaling) -> None:
     """ValueError if scaling is no finite number."""
-    if not isinstance(scaling, (int, float)) or isinstance(scaling, bool) or not math.isfinite(scaling):
+    if not isinstance(scaling, numbers.Real) or isinstance(scaling, bool) or not math.isfinite(scaling):
         raise ValueError(f"{doing}: scaling={scaling!r} must be a number that is finite")
 
 

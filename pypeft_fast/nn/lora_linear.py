@@ -1,6 +1,7 @@
 """LoRALinear: nn.Linear with one LoRA adapter over its frozen weight."""
 
 import math
+import numbers
 
 import torch
 from torch import nn
@@ -80,7 +81,7 @@ class LoRALinear(AdapterLinear):
         if not isinstance(r, int) or isinstance(r, bool) or r < 1:
             raise ValueError(f"r={r!r} must be an integer of at least 1")
         for name, value in (("lora_alpha", lora_alpha), ("lora_dropout", lora_dropout)):
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
                 raise TypeError(f"{name}={value!r} must be a number")
         if not 0 < lora_alpha < math.inf:
             raise ValueError(f"lora_alpha={lora_alpha!r} must be above 0 and finite")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pypeft_fast.nn import BitFitLinear, Bottleneck, IA3Linear, LoRALinear
+from pypeft_fast.nn import BitFitLinear, Bottleneck, IA3Linear, LoRALinear, MultiLoRALinear
 from tests.device import DEVICE
 
 LAYERS = {
@@ -51,3 +51,12 @@ def test_the_error_for_what_is_no_tensor_names_x(name):
 def test_a_bottleneck_checks_its_options_when_it_is_made(options, error, words):
     with pytest.raises(error, match=f"Bottleneck: {words}"):
         Bottleneck(10, 6, 4, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    layer = LoRALinear(4, 3, r=2, lora_alpha=np.float32(3), lora_dropout=np.float32(0.5), device=DEVICE)
+    assert layer.scaling == 1.5
+    bank = MultiLoRALinear(4, 3, max_adapters=1, max_rank=2, device=DEVICE)
+    bank.add("a", layer.lora_A, layer.lora_B, scaling=np.float32(3), dropout=np.float64(0.5))
+    bank.load_state_dict(bank.state_dict())
+    assert bank.index(["a"]).tolist() == [0]
