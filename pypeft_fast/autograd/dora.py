@@ -40,7 +40,7 @@ def _plus_product(y, x, weight, its):
     """y + x W^T. A quantised weight goes through ia3_linear with factors 1, so it is never dequantised whole."""
     if not its:
         return torch.addmm(y, x, weight.t())
-    return y.add_(ia3_linear_op(x, weight, None, x.new_ones(y.shape[1]), False, False, *crossed(*its))[0])
+    return y + ia3_linear_op(x, weight, None, x.new_ones(y.shape[1]), False, False, *crossed(*its))[0]
 
 
 def _plus_gradient(dX, dY, weight, its):
@@ -48,7 +48,7 @@ def _plus_gradient(dX, dY, weight, its):
     if not its:
         return torch.addmm(dX, dY, weight)
     no_update, no_A, no_mask = dY.new_zeros(dY.shape[0], 1), dX.new_zeros(1, dX.shape[1]), dY.new_empty(0, 0).byte()
-    return dX.add_(lora_dx(dY, weight, no_update, no_A, no_mask, 0.0, *crossed(*its)))
+    return dX + lora_dx(dY, weight, no_update, no_A, no_mask, 0.0, *crossed(*its))
 
 
 class DoRALinearFunction(torch.autograd.Function):

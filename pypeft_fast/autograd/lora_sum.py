@@ -79,7 +79,7 @@ class LoRASumFunction(torch.autograd.Function):
             for i, (A, mask, p) in enumerate(zip(lora_A, masks, ps, strict=True)):
                 its = (*of_no_rows, parts[i], A, mask, p) if i else (dY, weight, parts[i], A, mask, p)
                 its = its if i else (*its, *crossed(*ctx.format, *scales))
-                dX = lora_dx(*its) if dX is None else dX.add_(lora_dx(*its))
+                dX = lora_dx(*its) if dX is None else dX + lora_dx(*its)
             dX = dX.view(ctx.x_shape)
         for i, needed in enumerate(needs_A):
             if needed:

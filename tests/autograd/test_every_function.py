@@ -4,9 +4,12 @@ from itertools import product
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.autograd.lora_sum import lora_sum_linear
 from tests.device import DEVICE
 
 M, K, N, R, P = 6, 12, 9, 3, 0.3
@@ -36,6 +39,10 @@ def _multi(x, weight, lora_A, lora_B, bias):
     index = torch.tensor([0, -1])
     options = dict(scalings=0.7, dropout_ps=P, generator=_generator())
     return pf.multi_lora_linear(x, weight, [lora_A], [lora_B], index, bias, **options)
+
+
+def _sum(x, weight, lora_A, lora_B, bias):
+    return lora_sum_linear(x, weight, [lora_A] * 2, [lora_B] * 2, bias, scalings=[0.7, 0.5], dropout_ps=[P, P])
 
 
 FUNCTIONS = {
@@ -72,3 +79,35 @@ def test_gradients_do_not_depend_on_which_are_needed(name, one_by_one, monkeypat
         grads = torch.autograd.grad(y, [t for t in given if t.requires_grad], dY)
         wanted = [g for g, need in zip(expected, needed, strict=True) if need]
         torch.testing.assert_close(grads, tuple(wanted), rtol=1e-5, atol=1e-5)
+
+
+class Overwritten(TorchDispatchMode):
+    """found: the names of PyTorch's ops that have written into a result of one of our ops. results: these results."""
+
+    def __init__(self):
+        super().__init__()
+        self.results, self.found = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for argument, given in zip(function._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                held = {t.untyped_storage().data_ptr() for t in self.results}
+                self.found += [str(function)] * (given.untyped_storage().data_ptr() in held)
+        results = function(*args, **(kwargs or {}))
+        if function.namespace == "pypeft_fast":
+            self.results += [t for t in tree_leaves(results) if isinstance(t, torch.Tensor) and t.numel()]
+        return results
+
+
+@pytest.mark.parametrize("format", [None, "nf4", "int8"])
+@pytest.mark.parametrize("name", [*FUNCTIONS, "sum"])
+def test_no_result_of_an_op_is_written_in_place(name, format):
+    """Selective checkpointing keeps such results, and torch.compile of PyTorch 2.11 gave DoRA wrong gradients."""
+    function, names = FUNCTIONS.get(name, (_sum, "x weight lora_A lora_B bias"))
+    torch.manual_seed(0)
+    given = {name: torch.randn(SHAPES[name], device=DEVICE).requires_grad_(name != "weight") for name in names.split()}
+    if format is not None:
+        given["weight"] = pf.quantize(given["weight"], format)
+    with Overwritten() as overwritten:
+        function(*given.values()).square().sum().backward()
+    assert overwritten.found == [] and overwritten.results

@@ -94,7 +94,7 @@ KEPT, TRAINING = "tests/model/layers/test_lora_rows.py", "tests/model/joints/tes
 
 ROWS = [
     _autograd("sum-mask-of-the-first", "lora_sum.py", "seeds[i : i + 1]", "seeds[:1]", SUM),
-    _autograd("sum-dx-of-the-last", "lora_sum.py", "else dX.add_(lora_dx(*its))", "else lora_dx(*its)", SUM),
+    _autograd("sum-dx-of-the-last", "lora_sum.py", "else dX + lora_dx(*its)", "else lora_dx(*its)", SUM),
     _autograd("sum-scaling-lost", "lora_sum.py", "B.to(w) * scaling for", "B.to(w) for", SUM),
     _merging("rows-adapter-of-the-neighbour", "model/joints/named_rows.py", "[place.get(name, -1) for",
              "[max(place.get(name, -1) - 1, -1) for", MIXED),
