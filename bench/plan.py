@@ -66,21 +66,25 @@ CASES = [
     Case("deep", "ia3", "q,v", None, "int8", "float32", 4, 64),
     Case("deep", "lora", "all-linear", 4, "dense", "float32", 1, 512),
     Case("deep", "dora", "mlp", 16, "nf4", "bfloat16", 2, 128),
+    Case("whole", "lora", "all-linear", 16, "dense", "float32", 8, 64),
+    Case("whole", "lora", "q,v", 16, "nf4", "bfloat16", 4, 128, True),
 ]
 SMALL = Case("tiny", "lora", "all-linear", 4, "dense", "float32", 2, 16)
 
 
 def make_folder(name: str, folder: Path) -> None:
-    """Writes the model with the tokenizer of SmolLM2, for `load_base`: random weights, or SmolLM2's first blocks."""
+    """Writes the model with the tokenizer of SmolLM2, for `load_base`: random weights, or SmolLM2's first blocks; all
+    of its blocks for "whole"."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from pypeft_fast.finetune.base_models import load_base, smollm2_path
 
-    if name == "smollm2":
+    if name in ("smollm2", "whole"):
         model, _ = load_base("smollm2")
-        model.model.layers = model.model.layers[:BLOCKS]
-        model.config.num_hidden_layers = BLOCKS
+        if name == "smollm2":
+            model.model.layers = model.model.layers[:BLOCKS]
+            model.config.num_hidden_layers = BLOCKS
     else:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**LLAMAS[name]))

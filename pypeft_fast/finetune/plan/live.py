@@ -19,15 +19,22 @@ MAPPED = 32 * 1024**2  # larger tensors are mapped one by one by glibc, and give
 @dataclass(frozen=True)
 class Activations:
     """block: bytes that one block keeps for backward. peak: the most bytes of a step of a model of DEPTH blocks. heap:
-    what the C library's heap adds to the peak, since freed tensors below MAPPED bytes stay in the process."""
+    what the C library's heap adds to the peak, since freed tensors below MAPPED bytes stay in the process. small: the
+    most bytes of these tensors. small_block: those that one block keeps."""
 
     block: int
     peak: int
     heap: int
+    small: int = 0
+    small_block: int = 0
 
     def at(self, depth: int) -> int:
         """The most bytes of a step of a model of `depth` blocks: the step frees a block only after its backward."""
         return self.peak + (depth - DEPTH) * self.block
+
+    def small_at(self, depth: int) -> int:
+        """The most bytes of tensors in the C library's heap, in a step of a model of `depth` blocks."""
+        return self.small + (depth - DEPTH) * self.small_block
 
 
 class Live(TorchDispatchMode):
@@ -61,10 +68,11 @@ class Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def activations(model, shape: tuple[int, int], causal: bool, checkpointing: bool) -> Activations:
+def activations(model, shape: tuple[int, int], causal: bool, checkpointing: bool, adapters=()) -> Activations:
     """The activations of a training step of a model of DEPTH blocks with an adapter, made on the meta device.
 
-    shape: rows and tokens of the batch. The gradients of the adapter do not count: each is dropped when it is there.
+    shape: rows and tokens of the batch. adapters: their names; several share the rows in equal parts, each with a loss
+    of its own. The gradients of the adapter do not count: each is dropped when it is there.
     """
     if checkpointing:
         # Backward runs without the function mode of forward, so the recomputation gets one of its own.
@@ -77,20 +85,27 @@ def activations(model, shape: tuple[int, int], causal: bool, checkpointing: bool
     tokens = torch.empty(shape, dtype=torch.long, device="meta")
     live, marks = Live([*model.parameters(), *model.buffers()]), []
     block = blocks_of(model, DEPTH)[-1]
-    before = block.register_forward_pre_hook(lambda *_: marks.append(live.now))
-    after = block.register_forward_hook(lambda *_: marks.append(live.now))
+    before = block.register_forward_pre_hook(lambda *_: marks.append((live.now, live.heap[0])))
+    after = block.register_forward_hook(lambda *_: marks.append((live.now, live.heap[0])))
     with live, CpuAttention():
-        loss_of(model, tokens, causal).backward()
+        loss_of(model, tokens, causal, adapters).backward()
     before.remove()
     after.remove()
-    return Activations(marks[1] - marks[0], live.peak, live.heap[1] + live.mapped[1] - live.peak)
+    block, small_block = (after - before for before, after in zip(*marks[:2], strict=True))
+    heap = live.heap[1] + live.mapped[1] - live.peak
+    return Activations(block, live.peak, heap, live.heap[1], small_block)
 
 
-def loss_of(model, tokens: torch.Tensor, causal: bool) -> torch.Tensor:
-    """The loss of a decoder on the tokens; for an encoder, the mean of its output."""
-    if causal:
+def loss_of(model, tokens: torch.Tensor, causal: bool, adapters=()) -> torch.Tensor:
+    """The loss of a decoder on the tokens, of several adapters the sum; for an encoder, the mean of its output."""
+    if not causal:
+        return model(input_ids=tokens)[0].float().mean()
+    if len(adapters) < 2:
         return model(input_ids=tokens, labels=tokens).loss
-    return model(input_ids=tokens)[0].float().mean()
+    rows = [name for name in adapters for _ in range(len(tokens) // len(adapters))]
+    logits, its = model(input_ids=tokens, adapter_names=rows).logits, model.get_base_model().loss_function
+    parts = zip(logits.chunk(len(adapters)), tokens.chunk(len(adapters)), strict=True)
+    return torch.stack([its(logits=part, labels=own, vocab_size=part.shape[-1]) for part, own in parts]).sum()
 
 
 def _drop_gradient(parameter) -> None:

@@ -29,9 +29,14 @@ def predict(model, settings, longest: int, process: int, adapters: int = 1) -> M
     with as_user_error("its step cannot be simulated", LIBRARY_ERRORS):
         base = base_of(skeleton, skeleton.model(settings.dtype), settings.quantize, settings.dtype, on_gpu)
         config = copy.deepcopy(next(iter(model.peft_config.values())))
-        few = pypeft_fast.get_peft_model(skeleton.model(settings.dtype, DEPTH), config).to("meta")
+        names = [str(number) for number in range(adapters)]
+        few = pypeft_fast.get_peft_model(skeleton.model(settings.dtype, DEPTH), config, names[0])
+        for name in names[1:]:
+            few.add_adapter(name, config)
+        if adapters > 1:
+            few.base_model.set_adapter(names)
         shape = settings.batch_size * adapters, longest
-        live = activations(few, shape, True, settings.gradient_checkpointing)
+        live = activations(few.to("meta"), shape, True, settings.gradient_checkpointing, names)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = memory(base, trained, live, skeleton.depth, process, on_gpu)
     return dataclasses.replace(found, optimizer=KEPT[settings.optimizer] * MASTER * trained)
