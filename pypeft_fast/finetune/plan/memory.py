@@ -9,7 +9,7 @@ from .live import Activations
 WORKING_CPU = 100 * 10**6
 # Measured on CPUs: the holes that freed tensors leave in the C library's heap, as a part of the tensors in it. It was
 # 0.1 to 0.5 in models of 30 blocks.
-HOLES = 0.3
+HOLES = 0.4
 # Not measured: what CUDA and the libraries for it take in a process with one GPU.
 WORKING_GPU = 600 * 10**6
 MASTER = 4  # bytes of a trained parameter, which PEFT keeps in float32
