@@ -135,7 +135,7 @@ class Build(build):
 
 
 def local_version(modules):
-    """"+cu130" for modules with the CUDA library, by CUDA's release; else ""."""
+    """The local part of the version, such as +cu130, by nvcc's release; "" without the CUDA library."""
     if not any(module.name == "pypeft_fast._C_cuda" for module in modules):
         return ""
     return "+cu" + "".join(nvcc_release(cuda_home()) or ())
