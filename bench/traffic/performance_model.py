@@ -141,8 +141,8 @@ The time of a layer / the time of the frozen layer, which runs two GEMMs.
 A float32 adapter beside a bfloat16 activation, as PEFT keeps it, is multiplied as three bfloat16 products; each of the
 kernels below then issues more instructions for an element of its long operand than with a bfloat16 adapter. Issue and
 memory, in us, are two bounds, and a kernel takes at least the longer one. `lora_shrink` has a third: its integers with
-dropout, at half the rate of issue, take {integers(long)} us on both GPUs with Triton's kernel, longer than issue and
-memory with a bfloat16 adapter. The instructions are the most that `make gpu-static` lets the kernels have on sm_90
+dropout, at half the rate of issue, take {integers(long)} us on both GPUs with Triton's kernel, more than the other
+two. The instructions are the most that `make gpu-static` lets the kernels have on sm_90
 ([budget.py](../bench/static/budget.py)), static counts of the main loop; issue is one instruction a clock of each of a
 multiprocessor's four schedulers. The loops of CUDA C++ also hold code that does not run here, for operands of any
 strides and for dropout in `lora_ds_db`, so that they issue less than this. Bytes are those of bfloat16 adapters; a
