@@ -3,7 +3,8 @@
 PYPEFT_FAST_BUILD selects the libraries to build: auto (default), cpu, cuda or none. cuda builds both libraries for the
 targets in TORCH_CUDA_ARCH_LIST, or in csrc/cuda/targets.txt if the variable is not set. auto builds both for the GPUs
 of this machine if PyTorch sees an NVIDIA GPU and a matching nvcc is found, else only the CPU library. The kernels for
-CPUs and for CUDA are separate libraries, so that the CPU library loads under any PyTorch.
+CPUs and for CUDA are separate libraries, so that the CPU library loads under any PyTorch. The version of a build with
+the CUDA library names the toolkit after a plus sign, as PyTorch's does: 0.1.0+cu130.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from setuptools import setup
+from setuptools.command.build import build
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -49,17 +51,23 @@ def headers():
     return f"-DPYPEFT_FAST_HEADERS={digest.hexdigest()[:16]}"
 
 
+def nvcc_release(home):
+    """("13", "0") of nvcc 13.0; None if nvcc names no release."""
+    said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return found and found.groups()
+
+
 def why_not(home):
     """Why auto does not build csrc/cuda on this machine, or None. auto must not make an installation fail."""
     if not torch.cuda.is_available() or torch.version.cuda is None:
         return "PyTorch sees no NVIDIA GPU"
-    said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=False).stdout
-    release = re.search(r"release (\d+)\.", said)
+    release = nvcc_release(home)
     wanted = max(13, int(torch.version.cuda.partition(".")[0]))
     if release is None:
         return f"{home}/bin/nvcc --version names no release"
-    if int(release[1]) != wanted:
-        return f"{home} has CUDA {release[1]}, but PyTorch for CUDA {torch.version.cuda} needs CUDA {wanted}"
+    if int(release[0]) != wanted:
+        return f"{home} has CUDA {release[0]}, but PyTorch for CUDA {torch.version.cuda} needs CUDA {wanted}"
     old = [i for i in range(torch.cuda.device_count()) if torch.cuda.get_device_capability(i) < (8, 0)]
     return f"cuda:{old[0]} is older than sm_80" if old else None
 
@@ -115,8 +123,27 @@ def extensions():
     return found
 
 
+class Build(build):
+    """Starts without what earlier builds have left in build/lib*, because a wheel holds everything in that folder: also
+    a CUDA library of an earlier `make wheel-cuda`, or a module that no longer exists. Object files in build/temp* stay.
+    """
+
+    def run(self):
+        if Path(self.build_lib).parent == Path(self.build_base):
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+def local_version(modules):
+    """The local part of the version, such as +cu130, by nvcc's release; "" without the CUDA library."""
+    if not any(module.name == "pypeft_fast._C_cuda" for module in modules):
+        return ""
+    return "+cu" + "".join(nvcc_release(cuda_home()) or ())
+
+
+modules = extensions()
 setup(
-    ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=modules,
+    cmdclass={"build": Build, "build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}, "egg_info": {"tag_build": local_version(modules)}},
 )

@@ -116,9 +116,11 @@ def decoding(made, seconds, rows=1, **options):
     return interleaved_wall(steps, seconds)
 
 
-def run_case(base, method, p, tokens, floor, seconds):
-    """The measurements of one method, as a dict; the base model is restored."""
+def run_case(base, name, method, p, tokens, floor, seconds):
+    """The measurements of one case, as a dict; the base model is restored."""
     import peft
+
+    report.doing(f"{name}: compares logits and gradients with PEFT's")
 
     torch.manual_seed(0)
     model = peft.get_peft_model(base, config_of(method, p))
@@ -127,6 +129,7 @@ def run_case(base, method, p, tokens, floor, seconds):
     made = {"PEFT": model, "fused": twin}
     agree(made, tokens)
     saved = {name: saved_bytes(m, tokens) - floor for name, m in made.items()}
+    report.doing(f"{name}: times at least five steps of each model, then tokens")
     times = interleaved_wall(training_steps(made, tokens), seconds)
     token = decoding(made, seconds / 4)
     model.unload()
@@ -139,6 +142,7 @@ def run_rows(base, counts, seconds):
 
     model, measured = peft.get_peft_model(base, config_of("LoRA", 0.0), "a0"), {}
     for count in counts:
+        report.doing(f"a batch of {ROWS} rows, {count} adapters: times tokens")
         for i in range(len(model.peft_config), count):
             model.add_adapter(f"a{i}", config_of("LoRA", 0.0))
         randomize_adapters(model)
@@ -203,6 +207,7 @@ def main(arguments=None):
         counts = sorted(options.adapters) if dtype == "bfloat16" else []
         if not cases and not counts:
             continue
+        report.doing(f"loads {options.model} in {dtype}")
         try:
             base, tokenizer = load_base(options.model, getattr(torch, dtype))
         except UserError as error:
@@ -213,7 +218,7 @@ def main(arguments=None):
         floor = saved_bytes(base, tokens)
         for method, p in cases:
             name = name_of(method, p, dtype)
-            measured[name] = run_case(base, method, p, tokens, floor, options.seconds)
+            measured[name] = run_case(base, name, method, p, tokens, floor, options.seconds)
             print(line(row_of(name, measured[name])), flush=True)
         hook.remove()
         if counts:

@@ -125,11 +125,13 @@ def main(arguments=None):
     line = report.aligned(HEADER, LIMITS)
     print(report.headline(about), line(HEADER), sep="\n", flush=True)
     for dtype in LIMITS:
+        report.doing(f"{dtype}: loads {options.model} three times, then times tokens")
         try:
             made = models(options.model, getattr(torch, dtype))
         except UserError as error:
             sys.exit(f"bench.model: {error}")
         token = decoding(made, options.seconds / 4)
+        report.doing(f"{dtype}: times at least five steps of each model")
         measured[dtype] = (*training(made, options.shape, options.seconds), token)
         print(*map(line, table({dtype: measured[dtype]})), sep="\n", flush=True)
         del made

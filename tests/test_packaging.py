@@ -32,7 +32,7 @@ def run(*command, **environment):
 
 
 def clone(folder):
-    """Copies the tree without the results of builds, because a stale build/ would be put into a wheel."""
+    """Copies the tree without the results of builds."""
     ignored = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__")
     return shutil.copytree(ROOT, folder, symlinks=True, ignore=ignored)
 
@@ -65,7 +65,11 @@ def assert_holds_the_package(wheel):
 
 def test_wheel_holds_every_module_and_no_top_level_kernels(built, tmp_path):
     assert_holds_the_package(built[0])
-    from_tree, _ = build(clone(tmp_path / "tree"), "--wheel")  # from the tree, through the link
+    tree = clone(tmp_path / "tree")
+    stale = tree / "build/lib/pypeft_fast"  # as an earlier `make wheel-cuda` leaves its library
+    stale.mkdir(parents=True)
+    (stale / "_C_cuda.abi3.so").write_text("")
+    from_tree, _ = build(tree, "--wheel")  # from the tree, through the link
     assert names(from_tree) == names(built[0])
 
 
@@ -171,6 +175,25 @@ def test_an_nvcc_far_from_its_toolkit_does_not_hide_the_toolkit(tmp_path, monkey
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path / "script"))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
     assert runpy.run_path(str(ROOT / "setup.py"))["cuda_home"]() == str(tmp_path / "toolkit")
+
+
+@pytest.mark.parametrize("mode,local", [("cuda", "+cu130"), ("cpu", ""), ("none", "")])
+def test_the_version_of_a_cuda_build_names_the_toolkit(tmp_path, monkeypatch, mode, local):
+    """pip takes two wheels of one version for the same wheel."""
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda_runtime.h").write_text("")
+    asked = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", lambda **options: asked.update(options))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    monkeypatch.setenv("PYPEFT_FAST_BUILD", mode)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert asked["options"]["egg_info"] == {"tag_build": local}
 
 
 def test_the_development_install_has_one_library_for_every_python():

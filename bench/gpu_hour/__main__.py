@@ -63,7 +63,18 @@ def main(arguments=None):
     options = parsed(arguments)
     output = options.output.resolve()
     if options.list:
-        return listed(output)
+        try:
+            listed(output)
+            sys.stdout.flush()
+        except BrokenPipeError:  # of `--list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+            return 141
+        return 0
+    if find_spec("torch") is None:
+        sys.exit(
+            f"bench.gpu_hour: {sys.executable} has no PyTorch; name a Python that has PyTorch and Triton, as in "
+            "`make gpu-hour PYTHON=.venv/bin/python`"
+        )
     given = environment(output, options.rehearse)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts its background processes with SIGINT ignored
         signal.signal(number, signal.default_int_handler)

@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from .timing import versions
+
 FLUSH_BYTES = 1 << 28  # more than any L2
 
 
@@ -45,4 +47,5 @@ def machine():
         "cuda": torch.version.cuda or f"hip {torch.version.hip}",
         "torch": torch.__version__,
         "triton": triton.__version__,
+        **versions(),
     }

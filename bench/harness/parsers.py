@@ -14,7 +14,9 @@ def of_layer(name, about, seconds, example):
 
 
 def add_only(parser, example):
-    parser.add_argument("--only", default="", help=f"cases whose name contains this, such as {example} or bfloat16")
+    parser.add_argument(
+        "--only", default="", help=f"cases whose name contains this text, such as {example} or bfloat16"
+    )
 
 
 def chosen(parser, cases, only):

@@ -1,6 +1,7 @@
 """Writes the results of a benchmark as JSON, Markdown and a plot."""
 
 import json
+import sys
 from pathlib import Path
 
 from .targets import markdown
@@ -12,6 +13,11 @@ TARGET_HEADER = ("what", "measured", "target", "verdict")
 
 def headline(machine):
     return ", ".join(f"{key} {value}" for key, value in machine.items())
+
+
+def doing(text):
+    """Says on stderr what is measured now, since minutes can pass before the next row."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def aligned(header, labels):

@@ -1,6 +1,7 @@
 """Interleaved timing: every round runs each step once, in a random order. A slow phase affects all steps, and no step
 always finds the caches as the same other step has left them."""
 
+import importlib.metadata
 import os
 import platform
 import random
@@ -48,7 +49,7 @@ def flops_of(x, weight, adapters):
 
 
 def machine():
-    """The CPU's name, its family and model, which identify AMD's generation, caches, the load, PyTorch's version."""
+    """The CPU's name, its family and model, which identify AMD's generation, caches, the load, the versions."""
     facts = cpu_facts()
     family, model = facts.get("cpu family"), facts.get("model")
     return {
@@ -59,7 +60,19 @@ def machine():
         "load": round(os.getloadavg()[0], 1),  # the load of other processes, which makes wall times unreliable
         "capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
+        **versions(),
     }
+
+
+def versions():
+    """{package: version} of the installed packages that the benchmarks compare with."""
+    installed = {}
+    for package in ("peft", "transformers", "bitsandbytes"):
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
 
 
 def cpu_facts(cpuinfo=Path("/proc/cpuinfo")):

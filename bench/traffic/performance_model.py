@@ -17,6 +17,7 @@ BY_VENDOR = ("ours, vendor's GEMM onto a pass", "ours, vendor's GEMM", "ours, ve
 # Logic operations, comparisons and shifts per element of x in lora_shrink's loop with dropout, as compiled for sm_90:
 # 430 of the loop's 679 instructions, for 32 elements per thread. The dropout of other implementations is not counted.
 DROPOUT_OPERATIONS = 430 / 32
+SM_90 = [gpu for gpu in GPUS if gpu.name in ("H100", "H200")]  # the GPUs whose instructions are counted
 
 
 def bounds(kernel, gpu, shape):
@@ -41,10 +42,10 @@ def step_of(name, shape):
 
 
 def gpu_table():
-    header = ("GPU", "bf16, TFLOPS", "measured", "memory, GB/s", "measured")
+    header = ("GPU", "bf16, TFLOPS", "measured", "memory, GB/s", "measured", "bf16 a clock", "integers, 10^12/s")
     rows = [
         (g.name, f"{g.peak_bf16:g}", f"{g.bf16:g}", f"{g.peak_bandwidth:g}",
-         f"{g.bandwidth:g}{' (assumed)' if g.name == 'B200' else ''}")
+         f"{g.bandwidth:g}{' (assumed)' if g.name == 'B200' else ''}", g.bf16_a_clock, f"{g.integers / 1e12:.2f}")
         for g in GPUS
     ]  # fmt: skip
     return markdown(header, rows)
@@ -84,8 +85,14 @@ def slack_table(shape):
 
 
 def instruction_table(shape):
-    gpus = [gpu for gpu in GPUS if gpu.name in ("H100", "H200")]  # of sm_90, whose instructions are counted
-    return side_products.table(gpus, step_of("ours", shape), shape)
+    return side_products.table(SM_90, step_of("ours", shape), shape)
+
+
+def integers(shape):
+    """Microseconds of the integers of `lora_shrink` on a GPU of sm_90."""
+    (kernel,) = (k for k in step_of("ours", shape).kernels if k.name == "_lora_shrink")
+    (of_both,) = {f"{1e6 * bounds(kernel, gpu, shape)['integers']:.1f}" for gpu in SM_90}
+    return of_both
 
 
 def page():
@@ -110,6 +117,11 @@ our workspaces are those of the tiles for sm_90.
 
 {SOURCES}
 
+The times follow from the measured rates; float32 products have the same share of their peak. "bf16 a clock" are the
+operations of one multiprocessor: the peak over this number is the clock times the multiprocessors. A multiprocessor
+executes 64 integer operations a clock, and issues 128 instructions of a thread. `lora_shrink` with dropout has
+{DROPOUT_OPERATIONS:.1f} integer operations an element of x, counted in the loop of the Triton kernel for sm_90.
+
 ## Forward and backward of one layer
 
 The time of a layer / the time of the frozen layer, which runs two GEMMs.
@@ -127,11 +139,13 @@ The time of a layer / the time of the frozen layer, which runs two GEMMs.
 ## Instructions of the side products, at {long}
 
 A float32 adapter beside a bfloat16 activation, as PEFT keeps it, is multiplied as three bfloat16 products; each of the
-kernels below then issues more instructions for an element of its long operand than with a bfloat16 adapter. A kernel
-takes the longer of issue and memory, in us. The instructions are the most that `make gpu-static` lets the kernels have
-on sm_90 ([budget.py](../bench/static/budget.py)), static counts of the main loop; issue is one instruction a clock of
-each of a multiprocessor's four schedulers. The loops of CUDA C++ also hold code that does not run here, for operands of
-any strides and for dropout in `lora_ds_db`, so that they issue less than this. Bytes are those of bfloat16 adapters; a
+kernels below then issues more instructions for an element of its long operand than with a bfloat16 adapter. Issue and
+memory, in us, are two bounds, and a kernel takes at least the longer one. `lora_shrink` has a third: its integers with
+dropout, at half the rate of issue, take {integers(long)} us on both GPUs with Triton's kernel, more than the other
+two. The instructions are the most that `make gpu-static` lets the kernels have on sm_90
+([budget.py](../bench/static/budget.py)), static counts of the main loop; issue is one instruction a clock of each of a
+multiprocessor's four schedulers. The loops of CUDA C++ also hold code that does not run here, for operands of any
+strides and for dropout in `lora_ds_db`, so that they issue less than this. Bytes are those of bfloat16 adapters; a
 float32 one adds under a hundredth.
 
 {instruction_table(long)}

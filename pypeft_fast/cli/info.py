@@ -16,6 +16,8 @@ from .terminal import say
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "accelerate", "peft")
 
+LIBRARIES = {"native_library": _native.LIBRARY_PATH, "cuda_library": _native.CUDA_LIBRARY_PATH}
+
 
 def run(arguments) -> None:
     facts = collect()
@@ -28,7 +30,9 @@ def run(arguments) -> None:
         say(section)
         for name, value in facts[section].items():
             text = ", ".join(value) if isinstance(value, list) else value
-            say(f"  {name:<16} {'none' if text in shown_below else text}")
+            if text in shown_below:
+                text = f"{LIBRARIES[name]}: {text}" if LIBRARIES.get(name) else "none"
+            say(f"  {name:<16} {text}")
     for device, ops in facts["kernels"].items():
         for op, about in ops.items():
             say(f"{op} on {device} tensors: {about['choice']}")

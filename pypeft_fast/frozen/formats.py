@@ -14,8 +14,8 @@ class Format:
     tensors: {how many: their names in order}. check(tensors, shape, dtype): ValueError or TypeError unless the tensors
     fit a weight of this shape that computes in this dtype. dequantize(tensors, shape, dtype): the dense weight, the
     reference. packs: how many weights one element of the first tensor holds; the last element may hold fewer.
-    quantize(weight, **options): the tensors; None for a format that is only read. native: whether the C++ kernels
-    decode the format (csrc/cpu/frozen); every other kernel gets the dequantised weight.
+    quantize(weight, **options): the tensors; None for a format that is only read. native: whether the kernels of
+    csrc/ and the Triton kernel of `dequantize` decode the format; every other kernel gets the dequantised weight.
     """
 
     tensors: dict[int, tuple[str, ...]]

@@ -27,19 +27,17 @@ def available(op: Op) -> list[str]:
     return [k.name for k in on_device if k.missing() is None]
 
 
-def _arguments_in_float64(args):
-    """args with floating-point tensors in float64. The scales of a quantised weight keep the dtypes of its format."""
-    quantized = isinstance(args[0], torch.Tensor) and args[0].element_size() == 1  # the first argument are codes
-    return [
-        [_in_float64(t) for t in value] if is_tensor_list(value) and not quantized else _in_float64(value)
-        for value in args
-    ]
+def _arguments_in_float64(op_name, args):
+    """args with floating-point tensors in float64. The tensors of a quantised weight keep the dtypes of its format."""
+    if op_name == "dequantize":
+        return [*args[:-1], torch.float64]
+    return [[_in_float64(t) for t in value] if is_tensor_list(value) else _in_float64(value) for value in args]
 
 
 def _in_float64(value):
     if isinstance(value, Frozen):
         return value.to(torch.float64)
-    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() > 1:  # not fp8 codes
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
         return value.double()
     return torch.float64 if isinstance(value, torch.dtype) else value
 
@@ -72,7 +70,9 @@ def _eager_errors(op_name, reference, case):
     errors, smallest = [], max(1, min(case.M, case.r) * min(case.N, case.K))  # of y or a gradient of the adapter
     for draw in range(max(4, 64 // smallest)):
         args = sample(op_name, case, draw)
-        pairs = zip(_tuple(_eager(op_name, args)), _tuple(reference(*_arguments_in_float64(args))), strict=True)
+        pairs = zip(
+            _tuple(_eager(op_name, args)), _tuple(reference(*_arguments_in_float64(op_name, args))), strict=True
+        )
         errors.append([(own.double() - truth).abs().max() if truth.numel() else 0 for own, truth in pairs])
     return [max(column) for column in zip(*errors, strict=True)]
 
@@ -131,7 +131,7 @@ def assert_agrees(
     op = OPS[op_name]
     before = _copies(args)
     reference = op.function("reference")
-    truth = _tuple(reference(*_arguments_in_float64(args)))
+    truth = _tuple(reference(*_arguments_in_float64(op_name, args)))
     eager = _tuple(_eager(op_name, args))
     with within or contextlib.nullcontext():
         outputs = _run(op, kernel, args)

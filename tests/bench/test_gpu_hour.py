@@ -192,6 +192,22 @@ def test_without_a_gpu_it_says_so(tmp_path):
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["versions.json"]
 
 
+def test_without_pytorch_one_line_says_what_to_run(tmp_path):
+    command = [sys.executable, "-S", "-m", "bench.gpu_hour", "--rehearse", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"{sys.executable} has no PyTorch" in done.stderr and "PYTHON=.venv/bin/python" in done.stderr
+
+
+def test_a_closed_pipe_ends_the_list_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "bench.gpu_hour", "--list"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def printed(code):
     return python("-c", code, expect_success=True).stdout
 

@@ -1,6 +1,7 @@
 """The output of benchmarks: the machine, aligned columns, pictures, and documents filled from results."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_the_machine_is_told_by_family_model_and_caches(tmp_path):
     )
     first, nothing, headline = done.stdout.splitlines()
     assert (first, nothing) == ("26; 2; AMD EPYC; L1 48K L2 1M", "{} ''"), done.stderr
+    assert f"peft {version('peft')}, transformers {version('transformers')}" in headline
     assert "cores " in headline and ("family " in headline or not Path("/proc/cpuinfo").is_file())
 
 

@@ -11,6 +11,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast import _native, _op
+from pypeft_fast.cli import info as info_of
 
 
 def test_the_choice_it_tells_is_the_kernel_that_runs(command):
@@ -121,6 +122,7 @@ def test_it_says_a_reason_once(command, monkeypatch):
     for op in _op.OPS.values():
         its = [dataclasses.replace(k, missing=_native.missing_cuda) if k.name == "cuda" else k for k in op.kernels]
         monkeypatch.setattr(op, "kernels", its)
+    monkeypatch.setitem(info_of.LIBRARIES, "cuda_library", None)
     _, text, _ = command("info")
     assert text.count("no CUDA library") == 1 and "  cuda_library     none\n" in text
     assert text.count("Triton's CPU interpreter") <= 1
@@ -129,3 +131,14 @@ def test_it_says_a_reason_once(command, monkeypatch):
     monkeypatch.setattr(op, "kernels", some)
     _, text, _ = command("info")
     assert "  blas             spoiled (lora_da)\n" in text
+
+
+def test_a_library_that_cannot_be_used_is_not_told_as_none(command, monkeypatch):
+    """As with a CUDA wheel on a machine without a GPU."""
+    monkeypatch.setattr(_native, "missing_cuda", lambda: "no GPU is visible")
+    for op in _op.OPS.values():
+        its = [dataclasses.replace(k, missing=_native.missing_cuda) if k.name == "cuda" else k for k in op.kernels]
+        monkeypatch.setattr(op, "kernels", its)
+    monkeypatch.setitem(info_of.LIBRARIES, "cuda_library", "/a/_C_cuda.abi3.so")
+    _, text, _ = command("info")
+    assert "  cuda_library     /a/_C_cuda.abi3.so: no GPU is visible\n" in text

@@ -8,6 +8,7 @@ SERVE = "tests/cli/test_serve.py::test_it_serves_and_ends_by_sigterm"
 ADMINISTRATION = "tests/cli/test_serve.py::test_adapters_are_added_over_http_if_asked_for"
 CHANGES = "tests/serve/test_administration.py::test_add_replace_and_remove"
 WHEEL = "tests/test_packaging.py::test_built_wheel_is_one_for_every_python"
+CUDA_WHEEL = "tests/test_packaging.py::test_the_version_of_a_cuda_build_names_the_toolkit"
 INSTALLED = "tests/test_packaging.py::test_an_installed_wheel_and_hugging_face_kernels_leave_each_other_alone"
 REPORT = "tests/bench/test_report.py::test_what_is_published_is_what_a_run_wrote"
 REHEARSED = "tests/bench/test_gpu_hour.py::test_every_step_is_rehearsed"
@@ -47,6 +48,7 @@ TESTED = {
         "tests/examples/test_support_desk.py::test_64_clients_get_no_answer_of_another_adapter_and_the_memory_is_steady"
     ),
     "pip install dist/pypeft_fast-*.whl": INSTALLED,
+    "pip install dist/cuda/pypeft_fast-*+cu130-*.whl": CUDA_WHEEL,
     "pypeft-fast plan --model smollm2 --cpu": PLAN,
     "pypeft-fast plan --model smollm2 --cpu 4GiB --method lora --rank 8,64 --max-length 256": PLAN,
     "pypeft-fast plan --model smollm2 --cpu 4GiB --method lora --base dense --max-length 256 --no-probe": PLAN,

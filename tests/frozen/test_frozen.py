@@ -6,6 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import pypeft_fast as pf
+from pypeft_fast.frozen.formats import FORMATS
 
 W = torch.randn(6, 8)
 
@@ -20,7 +21,7 @@ def test_a_dense_weight_is_shared():
 @pytest.mark.parametrize(
     "arguments,error,words",
     [
-        (("nf5", (W,)), ValueError, "format='nf5' is not known; choose one of dense"),
+        (("nf5", (W,)), ValueError, f"format='nf5' is not known; choose one of {', '.join(FORMATS)}$"),
         (("dense", (W, W)), ValueError, "2 tensors; format 'dense' has 1: weight"),
         (("dense", (W,), (8, 6)), ValueError, r"weight has shape \(6, 8\), expected \(8, 6\)"),
         (("dense", (W[0],)), ValueError, r"shape=\(8,\) must be \(N, K\)"),

@@ -5,6 +5,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.frozen.formats import FORMATS
 from pypeft_fast.testing import available
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -104,13 +105,14 @@ def stored(format, *tensors, shape=(6, 8), dtype=torch.float32):
     return pf.Frozen(format, tensors, shape, dtype)
 
 
+QUANTIZED = [name for name, its in FORMATS.items() if its.quantize is not None]
 W, CODES, ABSMAX = torch.randn(6, 8), *pf.quantize(torch.randn(6, 8), nested=False).tensors
 
 
 @pytest.mark.parametrize(
     "call,error,words",
     [
-        (lambda: pf.quantize(W, "nf5"), ValueError, "format='nf5'; choose one of nf4, fp4, int8, fp8"),
+        (lambda: pf.quantize(W, "nf5"), ValueError, f"format='nf5'; choose one of {', '.join(QUANTIZED)}$"),
         (lambda: pf.quantize(W, block_size=48), ValueError, "block_size=48; choose one of 16, 32, 64"),
         (lambda: pf.quantize(W[0]), ValueError, r"weight has shape \(8,\), expected \[N, K\]"),
         (lambda: pf.quantize(W.double()), TypeError, "weight is torch.float64"),

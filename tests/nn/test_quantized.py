@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 import pypeft_fast as pf
 from pypeft_fast import recording
+from pypeft_fast.frozen.formats import FORMATS
 
-FORMATS = pytest.mark.parametrize("format", ["nf4", "fp4", "int8", "fp8"])
+EVERY_FORMAT = pytest.mark.parametrize("format", [name for name, its in FORMATS.items() if its.quantize is not None])
 K, N = 128, 96
 
 
@@ -33,7 +34,7 @@ def _step(function, weight, x, parameters):
     return y, *torch.autograd.grad(y.square().sum(), (x, *parameters))
 
 
-@FORMATS
+@EVERY_FORMAT
 @pytest.mark.parametrize("name", list(_functions(0)))
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_values_and_gradients_are_those_over_the_decoded_weight(format, name, p):
@@ -42,7 +43,8 @@ def test_values_and_gradients_are_those_over_the_decoded_weight(format, name, p)
     x, parameters = torch.randn(3, 20, K), [torch.randn(shape) for shape in shapes]
     with recording() as ran:
         got = _step(function, frozen, x, parameters)
-    assert {kernel for _, kernel in ran} == {"cpu"}, "the weight was decoded beforehand"
+    decoded_before = {kernel for _, kernel in ran} != {"cpu"}
+    assert not (FORMATS[format].native and decoded_before), "the weight was decoded beforehand"
     for a, b in zip(got, _step(function, frozen.dequantize(), x, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4 * b.abs().max().item())
 
