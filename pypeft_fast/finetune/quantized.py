@@ -7,6 +7,7 @@ from .adapters.files import CONFIG, object_in
 from .errors import UserError, as_user_error
 
 QUANTIZE = ("nf4", "int8")
+DENSE = "dense"  # the format without `quantize`
 
 
 def check_quantize(quantize: str | None) -> None:
@@ -59,9 +60,11 @@ def leave_file(model) -> None:
 
 
 def trained_over(folder: Path) -> str | None:
-    """The format of the base model with which the adapter in this folder was trained; None if dense or unknown."""
+    """The format of the base model with which the adapter in this folder was trained, or "dense"; None if unknown."""
     settings = object_in(folder / "finetune.json")[0]
     if "quantize" not in settings:
         settings = object_in(folder / "metrics.json")[0].get("settings")
-    found = settings.get("quantize") if isinstance(settings, dict) else None
-    return found if found in QUANTIZE else None
+    if not isinstance(settings, dict) or "quantize" not in settings:
+        return None
+    found = DENSE if settings["quantize"] is None else settings["quantize"]
+    return found if found in (DENSE, *QUANTIZE) else None
