@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from .adapters.files import CONFIG, object_in
+from .adapters.files import CONFIG, object_in, settings_of
 from .errors import UserError, as_user_error
 
 QUANTIZE = ("nf4", "int8")
@@ -61,10 +61,8 @@ def leave_file(model) -> None:
 
 def trained_over(folder: Path) -> str | None:
     """The format of the base model with which the adapter in this folder was trained, or "dense"; None if unknown."""
-    settings = object_in(folder / "finetune.json")[0]
+    settings = settings_of(folder)
     if "quantize" not in settings:
-        settings = object_in(folder / "metrics.json")[0].get("settings")
-    if not isinstance(settings, dict) or "quantize" not in settings:
         return None
     found = DENSE if settings["quantize"] is None else settings["quantize"]
     return found if found in (DENSE, *QUANTIZE) else None
