@@ -44,8 +44,8 @@ class Curve:
 def plot_losses(curves: list[Curve], path: Path) -> None:
     """Writes a PNG: training loss over steps as a line, held-out loss as marks, joined if there are more than two.
 
-    Every line has its own colour, and the lines of one run have the same hue. A $ sign in a curve's name is escaped, so that matplotlib renders no formula; so is a
-    character that no installed font has.
+    Every line has its own colour, and the lines of one run have the same hue. A $ sign in a curve's name is escaped, so
+    that matplotlib renders no formula; so is a character that no installed font has.
     """
     png = io.BytesIO()
     loss_figure(curves).savefig(png, format="png")
