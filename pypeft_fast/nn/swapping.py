@@ -35,8 +35,8 @@ def watch(adapted) -> None:
                 raise RuntimeError(
                     f"{type(parent).__name__}.{name}: a {type(new).__name__} takes the weight of the "
                     f"{type(old).__name__} in this place and drops its adapter ({old.extra_repr()}). Leave such layers "
-                    "out of the replacement, or merge() them first, which puts the adapter into the weight and ends its "
-                    "training; to drop the adapter, assign an nn.Identity() to this place first"
+                    "out of the replacement, or merge() them first, which puts the adapter into the weight and ends "
+                    "its training; to drop the adapter, assign an nn.Identity() to this place first"
                 )
         if "_fast_path" in vars(parent) and new is not None:
             _restore_fast_path(parent, name, new)
