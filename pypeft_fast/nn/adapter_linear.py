@@ -175,6 +175,12 @@ class AdapterLinear(nn.Linear):
             self.merge(force=True)
         return self
 
+    def extra_repr(self) -> str:
+        if self._quantized is None:
+            return super().extra_repr()
+        bias = self._quantized.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
+
     def __setstate__(self, state):
         watch(AdapterLinear)
         super().__setstate__(state)
