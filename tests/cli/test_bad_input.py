@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pypeft_fast.cli.main import make_parser
+
 
 def mistake(result, *says):
     code, out, err = result
@@ -22,6 +24,25 @@ def finetune(command, tiny_model, dialogues, tmp_path):
         return command("finetune", "--model", model, "--data", data, "--output", output, "--max-steps", 1, *options)
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("evaluate --model m --data a --data b", "argument --data: given twice, as a and as b; give it once"),
+        ("finetune --model m --eval-every 1 --save-every=2", "--eval-every/--save-every: given twice, as 1 and as 2"),
+        ("adapters merge a b --output o --weights 1 2 --weights 1 3", "as 1.0 2.0 and as 1.0 3.0"),
+        ("serve --model m --port 1 --port 2", "argument --port: given twice"),
+    ],
+)
+def test_an_option_of_one_value_that_has_two(command, line, says):
+    mistake(command(*line.split()), says)
+
+
+def test_an_option_may_have_one_value_twice_and_another_parser_another_value():
+    for model in ("m", "n"):
+        parsed = make_parser().parse_args(["chat", "--model", model, "--top-p", "0.5", "--top-p", ".5"])
+        assert (parsed.model, parsed.top_p) == (model, 0.5)
 
 
 def test_no_command_or_a_wrong_one(command):
