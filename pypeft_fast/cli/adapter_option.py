@@ -55,7 +55,7 @@ def read_adapters(specs: list[str]) -> dict[str, Path]:
         name = name if named else path.resolve().name
         check_text(spec, f"--adapter {spec}")
         if not path.is_dir():
-            raise UserError(f"--adapter {spec}: no such folder: {path}")
+            raise UserError(f"--adapter {spec}: no such folder{f': {path}' if named else ''}")
         if name in adapters:
             raise UserError(f"--adapter {spec}: {name!r} is taken already; give it another name: --adapter NAME={path}")
         adapters[name] = path

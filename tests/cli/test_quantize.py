@@ -140,7 +140,7 @@ def test_a_run_goes_on_over_the_same_format_alone(finetune, tmp_path):
     assert run("a", "--quantize", "nf4")[0] == 0
     (tmp_path / "a" / "metrics.json").unlink()
     code, _, err = run("a", "--resume")
-    assert code == 2 and "--quantize was 'nf4' in the run to go on with and is None now" in err
+    assert code == 2 and "--quantize was 'nf4' in the run to go on with and is not given now" in err
     code, out, err = run("a", "--resume", "--quantize", "nf4")
     assert code == 0 and "going on from" in out, err
 
