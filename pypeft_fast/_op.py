@@ -61,7 +61,7 @@ def _activate_latest() -> None:
 
 @contextlib.contextmanager
 def using(kernel: str) -> Iterator[None]:
-    """Runs every op with this kernel, process-wide: one of KERNELS.
+    """Runs every op with this kernel, process-wide: cuda, triton, triton+blas, cpu, blas or reference.
 
     An op that cannot run with this kernel raises RuntimeError with the reason; there is no fallback. An unknown name
     raises ValueError. The environment variable PYPEFT_FAST_KERNEL does the same for a whole process. If blocks overlap

@@ -5,6 +5,8 @@ import inspect
 import peft
 
 import pypeft_fast as pf
+from pypeft_fast._op import KERNELS
+from pypeft_fast.frozen.formats import FORMATS
 
 FUNCTIONS = "lora_linear dora_linear ia3_linear lora_gated_linear multi_lora_linear".split()
 OWN = [*FUNCTIONS, *"nn using recording kernels fuse unfuse register".split()]
@@ -20,3 +22,8 @@ def test_no_other_module_shows_as_a_name_of_the_package():
     public = [name for name in dir(pf) if not name.startswith("_")]
     assert [name for name in public if inspect.ismodule(getattr(pf, name))] == ["nn"]
     assert not hasattr(pf, "importlib")
+
+
+def test_the_help_lists_the_names_that_an_argument_takes():
+    assert all(name in pf.using.__doc__ for name in KERNELS)
+    assert all(f'"{name}"' in pf.Frozen.__doc__ for name in FORMATS)

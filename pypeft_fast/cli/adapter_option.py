@@ -9,7 +9,7 @@ from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, need
 from ..finetune.json_text import check_text
-from ..finetune.quantized import check_adapter, check_quantize, trained_over
+from ..finetune.quantized import DENSE, check_adapter, check_quantize, trained_over
 from ..finetune.text import one_line, safe
 from .terminal import say
 
@@ -55,7 +55,7 @@ def read_adapters(specs: list[str]) -> dict[str, Path]:
         name = name if named else path.resolve().name
         check_text(spec, f"--adapter {spec}")
         if not path.is_dir():
-            raise UserError(f"--adapter {spec}: no such folder: {path}")
+            raise UserError(f"--adapter {spec}: no such folder{f': {path}' if named else ''}")
         if name in adapters:
             raise UserError(f"--adapter {spec}: {name!r} is taken already; give it another name: --adapter NAME={path}")
         adapters[name] = path
@@ -89,16 +89,20 @@ def check_name(name: str, given: str, remedy: str) -> None:
 
 def other_bases(adapters: dict[str, Path], quantize: str | None) -> list[str]:
     """A note for each adapter that was trained over a base model in another format than `quantize`."""
-    lines = []
+    lines, ours = [], quantize or DENSE
     for path in adapters.values():
         theirs = trained_over(path)
-        if theirs not in (None, quantize):
-            now = f"in {quantize}" if quantize else "dense"
+        if theirs not in (None, ours):
+            remedy = "without --quantize they are" if theirs == DENSE else f"--quantize {theirs} gives"
             lines.append(
-                f"note: --adapter {path} was trained over a base model in {theirs}, and this base model is {now}: the "
-                f"losses and answers may differ a little; --quantize {theirs} gives those of the training"
+                f"note: --adapter {path} was trained over a {_base(theirs)}, and this is a {_base(ours)}: the losses "
+                f"and answers may differ a little; {remedy} those of the training"
             )
     return lines
+
+
+def _base(format: str) -> str:
+    return "dense base model" if format == DENSE else f"base model in {format}"
 
 
 def _cannot_name(name: str) -> str | None:

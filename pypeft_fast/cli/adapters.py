@@ -31,20 +31,19 @@ def _list(arguments) -> None:
         return
     need("rich")
     names = ("adapter", "method", "base", "r", "targets", "parameters", "bytes", "saved")
-    print_table(names, [_cells(its.record()) for its in found], ("r", "parameters", "bytes"))
+    print_table(names, [_cells(its.record(), its.targets) for its in found], ("r", "parameters", "bytes"))
     for its in found:
         if its.fault:
             say(f"{its.folder}: {its.fault}")
 
 
-def _cells(its: dict) -> list[str]:
-    targets = its["targets"]
+def _cells(its: dict, targets: str) -> list[str]:
     shown = [
         its["folder"],
         "broken" if its["fault"] else its["method"],
         cut(str(its["base"] or "-"), LONGEST),
         its["rank"],
-        cut(", ".join(targets) if isinstance(targets, list) else str(targets or "-"), LONGEST),
+        cut(targets, LONGEST),
         f"{its['parameters']:,}" if its["parameters"] else None,
         f"{its['bytes']:,}" if its["bytes"] else None,
         its["saved"][:16].replace("T", " ") if its["saved"] else None,

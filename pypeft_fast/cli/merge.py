@@ -8,7 +8,7 @@ from ..finetune.adapters.files import check_files
 from ..finetune.base_models import check_base
 from ..finetune.calm import calm_libraries
 from ..finetune.errors import UserError, need
-from ..finetune.quantized import trained_over
+from ..finetune.quantized import QUANTIZE, trained_over
 from .common import add_dtype, add_model, add_new_folder, add_threads
 from .option_values import text
 from .terminal import say
@@ -43,7 +43,7 @@ def run(arguments) -> None:
     from ..finetune.adapters.merged import save_merged
 
     save_merged(arguments.model, Path(arguments.adapter), arguments.output, arguments.dtype)
-    if format := trained_over(Path(arguments.adapter)):
+    if (format := trained_over(Path(arguments.adapter))) in QUANTIZE:
         say(
             f"note: the adapter was trained over a base model in {format} and is merged into the dense model: the "
             "answers may differ a little from those of the quantised model"

@@ -10,7 +10,7 @@ from ..finetune.text import cut
 MOST = 10**15  # larger than any useful value, and exact as a float
 
 
-def _number(kind, accepts, expected):
+def _number(kind, accepts, expected, most=math.inf):
     def parse(text):
         try:
             value = kind(text)
@@ -18,25 +18,28 @@ def _number(kind, accepts, expected):
             value = None
         if value is None or not accepts(value):
             raise argparse.ArgumentTypeError(f"{cut(text)} is not {expected}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{cut(text)} is more than {most}")
         return value
 
     return parse
 
 
-positive_int = _number(int, lambda v: 0 < v <= MOST, f"a whole number above 0 and at most {MOST}")
-count = _number(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST}")
+positive_int = _number(int, lambda v: v > 0, "a whole number above 0", MOST)
+count = _number(int, lambda v: v >= 0, "0 or a whole number above 0", MOST)
 threads = _number(int, lambda v: 0 < v <= 1024, "a whole number from 1 to 1024")
 port = _number(int, lambda v: 0 <= v < 2**16, "a whole number from 0 to 65535")
 positive = _number(float, lambda v: 0 < v < float("inf"), "a number above 0")
-epochs = _number(float, lambda v: 0 < v <= MOST, f"a number above 0 and at most {MOST}")
+epochs = _number(float, lambda v: 0 < v < math.inf, "a number above 0", MOST)
 finite = _number(float, math.isfinite, "a finite number")
 density = _number(float, lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 probability = _number(float, lambda v: 0 <= v < 1, "in [0, 1)")
 not_negative = _number(float, lambda v: 0 <= v < float("inf"), "0 or a number above 0")
 warmup = _number(
     float,
-    lambda v: 0 <= v < 1 or (1 <= v <= MOST and v.is_integer()),
-    f"a fraction in [0, 1) or a whole number of steps up to {MOST}",
+    lambda v: 0 <= v < 1 or v.is_integer() and v >= 1,
+    "a fraction in [0, 1) or a whole number of steps",
+    MOST,
 )
 top_p = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 seed = _number(int, lambda v: 0 <= v < 2**32, "a whole number in [0, 2**32)")

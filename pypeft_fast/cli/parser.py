@@ -12,11 +12,31 @@ from .config_overrides import outdated, values_in
 OTHERS = {"--r": "--rank", "--lora-r": "--rank", "--lr": "--learning-rate", "--lora-target": "--target-modules"}
 
 
+class Once(argparse._StoreAction):
+    """Stores the value of an option; an error if the option is given again with another value."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string is not None and parser.given.setdefault(self.dest, values) != values:
+            raise argparse.ArgumentError(
+                self, f"given twice, as {_shown(parser.given[self.dest])} and as {_shown(values)}; give it once"
+            )
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _shown(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that prints one line on stderr for a mistake, with a suggestion.
 
     If it has the option --config, the options in that file are the defaults of those that are not given.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for action in (None, "store"):  # None: the action of an option for which none is named
+            self.register("action", action, Once)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {safe(message)}{self._guess(message)} (try {self.prog} --help)\n")
@@ -33,6 +53,7 @@ class Parser(argparse.ArgumentParser):
         path = config_in(args) if args and "--config" in self._option_string_actions else None
         if path is not None:
             self._take_defaults(path, args)
+        self.given = {}  # {dest: value} of the options in args, for Once
         return super().parse_known_args(args, namespace)
 
     def _take_defaults(self, path: str, args: list[str]) -> None:

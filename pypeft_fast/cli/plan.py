@@ -81,6 +81,12 @@ def _show(plan) -> None:
     for base in wanted.bases:
         rows = [_cells(row, written) for row in plan.rows if row.base == base]
         print_table(COLUMNS, rows, COLUMNS[2:-1], title=f"base model: {base or 'dense'}")
+    peaks = [memory for row in plan.rows for memory in row.memory]
+    if of_loading := sum(memory.loading > 0 for memory in peaks):
+        say(
+            f"loading decides {of_loading} of {len(peaks)} peaks: the model's file is in memory while its weights are "
+            "converted or quantised, so other targets, ranks and formats hardly change these peaks"
+        )
     say("checkpointed: with --gradient-checkpointing. peak: of the process on a CPU, of the device's memory on a GPU")
 
 

@@ -16,7 +16,8 @@ def parse(text: str, source: str):
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise UserError(f"{source}: not JSON: {error.msg} at {line}column {error.colno}") from error
+        trouble = error.msg.removesuffix(" at")
+        raise UserError(f"{source}: not JSON: {trouble} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise UserError(f"{source}: nested too deeply") from error
     except ValueError as error:  # json.loads raises no other ValueError than that for too many digits

@@ -3,10 +3,11 @@
 import importlib.util
 from pathlib import Path
 
-from .adapters.files import CONFIG, object_in
+from .adapters.files import CONFIG, object_in, settings_of
 from .errors import UserError, as_user_error
 
 QUANTIZE = ("nf4", "int8")
+DENSE = "dense"  # the format without `quantize`
 
 
 def check_quantize(quantize: str | None) -> None:
@@ -59,9 +60,9 @@ def leave_file(model) -> None:
 
 
 def trained_over(folder: Path) -> str | None:
-    """The format of the base model with which the adapter in this folder was trained; None if dense or unknown."""
-    settings = object_in(folder / "finetune.json")[0]
+    """The format of the base model with which the adapter in this folder was trained, or "dense"; None if unknown."""
+    settings = settings_of(folder)
     if "quantize" not in settings:
-        settings = object_in(folder / "metrics.json")[0].get("settings")
-    found = settings.get("quantize") if isinstance(settings, dict) else None
-    return found if found in QUANTIZE else None
+        return None
+    found = DENSE if settings["quantize"] is None else settings["quantize"]
+    return found if found in (DENSE, *QUANTIZE) else None

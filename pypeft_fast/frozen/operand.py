@@ -11,7 +11,8 @@ class Frozen:
     """A frozen weight [N, K]: a format's name, its tensors in the format's order, and the dtype that it computes in.
 
     Args:
-        format: a key of `formats.FORMATS`, as "dense": tensors is (weight [N, K],), of any strides.
+        format: "dense", whose tensors are (weight [N, K],), of any strides; "nf4", "fp4", "int8" or "fp8", as
+            `quantize` makes them.
         tensors: shared, not copied.
         shape: (N, K); None: the shape of the first tensor, for a format that keeps the shape.
         dtype: the dtype of products with the weight; None: the dtype of the first tensor.

@@ -37,7 +37,7 @@ class FuseReport:
         return sum(self._gated_counters, Counter())
 
     def never_called(self) -> list[str]:
-        """The names of the fused layers that have not been called since fuse().
+        """The names of the fused layers that have not been called since fuse(): all of them before a forward pass.
 
         If a layer is listed after a forward pass of the whole model, the model reads the layer's weight instead of
         calling the layer. Then the layer's adapter has no effect, as in PEFT.

@@ -17,7 +17,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 class AdapterLinear(nn.Linear):
     """The base class of the layers, with merge and unmerge; it adds nothing to the frozen layer.
 
-    A tool that replaces such a layer by its own layer over the same weight gets an error (swapping.py).
+    To put another layer over the same weight in the place of such a layer is an error (swapping.py).
     A subclass calls `_freeze()` when it creates its parameters. It defines `_merged_values()`, a dict of "weight" and
     "bias" as merged, if merging changes them, and `_reset_adapter()`, which sets the adapter's initial values.
 
@@ -174,6 +174,12 @@ class AdapterLinear(nn.Linear):
         if merged:
             self.merge(force=True)
         return self
+
+    def extra_repr(self) -> str:
+        if self._quantized is None:
+            return super().extra_repr()
+        bias = self._quantized.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 
     def __setstate__(self, state):
         watch(AdapterLinear)

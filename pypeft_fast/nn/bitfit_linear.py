@@ -29,8 +29,8 @@ class BitFitLinear(AdapterLinear):
         """A BitFitLinear over the weight of `linear` itself, which is frozen there too, with a bias of its own.
 
         The bias starts as that of `linear`, or with add_missing at zero where there is none. Raises TypeError if
-        `linear` is not exactly an nn.Linear, ValueError if it has no bias and add_missing is false, or if it has hooks
-        or a forward of its own.
+        `linear` is neither exactly an nn.Linear nor transformers' Conv1D, ValueError if it has no bias and add_missing
+        is false, or if it has hooks or a forward of its own.
         """
         layer = cls._sharing(linear)
         if layer.bias is None and not add_missing:

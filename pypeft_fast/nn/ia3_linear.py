@@ -42,8 +42,9 @@ class IA3Linear(AdapterLinear):
     def from_linear(cls, linear: nn.Linear, *, feedforward: bool = False, init_ia3_weights: bool = True) -> "IA3Linear":
         """An IA3Linear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
-        it has hooks or a forward of its own, which the new layer would not run.
+        Also over transformers' Conv1D, and over bitsandbytes' Linear4bit and Linear8bitLt and transformers' FP8Linear.
+        Raises TypeError for any other layer: a subclass of nn.Linear may compute something else; ValueError if it has
+        hooks or a forward of its own, which the new layer would not run.
         """
         layer = cls._sharing(linear)
         layer._add_adapter(feedforward, init_ia3_weights)

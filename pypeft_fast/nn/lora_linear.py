@@ -27,7 +27,8 @@ class LoRALinear(AdapterLinear):
         lora_alpha: scaling is lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora (arXiv:2312.03732).
         lora_dropout: probability in [0, 1) of dropping an element of x on the low-rank branch, in training mode.
         use_dora: also train the length of every row of the weight, lora_magnitude_vector [N] (arXiv:2402.09353);
-            `dora_linear` gives the formula. It starts at the length that the row has.
+            `dora_linear` gives the formula. It starts at the length that the row has, also after load_state_dict of
+            the weight alone; after another change of the weight call reset_lora_parameters().
         device, dtype: of weight and bias. The adapter is float32 over a half-precision weight, else of that dtype.
 
     `from_linear` takes bitsandbytes' Linear4bit and Linear8bitLt and transformers' FP8Linear too: the weight stays as
@@ -70,8 +71,9 @@ class LoRALinear(AdapterLinear):
     ) -> "LoRALinear":
         """A LoRALinear over the Parameters of `linear` themselves: nothing is copied, and they are frozen there too.
 
-        Raises TypeError if `linear` is not exactly an nn.Linear: a subclass may compute something else; ValueError if
-        it has hooks or a forward of its own, which the new layer would not run.
+        Also over transformers' Conv1D, and over bitsandbytes' Linear4bit and Linear8bitLt and transformers' FP8Linear.
+        Raises TypeError for any other layer: a subclass of nn.Linear may compute something else; ValueError if it has
+        hooks or a forward of its own, which the new layer would not run.
         """
         layer = cls._sharing(linear)
         layer._add_adapter(r, lora_alpha, lora_dropout, use_rslora, use_dora)
@@ -100,12 +102,24 @@ class LoRALinear(AdapterLinear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         if self.use_dora:
-            weight = self._frozen["weight"] if self._frozen is not None else self._dense_weight()
-            with torch.no_grad():
-                self.lora_magnitude_vector.copy_(row_norm(weight))  # lora_B is zero
+            self._reset_magnitude()
+
+    @torch.no_grad()
+    def _reset_magnitude(self):
+        weight = self._frozen["weight"] if self._frozen is not None else self._dense_weight()
+        self.lora_magnitude_vector.copy_(row_norm(weight))  # lora_B is zero
 
     def _reset_adapter(self):
         self.reset_lora_parameters()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not self.use_dora or f"{prefix}weight" not in state_dict or f"{prefix}lora_magnitude_vector" in state_dict:
+            return
+        # The weight came alone, as from a base model's file: the lengths of a new adapter are those of the new weight.
+        its = self.weight, self.lora_B, self.lora_magnitude_vector
+        if not any(p is None or p.is_meta for p in its) and not self.lora_B.any():
+            self._reset_magnitude()
 
     @property
     def scaling(self) -> float:

@@ -34,9 +34,9 @@ def watch(adapted) -> None:
             if _drops_adapter(old, new, adapted):
                 raise RuntimeError(
                     f"{type(parent).__name__}.{name}: a {type(new).__name__} takes the weight of the "
-                    f"{type(old).__name__} in this place and drops its adapter. Keep such layers from the tool (its "
-                    "filter of modules), or merge() them first, which ends the adapter's training; to drop the "
-                    "adapter, del the attribute before assigning"
+                    f"{type(old).__name__} in this place and drops its adapter ({old.extra_repr()}). Leave such layers "
+                    "out of the replacement, or merge() them first, which puts the adapter into the weight and ends "
+                    "its training; to drop the adapter, assign an nn.Identity() to this place first"
                 )
         if "_fast_path" in vars(parent) and new is not None:
             _restore_fast_path(parent, name, new)

@@ -5,6 +5,12 @@ import pytest
 from tests.finetune.conftest import dialogues, tiny_adapter, tiny_model, tokenizer  # noqa: F401
 
 
+def besides(common, options):
+    """The options in `common`, each with its value, but those that `options` gives again; then `options`."""
+    pairs = zip(common[::2], common[1::2], strict=True)
+    return [*(part for pair in pairs if pair[0] not in options for part in pair), *options]
+
+
 @pytest.fixture
 def command(capfd):
     """command("chat", "--model", ...) -> (exit code, what it printed, its stderr)."""

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from pypeft_fast.finetune.adapters.listing import adapters_below
 from tests.cli.test_bad_input import mistake
 
 
@@ -30,6 +31,30 @@ def test_list(command, folder):
     assert one["bytes"] == (folder / "one" / "adapter_model.safetensors").stat().st_size
     code, out, _ = command("adapters", "list", folder)
     assert code == 0 and "LORA" in out and "672" in out and "broken" in out and one["saved"][:10] in out
+
+
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "run", "shown"),
+    [
+        (SEVEN, {"target_modules": "all-linear"}, "all-linear"),
+        (SEVEN, {}, "{down,gate,k,o,q,up,v}_proj"),
+        (["q_proj", "v_proj"], {}, "q_proj, v_proj"),
+        (["c_attn", "q_proj", "v_proj"], {}, "c_attn, q_proj, v_proj"),
+        (["_proj", "q_proj", "v_proj"], {}, "_proj, q_proj, v_proj"),
+        ("all-linear", {}, "all-linear"),
+        ([], {}, ""),
+    ],
+)
+def test_a_list_shows_targets_in_few_characters(tiny_adapter, tmp_path, targets, run, shown):
+    shutil.copytree(tiny_adapter, tmp_path / "one")
+    config = tmp_path / "one" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": targets}))
+    (tmp_path / "one" / "finetune.json").write_text(json.dumps(run))
+    (its,) = adapters_below([tmp_path])
+    assert its.targets == shown
 
 
 def test_diff(command, folder):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.conftest import besides
 from tests.cli.test_bad_input import mistake
 
 
@@ -14,7 +15,7 @@ from tests.cli.test_bad_input import mistake
 def finetune(command, tiny_model, dialogues):
     def run(output, *options, steps=6, model=tiny_model):
         common = ["--model", model, "--data", dialogues, "--output", output, "--learning-rate", 0.02]
-        return command("finetune", *common, "--max-steps", steps, *options)
+        return command("finetune", *besides([*common, "--max-steps", steps], options))
 
     return run
 

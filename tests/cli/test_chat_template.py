@@ -6,6 +6,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
+from tests.cli.conftest import besides
 from tests.cli.test_bad_input import mistake
 
 OTHER = (
@@ -23,10 +24,9 @@ def template(tmp_path):
 @pytest.fixture
 def finetune(command, tiny_model, dialogues, tmp_path):
     def run(*options, name="a"):
-        common = ["--model", tiny_model, "--output", tmp_path / name, "--save-every", 0]
+        common = ["--model", tiny_model, "--data", dialogues, "--output", tmp_path / name, "--save-every", 0]
         common += [] if "--adapter" in options else ["--rank", 2]
-        data = [] if "--data" in options else ["--data", dialogues]
-        return command("finetune", *common, *data, "--max-steps", 2, "--learning-rate", 0.01, *options)
+        return command("finetune", *besides([*common, "--max-steps", 2, "--learning-rate", 0.01], options))
 
     return run
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pypeft_fast.finetune.training import damage
+from tests.cli.conftest import besides
 from tests.cli.test_bad_input import mistake
 
 FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_config.json")
@@ -24,7 +25,8 @@ OPTIONS = ["--save-every", 2, "--learning-rate", 0.01, "--dropout", 0.2]
 def finetune(command, tiny_model, dialogues):
     def run(output, *options, steps=4):
         common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4]
-        return command("finetune", *common, "--rank", 4, "--max-steps", steps, "--keep-checkpoints", *OPTIONS, *options)
+        common += ["--rank", 4, "--max-steps", steps, *OPTIONS]
+        return command("finetune", "--keep-checkpoints", *besides(common, options))
 
     return run
 
@@ -201,8 +203,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_the_whole_one(finetune, ti
     """SIGKILL and SIGTERM to a real process, mostly during the writing of a checkpoint."""
     random.seed(0)
     common = ["--model", tiny_model, "--data", dialogues, "--output", tmp_path / "parts", "--batch-size", "4"]
-    steps = ["--rank", "4", "--max-steps", "200", *map(str, OPTIONS), "--save-every", "1"]
-    command = [sys.executable, "-m", "pypeft_fast", "finetune", *map(str, common), *steps]
+    common += ["--rank", 4, "--max-steps", 200, *OPTIONS]
+    options = besides(common, ["--save-every", 1])
+    command = [sys.executable, "-m", "pypeft_fast", "finetune", *map(str, options)]
     for number in range(4):
         seen = set(tmp_path.glob("parts/checkpoint-*"))
         run = subprocess.Popen([*command, "--resume"] if number else command, stderr=subprocess.PIPE, text=True)

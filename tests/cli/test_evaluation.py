@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.conftest import besides
 from tests.cli.test_bad_input import mistake
 
 
@@ -27,7 +28,7 @@ def nonsense(tmp_path_factory):
 def finetune(command, tiny_model, nonsense):
     def run(output, *options, steps=40, data=nonsense):
         common = ["--model", tiny_model, "--data", data, "--output", output, "--learning-rate", 0.05, "--rank", 4]
-        return command("finetune", *common, "--max-steps", steps, "--eval-fraction", 0.25, *options)
+        return command("finetune", *besides([*common, "--max-steps", steps, "--eval-fraction", 0.25], options))
 
     return run
 

@@ -6,12 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.conftest import besides
+
 
 @pytest.fixture
 def finetune(command, tiny_model, dialogues):
     def run(output, *options, steps=6):
         common = ["--model", tiny_model, "--data", dialogues, "--output", output, "--batch-size", 4]
-        return command("finetune", *common, "--rank", 4, "--max-steps", steps, "--keep-checkpoints", *options)
+        common += ["--rank", 4, "--max-steps", steps]
+        return command("finetune", "--keep-checkpoints", *besides(common, options))
 
     return run
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.cli.conftest import besides
 from tests.cli.test_bad_input import mistake
 
 DIGITS, DEEP = "1" * 10_000, "[" * 100_000
@@ -14,8 +15,7 @@ DIGITS, DEEP = "1" * 10_000, "[" * 100_000
 def finetune(command, tiny_model, dialogues, tmp_path):
     def run(*options, model=tiny_model, data=dialogues):
         common = ["--model", model, "--data", data, "--output", tmp_path / "out", "--max-steps", 1]
-        common.append("--keep-checkpoints")
-        return command("finetune", *common, *options)
+        return command("finetune", "--keep-checkpoints", *besides(common, options))
 
     return run
 

@@ -19,7 +19,7 @@ LIBRARY = Path(pypeft_fast.finetune.__file__).parent
 SHELL = {
     "advise/lines.py": {"--"},
     "advise/rule.py": {"--eval-data", "--gradient-checkpointing", "--try"},
-    "report/card.py": {"--", "--output"},
+    "report/card.py": {"--", "--model", "--output"},
     "base_models.py": {"--no-deps"},
     "hub.py": {"--local-dir", "--repo-type"},
 }

@@ -79,6 +79,16 @@ def test_a_config_is_enough_and_an_encoder_works(plan, tmp_path):
     assert of_mlp["trained_parameters"] == 2 * 2 * 4 * (32 + 64)  # two blocks, two layers, r (K + N)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_line_says_that_loading_decides(plan, tmp_path, dtype):
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 8}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64000, "dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(config | sizes))
+    code, out, err = plan("--cpu", "--no-probe", *ONE, "--dtype", dtype, model=tmp_path)
+    assert code == 0, err
+    assert ("loading decides 2 of 2 peaks" in out) == (dtype == "bfloat16"), out
+
+
 def test_mistakes(plan, tiny_model, tmp_path):
     mistake(plan(model=tmp_path / "none"), "--model", "no such folder")
     mistake(plan(model=tmp_path), "no config.json")

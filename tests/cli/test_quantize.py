@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from pypeft_fast.cli.adapter_option import other_bases
 from pypeft_fast.finetune.adapters.methods import METHODS
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -95,7 +96,7 @@ def test_evaluation_over_the_same_format_gives_the_loss_of_the_training(command,
     assert facts["losses"]["base"] == pytest.approx(metrics["eval_loss_before"], abs=1e-4)
     assert facts["quantize"] == "nf4" and facts["peak_memory_bytes"] > 1e8
     code, out, err = command("evaluate", *common)
-    assert code == 0 and "was trained over a base model in nf4, and this base model is dense" in err
+    assert code == 0 and "was trained over a base model in nf4, and this is a dense base model" in err
     assert "peak memory: " in out
 
 
@@ -104,7 +105,19 @@ def test_chat_answers_over_it(command, adapters, base):
     code, out, err = command("chat", "--model", base, "--quantize", "nf4", "--adapter", adapters["nf4"], *options)
     assert code == 0 and out.strip() and "note:" not in err
     code, _, err = command("chat", "--model", base, "--quantize", "int8", "--adapter", adapters["nf4"], *options)
-    assert code == 0 and "trained over a base model in nf4, and this base model is in int8" in err
+    assert code == 0 and "trained over a base model in nf4, and this is a base model in int8" in err
+
+
+@pytest.mark.parametrize("record", [None, {}, {"quantize": None}])
+def test_a_note_names_an_adapter_that_was_trained_dense(tmp_path, record):
+    """A folder without a record of the run, such as one of another program, gets none."""
+    if record is not None:
+        (tmp_path / "finetune.json").write_text(json.dumps(record))
+    assert other_bases({"a": tmp_path}, None) == []
+    lines = other_bases({"a": tmp_path}, "nf4")
+    assert len(lines) == bool(record)
+    assert all("over a dense base model, and this is a base model in nf4" in line for line in lines)
+    assert all("without --quantize" in line for line in lines)
 
 
 def test_a_merge_goes_into_the_dense_weights_and_says_so(command, adapters, base, tmp_path):
@@ -127,7 +140,7 @@ def test_a_run_goes_on_over_the_same_format_alone(finetune, tmp_path):
     assert run("a", "--quantize", "nf4")[0] == 0
     (tmp_path / "a" / "metrics.json").unlink()
     code, _, err = run("a", "--resume")
-    assert code == 2 and "--quantize was 'nf4' in the run to go on with and is None now" in err
+    assert code == 2 and "--quantize was 'nf4' in the run to go on with and is not given now" in err
     code, out, err = run("a", "--resume", "--quantize", "nf4")
     assert code == 0 and "going on from" in out, err
 

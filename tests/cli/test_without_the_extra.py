@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tests.cli.conftest import besides
 from tests.cli.test_bad_input import mistake
 from tests.interpreter import python
 
@@ -29,7 +30,6 @@ def run(command, tiny_model, dialogues, tiny_adapter, tmp_path):
     model, data = ["--model", tiny_model], ["--data", dialogues]
     given = {
         "info": [],
-        "inspect": [tiny_adapter],
         "merge": [*model, "--adapter", tiny_adapter, "--output", tmp_path / "merged"],
         "chat": [*model, "--prompt", "hi", "--max-new-tokens", 1],
         "evaluate": [*model, *data],
@@ -39,11 +39,7 @@ def run(command, tiny_model, dialogues, tiny_adapter, tmp_path):
     }
 
     def run(name, *options):
-        needed = given[name]
-        if "--data" in options and "--data" in needed:  # the option's own takes its place
-            place = needed.index("--data")
-            needed = needed[:place] + needed[place + 2 :]
-        return command(name, *needed, *options)
+        return command(name, *besides(given[name], options))
 
     return run
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from pypeft_fast.cli.main import make_parser
-from pypeft_fast.finetune import base_models
 from tests.docs.blocks import PAGES, ROOT, blocks_of, commands_in, inline_code, shell_commands
 from tests.docs.tested_elsewhere import CANNOT, TESTED
 
@@ -114,13 +113,6 @@ def test_targets_of_make_and_modules_exist(page):
             assert named <= targets | set(declared), line
         for module in re.findall(r"python3? -m (bench[.\w]*|tests[.\w]*)", line):
             assert importlib.util.find_spec(module), line
-
-
-@pytest.fixture
-def smollm2_is_tiny(tiny_model, tmp_path, monkeypatch):
-    """`--model smollm2` is a tiny Llama in the cache of unpacked models."""
-    monkeypatch.setenv("PYPEFT_FAST_CACHE", str(tmp_path / "cache"))
-    shutil.copytree(tiny_model, base_models.smollm2_cached())
 
 
 def write_records(path, count=12):

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import copy
 import re
+import shutil
 import sys
 
 import peft
@@ -76,8 +77,9 @@ def blocks_to_run():
 
 
 @pytest.mark.parametrize("blocks", blocks_to_run(), ids=lambda blocks: f"{blocks[0][0]}-{blocks[0][1]}")
-def test_a_block_runs(blocks, tiny_model, tmp_path, monkeypatch):
+def test_a_block_runs(blocks, tiny_model, tiny_adapter, smollm2_is_tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_adapter, "shop")
     names = names_for(blocks[0], tiny_model)
     for block in blocks:
         code = compile(BLOCKS[block], f"{block[0]}, Python block {block[1]}", "exec")

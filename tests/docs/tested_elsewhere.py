@@ -55,6 +55,8 @@ TESTED = {
     "pypeft-fast serve --model smollm2 --adapter shop": SERVE,
     "pypeft-fast serve --model smollm2 --adapter lines/desk --adapter lines/billing": SERVE,
     "pypeft-fast serve --model smollm2 --adapter desk=lines/desk --adapter billing=lines/billing": SERVE,
+    'curl localhost:8000/v1/chat/completions -H "Content-Type: application/json" '
+    '-d \'{"model": "billing", "messages": [{"role": "user", "content": "When is my bill due?"}]}\'': SERVE,
     "pypeft-fast serve --model smollm2 --adapter-folder lines": ADMINISTRATION,
     'curl -X PUT localhost:8000/v1/models/desk -H "Authorization: Bearer $PYPEFT_FAST_TOKEN"': CHANGES,
     'curl -X PUT localhost:8000/v1/models/desk -H "Authorization: Bearer $PYPEFT_FAST_TOKEN" '

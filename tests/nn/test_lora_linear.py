@@ -188,6 +188,26 @@ def test_a_new_dora_layer_computes_what_the_frozen_one_does():
     assert "use_dora=True" in repr(module) and "use_dora" not in repr(layer())
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_new_dora_layer_that_loads_a_weight_alone_computes_what_the_weight_does(assign):
+    linear, x = nn.Linear(24, 17), torch.randn(3, 24)
+    module = pf.nn.LoRALinear(24, 17, r=4, use_dora=True)
+    found = module.load_state_dict(linear.state_dict(), strict=False, assign=assign)
+    assert "lora_magnitude_vector" in found.missing_keys
+    torch.testing.assert_close(module(x), linear(x))
+
+
+def test_a_trained_dora_layer_that_loads_a_weight_alone_keeps_its_lengths():
+    module = dora()
+    lengths = module.lora_magnitude_vector.detach().clone()
+    module.load_state_dict(nn.Linear(24, 17).state_dict(), strict=False)
+    assert torch.equal(module.lora_magnitude_vector, lengths)
+    with_lengths = {"weight": torch.ones(17, 24), "lora_magnitude_vector": torch.ones(17)}
+    module = pf.nn.LoRALinear(24, 17, r=4, use_dora=True)
+    module.load_state_dict(with_lengths, strict=False)
+    assert torch.equal(module.lora_magnitude_vector, torch.ones(17))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dora_merges_and_unmerges(dtype):
     module, x = dora(dtype).eval(), torch.randn(5, 24, dtype=dtype)

@@ -148,6 +148,12 @@ def test_merging_reports_the_rounding_error():
     assert layer.merge(force=True) < 0.9 and layer.merged
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_repr_tells_the_bias_of_the_layer_below(bias):
+    layer = pf.nn.LoRALinear.from_linear(_linear_4bit(torch.randn(N, K), bias=bias), r=4)
+    assert f"in_features={K}, out_features={N}, bias={bias}, r=4" in layer.extra_repr()
+
+
 def test_a_bottleneck_or_bitfit_over_a_quantised_layer_is_refused():
     with pytest.raises(TypeError, match="linear is a Linear4bit"):
         pf.nn.BitFitLinear.from_linear(_linear_4bit(torch.randn(N, K)))

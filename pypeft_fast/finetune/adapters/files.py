@@ -91,6 +91,12 @@ def by_kind(adapters: dict[str, Path]) -> dict[str | None, dict[str, Path]]:
     return groups
 
 
+def settings_of(folder: Path) -> dict:
+    """{setting: value} of the run that wrote the adapter in this folder; empty if its files do not say."""
+    settings = object_in(folder / "metrics.json")[0].get("settings")
+    return (settings if isinstance(settings, dict) else {}) | object_in(folder / "finetune.json")[0]
+
+
 def object_in(path: Path) -> tuple[dict, str | None]:
     """(the JSON object in a file, the fault of the file or None)."""
     if trouble := unreadable(path):

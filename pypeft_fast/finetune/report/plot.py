@@ -10,7 +10,7 @@ from ..text import safe
 from ..whole_files import write_whole
 from .fonts import drawable, fonts_for
 
-NAMED = 5  # as many runs as matplotlib's ten colours do for, two each, and a title has room for
+NAMED = 5  # as many runs as a title has room for
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Curve:
 def plot_losses(curves: list[Curve], path: Path) -> None:
     """Writes a PNG: training loss over steps as a line, held-out loss as marks, joined if there are more than two.
 
-    Every line has its own colour. A $ sign in a curve's name is escaped, so that matplotlib renders no formula; so is a
-    character that no installed font has.
+    Every line has its own colour, and the lines of one run have the same hue. A $ sign in a curve's name is escaped, so
+    that matplotlib renders no formula; so is a character that no installed font has.
     """
     png = io.BytesIO()
     loss_figure(curves).savefig(png, format="png")
@@ -92,12 +92,15 @@ def _drawn(curves: list[Curve], names: list[str]):
 
 
 def _colours(count: int) -> list[tuple]:
-    """(the line's, the marks') of each of so many runs: matplotlib's cycle, or for many runs a hue for each, the marks
-    darker."""
-    if count <= NAMED:
-        return [(f"C{2 * i}", f"C{2 * i + 1}") for i in range(count)]
+    """(the line's, the marks') of each of so many runs: a hue for each run, the marks darker; two hues for one run."""
+    if count == 1:
+        return [("C0", "C1")]
+    from matplotlib import colormaps
     from matplotlib.colors import hsv_to_rgb
 
+    if count <= NAMED:
+        pairs = colormaps["tab20"].colors  # dark and light in turn
+        return [(pairs[2 * i + 1], pairs[2 * i]) for i in range(count)]
     return [tuple(tuple(hsv_to_rgb((i / count, 0.8, value))) for value in (0.9, 0.55)) for i in range(count)]
 
 

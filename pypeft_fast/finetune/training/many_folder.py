@@ -16,9 +16,9 @@ from .settings import Settings
 
 
 def open_many(output: Path, names: Iterable[str], overwrite: bool) -> None:
-    """Makes the folders for a new run; removes nothing.
+    """Checks the folders for a new run; makes and removes nothing.
 
-    Raises UserError if one cannot be written, if it holds an earlier run and overwrite is false, or if output itself
+    Raises UserError if one cannot be read, if it holds an earlier run and overwrite is false, or if output itself
     holds an adapter.
     """
     if (own := next(output.glob("adapter_*"), None)) is not None:

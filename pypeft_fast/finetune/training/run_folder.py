@@ -37,11 +37,11 @@ class Resumption:
 
 
 def open_new(output: Path, overwrite: bool) -> None:
-    """Makes the folder for a new run; removes nothing.
+    """Checks the folder for a new run; makes and removes nothing.
 
-    Raises UserError if the folder cannot be written, or if it has an earlier run and overwrite is false.
+    Raises UserError if the folder cannot be read, or if it has an earlier run and overwrite is false.
     """
-    _make(output)
+    _check_names(output)
     own = [output / name for name in (METRICS_FILE, PLOT_FILE) if (output / name).exists()]
     earlier = [*output.glob("checkpoint-*"), *output.glob("adapter_*"), *own]
     if earlier and not overwrite:
@@ -53,8 +53,12 @@ def open_new(output: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """Locks the folder against other runs during the block; UserError if another run is writing it."""
+    """Makes the folder and locks it against other runs during the block; a new folder that is still empty is deleted.
+
+    UserError if the folder cannot be written, or if another run is writing it.
+    """
     with as_user_error(f"`output` {output} cannot be written", (OSError,)):
+        is_new = not output.exists()
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK_FILE, "w")
     with file:
@@ -66,6 +70,9 @@ def alone(output: Path) -> Iterator[None]:
             yield
         finally:
             (output / LOCK_FILE).unlink(missing_ok=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # it is not empty
+                    output.rmdir()
 
 
 def _is_held(file, path: Path) -> bool:
@@ -132,12 +139,6 @@ def can_be_resumed(output: Path) -> bool:
     return checkpoints.newest_whole(output, saved.get(EARLIER, {}))[0] is not None
 
 
-def _make(output: Path) -> None:
-    with as_user_error(f"`output` {output} cannot be written", (OSError,)):
-        output.mkdir(parents=True, exist_ok=True)
-    _check_names(output)
-
-
 def _check_names(output: Path) -> None:
     with as_user_error(f"`output` {output} cannot be read", (OSError,)):
         blocked = next((name for name in FILES if (output / name).exists() and not (output / name).is_file()), None)
@@ -166,13 +167,17 @@ def check_settings(path: Path, now: dict, read: dict[str, str], adapter: str | N
     for name, value in now.items():
         if saved[name] != value:
             raise UserError(
-                f"`resume`: `{name}`{of_adapter} was {quoted(saved[name])} in the run to go on with and is "
-                f"{quoted(value)} now; give the same options"
+                f"`resume`: `{name}`{of_adapter} was {_given(saved[name])} in the run to go on with and is "
+                f"{_given(value)} now; give the same options"
             )
     if now["adapter"] is not None and Path(now["adapter"]).resolve() == path.parent.resolve():
         read = {name: its for name, its in read.items() if name != "adapter"}  # the run itself replaces the adapter
     hashes.check_hashes(was_read, read, now, adapter)
     return earlier
+
+
+def _given(value) -> str:
+    return "not given" if value is None else quoted(value)
 
 
 def steps_of_complete(output: Path, settings: dict) -> int | None:

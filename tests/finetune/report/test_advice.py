@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from pypeft_fast.finetune.report.advice import after_training, before_training
 from pypeft_fast.finetune.training.settings import Settings
 
@@ -29,6 +31,14 @@ def test_a_warm_up_as_long_as_the_run():
     assert before_training(Settings("m", "d", warmup=74), data) == []
     (line,) = before_training(Settings("m", "d", warmup=75), data)
     assert line.startswith("warning: the `warmup` takes 75 steps and the run has 75")
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_few_steps(steps):
+    data = SimpleNamespace(train=[None] * 9, rows=[None] * 9, held_out=[None] * 10)
+    line, *_ = before_training(Settings("m", "d", max_steps=steps, warmup=0), data)
+    says = {1: "warning: only 1 step, which teaches little", 2: "warning: only 2 steps, which teach little"}
+    assert line.startswith(says[steps])
 
 
 def test_few_held_out_examples():
