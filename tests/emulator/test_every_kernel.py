@@ -14,6 +14,7 @@ import torch
 
 import pypeft_fast as pf
 from pypeft_fast._op import OPS
+from pypeft_fast.ops.multi_lora_forward import CUDA_ROWS
 from pypeft_fast.testing import VARIANTS, Case, sample
 from tests import emulator
 from tests.emulator.build import build
@@ -180,6 +181,8 @@ SHARED = [
 @pytest.mark.parametrize("op", sorted({path.op for path in PATHS.values()}))
 @pytest.mark.parametrize("case", SHARED, ids=str)
 def test_every_schedule_of_a_large_gpu_gives_the_same_bits(op, case):
+    if op == "multi_lora_forward":  # C++ has it for decoding alone
+        case = dataclasses.replace(case, M=CUDA_ROWS, p=0.0)
     assert_every_schedule_gives_the_same_bits(op, sample(op, case), 132)
 
 
