@@ -20,7 +20,7 @@ from pathlib import Path
 from pypeft_fast.cli.main import main as command
 from pypeft_fast.finetune.calm import calm_libraries
 from pypeft_fast.finetune.data.load import load_data
-from pypeft_fast.finetune.training.many_folder import begin_many, open_many
+from pypeft_fast.finetune.training.many_folder import alone_in_many, begin_many, open_many
 from pypeft_fast.finetune.training.ready_many import make_ready_many
 from pypeft_fast.finetune.training.settings import Settings
 from pypeft_fast.finetune.training.train_many import fine_tune_many
@@ -63,9 +63,10 @@ def train(model: str, output: Path, steps: int, learning_rate: float) -> dict[st
         for name, path in files.items()
     }
     open_many(output, settings, overwrite=True)
-    ready = make_ready_many(settings, {name: load_data(str(path)) for name, path in files.items()}, {})
-    begin_many(output, settings, {}, {name: {} for name in settings})
-    fine_tune_many(ready, output)
+    with alone_in_many(output, settings):
+        ready = make_ready_many(settings, {name: load_data(str(path)) for name, path in files.items()}, {})
+        begin_many(output, settings, {}, {name: {} for name in settings})
+        fine_tune_many(ready, output)
     return {name: output / name for name in files}
 
 

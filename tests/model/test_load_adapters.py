@@ -181,7 +181,7 @@ def test_a_bank_of_one_layer_is_restored(model, folder):
     x = torch.randn(3, made.in_features)
     for name in NAMES:
         torch.testing.assert_close(made(x, [name] * 3), layers_own(model, name, x))
-    assert made._dropouts[made._of("desk").slot] == 0.1
+    assert made._dropouts[made.index(["desk"]).item()] == 0.1
     model.set_adapter("default")
 
 
