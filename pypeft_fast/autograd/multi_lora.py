@@ -162,7 +162,8 @@ def _listed(name, tensors):
     if not isinstance(tensors, Iterable):
         raise TypeError(f"{NAME}: {name} is a {type(tensors).__name__}; give a list of matrices, or one tensor")
     tensors = tuple(tensors)
-    _check.tensors(NAME, **{f"{name}[{a}]": t for a, t in enumerate(tensors)})
+    if not all(type(t) in PLAIN and t.layout is torch.strided and not t.is_nested for t in tensors):  # names take time
+        _check.tensors(NAME, **{f"{name}[{a}]": t for a, t in enumerate(tensors)})
     return tensors
 
 
@@ -176,6 +177,8 @@ def _numbers(name, values, n):
         raise ValueError(
             f"{NAME}: {name} has {len(values)} elements for {n} adapters; give one number, or one an adapter"
         )
+    if all(type(value) is float for value in values):
+        return tuple(values)
     return tuple(_check.number(NAME, f"{name}[{a}]", value) for a, value in enumerate(values))
 
 
