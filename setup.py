@@ -135,8 +135,11 @@ class Build(build):
 
 
 def local_version(modules):
-    """The local part of the version, such as +cu130, by nvcc's release; "" without the CUDA library."""
-    if not any(module.name == "pypeft_fast._C_cuda" for module in modules):
+    """The local part of the version, such as +cu130, by nvcc's release; "" without the CUDA library.
+
+    Also "" for an sdist, which has no library; the setup.cfg in it would hand the part on to every build from it.
+    """
+    if "sdist" in sys.argv or not any(module.name == "pypeft_fast._C_cuda" for module in modules):
         return ""
     return "+cu" + "".join(nvcc_release(cuda_home()) or ())
 

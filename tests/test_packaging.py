@@ -177,9 +177,12 @@ def test_an_nvcc_far_from_its_toolkit_does_not_hide_the_toolkit(tmp_path, monkey
     assert runpy.run_path(str(ROOT / "setup.py"))["cuda_home"]() == str(tmp_path / "toolkit")
 
 
-@pytest.mark.parametrize("mode,local", [("cuda", "+cu130"), ("cpu", ""), ("none", "")])
-def test_the_version_of_a_cuda_build_names_the_toolkit(tmp_path, monkeypatch, mode, local):
-    """pip takes two wheels of one version for the same wheel."""
+@pytest.mark.parametrize(
+    "command,mode,local",
+    [("bdist_wheel", "cuda", "+cu130"), ("bdist_wheel", "cpu", ""), ("bdist_wheel", "none", ""), ("sdist", "cuda", "")],
+)
+def test_the_version_of_a_cuda_build_names_the_toolkit(tmp_path, monkeypatch, command, mode, local):
+    """pip takes two wheels of one version for the same wheel. An sdist has no library."""
     nvcc = tmp_path / "bin/nvcc"
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
@@ -192,6 +195,7 @@ def test_the_version_of_a_cuda_build_names_the_toolkit(tmp_path, monkeypatch, mo
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     monkeypatch.setenv("PYPEFT_FAST_BUILD", mode)
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
     runpy.run_path(str(ROOT / "setup.py"))
     assert asked["options"]["egg_info"] == {"tag_build": local}
 

@@ -50,13 +50,20 @@ def quantized(model, quantize: str | None, name: str):
 def leave_file(model) -> None:
     """Copies the tensors that are not quantised, such as embeddings: as long as one of them is a part of the mapped
     file, all pages of the file that were read stay in this process."""
-    copies = {}  # of each place in memory, so that tied weights stay one
+    import torch
+
+    copies = {}  # of each storage, so that tensors which share one still do
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and tensor.device.type == "cpu":
-            place = tensor.data_ptr(), tensor.shape, tensor.stride()
-            if place not in copies:
-                copies[place] = tensor.data.clone()
-            tensor.data = copies[place]
+        if (
+            type(tensor) in (torch.Tensor, torch.nn.Parameter)
+            and tensor.layout is torch.strided
+            and tensor.device.type == "cpu"
+        ):
+            its = tensor.untyped_storage()
+            if its.data_ptr() not in copies:
+                copies[its.data_ptr()] = its.clone()
+            place = copies[its.data_ptr()], tensor.storage_offset(), tensor.shape, tensor.stride()
+            tensor.data = torch.empty(0, dtype=tensor.dtype).set_(*place)
 
 
 def trained_over(folder: Path) -> str | None:

@@ -57,6 +57,7 @@ def quantize_model(
     """
     _check(model, format, block_size, nested, compute_dtype)
     bitsandbytes = _bitsandbytes()
+    skip = _names(skip)
     patterns = _patterns(model, skip)
     names = _layers(model, patterns, skip)
     _check_weights(model, names)
@@ -82,6 +83,7 @@ def layers_to_quantize(model: PreTrainedModel, skip: Sequence[str] = ("lm_head",
 
     ValueError as from `quantize_model` if no linear layer has a name in skip, or no layer is left.
     """
+    skip = _names(skip)
     return _layers(model, _patterns(model, skip), skip)
 
 
@@ -121,12 +123,18 @@ def _check(model, format, block_size, nested, compute_dtype):
         )
 
 
-def _patterns(model, skip) -> list[str]:
-    """The names and expressions of the modules that stay dense; TypeError if skip is no list of strings."""
-    if isinstance(skip, str) or not isinstance(skip, Iterable) or not all(isinstance(name, str) for name in skip):
+def _names(skip) -> list[str]:
+    """skip as a list; TypeError if it is none of strings."""
+    names = None if isinstance(skip, str) or not isinstance(skip, Iterable) else list(skip)
+    if names is None or not all(isinstance(name, str) for name in names):
         raise TypeError(f"quantize_model: skip={skip!r} must be a list of names, such as ['lm_head']")
+    return names
+
+
+def _patterns(model, skip) -> list[str]:
+    """The names and expressions of the modules that stay dense."""
     kept = AutoHfQuantizer.from_config(_config("nf4", True, torch.float32, []), pre_quantized=False)
-    return kept.get_modules_to_not_convert(model, list(skip), model._keep_in_fp32_modules, add_default_skips=True)
+    return kept.get_modules_to_not_convert(model, skip, model._keep_in_fp32_modules, add_default_skips=True)
 
 
 def _layers(model, patterns, skip) -> list[str]:

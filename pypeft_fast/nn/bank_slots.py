@@ -29,6 +29,15 @@ def check_number(doing: str, scaling) -> None:
         raise ValueError(f"{doing}: scaling={scaling!r} must be a number that is finite")
 
 
+def is_held(its) -> bool:
+    """Whether slot, r, scaling and dropout are such as `add` accepts, apart from the bank's size."""
+    return (
+        all(type(n) is int for n in (its.slot, its.r))
+        and all(type(n) in (int, float) for n in (its.scaling, its.dropout))
+        and (its.slot >= 0 and its.r >= 1 and math.isfinite(its.scaling) and 0 <= its.dropout < 1)
+    )
+
+
 @torch.no_grad()
 def fill(A: torch.Tensor, B: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor) -> None:
     """Copies lora_A [r, K] into A [max_rank, K] and lora_B [N, r] into B [N, max_rank]; the rest of A and B is zero.

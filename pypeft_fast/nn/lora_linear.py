@@ -113,13 +113,19 @@ class LoRALinear(AdapterLinear):
         self.reset_lora_parameters()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
+        # If the weight comes alone, as from a base model's file, a new adapter has the lengths of the new weight.
+        comes = f"{prefix}weight" in state_dict and f"{prefix}lora_magnitude_vector" not in state_dict
+        is_new = comes and self.use_dora and self._is_new()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if not self.use_dora or f"{prefix}weight" not in state_dict or f"{prefix}lora_magnitude_vector" in state_dict:
-            return
-        # The weight came alone, as from a base model's file: the lengths of a new adapter are those of the new weight.
-        its = self.weight, self.lora_B, self.lora_magnitude_vector
-        if not any(p is None or p.is_meta for p in its) and not self.lora_B.any():
+        if is_new and state_dict[f"{prefix}weight"].shape == self.weight.shape:
             self._reset_magnitude()
+
+    def _is_new(self) -> bool:
+        """Whether the adapter changes nothing: lora_B is zero, and the magnitude is the length of the rows."""
+        its = self.weight, self.lora_B, self.lora_magnitude_vector
+        if any(p is None or p.is_meta for p in its) or self.lora_B.any():
+            return False
+        return torch.allclose(self.lora_magnitude_vector, row_norm(self.weight).to(self.lora_magnitude_vector), 1e-2)
 
     @property
     def scaling(self) -> float:

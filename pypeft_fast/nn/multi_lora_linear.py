@@ -211,6 +211,8 @@ class MultiLoRALinear(AdapterLinear):
             raise ValueError(
                 "load_state_dict: _extra_state holds no adapters' names; give the state_dict of a MultiLoRALinear"
             ) from error
+        if not all(map(bank_slots.is_held, found.values())) or len({its.slot for its in found.values()}) < len(found):
+            raise ValueError(f"load_state_dict: _extra_state holds adapters that no bank can hold: {found}")
         for name, its in found.items():
             if its.slot >= self.max_adapters or its.r > self.max_rank:
                 raise ValueError(

@@ -51,7 +51,7 @@ def _check_is_called(parent, name, new) -> None:
             f"it, so a {type(new).__name__} here would do nothing; use an attention whose projections are called"
         )
     if isinstance(parent, nn.TransformerEncoderLayer):
-        vars(parent).setdefault("_fast_path", parent.activation_relu_or_gelu)
+        vars(parent).setdefault("_fast_path", (parent.activation_relu_or_gelu, parent.activation))
         parent.activation_relu_or_gelu = 0  # neither: the fast path knows no other activation
 
 
@@ -60,7 +60,9 @@ def _restore_fast_path(parent, name, new) -> None:
     others = [child for key, child in parent._modules.items() if key != name and child is not None]
     modules = (module for child in (*others, new) for module in child.modules())
     if all(type(module).__module__.startswith("torch.nn.") for module in modules):
-        parent.activation_relu_or_gelu = vars(parent).pop("_fast_path")
+        kind, activation = vars(parent).pop("_fast_path")
+        if parent.activation is activation:  # kind is that of this function
+            parent.activation_relu_or_gelu = kind
 
 
 def _drops_adapter(old, new, adapted) -> bool:

@@ -108,6 +108,12 @@ def test_the_model_is_saved_and_loaded_by_transformers(format, tmp_path):
         torch.testing.assert_close(again.train()(IDS).logits, model.train()(IDS).logits)
 
 
+def test_layers_to_skip_may_come_from_a_generator():
+    model = pf.quantize_model(llama(), skip=(name for name in ["o_proj"]))
+    attention = model.model.layers[0].self_attn
+    assert type(attention.o_proj) is torch.nn.Linear is not type(attention.q_proj)
+
+
 def test_a_tied_head_stays_dense_and_a_bias_is_shared():
     model = llama(tie_word_embeddings=True, attention_bias=True)
     bias = model.model.layers[0].self_attn.q_proj.bias

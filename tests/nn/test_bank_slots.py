@@ -1,6 +1,7 @@
 """What MultiLoRALinear.add, replace and load_state_dict refuse, before any matrix of the bank changes."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -76,6 +77,14 @@ def test_the_state_of_a_larger_bank_or_a_damaged_one_changes_no_names():
         larger.add(name, torch.randn(4, 8), torch.randn(6, 4))
     state = larger.state_dict()
     damaged = state | {"_extra_state": torch.tensor([123, 1], dtype=torch.uint8)}
+    held = dict(slot=0, r=1, scaling=1.0, dropout=0.0)
+    wrong = [
+        {"a": held | its} for its in (dict(slot=-1), dict(r=0), dict(scaling="x"), dict(dropout=5), dict(slot="0"))
+    ]
+    wrong = [
+        state | {"_extra_state": torch.tensor(list(json.dumps(its).encode()), dtype=torch.uint8)}
+        for its in (*wrong, {"a": held, "b": held})
+    ]
     x = torch.randn(2, 8)
     for room in (dict(max_adapters=2, max_rank=4), dict(max_adapters=3, max_rank=2)):
         bank = pf.nn.MultiLoRALinear(8, 6, **room)
@@ -83,6 +92,7 @@ def test_the_state_of_a_larger_bank_or_a_damaged_one_changes_no_names():
         for given, words in (
             (state, "has slot=.*; make a bank with more room"),
             (damaged, "_extra_state"),
+            *((its, "adapters that no bank can hold") for its in wrong),
         ):
             with pytest.raises(ValueError, match=words):
                 bank.load_state_dict(given, strict=False)

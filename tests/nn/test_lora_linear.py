@@ -206,6 +206,16 @@ def test_a_trained_dora_layer_that_loads_a_weight_alone_keeps_its_lengths():
     module = pf.nn.LoRALinear(24, 17, r=4, use_dora=True)
     module.load_state_dict(with_lengths, strict=False)
     assert torch.equal(module.lora_magnitude_vector, torch.ones(17))
+    module.load_state_dict({"weight": torch.ones(17, 24)}, strict=False)  # lora_B is zero, the lengths are its own
+    assert torch.equal(module.lora_magnitude_vector, torch.ones(17))
+
+
+def test_a_weight_that_does_not_fit_leaves_the_lengths_of_a_dora_layer():
+    module = pf.nn.LoRALinear(24, 17, r=4, use_dora=True)
+    before = module.lora_magnitude_vector.detach().clone()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        module.load_state_dict({"weight": torch.ones(3, 3)}, strict=False)
+    assert torch.equal(module.lora_magnitude_vector, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

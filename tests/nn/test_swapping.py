@@ -245,6 +245,10 @@ def test_an_encoder_layer_without_our_layers_has_its_fast_path_again():
     assert layer.activation_relu_or_gelu == before == 1
     layer.linear2 = IA3Linear.from_linear(plain[1])
     assert copy.deepcopy(layer).activation_relu_or_gelu == 0
+    layer.activation = nn.functional.silu  # which the fast path does not have
+    layer.linear2.merge()
+    layer.linear2 = plain[1]
+    assert layer.activation_relu_or_gelu == 0
 
 
 def test_nested_tensors_of_an_encoder_are_an_error_with_the_remedy():
