@@ -1,11 +1,7 @@
 """`pypeft-fast serve`: a process that answers and ends by SIGTERM, and the mistakes on its command line."""
 
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -16,35 +12,6 @@ from tests.cli.test_without_the_extra import hide
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-token-of-this-test"
-
-
-@pytest.fixture
-def serving(tiny_model):
-    """serving(options...) -> (process, URL) of a new process; it ends with the test."""
-    processes = []
-
-    def start(*options, **environment):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pypeft_fast", "serve", "--model", tiny_model, "--port", "0", *map(str, options)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-            # A shell's background job ignores SIGINT, and so would its processes.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        processes.append(process)
-        said = ""
-        for line in process.stdout:
-            said += line
-            if found := re.search(r"(http://\S+)/v1 serves", line):
-                return process, found[1]
-        raise AssertionError(said)
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
 
 
 def test_it_serves_and_ends_by_sigterm(serving, tiny_model, tiny_adapter):
