@@ -41,17 +41,24 @@ def main(arguments=None):
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
     parser.add_argument("--providers", nargs="+", default=list(PROVIDERS), choices=list(PROVIDERS))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report (default bench/results)")
+    parser.add_argument("--keep", action="store_true", help="keep the report's rows of other providers and targets")
     options = parser.parse_args(arguments)
     rows = [row for name in options.providers for row in PROVIDERS[name](tuple(options.targets))]
     faults = [fault for row in rows for fault in row.faults()] + unmatched(rows, options.targets)
+    compiled, derived = len(rows), ("occupancy", "an_element", "budget")
+    report = options.output / "gpu_static.json"
+    if options.keep and report.exists():
+        before = json.loads(report.read_text())
+        kept = [Row(**{k: v for k, v in row.items() if k not in derived}) for row in before]
+        rows += [r for r in kept if r.made_by not in options.providers or r.target not in options.targets]
+        rows.sort(key=lambda r: (list(PROVIDERS).index(r.made_by), TARGETS.index(r.target)))
     options.output.mkdir(parents=True, exist_ok=True)
-    derived = ("occupancy", "an_element", "budget")
     written = [json.dumps(dataclasses.asdict(r) | {name: getattr(r, name) for name in derived}) for r in rows]
-    (options.output / "gpu_static.json").write_text("[\n" + ",\n".join(written) + "\n]\n")
+    report.write_text("[\n" + ",\n".join(written) + "\n]\n")
     title = "# GPU kernels as compiled\n\nPrinted by `make gpu-static`. Compiled and checked, not measured.\n\n"
     (options.output / "gpu_static.md").write_text(title + table(rows))
     print(table(rows) + "\n".join(faults))
-    print(f"{len(rows)} kernels compiled, {len(faults)} faults")
+    print(f"{compiled} kernels compiled, {len(faults)} faults")
     return 1 if faults else 0
 
 

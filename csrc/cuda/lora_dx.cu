@@ -12,7 +12,7 @@ Tensor lora_dx(const OnDevice& on, const Tensor& dY, Weight& weight, const Tenso
   if (M == 0 || K == 0) return dX;
   ProductArgs args{};
   args.X = view(dY), args.W = transposed(weight.dense(on, dY)), args.out = write(dX);
-  args.low_rank = {view(dS), transposed(view(lora_A)), static_cast<float>(dropout_scale(p)), nullptr, 0};
+  args.low_rank = {view(dS), transposed(view(lora_A)), static_cast<float>(dropout_scale(p)), nullptr, 0, false};
   std::optional<Tensor> mask;
   if (p > 0) {
     mask = as_contiguous(*given_mask);

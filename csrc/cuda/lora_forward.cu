@@ -1,5 +1,5 @@
 // s, mask = shrink(x) and y = x W^T + b + scaling * s B^T: lora_shrink and lora_linear in one call, with their
-// launches.
+// launches. In decoding the second launch overlaps with the first on sm_90 and later.
 //
 //   x [.., K], weight [N, K] (any strides, or quantised), bias [N] or none, lora_A [r, K], lora_B [N, r], seed int64
 //   [1] if p > 0 -> y [.., N], s [M, r], mask uint8 [M, ceil(K/8)] ([0, ..] if p = 0)
@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
   Weight W(weight, format, scales, its);
   const Tensor rows = as_rows(x);
   const auto [s, mask] = lora_shrink(on, rows, lora_A, p, seed, allow_tf32);
-  const Tensor y = lora_linear(on, rows, W, bias, s, lora_B, scaling, std::nullopt, nullptr, allow_tf32);
+  const Tensor y = lora_linear(on, rows, W, bias, s, lora_B, scaling, std::nullopt, nullptr, allow_tf32, true);
   return {in_shape_of(x, y), s, mask};
 }
 }  // namespace

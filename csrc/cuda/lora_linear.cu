@@ -8,18 +8,19 @@
 namespace pypeft {
 Tensor lora_linear(const OnDevice& on, const Tensor& x, Weight& weight, const std::optional<Tensor>& bias,
                    const Tensor& s, const Tensor& lora_B, double scaling, const std::optional<Tensor>& scale,
-                   const Tensor* z, bool allow_tf32) {
+                   const Tensor* z, bool allow_tf32, bool overlaps) {
   const int64_t M = x.size(0), N = weight.N();
   Tensor y = new_empty(x, {M, N});
   if (M == 0 || N == 0) return y;
   ProductArgs args{};
   args.X = view(x), args.out = write(y);
-  args.low_rank = {view(s), view(lora_B), static_cast<float>(scaling), nullptr, 0};
+  args.low_rank = {view(s), view(lora_B), static_cast<float>(scaling), nullptr, 0, false};
   Epilogue& end = args.epilogue;
   if (bias) end.bias = read(*bias), end.bias_stride = bias->stride(0);
   if (scale) end.scale.present = end.bias_last = true, end.scale.factors = as_row(*scale);
   if (z) end.z = write(*z);
-  weight.give(on, args, x);
+  const bool launched = weight.give(on, args, x);
+  args.low_rank.overlaps = overlaps && !launched;
   product(on, args, x, allow_tf32);
   return y;
 }

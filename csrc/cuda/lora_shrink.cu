@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads, 2) shrink_kernel(ShrinkArgs p) {
   using TileA = typename S::TilesA::Tile;
   // Steps along K at once, as many as there are registers for.
   [[maybe_unused]] constexpr int kUnroll = M::K == 8 || (std::is_same_v<M, Parts> && kRank > 16) ? 1 : 4;
+  allow_next_launch();
   char* shared = shared_memory();
   const int tiles = (p.rank + kRank - 1) / kRank, group = blockIdx.y / tiles, r0 = blockIdx.y % tiles * kRank;
   const int m0 = blockIdx.x * kBlockM, begin = blockIdx.z * p.span, end = min(p.x.cols, begin + p.span);

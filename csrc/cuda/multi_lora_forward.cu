@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(
   args.low_rank.S = view(s), args.out = write(y);
   args.adapters = adapters(lora_B, scalings, adapter_index);
   if (bias) args.epilogue.bias = read(*bias), args.epilogue.bias_stride = bias->stride(0);
-  W.give(on, args, x);
+  args.low_rank.overlaps = !W.give(on, args, x);
   args.codes.data ? decode_codes(on, args, allow_tf32) : decode(on, args, allow_tf32);
   return {y, s, mask};
 }

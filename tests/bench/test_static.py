@@ -85,6 +85,24 @@ def test_the_report_fails_where_a_budget_is_lowered_or_has_no_kernel(monkeypatch
     assert "1 faults" in printed
 
 
+def test_the_rows_of_what_was_not_compiled_are_kept_if_asked_for(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(budget, "BUDGETS", {})
+    monkeypatch.setitem(gpu_static.PROVIDERS, "triton", lambda targets: [ROW])
+    monkeypatch.setitem(
+        gpu_static.PROVIDERS, "cuda", lambda targets: [dataclasses.replace(ROW, made_by="cuda", step=9)]
+    )
+    where = ["--output", str(tmp_path)]
+    assert gpu_static.main([*where, "--targets", "sm_90"]) == 0
+    before = json.loads((tmp_path / "gpu_static.json").read_text())
+    new = dataclasses.replace(ROW, made_by="cuda", step=5)
+    monkeypatch.setitem(gpu_static.PROVIDERS, "cuda", lambda targets: [new])
+    capsys.readouterr()
+    assert gpu_static.main([*where, "--targets", "sm_90", "--providers", "cuda", "--keep"]) == 0
+    after = json.loads((tmp_path / "gpu_static.json").read_text())
+    assert after[0] == before[0] and [row["step"] for row in after] == [ROW.step, 5]
+    assert "1 kernels compiled" in capsys.readouterr().out
+
+
 def test_the_main_kernels_have_budgets_on_each_generation():
     for kernel in ("lora_shrink, dropout", "lora_ds_db", "lora_da, dropout", "lora_linear", "lora_dx, dropout"):
         for dtypes in ("bf16", "bf16+fp32"):

@@ -35,6 +35,7 @@ class Shared(ctypes.Structure):
 class Counters(ctypes.Structure):
     _fields_ = [
         ("launches", ctypes.c_uint64),
+        ("overlapping", ctypes.c_uint64),
         ("load", Global),
         ("store", Global),
         ("shared_load", Shared),
@@ -79,6 +80,18 @@ def loaded():
 def configure(seed: int = 0, counting: bool = False, multiprocessors: int = 4) -> None:
     """Sets the seed of the schedule, whether accesses are counted (slow), and the number of multiprocessors."""
     library().emulator_configure(seed, counting, multiprocessors)
+
+
+@contextlib.contextmanager
+def capability(own: int, ptx: int = 0, driver: int = 13000):
+    """The GPU is of this compute capability (90 for sm_90). `ptx`: the driver compiled the kernels from PTX of an older
+    target. `driver`: its version of CUDA, 13000 for 13.0.
+    """
+    library().emulator_set_capability(own, ptx, driver)
+    try:
+        yield
+    finally:
+        library().emulator_set_capability(80, 0, 13000)
 
 
 @contextlib.contextmanager

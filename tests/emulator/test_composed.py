@@ -21,7 +21,8 @@ NEEDS = [n for n in itertools.product((True, False), repeat=3) if any(n)]
 
 @pytest.fixture(autouse=True)
 def _loaded():
-    with emulator.loaded():
+    """On sm_90 decoding overlaps with shrink; the parts alone never overlap."""
+    with emulator.loaded(), emulator.capability(90):
         yield
     emulator.configure()
 
@@ -77,6 +78,38 @@ def test_decoding_takes_two_launches_and_one_more_to_dequantise(format, launches
     with pf.using("cuda"), emulator.counting() as counted:
         OPS["lora_forward"](*args)
     assert counted().launches == launches
+
+
+def overlapping(M, format="dense", p=0.0, **gpu):
+    """How many launches of lora_forward overlap with the one before, of two or, with a dequantised weight, three."""
+    args = sample("lora_forward", Case(M, 96, 40, 5, p, BF16, F32, format=format))
+    expected, _ = in_parts("lora_forward", args)
+    found = set()
+    for seed in range(5):  # of the schedule
+        with pf.using("cuda"), emulator.capability(**gpu), emulator.counting(seed) as counted:
+            torch.testing.assert_close(OPS["lora_forward"](*args), expected, rtol=0, atol=0)
+        found.add(counted().overlapping)
+    (count,) = found
+    return count
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("format,expected", [("dense", 1), ("nf4", 1), ("fp4, 64", 1), ("int8", 0)])
+def test_decoding_overlaps_with_shrink_unless_a_launch_dequantises_between_them(format, expected, p):
+    for M in (1, 8, 16):
+        assert overlapping(M, format, p, own=90) == expected
+
+
+@pytest.mark.parametrize("gpu,expected", [
+    (dict(own=80), 0), (dict(own=89), 0), (dict(own=120), 1), (dict(own=103, ptx=80), 0), (dict(own=103, ptx=90), 1),
+    (dict(own=90, driver=12020), 0), (dict(own=90, driver=12030), 1),
+])  # fmt: skip
+def test_only_code_of_sm_90_and_later_under_cuda_12_3_overlaps(gpu, expected):
+    assert overlapping(4, **gpu) == expected
+
+
+def test_a_product_of_many_rows_does_not_overlap():
+    assert overlapping(17, own=90) == 0
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (3,), (1, 1), (2, 3), (2, 0)], ids=str)

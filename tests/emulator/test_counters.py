@@ -15,12 +15,12 @@ from tests.emulator.run import const, library, run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def counted(name, *arguments) -> Counters:
+def counted(name, *arguments, launches=1) -> Counters:
     library().emulator_reset_counters()
     run(name, *arguments, counting=True)
     counters = Counters()
     library().emulator_read_counters(ctypes.byref(counters))
-    assert counters.launches == 1
+    assert counters.launches == launches
     return counters
 
 
@@ -29,6 +29,12 @@ def aligned(n):
     x = torch.zeros(n + 32)
     start = -x.data_ptr() % 128 // 4
     return x[start : start + n]
+
+
+@pytest.mark.parametrize("allow", [0, 1])
+def test_only_a_launch_that_the_one_before_allows_overlaps(allow):
+    x, twice, y = torch.randn(128), torch.empty(128), torch.empty(128)
+    assert counted("overlap", const(x), twice, y, 2, allow, 0, launches=2).overlapping == allow
 
 
 @pytest.mark.parametrize("stride,sectors", [(1, 4), (2, 8), (8, 32), (0, 1)])

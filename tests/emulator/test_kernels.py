@@ -187,10 +187,7 @@ def test_empty_dimensions(op, options, M, K, N, poisoned):
 def test_a_gpu_older_than_the_oldest_target_is_refused(op, options):
     args = sample(op, Case(options=options))
     assert emulator.library().pypeft_fast_oldest_target() == 80
-    emulator.library().emulator_set_capability(75)
-    try:
-        with pf.using("cuda"), pytest.raises(RuntimeError, match="need a GPU of sm_80 or later; cuda:0 is sm_75"):
-            OPS[op](*args)
-    finally:
-        emulator.library().emulator_set_capability(80)
+    words = "need a GPU of sm_80 or later; cuda:0 is sm_75"
+    with emulator.capability(75), pf.using("cuda"), pytest.raises(RuntimeError, match=words):
+        OPS[op](*args)
     assert_agrees(op, "cuda", Case(options=options))

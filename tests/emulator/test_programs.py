@@ -58,6 +58,26 @@ def test_the_last_block_adds_what_all_have_stored():
                 run("last_block", const(x), torch.zeros(5, 256), torch.zeros_like(ticket), sums, 5, bug, seed=seed)
 
 
+OVERLAP_BUGS = {
+    1: "load of what the launch before stores, with no wait",
+    2: "a store to global memory with no wait for the launch before",
+    3: "a thread ends with no wait for the launch before",
+    4: "cp.async of what the launch before stores, with no wait",
+}
+
+
+def test_a_launch_that_overlaps_with_the_one_before_waits_for_its_stores():
+    x, twice, y = torch.randn(128), torch.empty(128), torch.empty(128)
+    for seed in SEEDS:
+        run("overlap", const(x), twice.fill_(torch.nan), y.fill_(torch.nan), 2, 1, 0, seed=seed)
+        assert torch.equal(y, 2 * x + 1)
+        run("overlap_alone", const(x), const(twice), y.fill_(torch.nan), 2, seed=seed)
+        assert torch.equal(y, 2 * x + 1)
+        for bug, words in OVERLAP_BUGS.items():
+            with pytest.raises(RuntimeError, match=f"emulator: {words}"):
+                run("overlap", const(x), twice, y, 2, 1, bug, seed=seed)
+
+
 def test_transpose():
     x, y = torch.randn(32, 32), torch.empty(32, 32)
     for seed in SEEDS:

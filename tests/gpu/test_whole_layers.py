@@ -74,3 +74,32 @@ def test_decoding_replays_from_a_graph():
             x.copy_(torch.randn_like(x))
             graph.replay()
             assert torch.equal(y, pf.lora_linear(x, W, A, B)) and y.abs().max() > 0
+
+
+@pytest.mark.parametrize("M", [1, 16])
+@pytest.mark.parametrize("format", ["dense", "nf4", "int8"])
+def test_a_chain_of_layers_has_the_bits_of_its_parts(M, format):
+    """On sm_90 and later the second launch of a layer begins before the first has ended, eagerly and in a graph."""
+    layers = [sample("lora_forward", Case(M, 2048, 2048, 64, 0.0, BF16, format=format))[1:] for _ in range(8)]
+    x = torch.randn(M, 2048, dtype=BF16) / 64
+
+    def chain(layer_of):
+        y = x
+        for rest in layers:
+            y = layer_of(y, *rest)[0] / 64
+        return y
+
+    with torch.no_grad():
+        with pf.using("cuda"):
+            expected = chain(OPS["lora_forward"]._parts)
+        assert expected.isfinite().all() and expected.any()
+        for _ in range(50):
+            assert torch.equal(chain(OPS["lora_forward"]), expected)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            y = chain(OPS["lora_forward"])
+        for _ in range(50):
+            y.zero_()
+            graph.replay()
+            assert torch.equal(y, expected)

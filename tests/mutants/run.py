@@ -59,6 +59,8 @@ def first_failure(tree, arguments):
         return f"{_last(late.stdout.decode())} (not done in {SECONDS} s)"
     if done.returncode == 0:
         return None
+    if "the emulator does not compile" in done.stdout:
+        raise NotTried(f"it does not compile:\n{done.stdout[-3000:]}")
     failed = [name for name, result in STARTED.findall(done.stdout) if result in ("FAILED", "ERROR")]
     if done.returncode == 1 and failed:
         return failed[0]

@@ -55,6 +55,12 @@ def test_the_tree_is_restored_after_a_mutation(tree):
     assert (tree / "kernels/one.py").read_text() == "VALUE = 1\n"
 
 
+def test_a_mutation_that_does_not_compile_for_the_emulator_is_not_killed(tree):
+    (tree / "tests/test_one.py").write_text("def test(): raise RuntimeError('the emulator does not compile: g++')\n")
+    with pytest.raises(run.NotTried, match="does not compile"):
+        run.first_failure(tree, ["tests/test_one.py"])
+
+
 @pytest.mark.parametrize("new,killed", [("1 ", None), ("2", ""), ("3", " (signal 6)")])
 def test_the_first_test_that_fails_or_dies_kills_the_mutation(tree, monkeypatch, new, killed):
     monkeypatch.setattr(run.library, "put_into", lambda tree: None)

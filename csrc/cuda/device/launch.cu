@@ -2,6 +2,7 @@
 #include "cuda/device/launch.h"
 
 #include <array>
+#include <atomic>
 #include <mutex>
 #include <stdexcept>
 
@@ -18,6 +19,7 @@ int attribute(cudaDeviceAttr which, int device) {
 
 DeviceInfo ask(int device) {
   DeviceInfo info{};
+  info.number = device;
   info.capability =
       10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
   info.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
@@ -60,6 +62,26 @@ void check(cudaError_t status, const char* what) {
     for (int target : TARGETS) message += " sm_" + std::to_string(target / 10);
   }
   throw std::runtime_error(message);
+}
+
+// All kernels are compiled for the same targets, so each device is asked once, about the first kernel. A CUDA graph can
+// hold launches that overlap since CUDA 12.3.
+bool can_overlap(const OnDevice& on, const void* kernel) {
+  if (on.info().capability < 90) return false;
+  static std::array<std::atomic<int>, 64> known{};  // 0: not asked yet; 1 + the answer
+  std::atomic<int>& answer = known.at(on.info().number);
+  int now = answer.load(std::memory_order_relaxed);
+  if (now == 0) {
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's target");
+    now = 1 + (attributes.ptxVersion >= 90 && driver >= 12030);
+#ifndef CUDA_EMULATOR
+    answer.store(now, std::memory_order_relaxed);
+#endif
+  }
+  return now == 2;
 }
 
 #ifdef CUDA_EMULATOR

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #pragma GCC diagnostic pop
 
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 
@@ -26,6 +27,7 @@ namespace pypeft {
 void check(cudaError_t status, const char* what);
 
 struct DeviceInfo {
+  int number;      // 0 for cuda:0
   int capability;  // 80 for sm_80
   int multiprocessors;
   int shared_per_block;  // bytes of shared memory that one block may use
@@ -71,11 +73,13 @@ T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// Launches kernel(arguments...) on `grid` blocks of `threads` threads. Each block has `shared` bytes of shared memory.
-// An empty grid launches nothing.
+// Whether launch_overlapping() may launch the kernel. It may on sm_90 and later, unless this library has no code for
+// such a GPU and the driver compiles PTX of an older target, whose kernels do not wait.
+bool can_overlap(const OnDevice& on, const void* kernel);
+
 template <class... P>
-void launch(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, size_t shared,
-            const std::type_identity_t<P>&... arguments) {
+void launch_with(const OnDevice& on, std::initializer_list<cudaLaunchAttribute> attributes, void (*kernel)(P...),
+                 dim3 grid, dim3 threads, size_t shared, const std::type_identity_t<P>&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (shared > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -84,7 +88,29 @@ void launch(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, s
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared, config.stream = on.stream();
+  config.attrs = const_cast<cudaLaunchAttribute*>(attributes.begin());
+  config.numAttrs = static_cast<unsigned>(attributes.size());
   check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "launching a kernel");
+}
+
+// Launches kernel(arguments...) on `grid` blocks of `threads` threads. Each block has `shared` bytes of shared memory.
+// An empty grid launches nothing.
+template <class... P>
+void launch(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, size_t shared,
+            const std::type_identity_t<P>&... arguments) {
+  launch_with(on, {}, kernel, grid, threads, shared, arguments...);
+}
+
+// The same, but the kernel begins before the launch before it on this stream has ended. The kernel keeps the rules of
+// wait_for_launch_before() in ptx.h. The launch before must be one of this library's, because the kernel relies on what
+// it stores.
+template <class... P>
+void launch_overlapping(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, size_t shared,
+                        const std::type_identity_t<P>&... arguments) {
+  cudaLaunchAttribute overlapping{};
+  overlapping.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlapping.val.programmaticStreamSerializationAllowed = 1;
+  launch_with(on, {overlapping}, kernel, grid, threads, shared, arguments...);
 }
 
 }  // namespace pypeft

@@ -1,5 +1,6 @@
 // The PTX instructions that the kernels use, one function each. Each function has a body for the device, and a body for
-// the host that tests/emulator runs. All of these instructions exist on sm_80 and later.
+// the host that tests/emulator runs. All of these instructions exist on sm_80 and later; those between launches do
+// nothing before sm_90.
 //
 // Fragments. An instruction of a warp distributes a matrix over the lanes of the warp. Let g = lane / 4 be the group of
 // a lane, and t = lane % 4 its number in the group. A register holds two 16-bit values of neighbouring columns, the
@@ -100,6 +101,28 @@ PYPEFT_DEVICE unsigned take_ticket(unsigned* ticket, unsigned last) {
   return emulator::take_ticket(ticket, last);
 #else
   return 0;
+#endif
+}
+
+// ---------------------------------------------------------------------------------------------- between launches
+// Programmatic dependent launch. A launch by launch_overlapping() begins when every block of the launch before has
+// called allow_next_launch() or ended, and not when their stores have been made.
+PYPEFT_DEVICE void allow_next_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#elif defined(CUDA_EMULATOR)
+  emulator::allow_next_launch();
+#endif
+}
+
+// Waits until the launch before has ended. This thread then sees all its stores. An overlapping launch stores to global
+// memory, and loads what the launch before stores, only after this wait; every thread of it waits. A launch that does
+// not overlap does not wait.
+PYPEFT_DEVICE void wait_for_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#elif defined(CUDA_EMULATOR)
+  emulator::wait_for_launch_before();
 #endif
 }
 

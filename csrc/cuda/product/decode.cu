@@ -57,9 +57,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(Args p) {
 
 template <class T, bool kTf32, int kEights, bool kScaled, Fill kFill, class Args>
 void run(const OnDevice& on, const Args& p) {
-  launch(on, decode_kernel<T, kTf32, kEights, kScaled, kFill, Args>,
-         dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads), DecodeEnd<T, Args>::kBytes,
-         p);
+  launch_decoding(on, decode_kernel<T, kTf32, kEights, kScaled, kFill, Args>, DecodeEnd<T, Args>::kBytes, p);
 }
 }  // namespace
 

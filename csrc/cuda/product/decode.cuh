@@ -83,9 +83,10 @@ PYPEFT_DEVICE void load_input_factors(float (&f)[16 / sizeof(T)], const ProductA
 }
 
 // The epilogue: adds the sums of the warps, the low-rank term (in float) and the bias, multiplies by the scale, and
-// stores the output. Its operands are requested before the loop along K, so that no load is waited for after the loop.
-// A thread holds one element of S for every 16 ranks, up to kRanks, its part of L, and the bias and the factor of its
-// column of the output. Larger ranks are loaded in further rounds, after the loop.
+// stores the output. Its operands are requested before the loop along K, so that no load is waited for after the loop;
+// S after the loop if the launch overlaps with the one that stores S. A thread holds one element of S for every 16
+// ranks, up to kRanks, its part of L, and the bias and the factor of its column of the output. Larger ranks are loaded
+// in further rounds, after the loop.
 template <class T, class Args>
 struct DecodeEnd {
   using Tiles = RankTiles<T>;
@@ -100,7 +101,8 @@ struct DecodeEnd {
 
   PYPEFT_DEVICE DecodeEnd(const Args& p, int n0)
       : p(p), n0(n0), row(threadIdx.x / 16), col(threadIdx.x % 16), L(p, n0, row, col), bias(0), factor(0) {
-    load_ranks(0);
+    L.load(0);
+    if (!p.low_rank.overlaps) load_S(0);
     const int n = n0 + col;
     const Epilogue& end = p.epilogue;
     if (n >= p.W.rows) return;
@@ -112,14 +114,13 @@ struct DecodeEnd {
     return {p.epilogue.bias, 0, p.epilogue.bias_stride, 1, p.W.rows, kDtype<T>, false};
   }
 
-  PYPEFT_DEVICE void load_ranks(int r0) {
+  PYPEFT_DEVICE void load_S(int r0) {
     const Matrix& S = p.low_rank.S;
 #pragma unroll
     for (int part = 0; part < Tiles::kParts; ++part) {
       const int r = r0 + 16 * part + col;
       s[part] = row < S.rows && r < S.cols ? load_bits(S, row * S.row + r * S.col) : 0;
     }
-    L.load(r0);
   }
 
   PYPEFT_DEVICE void store_ranks(char* tiles) const {
@@ -138,6 +139,10 @@ struct DecodeEnd {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     float* sums = reinterpret_cast<float*>(shared);
     char* tiles = shared + kSumsBytes;
+    if (p.low_rank.overlaps) {
+      wait_for_launch_before();
+      load_S(0);
+    }
 #pragma unroll
     for (int e = 0; e < kEights; ++e) {
 #pragma unroll
@@ -151,7 +156,8 @@ struct DecodeEnd {
     __syncthreads();
     float low_rank = L.multiply(0, tiles, 0);
     for (int r = Tiles::kRanks; r < ranks; r += Tiles::kRanks) {
-      load_ranks(r);
+      load_S(r);
+      L.load(r);
       __syncthreads();
       store_ranks(tiles);
       __syncthreads();
@@ -172,6 +178,15 @@ struct DecodeEnd {
     store_global(static_cast<T*>(p.out) + at, from_float<T>(total));
   }
 };
+
+// Launches a kernel of decoding, with `shared` bytes of shared memory for each block.
+template <class Args>
+void launch_decoding(const OnDevice& on, void (*kernel)(Args), size_t shared, Args p) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), threads(kDecodeThreads);
+  bool& overlaps = p.low_rank.overlaps;
+  overlaps = overlaps && can_overlap(on, reinterpret_cast<const void*>(kernel));
+  overlaps ? launch_overlapping(on, kernel, grid, threads, shared, p) : launch(on, kernel, grid, threads, shared, p);
+}
 
 // Calls run<T, kTf32, kEights>(). kEights is the number of groups of 8 rows of X.
 template <class F>

@@ -86,9 +86,8 @@ __global__ void __launch_bounds__(kDecodeThreads, (kBlocks<T, kTf32, kEights>)) 
 
 template <class T, bool kTf32, int kEights, bool kScaled, class Args>
 void run(const OnDevice& on, const Args& p) {
-  launch(on, decode_codes_kernel<T, kTf32, kEights, kScaled, Args>,
-         dim3(static_cast<unsigned>(ceil_div(p.W.rows, kDecodeCols))), dim3(kDecodeThreads),
-         kTableBytes + DecodeEnd<T, Args>::kBytes, p);
+  launch_decoding(on, decode_codes_kernel<T, kTf32, kEights, kScaled, Args>, kTableBytes + DecodeEnd<T, Args>::kBytes,
+                  p);
 }
 }  // namespace
 

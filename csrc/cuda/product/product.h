@@ -28,6 +28,7 @@ struct LowRank {
   float factor;
   const uint8_t* mask;  // [M, mask_row], packed bits, or null
   int64_t mask_row;
+  bool overlaps;  // S is stored by the launch just before, which the kernel may overlap with; only decoding does
 };
 
 // The operations on the sums before they are stored.

@@ -21,12 +21,14 @@ Matrix Weight::dense(const OnDevice& on, const Tensor& like) {
   return view(tensor_);
 }
 
-void Weight::give(const OnDevice& on, ProductArgs& args, const Tensor& like) {
+bool Weight::give(const OnDevice& on, ProductArgs& args, const Tensor& like) {
   args.codes = codes_;
   args.W = {codes_.data, K_, 1, size_of(N_), size_of(K_), args.X.dtype, true};
-  if (codes_.data && decodes_codes(args)) return;
+  if (codes_.data && decodes_codes(args)) return false;
+  const bool launches = codes_.data != nullptr;
   args.codes = {};
   args.W = dense(on, like);
+  return launches;
 }
 
 }  // namespace pypeft

@@ -21,7 +21,8 @@ class Weight {
   Matrix dense(const OnDevice& on, const Tensor& like);
 
   // Sets args.W, and args.codes if the kernel for these arguments reads codes. The caller has set the rest of args.
-  void give(const OnDevice& on, ProductArgs& args, const Tensor& like);
+  // Returns whether this took a launch.
+  bool give(const OnDevice& on, ProductArgs& args, const Tensor& like);
 
  private:
   Tensor tensor_;  // dense or dequantised

@@ -66,6 +66,7 @@ PYPEFT_DEVICE void multiply(float (&sums)[kRanks], const Matrix& x, const Matrix
 
 template <class T, class TA>
 __global__ void __launch_bounds__(kThreads, 4) segmented_shrink_kernel(SegmentedShrinkArgs p) {
+  allow_next_launch();
   const int m = blockIdx.y, r0 = blockIdx.x * kRanks, adapter = p.A.of_row(m);
   const int rank = adapter < 0 ? 0 : p.A.matrices[adapter].rows;
   float sums[kRanks] = {};

@@ -130,6 +130,8 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
 
 // --------------------------------------------------------------------------------------------------------- the runtime
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
@@ -141,8 +143,15 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A&&... arguments) {
-  const emulator::Launch launch{
-      {c->gridDim.x, c->gridDim.y, c->gridDim.z}, {c->blockDim.x, c->blockDim.y, c->blockDim.z}, c->dynamicSmemBytes};
+  bool overlapping = false;
+  for (unsigned i = 0; i < c->numAttrs; ++i) {
+    if (c->attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization) return cudaErrorInvalidValue;
+    overlapping = c->attrs[i].val.programmaticStreamSerializationAllowed;
+  }
+  const emulator::Launch launch{{c->gridDim.x, c->gridDim.y, c->gridDim.z},
+                                {c->blockDim.x, c->blockDim.y, c->blockDim.z},
+                                c->dynamicSmemBytes,
+                                overlapping};
   // Each thread has its own copy of the arguments, as on the device.
   emulator::run(launch, reinterpret_cast<const void*>(kernel), [&] { kernel(P(arguments)...); });
   return cudaSuccess;

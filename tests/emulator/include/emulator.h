@@ -51,6 +51,10 @@ void shared_access(const void* address, int bytes, Kind kind);
 char* shared_memory();
 unsigned take_ticket(unsigned* ticket, unsigned last);
 
+// Programmatic dependent launch: csrc/cuda/device/ptx.h has the rules.
+void allow_next_launch();
+void wait_for_launch_before();
+
 void copy_async(void* shared, const void* global, int bytes, int kept);
 void commit_copies();
 void wait_copies(int pending);
@@ -72,6 +76,7 @@ uint32_t to_tf32(float value);
 struct Launch {
   unsigned grid[3], block[3];
   size_t shared;
+  bool overlapping;  // with the launch before
 };
 void run(const Launch& launch, const void* kernel, const std::function<void()>& body);
 

@@ -106,3 +106,32 @@ __global__ static void last_block_kernel(const float* x, float* parts, unsigned*
 PROGRAM last_block(const float* x, float* parts, unsigned* ticket, float* sums, int blocks, int bug) {
   return run_program(last_block_kernel, blocks, 256, 0, x, parts, ticket, sums, bug);
 }
+
+// y = 2 x + 1 in two launches, of which the second overlaps with the first: twice = 2 x, then y = twice + 1. The bugs
+// of the second: it loads before the wait, stores before it, has a thread that does not wait, or copies before the
+// wait.
+enum OverlapBug { LOADS_EARLY = 1, STORES_EARLY, WAITS_PARTLY, COPIES_EARLY };
+__global__ static void double_kernel(const float* x, float* twice, bool allow) {
+  if (allow) allow_next_launch();
+  const int i = blockIdx.x * 64 + threadIdx.x;
+  store_global(&twice[i], 2 * load_global<float>(&x[i]));
+}
+__global__ static void add_one_kernel(const float* x, const float* twice, float* y, int bug) {
+  const int i = blockIdx.x * 64 + threadIdx.x;
+  load_global<float>(&x[i]);  // the first launch does not store it
+  float value = 0;
+  if (bug == LOADS_EARLY) value = load_global<float>(&twice[i]);
+  if (bug == COPIES_EARLY && i % 4 == 0) cp_async_16(shared_memory() + threadIdx.x * 4, &twice[i]);
+  if (bug == STORES_EARLY) store_global(&y[i], 0.0f);
+  if (bug == WAITS_PARTLY && i == 70) return;
+  wait_for_launch_before();
+  value = load_global<float>(&twice[i]);
+  store_global(&y[i], value + 1);
+}
+PROGRAM overlap(const float* x, float* twice, float* y, int blocks, int allow, int bug) {
+  if (const char* failure = run_program(double_kernel, blocks, 64, 0, x, twice, allow != 0)) return failure;
+  return run_overlapping(add_one_kernel, blocks, 64, 256, x, twice, y, bug);
+}
+PROGRAM overlap_alone(const float* x, const float* twice, float* y, int blocks) {
+  return run_overlapping(add_one_kernel, blocks, 64, 256, x, twice, y, 0);
+}

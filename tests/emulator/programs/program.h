@@ -7,13 +7,15 @@
 
 using namespace pypeft;
 
-// Runs the kernel on `blocks` blocks of `threads` threads. Returns null, or the error message of the emulator.
+// Runs the kernel on `blocks` blocks of `threads` threads. The launch has `count` attributes. Returns null, or the
+// error message of the emulator.
 template <class... P>
-const char* run_program(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared,
-                        const std::type_identity_t<P>&... arguments) {
+const char* run_with(cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(P...), unsigned blocks,
+                     unsigned threads, size_t shared, const std::type_identity_t<P>&... arguments) {
   static std::string failure;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks), config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
+  config.attrs = attributes, config.numAttrs = count;
   try {
     cudaLaunchKernelEx(&config, kernel, P(arguments)...);
   } catch (const std::exception& error) {
@@ -21,6 +23,22 @@ const char* run_program(void (*kernel)(P...), unsigned blocks, unsigned threads,
     return failure.c_str();
   }
   return nullptr;
+}
+
+template <class... P>
+const char* run_program(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared,
+                        const std::type_identity_t<P>&... arguments) {
+  return run_with(nullptr, 0, kernel, blocks, threads, shared, arguments...);
+}
+
+// The same, but the launch overlaps with the launch before.
+template <class... P>
+const char* run_overlapping(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared,
+                            const std::type_identity_t<P>&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return run_with(&attribute, 1, kernel, blocks, threads, shared, arguments...);
 }
 
 #define PROGRAM extern "C" __attribute__((visibility("default"))) const char*

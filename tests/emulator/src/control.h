@@ -16,7 +16,7 @@ struct Shared {
   uint64_t requests, conflicts;
 };
 struct Counters {
-  uint64_t launches;
+  uint64_t launches, overlapping;  // the latter began before the launch before had ended
   Global load, store;
   Shared shared_load, shared_store;  // without ldmatrix and cp.async
   Shared ldmatrix, copies;

@@ -2,6 +2,7 @@
 // bytes that have not been written, races between two threads, and asynchronous copies, which are done at their wait.
 #include <cstdio>
 
+#include "control.h"
 #include "state.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -46,6 +47,26 @@ void must_be_known(const char* what, const char* p, int bytes, Kind kind) {
   if (!near) fail("%s of global memory: no tensor was given to this kernel", what);
   fail("%s of %d bytes out of bounds of global memory: at byte %td of the nearest tensor, which has %td", what, bytes,
        p - near->begin, near->end - near->begin);
+}
+
+// The memory that the launch before stored to (whole tensors), and that this launch stores to. A memset is a launch.
+using Stored = std::vector<std::pair<const char*, const char*>>;
+Stored stored_before, stored_now;
+bool overlapping = false;
+unsigned blocks = 0, blocks_that_allow = 0;  // of this launch
+
+// The launch before has perhaps not ended, so its stores are perhaps not there, and it may load what this one stores.
+void must_have_waited(const char* what, const char* p, int bytes, Kind kind) {
+  if (!overlapping || block.current->waited) return;
+  if (kind == STORE) fail("a store to global memory with no wait for the launch before, with which this one overlaps");
+  for (const auto& [begin, end] : stored_before) {
+    if (p < end && p + bytes > begin) fail("%s of what the launch before stores, with no wait for that launch", what);
+  }
+}
+
+void note_stored(const Region& r) {
+  const std::pair<const char*, const char*> stored{r.begin, r.end};
+  if (std::find(stored_now.begin(), stored_now.end(), stored) == stored_now.end()) stored_now.push_back(stored);
 }
 
 void note_store() {
@@ -154,7 +175,8 @@ void global_access(const void* address, int bytes, Kind kind) {
   snprintf(what, sizeof(what), "%s", word(kind));
   must_align(what, address, bytes);
   must_be_known(what, static_cast<const char*>(address), bytes, kind);
-  if (kind == STORE) note_store();
+  must_have_waited(what, static_cast<const char*>(address), bytes, kind);
+  if (kind == STORE) note_stored(regions[last_hit]), note_store();
   if (settings.counting) count(GLOBAL, kind, address, bytes, __builtin_return_address(0));
 }
 
@@ -205,7 +227,10 @@ void copy_async(void* shared, const void* global, int bytes, int kept) {
   if (kept < 0 || kept > bytes) fail("cp.async keeps %d of %d bytes", kept, bytes);
   must_align("cp.async", shared, bytes);
   must_align("cp.async", global, bytes);
-  if (kept > 0) must_be_known("cp.async", static_cast<const char*>(global), kept, LOAD);
+  if (kept > 0) {
+    must_be_known("cp.async", static_cast<const char*>(global), kept, LOAD);
+    must_have_waited("cp.async", static_cast<const char*>(global), kept, LOAD);
+  }
   // The bytes may change at any time from now on, so for the other threads this is a store.
   touch("cp.async", shared, bytes, STORE);
   const size_t at = static_cast<char*>(shared) - block.shared;
@@ -232,8 +257,29 @@ void wait_copies(int pending) {
   }
 }
 
+void allow_next_launch() {
+  if (!block.allows) block.allows = true, ++blocks_that_allow;
+}
+
+void wait_for_launch_before() { block.current->waited = true; }
+
+void start_stores(const Launch& launch) {
+  overlapping = launch.overlapping;
+  if (overlapping && blocks == 0) fail("a launch that overlaps with the launch before, where no kernel came before");
+  if (overlapping && settings.counting) counters.overlapping += blocks_that_allow == blocks;
+  blocks = launch.grid[0] * launch.grid[1] * launch.grid[2], blocks_that_allow = 0;
+  stored_before = std::move(stored_now), stored_now.clear();
+}
+
+void note_memset(const void* memory, size_t bytes) {
+  const char* begin = static_cast<const char*>(memory);
+  stored_now = {{begin, begin + bytes}};
+  blocks = blocks_that_allow = 0;
+}
+
 // A thread may return before its copies are done. No thread can rely on these copies.
 void check_pending() {
+  if (overlapping && !block.current->waited) fail("a thread ends with no wait for the launch before");
   block.current->open.clear();
   block.current->groups.clear();
 }

@@ -40,6 +40,7 @@ cudaError_t cudaMalloc(void** memory, size_t bytes) {
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
   std::memset(memory, value, bytes);
+  emulator::note_memset(memory, bytes);
   return cudaSuccess;
 }
 
@@ -77,6 +78,18 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   return cudaSuccess;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = settings.driver;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->binaryVersion = settings.capability;
+  attributes->ptxVersion = settings.ptx ? settings.ptx : settings.capability;
+  return cudaSuccess;
+}
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors) {
@@ -84,7 +97,10 @@ EXPORT void emulator_configure(uint32_t seed, int counting, int multiprocessors)
   settings.counting = counting;
   settings.multiprocessors = multiprocessors;
 }
-EXPORT void emulator_set_capability(int capability) { settings.capability = capability; }
+// `ptx`: the target of the PTX from which the driver would have compiled the kernels; 0: they are of the device's own.
+EXPORT void emulator_set_capability(int capability, int ptx, int driver) {
+  settings.capability = capability, settings.ptx = ptx, settings.driver = driver;
+}
 EXPORT void emulator_read_counters(emulator::Counters* out) { *out = emulator::counters; }
 EXPORT void emulator_reset_counters() { emulator::counters = {}; }
 // Calls report(address of the kernel in this library, its most_shared) for every kernel that has been launched.

@@ -116,7 +116,7 @@ void start_block(const Launch& launch, unsigned number) {
   block.threads.assign(threads, Thread{});
   block.warps.assign((threads + 31) / 32, Warp{});
   block.alive = threads;
-  block.at_barrier = block.votes = 0;
+  block.at_barrier = block.votes = 0, block.allows = false;
   block.started = ++block.epoch;
   start_shared(launch.shared);
   for (int i = 0; i < threads; ++i) {
@@ -231,6 +231,7 @@ void run(const Launch& launch, const void* kernel, const std::function<void()>& 
   blockDim = {launch.block[0], launch.block[1], launch.block[2]};
   random_bits.seed(settings.seed);
   start_counting_launch();
+  start_stores(launch);
   failure.clear();
   block.body = &body;
   std::vector<unsigned> order(size_t(launch.grid[0]) * launch.grid[1] * launch.grid[2]);

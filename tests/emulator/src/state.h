@@ -29,6 +29,7 @@ struct Thread {
   Action action = nullptr;
   void* brought = nullptr;
   const char* name = nullptr;
+  bool waited = false;  // for the launch before
   // Pending copies: those of the open group, and of the committed groups, oldest first.
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
@@ -54,6 +55,7 @@ struct Block {
   // The threads that stored to global memory and that took a ticket in the epochs given; -1 for several threads.
   uint32_t stored_epoch = 0, drawn_epoch = 0;
   int stored_by = 0, drawn_by = 0;
+  bool allows = false;  // the next launch to begin
   char* shared = nullptr;
   size_t shared_bytes = 0;
 };
@@ -64,15 +66,17 @@ extern std::mt19937 random_bits;
 // The settings, which Python sets through runtime.cpp.
 struct Settings {
   uint32_t seed = 0;
-  int capability = 80, multiprocessors = 4, shared_per_block = 99 * 1024;
+  int capability = 80, ptx = 0, driver = 13000, multiprocessors = 4, shared_per_block = 99 * 1024;
   bool counting = false, capturing = false, full = false;
   unsigned failures = 0;  // kernels that failed; on a device each failure would end the context and its streams
 };
 extern Settings settings;
 
-void start_shared(size_t bytes);  // new shared memory, filled with NaN
-void check_pending();             // at the end of a thread: drops the copies that it has not waited for
-void count_accesses(int warp);    // called where all lanes of the warp have met
+void start_shared(size_t bytes);          // new shared memory, filled with NaN
+void start_stores(const Launch& launch);  // the stores of a new launch
+void note_memset(const void* memory, size_t bytes);
+void check_pending();           // at the end of a thread: drops the copies that it has not waited for
+void count_accesses(int warp);  // called where all lanes of the warp have met
 void start_counting_launch();
 void count(Space space, Kind kind, const void* address, int bytes, const void* site);
 bool may_have(const void* kernel, size_t shared);  // more than 48 KiB needs cudaFuncSetAttribute
