@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pypeft_fast.finetune import base_models
-from pypeft_fast.finetune.errors import UserError
 from tests.cli.test_bad_input import mistake
+from tests.real_weights import needs_smollm2
 
 QUICK = ["--rank", 4, "--batches", 2, "--no-timing", "--cpu", "4GiB"]
 
@@ -150,11 +149,8 @@ def test_models_that_cannot_be_advised(advise, tiny_model, tokenizer, tmp_path):
     assert code == 2 and "the loss of batch 1 is nan before any training: the weights of --model are damaged" in last
 
 
+@needs_smollm2
 def test_smollm2(advise, tmp_path):
-    try:
-        base_models.check_base("smollm2")
-    except UserError as error:
-        pytest.skip(str(error))
     data = tmp_path / "d.jsonl"
     data.write_text('{"prompt": "Where is the shop?", "completion": "In Bern."}\n' * 3)
     options = ["--batches", 1, "--batch-size", 2, "--no-timing", "--eval-fraction", 0, "--cpu", "4GiB"]

@@ -5,9 +5,8 @@ import shutil
 
 import pytest
 
-from pypeft_fast.finetune import base_models
-from pypeft_fast.finetune.errors import UserError
 from tests.cli.test_bad_input import mistake
+from tests.real_weights import needs_smollm2
 
 ONE = ["--method", "lora", "--targets", "q,v", "--base", "dense", "--rank", 4, "--batch-size", 2, "--max-length", 16]
 
@@ -105,11 +104,8 @@ def test_mistakes(plan, tiny_model, tmp_path):
     mistake(plan(model=broken), "type t5", "give a decoder such as a Llama, or an encoder such as a BERT")
 
 
+@needs_smollm2
 def test_smollm2(plan, tmp_path):
-    try:
-        base_models.check_base("smollm2")
-    except UserError as error:
-        pytest.skip(str(error))
     options = ["--method", "lora", "--rank", "16", "--base", "dense", "--no-probe", "--cpu", "1GiB"]
     code, out, err = plan(*options, "--json", tmp_path / "plan.json", model="smollm2")
     assert code == 0, err

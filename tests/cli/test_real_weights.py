@@ -4,18 +4,11 @@ import json
 from pathlib import Path
 
 import httpx
-import pytest
 
 from pypeft_fast.cli.main import COMMANDS
-from pypeft_fast.finetune import base_models
-from pypeft_fast.finetune.errors import UserError
+from tests.real_weights import needs_smollm2
 
-try:
-    base_models.smollm2_gguf()
-    REASON = ""
-except UserError as error:
-    REASON = str(error)
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+pytestmark = needs_smollm2
 FAQ = Path(__file__).parents[2] / "examples" / "faq.jsonl"
 MODEL = ("--model", "smollm2")
 ASKED = ("--prompt", "How long does delivery take?", "--max-new-tokens", 8)

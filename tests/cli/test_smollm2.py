@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 
 from pypeft_fast.finetune import base_models
-from pypeft_fast.finetune.errors import UserError
+from tests.real_weights import needs_smollm2
 
-try:
-    base_models.smollm2_gguf()
-    REASON = ""
-except UserError as error:
-    REASON = str(error)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]
+pytestmark = [pytest.mark.slow, needs_smollm2]
 FAQ = Path(__file__).parents[2] / "examples" / "faq.jsonl"
 WHICH = ("base model", "with the adapter")  # captions of answers in report.html
 

@@ -10,17 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pypeft_fast.finetune.base_models import smollm2_gguf
-from pypeft_fast.finetune.errors import UserError
+from tests.real_weights import needs_smollm2
 
 ROOT = Path(__file__).parents[2]
 OURS, PEFT = "from pypeft_fast import ", "from peft import "
-
-try:
-    smollm2_gguf()
-    REASON = ""
-except UserError as error:
-    REASON = str(error)
 
 
 def run(script, folder):
@@ -33,7 +26,7 @@ def run(script, folder):
     return done.stdout
 
 
-@pytest.mark.skipif(bool(REASON), reason=REASON)
+@needs_smollm2
 def test_only_the_import_line_differs(tmp_path):
     script = ROOT / "examples" / "quickstart.py"
     text = script.read_text()

@@ -8,13 +8,7 @@ import torch
 
 from pypeft_fast.finetune import base_models
 from pypeft_fast.finetune.errors import UserError
-
-try:
-    base_models.smollm2_gguf()
-    REASON = ""
-except UserError as error:
-    REASON = str(error)
-needs_smollm2 = pytest.mark.skipif(bool(REASON), reason=REASON)
+from tests.real_weights import needs_smollm2
 
 
 @pytest.fixture

@@ -53,12 +53,12 @@ def open_new(output: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def alone(output: Path) -> Iterator[None]:
-    """Makes the folder and locks it against other runs during the block; a new folder that is still empty is deleted.
+    """Makes the folder and locks it against other runs during the block. New folders that are still empty are deleted.
 
     UserError if the folder cannot be written, or if another run is writing it.
     """
     with as_user_error(f"`output` {output} cannot be written", (OSError,)):
-        is_new = not output.exists()
+        new = [folder for folder in (output, *output.parents) if not folder.exists()]
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK_FILE, "w")
     with file:
@@ -70,9 +70,9 @@ def alone(output: Path) -> Iterator[None]:
             yield
         finally:
             (output / LOCK_FILE).unlink(missing_ok=True)
-            if is_new:
-                with contextlib.suppress(OSError):  # it is not empty
-                    output.rmdir()
+            with contextlib.suppress(OSError):  # one is not empty
+                for folder in new:
+                    folder.rmdir()
 
 
 def _is_held(file, path: Path) -> bool:

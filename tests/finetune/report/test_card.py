@@ -3,18 +3,10 @@
 import shutil
 from dataclasses import asdict
 
-import pytest
-
 from pypeft_fast.finetune import base_models
-from pypeft_fast.finetune.errors import UserError
 from pypeft_fast.finetune.report.card import card
 from pypeft_fast.finetune.training.settings import Settings
-
-try:
-    base_models.smollm2_gguf()
-    REASON = ""
-except UserError as error:
-    REASON = str(error)
+from tests.real_weights import needs_smollm2
 
 
 def card_of(model, **settings):
@@ -24,7 +16,7 @@ def card_of(model, **settings):
     return card(made | counts | {"eval_loss_before": 2.0, "eval_loss_after": 1.0}, "shop")
 
 
-@pytest.mark.skipif(bool(REASON), reason=REASON)
+@needs_smollm2
 def test_the_weights_of_the_python_package_load_without_the_hub(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYPEFT_FAST_CACHE", str(tmp_path / "cache"))
     shutil.copytree(tiny_model, base_models.smollm2_cached())

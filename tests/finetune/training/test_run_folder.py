@@ -33,3 +33,14 @@ def test_a_file_that_a_run_would_replace_is_named(name, tmp_path):
     with pytest.raises(UserError, match=f"already holds {name}"):
         run_folder.open_new(tmp_path, overwrite=False)
     run_folder.open_new(tmp_path, overwrite=True)
+
+
+def test_folders_that_a_failed_run_made_are_deleted_while_they_are_empty(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyError), run_folder.alone(tmp_path / "mine" / "a" / "b"):
+        raise KeyError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    with pytest.raises(KeyError), run_folder.alone(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "kept").touch()
+        raise KeyError
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["kept"]
