@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(Args p) {
     if (row >= p.W.rows || k >= p.W.cols) return make_uint4(0, 0, 0, 0);
     return load_global_streaming(static_cast<const T*>(p.W.data) + row * p.W.row + k);
   };
-  DecodeEnd<T, Args> end(p, n0);
+  DecodeEnd<T, Args, !kScaled> end(p, n0);
   float c[kEights][4] = {};
 #pragma unroll 1
   for (int k0 = warp * kParts * kPart; k0 < p.X.cols; k0 += kStep) {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) decode_kernel(Args p) {
 
 template <class T, bool kTf32, int kEights, bool kScaled, Fill kFill, class Args>
 void run(const OnDevice& on, const Args& p) {
-  launch_decoding(on, decode_kernel<T, kTf32, kEights, kScaled, kFill, Args>, DecodeEnd<T, Args>::kBytes, p);
+  launch_decoding(on, decode_kernel<T, kTf32, kEights, kScaled, kFill, Args>, DecodeEnd<T, Args, !kScaled>::kBytes, p);
 }
 }  // namespace
 

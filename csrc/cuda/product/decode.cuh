@@ -86,8 +86,8 @@ PYPEFT_DEVICE void load_input_factors(float (&f)[16 / sizeof(T)], const ProductA
 // stores the output. Its operands are requested before the loop along K, so that no load is waited for after the loop;
 // S after the loop if the launch overlaps with the one that stores S. A thread holds one element of S for every 16
 // ranks, up to kRanks, its part of L, and the bias and the factor of its column of the output. Larger ranks are loaded
-// in further rounds, after the loop.
-template <class T, class Args>
+// in further rounds, after the loop. Without kLowRank there is no low-rank term.
+template <class T, class Args, bool kLowRank>
 struct DecodeEnd {
   using Tiles = RankTiles<T>;
   using Factor = std::conditional_t<std::is_same_v<Args, ProductArgs>, SharedFactor<T>, FactorOfRow<T>>;
@@ -101,8 +101,10 @@ struct DecodeEnd {
 
   PYPEFT_DEVICE DecodeEnd(const Args& p, int n0)
       : p(p), n0(n0), row(threadIdx.x / 16), col(threadIdx.x % 16), L(p, n0, row, col), bias(0), factor(0) {
-    L.load(0);
-    if (!p.low_rank.overlaps) load_S(0);
+    if constexpr (kLowRank) {
+      L.load(0);
+      if (!p.low_rank.overlaps) load_S(0);
+    }
     const int n = n0 + col;
     const Epilogue& end = p.epilogue;
     if (n >= p.W.rows) return;
@@ -139,7 +141,7 @@ struct DecodeEnd {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     float* sums = reinterpret_cast<float*>(shared);
     char* tiles = shared + kSumsBytes;
-    if (p.low_rank.overlaps) {
+    if (kLowRank && p.low_rank.overlaps) {
       wait_for_launch_before();
       load_S(0);
     }
@@ -151,10 +153,10 @@ struct DecodeEnd {
                      make_float2(c[e][2 * h], c[e][2 * h + 1]));
       }
     }
-    const int ranks = p.low_rank.S.cols;
+    const int ranks = kLowRank ? p.low_rank.S.cols : 0;
     if (ranks > 0) store_ranks(tiles);
     __syncthreads();
-    float low_rank = L.multiply(0, tiles, 0);
+    float low_rank = kLowRank ? L.multiply(0, tiles, 0) : 0;
     for (int r = Tiles::kRanks; r < ranks; r += Tiles::kRanks) {
       load_S(r);
       L.load(r);

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kDecodeThreads, (kBlocks<T, kTf32, kEights>)) 
   char* table = shared_memory();
   fill_table(table, codes.format);
   __syncthreads();
-  DecodeEnd<T, Args> end(p, n0);
+  DecodeEnd<T, Args, !kScaled> end(p, n0);
   float c[kEights][4] = {};
   for (int k0 = warp * kPart; k0 < p.X.cols; k0 += kDecodeWarps * kParts * kPart) {
     uint4 w[kParts][2];
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(kDecodeThreads, (kBlocks<T, kTf32, kEights>)) 
 
 template <class T, bool kTf32, int kEights, bool kScaled, class Args>
 void run(const OnDevice& on, const Args& p) {
-  launch_decoding(on, decode_codes_kernel<T, kTf32, kEights, kScaled, Args>, kTableBytes + DecodeEnd<T, Args>::kBytes,
-                  p);
+  launch_decoding(on, decode_codes_kernel<T, kTf32, kEights, kScaled, Args>,
+                  kTableBytes + DecodeEnd<T, Args, !kScaled>::kBytes, p);
 }
 }  // namespace
 
