@@ -6,6 +6,8 @@ one PyTorch takes every derivative for zero. There are no second derivatives and
 """
 
 import torch
+from torch import is_grad_enabled
+from torch._C import _are_functorch_transforms_active
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -15,9 +17,7 @@ from . import _flops
 
 def needs_no_derivative() -> bool:
     """Whether this thread wants no derivative: of autograd, of forward mode, or of a transform of torch.func."""
-    return not (
-        torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    )
+    return not (is_grad_enabled() or forward_ad._current_level >= 0 or _are_functorch_transforms_active())
 
 
 class Derivative:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch._C import _AutoDispatchBelowAutograd, _len_torch_dispatch_stack
+from torch.compiler import is_compiling
 
 from . import _flops, _library, _native, _storage, _tuning
 from ._derivative import Derivative, needs_no_derivative
@@ -137,13 +139,13 @@ class Op:
             args = self.crossing(args)
         first = args[0]
         if (
-            torch.compiler.is_compiling()
+            is_compiling()
             or type(first) not in PLAIN  # a tensor subclass,
-            or torch._C._len_torch_dispatch_stack() > 0  # or a dispatch mode: both must see the op, not the C++ kernel
+            or _len_torch_dispatch_stack() > 0  # or a dispatch mode: both must see the op, not the C++ kernel
             or not needs_no_derivative()
         ):
             return self._op(*args)
-        with torch._C._AutoDispatchBelowAutograd():  # the Autograd kernel is in Python, and slow
+        with _AutoDispatchBelowAutograd():  # the Autograd kernel is in Python, and slow
             if first.is_cpu:
                 direct = self._direct.get("cpu") if _forced is None or _forced == "cpu" else None
             else:

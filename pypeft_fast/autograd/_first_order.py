@@ -7,6 +7,9 @@ and a gradient penalty added to another loss then get zeros without an error.
 import functools
 
 import torch
+from torch import is_grad_enabled
+from torch._C import _are_functorch_transforms_active
+from torch.compiler import is_compiling
 
 
 def takes_a_function() -> bool:
@@ -15,9 +18,7 @@ def takes_a_function() -> bool:
     Under a torch.func transform autograd records the ops themselves (`Derivative`), which vmap and further transforms
     accept. torch.compile traces both the transform and the Function.
     """
-    return torch.is_grad_enabled() and (
-        torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
-    )
+    return is_grad_enabled() and (is_compiling() or not _are_functorch_transforms_active())
 
 
 def apply_of(function):
@@ -26,7 +27,7 @@ def apply_of(function):
     In eager mode that of the C++ base class: torch's own in Python looks for transforms once more, which takes 3
     microseconds, and several times as long when a large product has emptied the caches.
     """
-    return function.apply if torch.compiler.is_compiling() else super(torch.autograd.Function, function).apply
+    return function.apply if is_compiling() else super(torch.autograd.Function, function).apply
 
 
 class _Refused(torch.autograd.Function):

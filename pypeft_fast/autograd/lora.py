@@ -4,6 +4,7 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 """
 
 import torch
+from torch.compiler import is_compiling
 
 from .._op import DENSE, PLAIN
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
@@ -118,7 +119,7 @@ def lora_linear(
         _check.shape(
             "lora_linear", "lora_B", lora_B, (N, lora_B.shape[1]), f"[N, r] for weight of shape {weight.shape}"
         )
-    if type(scaling) is not float or torch.compiler.is_compiling():  # the call takes half a microsecond
+    if type(scaling) is not float or is_compiling():  # the call takes half a microsecond
         scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
     return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p if training else 0.0, generator)
 

@@ -35,7 +35,8 @@ def of_module(module):
 def of_dropout(module):
     """(facts of the module, p, inplace, whether dropout is in training mode); p = 0 for another module."""
     if type(module) is Dropout:
-        return of_module(module), module.p, module.inplace, module.training
+        state = module.__dict__
+        return of_module(module), state["p"], state["inplace"], state["training"]
     return of_module(module), 0.0, False, False
 
 
@@ -93,9 +94,11 @@ def of_input(x):
     kind = type(x)
     if kind is not Tensor and kind is not Parameter:
         return (kind,)
-    device, dim = x.device, None if x.is_nested else x.dim()
+    device, shape = x.device, None if x.is_nested else x.shape
     cast = autocast_dtype(device) if _is_any_autocast_enabled() else None
-    return kind, x.dtype, x.layout, device, dim, x.size(-1) if dim else None, cast
+    if not shape:
+        return kind, x.dtype, x.layout, device, None if shape is None else 0, None, cast
+    return kind, x.dtype, x.layout, device, len(shape), shape[-1], cast
 
 
 def autocast_dtype(device) -> torch.dtype | None:

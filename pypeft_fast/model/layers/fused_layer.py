@@ -126,8 +126,9 @@ class FusedLayer(Marked, ExactMerge):
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
         of_x, method = of_input(x), self.method
         if len(active) == 1:  # inlined: in decoding this takes much of a small layer's time
-            kind = method(self, active[0])
-            found, part = kind.read(self, active[0])
+            name = active[0]
+            kind = method(self, name)
+            found, part = kind.read(self, name)
             facts, parts = (base, of_x, kind, found), (part,)
         else:
             kinds = [method(self, name) for name in active]

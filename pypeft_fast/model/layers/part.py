@@ -69,8 +69,9 @@ def compute(parts, x, weight, bias, is_plain=False):
 
     Over a quantised weight y has x's dtype, whatever the weight's compute dtype is.
     """
-    part = _together(parts)
-    bias = bias if part.bias is None else part.bias
+    part = parts[0] if len(parts) == 1 else _together(parts)
+    if part.bias is not None:
+        bias = part.bias
     if type(weight) is Frozen:
         entering, bias = frozen_base.cast(x, weight, bias)
         return _product(part, entering, weight, bias, is_plain).to(x.dtype)

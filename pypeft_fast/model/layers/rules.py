@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._C import _are_functorch_transforms_active, _get_tracing_state
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn.modules import module as nn_module
 
 from ...ops._check import ACTIVATIONS
@@ -91,7 +92,7 @@ def why_not_now(compiling=None) -> str | None:
         return "a global module hook is registered"
     if nn.Linear.forward is not _LINEAR:
         return "the forward of nn.Linear has been replaced"
-    if torch.compiler.is_compiling() if compiling is None else compiling:
+    if is_compiling() if compiling is None else compiling:
         return None
     if _are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "a torch.func transform or forward-mode differentiation is active"
