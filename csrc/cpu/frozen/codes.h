@@ -6,7 +6,7 @@ inline float scale_at(const Codes& c, int64_t n, int64_t k) {
     const int64_t block = (n * c.K + k) >> c.shift;
     return c.nested ? c.map[c.nested[block]] * c.scale[block >> c.nested_shift] + c.offset : c.scale[block];
   }
-  const float scale = c.scale[n / c.scale_rows * c.scales_across + k / c.scale_columns];
+  const float scale = c.scale[(n >> c.row_shift) * c.scales_across + (k >> c.column_shift)];
   return c.format == Format::int8 ? scale * (1.0f / 127.0f) : scale;
 }
 inline int64_t scale_end(const Codes& c, int64_t n, int64_t k) {
@@ -14,7 +14,7 @@ inline int64_t scale_end(const Codes& c, int64_t n, int64_t k) {
     const int64_t at = n * c.K + k;
     return at_most(k + (((at >> c.shift) + 1) << c.shift) - at, c.K);
   }
-  return at_most((k / c.scale_columns + 1) * c.scale_columns, c.K);
+  return at_most(((k >> c.column_shift) + 1) << c.column_shift, c.K);
 }
 
 // The value of a byte in float8 e4m3fn. The format has no infinity and two NaNs.
@@ -72,17 +72,28 @@ PYPEFT_INLINE F sixteen_of_table4(const Codes& c, int64_t at, F table, float sca
   const U shifts = {4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0};
   return look_up(table, doubled >> shifts & 15) * scale;
 }
-// The values of sixteen bytes of int8, and of fp8, without the scale. The bytes of fp8 are read as float16 with an
-// exponent that is 8 too small.
+// The values of sixteen bytes of int8; and of fp8, divided by FP8_GAIN, as float16 with the same bits has them.
+constexpr float FP8_GAIN = 256;
 PYPEFT_INLINE F sixteen_of_int8(const uint8_t* p) {
   const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xFFFF, _mm_loadu_si128((const __m128i*)p));
   return (F)_mm512_maskz_cvtepi32_ps(0xFFFF, wide);
 }
+template <class H>
+PYPEFT_INLINE H as_halves(H bytes) {  // of 16 bits
+  const H magnitude = bytes & 0x7F;
+  return (bytes << 8 & 0x8000) | (magnitude == 0x7F ? H{} + 0x7E00 : magnitude << 7);  // the format's NaN
+}
 PYPEFT_INLINE F sixteen_of_fp8(const uint8_t* p) {
-  const U bytes = bytes_as_units(p), magnitude = bytes & 0x7F;
-  const __m256i half = _mm512_maskz_cvtepi32_epi16(0xFFFF, (__m512i)((bytes & 0x80) << 8 | magnitude << 7));
-  const F value = (F)_mm512_maskz_cvtph_ps(0xFFFF, half) * 256.0f;
-  return magnitude == 0x7F ? (F)(U{} + 0x7FC00000) : value;
+  typedef uint16_t H __attribute__((vector_size(32)));
+  const H bytes = (H)_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p));
+  return (F)_mm512_maskz_cvtph_ps(0xFFFF, (__m256i)as_halves(bytes));
+}
+PYPEFT_INLINE void thirty_two_of_fp8(F (&v)[2], const uint8_t* p) {
+  typedef uint16_t H __attribute__((vector_size(64)));
+  const H bytes = (H)_mm512_maskz_cvtepu8_epi16(~0u, _mm256_loadu_si256((const __m256i*)p));
+  const __m512i halves = (__m512i)as_halves(bytes);
+  v[0] = (F)_mm512_maskz_cvtph_ps(0xFFFF, _mm512_maskz_extracti64x4_epi64(0xF, halves, 0));
+  v[1] = (F)_mm512_maskz_cvtph_ps(0xFFFF, _mm512_maskz_extracti64x4_epi64(0xF, halves, 1));
 }
 #endif
 
@@ -94,8 +105,9 @@ PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
     return sixteen_of_table4(c, at, load(c.table), scale_at(c, n, k));
   }
   if (count == W && c.format != Format::table4 && scale_end(c, n, k) >= k + W) {
-    const F value = c.format == Format::int8 ? sixteen_of_int8(c.data + at) : sixteen_of_fp8(c.data + at);
-    return value * scale_at(c, n, k);
+    const float scale = scale_at(c, n, k);
+    return c.format == Format::int8 ? sixteen_of_int8(c.data + at) * scale
+                                    : sixteen_of_fp8(c.data + at) * FP8_GAIN * scale;
   }
 #endif
   float all[W] = {};

@@ -32,6 +32,13 @@ constexpr float FP4[16] = {
 
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
+// log2 of the size of a block, which is a power of two or at least the size of the weight.
+int shift_of(int64_t size) {
+  int shift = 0;
+  while (shift < 62 && int64_t{1} << shift < size) ++shift;
+  return shift;
+}
+
 struct DecodeArgs {
   Codes codes;
   int64_t n, k, columns;
@@ -62,7 +69,8 @@ Frozen frozen(const Tensor& weight, const std::optional<std::string>& format,
     c.nested = static_cast<const uint8_t*>(w.scales[0].const_data_ptr());
     c.map = floats(w.scales[2]), c.offset = *floats(w.scales[3]);
   }
-  c.scale_rows = its.scale_rows, c.scale_columns = its.scale_columns, c.scales_across = its.scales_across;
+  c.row_shift = shift_of(its.scale_rows), c.column_shift = shift_of(its.scale_columns);
+  c.scales_across = its.scales_across;
   return w;
 }
 

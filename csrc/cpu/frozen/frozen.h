@@ -22,14 +22,15 @@ struct Codes {
   const float* table;  // table4: [16]
   // table4: each block of 1 << shift consecutive weights has one scale; a block may span rows. If `nested` is set, the
   // scale of a block is map[nested[block]] * scale[block >> nested_shift] + offset. int8: scale [N] holds 127 times the
-  // scale of each row. fp8: scale has one element for each block of scale_rows x scale_columns weights, and
-  // scales_across elements in a row.
+  // scale of each row. fp8: scale has one element for each block of 1 << row_shift rows and
+  // 1 << column_shift columns, and scales_across elements in a row.
   const float* scale;
   int shift, nested_shift;
   const uint8_t* nested;
   const float* map;
   float offset;
-  int64_t scale_rows, scale_columns, scales_across;
+  int row_shift, column_shift;
+  int64_t scales_across;
 };
 
 struct Frozen {

@@ -19,7 +19,7 @@ struct FewArgs {
   void* y;  // [M, N] of b's dtype
   Dtype a_dtype, b_dtype, right_dtype;
   const Codes* codes;   // instead of b; `a` is float then
-  const float* spread;  // [M, K], as `a` but of every 32 the even ones first; or null
+  const float* spread;  // [M, K], `a` as add_decoded() takes it; or null: the weight's rows are decoded beforehand
 };
 }  // namespace
 }  // namespace pypeft
@@ -67,6 +67,12 @@ static Tensor few_rows(FewArgs args, const Tensor& a, ScalarType dtype, const Lo
   return y;
 }
 
+// Whether the weight's rows are whole blocks of one scale, and the blocks whole steps of add_decoded().
+static bool decodes_in_registers(const Codes& c) {
+  if (c.format == Format::table4) return c.shift >= 5 && c.K % (1 << c.shift) == 0;
+  return c.K % 32 == 0 && c.column_shift >= 5;
+}
+
 // a W^T for a dense W [N, K] if `transposed`, else a W.
 static Tensor few_rows(const Tensor& a, const Tensor& W, bool transposed, const LowRank* low_rank,
                        const Epilogue& epilogue) {
@@ -84,16 +90,19 @@ Tensor few_rows(const Tensor& given_a, const Right& b, const LowRank* low_rank, 
   const Tensor a = with_dense_rows(as_float(given_a));
   const int64_t M = a.size(0), K = a.size(1);
   args.N = b.columns(), args.codes = &b.w.codes, args.b_dtype = dtype_of(given_a);
-  const bool aligned =
-      args.codes->format == Format::table4 && args.codes->shift >= 5 && K % (1 << args.codes->shift) == 0;
-  const bool spreads = aligned && selected_isa() <= Isa::avx512;
+  const bool spreads = selected_isa() <= Isa::avx512 && decodes_in_registers(*args.codes);
   const Floats spread(spreads ? M * K : 0);
   if (spreads) {
     args.spread = spread.get();
+    const Format format = args.codes->format;
+    const float factor = format == Format::int8 ? 1.0f / 128 : 1.0f;
     for (int64_t m = 0; m < M; ++m) {
       const float* from = static_cast<const float*>(a.const_data_ptr()) + m * a.stride(0);
       float* to = spread.get() + m * K;
-      for (int64_t k = 0; k < K; ++k) to[k / 32 * 32 + k % 2 * 16 + k % 32 / 2] = from[k];
+      for (int64_t k = 0; k < K; ++k) {
+        // of table4 the even ones of every 32 first
+        to[format == Format::table4 ? k / 32 * 32 + k % 2 * 16 + k % 32 / 2 : k] = from[k] * factor;
+      }
     }
   }
   return few_rows(args, a, given_a.scalar_type(), low_rank, epilogue);

@@ -2,7 +2,7 @@
 //
 // A sum belongs to one row of `a` and one column of `b`: its lanes add up products along the rank, then along K, and
 // are added to each other at the end.
-#include "cpu/frozen/codes.h"
+#include "cpu/product/add_decoded_body.h"
 
 template <class X, class T>
 constexpr int64_t FEW_STEP = W;  // elements of a row that one step multiplies
@@ -74,49 +74,19 @@ __attribute__((noinline)) void scale_tile(const FewArgs& a, float (&total)[I][J]
   }
 }
 
-#if defined(ISA_AVX512)
-// add_dots with rows n, n + 1, .. of a weight in table4 whose rows are whole blocks: 32 codes of a row are read at a
-// time, the even ones and the odd ones looked up, and the sums of a block multiplied by its scale. x is spread.
-template <int I, int J>
-PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, int64_t n) {
-  const F table = load(c.table);
-  const int64_t block = (int64_t)1 << c.shift;
-  for (int64_t k = 0; k < c.K; k += block) {
-    F part[I][J] = {};
-    for (int64_t at = k; at < k + block; at += 2 * W) {
-#pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) {
-        const U codes = bytes_as_units(c.data + ((n + j) * c.K + at) / 2);
-        const F even = look_up(table, codes >> 4), odd = look_up(table, codes & 15);
-#pragma GCC unroll 4
-        for (int i = 0; i < I; ++i) {
-          part[i][j] = fma(load(x + i * c.K + at), even, part[i][j]);
-          part[i][j] = fma(load(x + i * c.K + at + W), odd, part[i][j]);
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) {
-      const F scale = F{} + scale_at(c, n + j, k);
-#pragma GCC unroll 4
-      for (int i = 0; i < I; ++i) sum[i][j] = fma(part[i][j], scale, sum[i][j]);
-    }
-  }
-}
-#else
-template <int I, int J>
-PYPEFT_INLINE void add_decoded(F (&)[I][J], const float*, const Codes&, int64_t) {}  // there is nothing spread
-#endif
-
 // Rows [m, m + I) of y at columns [n, n + J). B: the dtype of b, or T of the result if that is spread codes.
 template <class X, class B, class T, class P, int I, int J>
 inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   F low[I][J] = {}, sum[I][J] = {};
   if (a.r > 0) add_dots<float, P, I, J>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
-  if (a.spread) {
-    add_decoded(sum, a.spread + m * a.K, *a.codes, n);
-  } else {
+  if (!a.spread) {
     add_dots<X, B, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const B*)a.b + (a.codes ? 0 : n * a.ldb), a.ldb, a.K);
+  } else if (a.codes->format == Format::table4) {
+    add_decoded<Format::table4>(sum, a.spread + m * a.K, *a.codes, n);
+  } else if (a.codes->format == Format::int8) {
+    add_decoded<Format::int8>(sum, a.spread + m * a.K, *a.codes, n);
+  } else {
+    add_decoded<Format::fp8>(sum, a.spread + m * a.K, *a.codes, n);
   }
   float total[I][J];
 #pragma GCC unroll 4

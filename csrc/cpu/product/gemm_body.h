@@ -192,6 +192,9 @@ PYPEFT_INLINE U decoded_row(const BF16*, const Codes& c, int64_t n, int64_t k) {
     const F table = load(c.table), scale = F{} + scale_at(c, n, k);
     return pairs_of(look_up(table, bytes >> 4) * scale, look_up(table, bytes & 15) * scale);
   }
+  if (count == 2 * W && c.format != Format::table4 && scale_end(c, n, k) >= k + 2 * W) {
+    return (U)_mm512_cvtne2ps_pbh((__m512)decoded(c, n, k + W, W), (__m512)decoded(c, n, k, W));
+  }
   BF16 all[2 * W] = {};
   if (count > 0) narrow(all, decoded(c, n, k, at_most(W, count)));
   if (count > W) narrow(all + W, decoded(c, n, k + W, count - W));
