@@ -135,6 +135,7 @@ VENDOR = [
     _csrc("norm-tail-lost", "cpu/dora_norm_body.h", "if (k < last) {", "if (k + W < last) {", agrees("dora_norm")),
 ]  # fmt: skip
 
+FEW_ROWS = "tests/ops/test_cpu_few_rows.py"
 FORMATS = f"{EVERY} -k 'every_format and cpu and (dequantize or lora_linear or lora_dx)'"
 CODES = [
     _csrc("codes-nibbles-swapped", "cpu/frozen/codes.h", "c.data[e / 2] & 15 : c.data[e / 2] >> 4",
@@ -151,6 +152,16 @@ CODES = [
     _csrc("codes-fp8-subnormals-doubled", "cpu/frozen/codes.h", "(1.0f / 512.0f)", "(1.0f / 256.0f)",
           "tests/frozen/test_quantize.py -k every_byte"),
     _csrc("codes-odd-lanes-not-shifted", "cpu/frozen/codes.h", "{4, 0, 4, 0,", "{4, 4, 4, 0,", FORMATS, needs=AVX512),
+    _csrc("few-rows-scale-of-the-first-group", "cpu/product/add_decoded_body.h", "last > group && i < count",
+          "last > group && i < 0", FEW_ROWS, needs="avx512"),
+    _csrc("few-rows-blocks-after-the-sixteenth", "cpu/product/add_decoded_body.h", "(n + j) * c.K + chunk) >> c.shift",
+          "(n + j) * c.K) >> c.shift", FEW_ROWS, needs="avx512"),
+    _csrc("few-rows-int8-overflows", "cpu/product/few_rows.cpp", "? 1.0f / 128 :", "? 1.0f :",
+          f"{FEW_ROWS} -k large", needs="avx512"),
+    _csrc("few-rows-nan-of-fp8", "cpu/frozen/codes.h", "magnitude == 0x7F ? H{} + 0x7E00 : ", "",
+          f"{FEW_ROWS} -k every_byte", needs="avx512"),
+    _csrc("few-rows-one-row-of-fp8-scales", "cpu/product/add_decoded_body.h", "* c.scales_across", "* 1", FEW_ROWS,
+          needs="avx512"),
     _csrc("few-rows-order-of-the-codes", "cpu/product/few_rows.cpp", "k % 2 * 16 + k % 32 / 2", "k % 32", FORMATS,
           needs=AVX512),
     _csrc("gemm-pairs-exchanged", "cpu/product/gemm_body.h", "(__m512)odd, (__m512)even", "(__m512)even, (__m512)odd",

@@ -2,8 +2,8 @@
 #include "cpu/frozen/codes.h"
 
 #if defined(ISA_AVX512)
-// The values of 32 codes of a row from p on, divided by a power of two that GAIN gives: bounded by 2, so that a sum
-// before its scale is no larger than one after it. table4: first the even ones, then the odd ones.
+// The values of 32 codes of a row from p on; table4: first the even ones, then the odd ones. GAIN is what is still to
+// be multiplied, beside the scale as it is stored.
 template <Format FORMAT>
 struct Decoder;
 template <>
@@ -19,7 +19,7 @@ struct Decoder<Format::table4> {
 };
 template <>
 struct Decoder<Format::int8> {
-  static constexpr float GAIN = 128;  // of x, which is divided by it
+  static constexpr float GAIN = 1 / (127 * input_factor(Format::int8));
   static constexpr int64_t BYTES = 32;
   PYPEFT_INLINE explicit Decoder(const Codes&) {}
   PYPEFT_INLINE void operator()(F (&v)[2], const uint8_t* p) const {
@@ -28,7 +28,7 @@ struct Decoder<Format::int8> {
 };
 template <>
 struct Decoder<Format::fp8> {
-  static constexpr float GAIN = FP8_GAIN;
+  static constexpr float GAIN = FP8_GAIN / input_factor(Format::fp8);
   static constexpr int64_t BYTES = 32;
   PYPEFT_INLINE explicit Decoder(const Codes&) {}
   PYPEFT_INLINE void operator()(F (&v)[2], const uint8_t* p) const { thirty_two_of_fp8(v, p); }
@@ -87,7 +87,7 @@ PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, i
         }
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) {
-          const F scale = F{} + scales[j][b] * (FORMAT == Format::int8 ? Decode::GAIN / 127 : Decode::GAIN);
+          const F scale = F{} + scales[j][b] * Decode::GAIN;
 #pragma GCC unroll 4
           for (int i = 0; i < I; ++i) sum[i][j] = fma(part[i][j], scale, sum[i][j]);
         }

@@ -21,6 +21,11 @@ struct FewArgs {
   const Codes* codes;   // instead of b; `a` is float then
   const float* spread;  // [M, K], `a` as add_decoded() takes it; or null: the weight's rows are decoded beforehand
 };
+
+// The factor of x in add_decoded(), whose sums have no scale yet: with it they are no larger than with their scale.
+constexpr float input_factor(Format format) {
+  return format == Format::int8 ? 1.0f / 128 : format == Format::fp8 ? 0.5f : 1.0f;
+}
 }  // namespace
 }  // namespace pypeft
 
@@ -95,7 +100,7 @@ Tensor few_rows(const Tensor& given_a, const Right& b, const LowRank* low_rank, 
   if (spreads) {
     args.spread = spread.get();
     const Format format = args.codes->format;
-    const float factor = format == Format::int8 ? 1.0f / 128 : 1.0f;
+    const float factor = input_factor(format);
     for (int64_t m = 0; m < M; ++m) {
       const float* from = static_cast<const float*>(a.const_data_ptr()) + m * a.stride(0);
       float* to = spread.get() + m * K;

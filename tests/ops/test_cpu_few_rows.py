@@ -1,0 +1,77 @@
+"""A few rows times a quantised weight on a CPU, where whole blocks are decoded in registers, others beforehand."""
+
+import pytest
+import torch
+
+import pypeft_fast as pf
+from pypeft_fast.frozen.operand import Frozen
+
+F32, BF16 = torch.float32, torch.bfloat16
+BLOCK = 128  # of fp8, rows and columns
+
+
+def fp8_scaled(weight, shape):
+    """fp8 with random scales of this shape: one for the tensor, or one for each 128 x 128 weights."""
+    codes = torch.randint(0, 255, weight.shape, dtype=torch.uint8)
+    codes[codes & 0x7F == 0x7F] = 0x2A  # the format's NaN
+    return Frozen("fp8", (codes.view(torch.float8_e4m3fn), torch.rand(shape) / 64 + 1 / 64), weight.shape, weight.dtype)
+
+
+FORMATS = {
+    "nf4": lambda w: pf.quantize(w, "nf4"),
+    "nf4, 32": lambda w: pf.quantize(w, "nf4", block_size=32),
+    "nf4, 16": lambda w: pf.quantize(w, "nf4", block_size=16),
+    "fp4, 128, flat": lambda w: pf.quantize(w, "fp4", block_size=128, nested=False),
+    "nf4, 4096": lambda w: pf.quantize(w, "nf4", block_size=4096),
+    "int8": lambda w: pf.quantize(w, "int8"),
+    "fp8": lambda w: pf.quantize(w, "fp8"),
+    "fp8, tensor": lambda w: fp8_scaled(w, (1,)),
+    "fp8, blocks": lambda w: fp8_scaled(w, (-(-w.shape[0] // BLOCK), -(-w.shape[1] // BLOCK))),
+}
+# Rows that end within a chunk of 16 blocks, after several, within a block of fp8 and within 32 weights; rows of 5
+# blocks, so that the 256 blocks with one scale of nested ones end within a row; and one row of 4096.
+SIZES = [(64, 9), (320, 70), (1088, 6), (2176, 5), (160, 130), (4096, 4), (75, 5), (72, 3)]
+
+
+def of_frozen(weight, x, bias=None):
+    """x W^T + bias, as the op computes it beside an adapter of zeros."""
+    A, B = torch.zeros(2, x.shape[1], dtype=x.dtype), torch.zeros(weight.shape[0], 2, dtype=x.dtype)
+    with pf.using("cpu"), pf.recording() as ran, torch.no_grad():
+        y = pf.lora_linear(x, weight, A, B, bias)
+    assert ran == [("lora_forward", "cpu")]
+    return y
+
+
+@pytest.mark.parametrize("K,N", SIZES)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_agrees_with_float64(format, K, N, dtype, poisoned):
+    torch.manual_seed(K + N)
+    weight = FORMATS[format](torch.randn(N, K).to(dtype))
+    W, bias = weight.dequantize(F32).double(), torch.randn(N).to(dtype)
+    for M in (1, 2, 3, 4, 7, 8):
+        x = torch.randn(M, K).to(dtype)
+        truth = x.double() @ W.t() + bias
+        bound = x.double().abs() @ W.abs().t() + bias.abs()
+        error = (of_frozen(weight, x, bias).double() - truth).abs()
+        limit = 2e-6 * bound + (truth.abs() / 256 if dtype == BF16 else 0)
+        assert W.any() and truth.any() and (error <= limit).all(), (M, (error / limit).max())
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_large_values_stay_finite_where_the_weight_s_are(format):
+    """Codes reach 127 and 448, and are multiplied with x before their scale."""
+    weight = FORMATS[format](torch.eye(64))
+    for size in (3e38, 1e-36):
+        y = of_frozen(weight, torch.full((2, 64), size))
+        torch.testing.assert_close(y, torch.full((2, 64), size), rtol=1e-5, atol=0)
+
+
+def test_every_byte_of_fp8_has_its_value():
+    codes = torch.zeros(256, 32, dtype=torch.uint8)
+    codes[torch.arange(256), torch.arange(256) % 32] = torch.arange(256, dtype=torch.uint8)
+    weight = Frozen("fp8", (codes.view(torch.float8_e4m3fn), torch.full((256,), 0.5)), (256, 32), F32)
+    y = of_frozen(weight, torch.ones(1, 32))
+    expected = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 2
+    assert expected.isnan().sum() == 2
+    torch.testing.assert_close(y[0], expected, rtol=0, atol=0, equal_nan=True)
