@@ -6,6 +6,7 @@
 // units of one k lie together. Eight rows are as many as an L1 cache of eight ways holds when their distance is a
 // multiple of its size.
 #include "cpu/frozen/codes.h"
+#include "cpu/transpose_units_body.h"
 
 constexpr int TILE_ROWS = 8, TILE_VECTORS = GEMM_COLUMNS / W;
 
@@ -125,29 +126,6 @@ inline void gemm_rows(const GemmArgs& g, const Panel& p, int64_t m, int64_t last
   for (; m + TILE_ROWS <= last; m += TILE_ROWS) gemm_tile<T, TILE_ROWS, J>(g, p, m);
   for (; m + 4 <= last; m += 4) gemm_tile<T, 4, J>(g, p, m);
   for (; m < last; ++m) gemm_tile<T, 1, J>(g, p, m);
-}
-
-// 16 x 16 units, transposed in registers: in each of four rounds, half of one row trades places with half of another.
-template <int S>
-PYPEFT_INLINE void transpose_round(U (&v)[16]) {
-  U low, high;
-  for (uint32_t lane = 0; lane < 16; ++lane) {
-    low[lane] = lane & S ? 16 + lane - S : lane;
-    high[lane] = lane & S ? 16 + lane : lane + S;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    if (i & S) continue;
-    const __m512i a = (__m512i)v[i], b = (__m512i)v[i + S];
-    v[i] = (U)_mm512_permutex2var_epi32(a, (__m512i)low, b);
-    v[i + S] = (U)_mm512_permutex2var_epi32(a, (__m512i)high, b);
-  }
-}
-PYPEFT_INLINE void transpose_units(U (&v)[16]) {
-  transpose_round<1>(v);
-  transpose_round<2>(v);
-  transpose_round<4>(v);
-  transpose_round<8>(v);
 }
 
 // Up to n < W elements of a row as units; what is not there is 0.

@@ -1,21 +1,36 @@
 // segmented_add() for every instruction set (for_each.h).
 #include "cpu/product/add_row_body.h"
 #include "cpu/segments/up_body.h"
+#include "cpu/transpose_units_body.h"
 
 constexpr int64_t STRIP_LD = ADD_STRIP + PAD;
+
+// to[j][n] = from[n][j] for n < columns <= W and j < width <= W, and 0 for the other n < W.
+template <class P>
+PYPEFT_INLINE void stage_tile(float* to, const P* from, int64_t ld, int64_t width, int64_t columns) {
+#if defined(ISA_AVX512)
+  U rows[W];
+#pragma GCC unroll 16
+  for (int64_t n = 0; n < W; ++n) {
+    const P* row = from + n * ld;
+    rows[n] = (U)(n >= columns ? F{} : width == W ? widen(row) : widen(row, width));
+  }
+  transpose_units(rows);
+  for (int64_t j = 0; j < width; ++j) store(to + j * STRIP_LD, (F)rows[j]);
+#else
+  for (int64_t n = 0; n < W; ++n) {
+    const F row = n >= columns ? F{} : width == W ? widen(from + n * ld) : widen(from + n * ld, width);
+    for (int64_t j = 0; j < width; ++j) to[j * STRIP_LD + n] = row[j];
+  }
+#endif
+}
 
 // to[j][n] = from[n][j] for from [columns, r], whose rows are ld apart; columns up to a multiple of W are set to 0.
 template <class P>
 inline void stage_transposed(float* to, const P* from, int64_t ld, int64_t r, int64_t columns) {
   for (int64_t j = 0; j < r; j += W) {
-    const int64_t width = at_most(W, r - j);
-    for (int64_t n = 0; n < columns; ++n) {
-      const P* row = from + n * ld + j;
-      const F values = width == W ? widen(row) : widen(row, width);
-      for (int64_t e = 0; e < width; ++e) to[(j + e) * STRIP_LD + n] = values[e];
-    }
-    for (int64_t n = columns; n < round_up(columns, W); ++n) {
-      for (int64_t e = 0; e < width; ++e) to[(j + e) * STRIP_LD + n] = 0;
+    for (int64_t n = 0; n < columns; n += W) {
+      stage_tile(to + j * STRIP_LD + n, from + n * ld + j, ld, at_most(W, r - j), at_most(W, columns - n));
     }
   }
 }

@@ -2,23 +2,24 @@
 #include "cpu/philox_body.h"
 #include "cpu/segments/dots_body.h"
 
-// Computes s for I staged rows.
+// Computes s for I staged rows. next: the matrix that is read next.
 template <class P, int I>
 inline void shrink_staged(const SegmentShrinkArgs& a, const Adapter& adapter, const float* staged, int64_t ld,
-                          const int64_t* rows) {
+                          const int64_t* rows, const P* next) {
   constexpr int J = SHRINK_AT_ONCE;
   const P* A = (const P*)adapter.matrix;
   int64_t j = 0;
   for (; j + J <= adapter.r; j += J) {
     float sums[I][J];
-    dots<P, I, J>(staged, ld, A + j * adapter.ld, adapter.ld, a.K, sums);
+    const P* after = j + 2 * J <= adapter.r ? A + (j + J) * adapter.ld : next;
+    dots<P, I, J>(staged, ld, A + j * adapter.ld, adapter.ld, a.K, after, sums);
     for (int i = 0; i < I; ++i) {
       for (int e = 0; e < J; ++e) narrow((P*)a.s + rows[i] * a.R + j + e, F{} + sums[i][e] * adapter.factor, 1);
     }
   }
   for (; j < adapter.r; ++j) {
     float sums[I][1];
-    dots<P, I, 1>(staged, ld, A + j * adapter.ld, adapter.ld, a.K, sums);
+    dots<P, I, 1>(staged, ld, A + j * adapter.ld, adapter.ld, a.K, A + (j + 1) * adapter.ld, sums);
     for (int i = 0; i < I; ++i) narrow((P*)a.s + rows[i] * a.R + j, F{} + sums[i][0] * adapter.factor, 1);
   }
   for (int i = 0; i < I; ++i) __builtin_memset((P*)a.s + rows[i] * a.R + adapter.r, 0, (a.R - adapter.r) * sizeof(P));
@@ -54,9 +55,11 @@ inline void segment_shrink_of(const SegmentShrinkArgs& a, float* staged, int64_t
     for (int64_t i = 0; i < block.count;) {
       const int64_t left = block.count - i, count = left >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int64_t e = 0; e < count; ++e) stage_row<T>(a, adapter.drops, stream, rows[i + e], staged + e * ld);
-      if (count == 4) shrink_staged<P, 4>(a, adapter, staged, ld, rows + i);
-      if (count == 2) shrink_staged<P, 2>(a, adapter, staged, ld, rows + i);
-      if (count == 1) shrink_staged<P, 1>(a, adapter, staged, ld, rows + i);
+      const bool is_last = i + count == block.count && b + 1 < end && a.blocks[b + 1].adapter >= 0;
+      const P* next = (const P*)a.adapters[is_last ? a.blocks[b + 1].adapter : block.adapter].matrix;
+      if (count == 4) shrink_staged<P, 4>(a, adapter, staged, ld, rows + i, next);
+      if (count == 2) shrink_staged<P, 2>(a, adapter, staged, ld, rows + i, next);
+      if (count == 1) shrink_staged<P, 1>(a, adapter, staged, ld, rows + i, next);
       i += count;
     }
   }

@@ -72,7 +72,10 @@ inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t re
       const uint32_t inside = width == W ? ~0u : (1u << width) - 1;
       if (n + W <= columns && (n + W - 1) * ld + j + W <= readable) {
 #pragma GCC unroll 16
-        for (int e = 0; e < W; ++e) sums[e] = fma(left, keep(widen(B + (n + e) * ld + j), inside), sums[e]);
+        for (int e = 0; e < W; ++e) {
+          __builtin_prefetch(B + (n + 2 * W + e) * ld + j);
+          sums[e] = fma(left, keep(widen(B + (n + e) * ld + j), inside), sums[e]);
+        }
       } else {
         for (int64_t e = 0; e < at_most(W, columns - n); ++e) {
           sums[e] = fma(left, widen(B + (n + e) * ld + j, width), sums[e]);
