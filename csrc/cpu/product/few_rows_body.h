@@ -41,6 +41,8 @@ PYPEFT_INLINE void add_dots(F (&sum)[I][J], const X* x, int64_t ldx, const T* w,
     const int64_t end = at_most(k + STEPS, K);
     for (; k + STEP <= end; k += STEP) {
 #pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) __builtin_prefetch(w + (J + j) * ldw + k);  // the rows that come next
+#pragma GCC unroll 4
       for (int i = 0; i < I; ++i) {
 #pragma GCC unroll 4
         for (int j = 0; j < J; ++j) part[i][j] = add_dot<X, T>(part[i][j], x + i * ldx + k, w + j * ldw + k, STEP);
