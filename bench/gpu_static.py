@@ -43,22 +43,20 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report (default bench/results)")
     parser.add_argument("--keep", action="store_true", help="keep the report's rows of other providers and targets")
     options = parser.parse_args(arguments)
-    rows = [row for name in options.providers for row in PROVIDERS[name](tuple(options.targets))]
-    faults = [fault for row in rows for fault in row.faults()] + unmatched(rows, options.targets)
-    compiled, derived = len(rows), ("occupancy", "an_element", "budget")
-    report = options.output / "gpu_static.json"
+    derived, kept, report = ("occupancy", "an_element", "budget"), [], options.output / "gpu_static.json"
     if options.keep and report.exists():
-        before = json.loads(report.read_text())
-        kept = [Row(**{k: v for k, v in row.items() if k not in derived}) for row in before]
-        rows += [r for r in kept if r.made_by not in options.providers or r.target not in options.targets]
-        rows.sort(key=lambda r: (list(PROVIDERS).index(r.made_by), TARGETS.index(r.target)))
+        before = (Row(**{k: v for k, v in row.items() if k not in derived}) for row in json.loads(report.read_text()))
+        kept = [r for r in before if r.made_by not in options.providers or r.target not in options.targets]
+    compiled = [row for name in options.providers for row in PROVIDERS[name](tuple(options.targets))]
+    rows = sorted([*compiled, *kept], key=lambda r: (list(PROVIDERS).index(r.made_by), TARGETS.index(r.target)))
+    faults = [fault for row in rows for fault in row.faults()] + unmatched(compiled, options.targets)
     options.output.mkdir(parents=True, exist_ok=True)
     written = [json.dumps(dataclasses.asdict(r) | {name: getattr(r, name) for name in derived}) for r in rows]
     report.write_text("[\n" + ",\n".join(written) + "\n]\n")
     title = "# GPU kernels as compiled\n\nPrinted by `make gpu-static`. Compiled and checked, not measured.\n\n"
     (options.output / "gpu_static.md").write_text(title + table(rows))
     print(table(rows) + "\n".join(faults))
-    print(f"{compiled} kernels compiled, {len(faults)} faults")
+    print(f"{len(compiled)} kernels compiled, {len(faults)} faults")
     return 1 if faults else 0
 
 

@@ -135,7 +135,8 @@ class Op:
 
     def __call__(self, *args):
         if self._at is not None and type(args[self._at]) not in DENSE:
-            self._check(*self.given(args))  # the tensors of a Frozen, passed alone, do not tell its shape
+            if is_compiling() or not self.tells(args):
+                self._check(*self.given(args))  # the tensors of a Frozen, passed alone, do not tell its shape
             args = self.crossing(args)
         first = args[0]
         if (
@@ -165,6 +166,10 @@ class Op:
     def crossing(self, args):
         """Converts arguments from the form of the op's Python functions to the form of the schema."""
         return args
+
+    def tells(self, args) -> bool:
+        """Whether the other arguments tell the weight's shape and dtype, as its tensors are checked against them."""
+        return False
 
     def takes(self, name, function):
         """Adapts the function of kernel `name` to the arguments of the op's Python functions."""

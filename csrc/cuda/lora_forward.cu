@@ -18,8 +18,10 @@ std::tuple<Tensor, Tensor, Tensor> lora_forward(const Tensor& x, const Tensor& w
   const OnDevice on(x);
   Weight W(weight, format, scales, its);
   const Tensor rows = as_rows(x);
-  const auto [s, mask] = lora_shrink(on, rows, lora_A, p, seed, allow_tf32);
-  const Tensor y = lora_linear(on, rows, W, bias, s, lora_B, scaling, std::nullopt, nullptr, allow_tf32, true);
+  // Nothing is allocated, and nothing freed, between the launches: an allocator may queue its own work for that.
+  const Tensor y = new_empty(x, {rows.size(0), W.N()});
+  const auto [s, mask, workspace] = lora_shrink(on, rows, lora_A, p, seed, allow_tf32);
+  lora_linear(on, rows, W, bias, s, lora_B, scaling, std::nullopt, nullptr, allow_tf32, y, true);
   return {in_shape_of(x, y), s, mask};
 }
 }  // namespace

@@ -6,12 +6,10 @@
 #include "cuda/lora.h"
 
 namespace pypeft {
-Tensor lora_linear(const OnDevice& on, const Tensor& x, Weight& weight, const std::optional<Tensor>& bias,
-                   const Tensor& s, const Tensor& lora_B, double scaling, const std::optional<Tensor>& scale,
-                   const Tensor* z, bool allow_tf32, bool overlaps) {
-  const int64_t M = x.size(0), N = weight.N();
-  Tensor y = new_empty(x, {M, N});
-  if (M == 0 || N == 0) return y;
+void lora_linear(const OnDevice& on, const Tensor& x, Weight& weight, const std::optional<Tensor>& bias,
+                 const Tensor& s, const Tensor& lora_B, double scaling, const std::optional<Tensor>& scale,
+                 const Tensor* z, bool allow_tf32, const Tensor& y, bool overlaps) {
+  if (y.numel() == 0) return;
   ProductArgs args{};
   args.X = view(x), args.out = write(y);
   args.low_rank = {view(s), view(lora_B), static_cast<float>(scaling), nullptr, 0, false};
@@ -22,7 +20,6 @@ Tensor lora_linear(const OnDevice& on, const Tensor& x, Weight& weight, const st
   const bool launched = weight.give(on, args, x);
   args.low_rank.overlaps = overlaps && !launched;
   product(on, args, x, allow_tf32);
-  return y;
 }
 
 namespace {
@@ -34,8 +31,9 @@ std::tuple<Tensor, Tensor> lora_linear_entry(const Tensor& x, const Tensor& weig
   check_storages("lora_linear", "x", x, "bias", bias, "s", s, "lora_B", lora_B, "scale", scale);
   const OnDevice on(x);
   Weight W("lora_linear", weight, format, scales, lora_B.size(0), x.size(1));
-  const Tensor z = new_empty(x, {need_z ? x.size(0) : 0, W.N()});
-  return {lora_linear(on, x, W, bias, s, lora_B, scaling, scale, need_z ? &z : nullptr, allow_tf32), z};
+  const Tensor y = new_empty(x, {x.size(0), W.N()}), z = new_empty(x, {need_z ? x.size(0) : 0, W.N()});
+  lora_linear(on, x, W, bias, s, lora_B, scaling, scale, need_z ? &z : nullptr, allow_tf32, y);
+  return {y, z};
 }
 }  // namespace
 }  // namespace pypeft

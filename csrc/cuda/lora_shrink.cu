@@ -156,14 +156,14 @@ void run(const OnDevice& on, const ShrinkArgs& p, int groups, int splits) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> lora_shrink(const OnDevice& on, const Tensor& x, const Tensor& lora_A, double p,
-                                       const std::optional<Tensor>& seed, bool allow_tf32) {
+std::tuple<Tensor, Tensor, Workspace> lora_shrink(const OnDevice& on, const Tensor& x, const Tensor& lora_A, double p,
+                                                  const std::optional<Tensor>& seed, bool allow_tf32) {
   const int64_t M = x.size(0), K = x.size(1), R = lora_A.size(0), bytes = ceil_div(K, 8);
   const int64_t groups = seed ? seed->numel() : 1;
   const bool wide = lora_A.scalar_type() == ScalarType::Float;
   Tensor s = new_empty(x, {M, R}, wide ? ScalarType::Float : x.scalar_type());
   Tensor mask = new_empty(x, {p > 0 ? groups * M : 0, bytes}, ScalarType::Byte);
-  if (M == 0) return {s, mask};
+  if (M == 0) return {s, mask, Workspace(on, x, {})};
   ShrinkArgs args{};
   args.x = view(x), args.A = view(lora_A), args.rank = size_of(R / groups);
   std::optional<Tensor> seeds;
@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor> lora_shrink(const OnDevice& on, const Tensor& x, cons
   const int64_t wanted = splits_for(on, 2, blocks, K, std::min<int64_t>(args.rank, tile));
   args.span = std::max(1, size_of(ceil_div(ceil_div(K, wanted), kBlockK))) * kBlockK;
   const int splits = std::max(1, size_of(ceil_div(K, args.span)));
-  const Workspace workspace(on, x, {{&args.split, blocks, splits, kBlockM * tile}});
+  Workspace workspace(on, x, {{&args.split, blocks, splits, kBlockM * tile}});
   dispatch(args.x, wide, allow_tf32, [&]<class M, Fill kFill>() {
     if (args.rank > 16) {
       run<M, kFill, 64>(on, args, static_cast<int>(groups), splits);
@@ -186,14 +186,15 @@ std::tuple<Tensor, Tensor> lora_shrink(const OnDevice& on, const Tensor& x, cons
       run<M, kFill, 16>(on, args, static_cast<int>(groups), splits);
     }
   });
-  return {s, mask};
+  return {s, mask, std::move(workspace)};
 }
 
 namespace {
 std::tuple<Tensor, Tensor> lora_shrink_entry(const Tensor& x, const Tensor& lora_A, double p,
                                              const std::optional<Tensor>& seed, bool allow_tf32) {
   check_storages("lora_shrink", "x", x, "lora_A", lora_A, "seed", seed);
-  return lora_shrink(OnDevice(x), x, lora_A, p, seed, allow_tf32);
+  const auto [s, mask, workspace] = lora_shrink(OnDevice(x), x, lora_A, p, seed, allow_tf32);
+  return {s, mask};
 }
 }  // namespace
 }  // namespace pypeft

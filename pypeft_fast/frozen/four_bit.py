@@ -33,7 +33,10 @@ def _blocks(n, size):
 
 def block_size(weights: int, blocks: int) -> int | None:
     """The block size, a power of two, that divides `weights` into `blocks` blocks; None if there is none."""
-    return next((size for size in BLOCK_SIZES if _blocks(weights, size) == blocks), None)
+    if weights == 0 or blocks == 0:
+        return BLOCK_SIZES[0] if weights == blocks else None
+    size = max(BLOCK_SIZES[0], 1 << (_blocks(weights, blocks) - 1).bit_length())  # a smaller one gives more blocks
+    return size if size <= BLOCK_SIZES[-1] and _blocks(weights, size) == blocks else None
 
 
 def check(tensors, shape, dtype):

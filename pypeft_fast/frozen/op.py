@@ -27,6 +27,10 @@ class FrozenOp(Op):
     def __init__(self, schema: str):
         super().__init__(schema, TRAILING)
         self._at = self._names.index("weight")
+        # [(an argument's index, 0 for N or 1 for K, the dimension of that size)] in the order of `_sides`
+        found = ((name, side == "K", dimension) for name, (side, dimension) in _TELLS.items() if name in self._names)
+        self._told = [(self._names.index(name), int(is_K), dimension) for name, is_K, dimension in found]
+        self._dtypes = [self._names.index(name) for name in ("x", "dY", "lora_A") if name in self._names]
 
     def crossing(self, args):
         """Replaces a `Frozen` by its tensors and its format name."""
@@ -46,6 +50,22 @@ class FrozenOp(Op):
         named = dict(zip(self._names, args, strict=True))
         weight = Frozen.beside(format, tensors, self._sides(named), self._dtype(named))
         return (*args[: self._at], weight, *args[self._at + 1 :])
+
+    def tells(self, args):
+        weight, shape = args[self._at], [None, None]
+        if type(weight) is not Frozen:
+            return False
+        for index, side, dimension in self._told:
+            value = args[index]
+            if type(value) in (list, tuple):
+                value = value[0] if value else None
+            if value is None or shape[side] is not None:
+                continue
+            if value.dim() == 0:
+                return False
+            shape[side] = value.shape[dimension]
+        dtype = next((args[index].dtype for index in self._dtypes if isinstance(args[index], torch.Tensor)), None)
+        return shape[0] == weight.shape[0] and shape[1] == weight.shape[1] and dtype == weight.dtype
 
     @staticmethod
     def _sides(named):

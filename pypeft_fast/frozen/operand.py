@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .accepted import computes_in
 from .formats import FORMATS
 
 
@@ -89,7 +90,10 @@ class Frozen:
         """The same tensors with products in another dtype; a dense weight is cast."""
         if self.format == "dense":
             return Frozen("dense", (self.tensors[0].to(dtype),))
-        return Frozen(self.format, self.tensors, self.shape, dtype)
+        computes_in(dtype)
+        other = Frozen.__new__(Frozen)  # of tensors that have been checked
+        other.format, other.tensors, other.shape, other.dtype = self.format, self.tensors, self.shape, dtype
+        return other
 
     def detach(self) -> "Frozen":
         """Returns self: the tensors have no autograd graph."""

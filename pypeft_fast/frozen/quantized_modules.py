@@ -1,30 +1,28 @@
 """Reads quantised weights of other libraries' modules by attribute, without importing the libraries."""
 
+import functools
+
 import torch
 
 from .operand import Frozen
 
 
-def _is(module, name, package):
-    """Whether the module has exactly this class of a library: a subclass may compute something else."""
-    kind = type(module)
-    return kind.__name__ == name and kind.__module__.partition(".")[0] == package
-
-
 def is_linear_4bit(module) -> bool:
-    return any(_is(module, name, "bitsandbytes") for name in ("Linear4bit", "LinearNF4", "LinearFP4"))
+    return _reader(type(module)) is _four_bit
 
 
 def is_linear_8bit(module) -> bool:
-    return _is(module, "Linear8bitLt", "bitsandbytes")
+    return _reader(type(module)) is _eight_bit
 
 
 def is_linear_fp8(module) -> bool:
-    return _is(module, "FP8Linear", "transformers")
+    return _reader(type(module)) is _fp8
 
 
 def _four_bit(module, why):
-    weight = module.weight
+    weight = (
+        module._parameters["weight"] if "weight" in module._parameters else module.weight
+    )  # faster than __getattr__
     state = getattr(weight, "quant_state", None)
     if state is None:
         why("the weight is not quantised yet: bitsandbytes does it when the module is moved, module.to(device)")
@@ -63,12 +61,24 @@ def _fp8(module, why):
     return Frozen("fp8", (module.weight.data, scale.data), tuple(module.weight.shape), dtype)
 
 
-_READERS = ((is_linear_4bit, _four_bit), (is_linear_8bit, _eight_bit), (is_linear_fp8, _fp8))
+_READERS = {
+    ("bitsandbytes", "Linear4bit"): _four_bit,
+    ("bitsandbytes", "LinearNF4"): _four_bit,
+    ("bitsandbytes", "LinearFP4"): _four_bit,
+    ("bitsandbytes", "Linear8bitLt"): _eight_bit,
+    ("transformers", "FP8Linear"): _fp8,
+}
+
+
+@functools.cache
+def _reader(kind):
+    """The function that reads modules of exactly this class, or None: a subclass may compute something else."""
+    return _READERS.get((kind.__module__.partition(".")[0], kind.__name__))
 
 
 def is_quantized(module) -> bool:
     """Whether `quantized` can read the module."""
-    return any(is_kind(module) for is_kind, _ in _READERS)
+    return _reader(type(module)) is not None
 
 
 def quantized(module) -> Frozen | None:
@@ -81,7 +91,5 @@ def quantized(module) -> Frozen | None:
     def why(reason):
         raise TypeError(f"frozen_of: {type(module).__qualname__}: {reason}")
 
-    for is_kind, reader in _READERS:
-        if is_kind(module):
-            return reader(module, why)
-    return None
+    reader = _reader(type(module))
+    return None if reader is None else reader(module, why)

@@ -156,7 +156,7 @@ CODES = [
           "last > group && i < 0", FEW_ROWS, needs="avx512"),
     _csrc("few-rows-blocks-after-the-sixteenth", "cpu/product/add_decoded_body.h", "(n + j) * c.K + chunk) >> c.shift",
           "(n + j) * c.K) >> c.shift", FEW_ROWS, needs="avx512"),
-    _csrc("few-rows-int8-overflows", "cpu/product/few_rows.cpp", "? 1.0f / 128 :", "? 1.0f :",
+    _csrc("few-rows-overflow-before-the-scale", "cpu/product/few_rows_body.h", "a.spread && !are_finite(sum)", "false",
           f"{FEW_ROWS} -k large", needs="avx512"),
     _csrc("few-rows-nan-of-fp8", "cpu/frozen/codes.h", "magnitude == 0x7F ? H{} + 0x7E00 : ", "",
           f"{FEW_ROWS} -k every_byte", needs="avx512"),

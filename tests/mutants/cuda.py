@@ -83,7 +83,7 @@ MUTATIONS = [
           f"{SEGMENTS} -k any_number_of_adapters"),
     _cuda("composed-ds-for-dx-only", "lora_backward.cu", "need_dX || need_dA, need_dB", "need_dX, need_dB",
           f"{COMPOSED} -k not_needed"),
-    _cuda("composed-forward-without-tf32", "lora_forward.cu", "nullptr, allow_tf32, true)", "nullptr, false, true)",
+    _cuda("composed-forward-without-tf32", "lora_forward.cu", "nullptr, allow_tf32, y, true)", "nullptr, false, y, true)",
           f"{COMPOSED} -k tf32"),
     _cuda("composed-backward-without-tf32", "lora_backward.cu", "mask, p, allow_tf32))", "mask, p, false))",
           f"{COMPOSED} -k tf32"),

@@ -58,13 +58,32 @@ def test_agrees_with_float64(format, K, N, dtype, poisoned):
         assert W.any() and truth.any() and (error <= limit).all(), (M, (error / limit).max())
 
 
-@pytest.mark.parametrize("format", ["int8", "fp8"])
-def test_large_values_stay_finite_where_the_weight_s_are(format):
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("K,size", [(64, 1.2e38), (1024, 2e37), (4096, 6e36), (64, 1e-36)])
+def test_large_values_stay_finite_where_the_products_with_the_weight_are(format, K, size):
     """Codes reach 127 and 448, and are multiplied with x before their scale."""
-    weight = FORMATS[format](torch.eye(64))
-    for size in (3e38, 1e-36):
-        y = of_frozen(weight, torch.full((2, 64), size))
-        torch.testing.assert_close(y, torch.full((2, 64), size), rtol=1e-5, atol=0)
+    weight = FORMATS[format](torch.full((4, K), 0.01)) if "tensor" not in format else FORMATS["fp8"](torch.ones(4, K))
+    for M in (1, 8):
+        x = torch.full((M, K), size)
+        truth = x.double() @ weight.dequantize(F32).double().t()
+        if truth.abs().max() < 3e38:
+            torch.testing.assert_close(of_frozen(weight, x).double(), truth, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("format,scale,value", [("int8", 3.39e38, 1), ("fp8", 7e35, 1.0)])
+def test_large_scales_stay_finite(format, scale, value):
+    codes = torch.full((5, 64), value, dtype=torch.int8 if format == "int8" else torch.float8_e4m3fn)
+    weight = Frozen(format, (codes, torch.full((5,), scale)), (5, 64), F32)
+    y = of_frozen(weight, torch.full((2, 64), 1e-3))
+    assert y.isfinite().all() and (y / (weight.dequantize(F32)[0, 0] * 0.064) - 1).abs().max() < 1e-5
+
+
+def test_infinity_and_nan_stay_in_their_row():
+    weight, x = FORMATS["int8"](torch.randn(6, 64)), torch.randn(3, 64)
+    clean = of_frozen(weight, x)
+    x[1, 5], x[2, 7] = torch.inf, torch.nan
+    y = of_frozen(weight, x)
+    assert torch.equal(y[0], clean[0]) and not y[1:].isfinite().any()
 
 
 def test_every_byte_of_fp8_has_its_value():

@@ -19,7 +19,7 @@ struct Decoder<Format::table4> {
 };
 template <>
 struct Decoder<Format::int8> {
-  static constexpr float GAIN = 1 / (127 * input_factor(Format::int8));
+  static constexpr float GAIN = 1.0f / 127;
   static constexpr int64_t BYTES = 32;
   PYPEFT_INLINE explicit Decoder(const Codes&) {}
   PYPEFT_INLINE void operator()(F (&v)[2], const uint8_t* p) const {
@@ -28,7 +28,7 @@ struct Decoder<Format::int8> {
 };
 template <>
 struct Decoder<Format::fp8> {
-  static constexpr float GAIN = FP8_GAIN / input_factor(Format::fp8);
+  static constexpr float GAIN = FP8_GAIN;
   static constexpr int64_t BYTES = 32;
   PYPEFT_INLINE explicit Decoder(const Codes&) {}
   PYPEFT_INLINE void operator()(F (&v)[2], const uint8_t* p) const { thirty_two_of_fp8(v, p); }
@@ -99,3 +99,27 @@ PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, i
 template <Format FORMAT, int I, int J>
 PYPEFT_INLINE void add_decoded(F (&)[I][J], const float*, const Codes&, int64_t) {}  // there is nothing spread
 #endif
+
+// Computes the sums that are not finite again, slowly, of scaled weights: a sum of add_decoded() has no scale yet, and
+// may overflow where this one is finite. x is in its own order, rows ldx apart.
+template <int I, int J>
+__attribute__((noinline)) void add_scaled(F (&sum)[I][J], const float* x, int64_t ldx, const Codes& c, int64_t n) {
+  for (int j = 0; j < J; ++j) {
+    for (int i = 0; i < I; ++i) {
+      if (sum_lanes(sum[i][j] * 0.0f) == 0) continue;
+      sum[i][j] = F{};
+      for (int64_t k = 0; k < c.K; k += W) sum[i][j] = fma(load(x + i * ldx + k), decoded(c, n + j, k, W), sum[i][j]);
+    }
+  }
+}
+
+template <int I, int J>
+PYPEFT_INLINE bool are_finite(const F (&sum)[I][J]) {
+  F all = {};
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) all += sum[i][j] * 0.0f;
+  }
+  return sum_lanes(all) == 0;
+}

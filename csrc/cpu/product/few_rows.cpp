@@ -21,11 +21,6 @@ struct FewArgs {
   const Codes* codes;   // instead of b; `a` is float then
   const float* spread;  // [M, K], `a` as add_decoded() takes it; or null: the weight's rows are decoded beforehand
 };
-
-// The factor of x in add_decoded(), whose sums have no scale yet: with it they are no larger than with their scale.
-constexpr float input_factor(Format format) {
-  return format == Format::int8 ? 1.0f / 128 : format == Format::fp8 ? 0.5f : 1.0f;
-}
 }  // namespace
 }  // namespace pypeft
 
@@ -72,7 +67,7 @@ static Tensor few_rows(FewArgs args, const Tensor& a, ScalarType dtype, const Lo
   return y;
 }
 
-// Whether the weight's rows are whole blocks of one scale, and the blocks whole steps of add_decoded().
+// Whether no step of add_decoded() has two scales or ends a row.
 static bool decodes_in_registers(const Codes& c) {
   if (c.format == Format::table4) return c.shift >= 5 && c.K % (1 << c.shift) == 0;
   return c.K % 32 == 0 && c.column_shift >= 5;
@@ -100,13 +95,12 @@ Tensor few_rows(const Tensor& given_a, const Right& b, const LowRank* low_rank, 
   if (spreads) {
     args.spread = spread.get();
     const Format format = args.codes->format;
-    const float factor = input_factor(format);
     for (int64_t m = 0; m < M; ++m) {
       const float* from = static_cast<const float*>(a.const_data_ptr()) + m * a.stride(0);
       float* to = spread.get() + m * K;
       for (int64_t k = 0; k < K; ++k) {
         // of table4 the even ones of every 32 first
-        to[format == Format::table4 ? k / 32 * 32 + k % 2 * 16 + k % 32 / 2 : k] = from[k] * factor;
+        to[format == Format::table4 ? k / 32 * 32 + k % 2 * 16 + k % 32 / 2 : k] = from[k];
       }
     }
   }

@@ -90,6 +90,7 @@ inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   } else {
     add_decoded<Format::fp8>(sum, a.spread + m * a.K, *a.codes, n);
   }
+  if (a.spread && !are_finite(sum)) add_scaled(sum, (const float*)a.a + m * a.lda, a.lda, *a.codes, n);
   float total[I][J];
 #pragma GCC unroll 4
   for (int i = 0; i < I; ++i) {

@@ -40,7 +40,10 @@ inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out
     const P* first = B + n * R;
     if (n + W <= columns) {
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) v[i] = left * widen(first + i * W);
+      for (int i = 0; i < R; ++i) {
+        __builtin_prefetch(first + (2 * R + i) * W);
+        v[i] = left * widen(first + i * W);
+      }
     } else {
       for (int64_t i = 0; i < R; ++i) {
         const int64_t inside = (columns - n) * R - i * W;

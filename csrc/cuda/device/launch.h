@@ -102,8 +102,8 @@ void launch(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, s
 }
 
 // The same, but the kernel begins before the launch before it on this stream has ended. The kernel keeps the rules of
-// wait_for_launch_before() in ptx.h. The launch before must be one of this library's, because the kernel relies on what
-// it stores.
+// wait_for_launch_before() in ptx.h. The launch before must be one of this library's, because what it stores may not be
+// loaded before the wait.
 template <class... P>
 void launch_overlapping(const OnDevice& on, void (*kernel)(P...), dim3 grid, dim3 threads, size_t shared,
                         const std::type_identity_t<P>&... arguments) {

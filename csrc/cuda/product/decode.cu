@@ -5,9 +5,9 @@
 // 8 rows, the product is computed twice. The 16 bytes of a lane are consecutive along K, unlike the columns of a
 // fragment. The product is right all the same, because X is permuted along K in the same way. IA3's factors on the
 // inputs multiply X in registers. The low-rank operands, the bias and the scale are requested before the loop along K,
-// one element a thread, and stay in registers. The warps add their sums in shared memory, and the epilogue adds the
-// low-rank term (in float) and the bias, and multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s
-// are read from L2.
+// one element a thread, and stay in registers (S after the loop, if the launch overlaps with the one that stores S).
+// The warps add their sums in shared memory, and the epilogue adds the low-rank term (in float) and the bias, and
+// multiplies by the scale. Traffic: W, lora_B or l, and out once; X and s are read from L2.
 #include "cuda/product/decode.cuh"
 
 namespace pypeft {

@@ -1,8 +1,8 @@
-// The tickets of split sums. Every launch leaves its tickets at 0, and the launches of a stream run one after the
-// other. One buffer for each stream is therefore enough, and it is set to 0 once. The key of a stream is its id,
-// because ids are unique and handles are reused. The buffer is allocated by cudaMalloc, because memory of PyTorch's
-// allocator may belong to the pool of a graph. The buffer is never freed: a queued launch may still use the smaller
-// buffer after a larger one has been allocated, and at exit the device may be gone.
+// The tickets of split sums. Every launch leaves its tickets at 0, and the launches of a stream that take tickets run
+// one after the other. One buffer for each stream is therefore enough, and it is set to 0 once. The key of a stream is
+// its id, because ids are unique and handles are reused. The buffer is allocated by cudaMalloc, because memory of
+// PyTorch's allocator may belong to the pool of a graph. The buffer is never freed: a queued launch may still use the
+// smaller buffer after a larger one has been allocated, and at exit the device may be gone.
 //
 // A captured graph gets tickets of its own, which a node of the graph sets to 0, because a graph may be replayed on any
 // stream, also concurrently with another graph. If cudaMalloc finds no memory, a launch also gets tickets of its own,

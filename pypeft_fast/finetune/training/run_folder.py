@@ -57,22 +57,24 @@ def alone(output: Path) -> Iterator[None]:
 
     UserError if the folder cannot be written, or if another run is writing it.
     """
-    with as_user_error(f"`output` {output} cannot be written", (OSError,)):
-        new = [folder for folder in (output, *output.parents) if not folder.exists()]
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / LOCK_FILE, "w")
-    with file:
-        if not _is_held(file, output / LOCK_FILE):
-            raise UserError(
-                f"`output` {output}: another finetune is writing it; wait for its end or name another folder"
-            )
-        try:
-            yield
-        finally:
-            (output / LOCK_FILE).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # one is not empty
-                for folder in new:
-                    folder.rmdir()
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
+    try:
+        with as_user_error(f"`output` {output} cannot be written", (OSError,)):
+            output.mkdir(parents=True, exist_ok=True)
+            file = open(output / LOCK_FILE, "w")
+        with file:
+            if not _is_held(file, output / LOCK_FILE):
+                raise UserError(
+                    f"`output` {output}: another finetune is writing it; wait for its end or name another folder"
+                )
+            try:
+                yield
+            finally:
+                (output / LOCK_FILE).unlink(missing_ok=True)
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not there, or not empty
+                folder.rmdir()
 
 
 def _is_held(file, path: Path) -> bool:

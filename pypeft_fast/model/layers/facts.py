@@ -35,8 +35,7 @@ def of_module(module):
 def of_dropout(module):
     """(facts of the module, p, inplace, whether dropout is in training mode); p = 0 for another module."""
     if type(module) is Dropout:
-        state = module.__dict__
-        return of_module(module), state["p"], state["inplace"], state["training"]
+        return of_module(module), module.p, module.inplace, module.training
     return of_module(module), 0.0, False, False
 
 

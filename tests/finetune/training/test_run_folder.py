@@ -40,6 +40,9 @@ def test_folders_that_a_failed_run_made_are_deleted_while_they_are_empty(tmp_pat
     with pytest.raises(KeyError), run_folder.alone(tmp_path / "mine" / "a" / "b"):
         raise KeyError
     assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    with pytest.raises(UserError, match="cannot be written"), run_folder.alone(tmp_path / "mine" / "a" / ("b" * 300)):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
     with pytest.raises(KeyError), run_folder.alone(tmp_path / "a" / "b"):
         (tmp_path / "a" / "kept").touch()
         raise KeyError
