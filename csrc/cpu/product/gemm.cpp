@@ -58,12 +58,12 @@ bool has_amx_bf16() {
 }
 
 // Panels are packed while their rows of `a` wait in a cache: this many bytes of them at a time, but so many rows that
-// packing costs little beside the products.
-constexpr int64_t BLOCK_BYTES = int64_t{2} << 20, LEAST_ROWS = 256;
+// packing costs little beside the products; more rows if packing also decodes.
+constexpr int64_t BLOCK_BYTES = int64_t{2} << 20, LEAST_ROWS = 256, LEAST_DECODED = 512;
 
-int64_t rows_of_a_block(int64_t M, int64_t row_bytes, int64_t panels) {
+int64_t rows_of_a_block(int64_t M, int64_t row_bytes, int64_t panels, int64_t least) {
   const int64_t threads = torch::stable::get_num_threads();
-  int64_t rows = std::min(M, std::max(LEAST_ROWS, BLOCK_BYTES / std::max<int64_t>(1, row_bytes)));
+  int64_t rows = std::min(M, std::max(least, BLOCK_BYTES / std::max<int64_t>(1, row_bytes)));
   while (rows > 64 && ceil_div(M, rows) * panels < 4 * threads) rows = ceil_div(rows, 2);
   return round_up(std::max<int64_t>(1, rows), 8);
 }
@@ -152,7 +152,8 @@ Tensor gemm(const Tensor& given_a, const Right& given_b, const LowRank* low_rank
   args.scale = epilogue.scale;
   args.c = c.mutable_data_ptr();
   args.panels = ceil_div(args.N, GEMM_COLUMNS);
-  args.block = rows_of_a_block(args.M, args.K * (pairs ? 2 : 4), args.panels);
+  args.block =
+      rows_of_a_block(args.M, args.K * (pairs ? 2 : 4), args.panels, given_b.w.is_dense() ? LEAST_ROWS : LEAST_DECODED);
   const int64_t units = pairs ? even_K / 2 + even_r / 2 : args.K + args.r;
   const auto run = PYPEFT_SELECT_AVX512(gemm_tasks);
   torch::stable::parallel_for(0, ceil_div(args.M, args.block) * args.panels, 1, [&](int64_t begin, int64_t end) {
