@@ -20,9 +20,8 @@ def is_linear_fp8(module) -> bool:
 
 
 def _four_bit(module, why):
-    weight = (
-        module._parameters["weight"] if "weight" in module._parameters else module.weight
-    )  # faster than __getattr__
+    parameters = module._parameters  # nn.Module.__getattr__ is slow
+    weight = parameters["weight"] if "weight" in parameters else module.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
         why("the weight is not quantised yet: bitsandbytes does it when the module is moved, module.to(device)")

@@ -47,8 +47,8 @@ PYPEFT_INLINE const float* block_scales(const Codes& c, int64_t first, int64_t c
   return room;
 }
 
-// add_dots with rows n, n + 1, .. of a quantised weight. x is spread(): in the order of the decoder. The sums of a
-// piece of a block of weights with one scale are multiplied by the scale.
+// add_dots with rows n, n + 1, .. of a quantised weight. x has the order of the decoder, as FewArgs::spread
+// holds it. The sums of a piece of a block of weights with one scale are multiplied by the scale.
 template <Format FORMAT, int I, int J>
 PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, int64_t n) {
   using Decode = Decoder<FORMAT>;
