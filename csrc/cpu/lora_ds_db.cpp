@@ -9,6 +9,7 @@
 #include "cpu/lora.h"
 
 #include "cpu/kept.h"
+#include "cpu/product/gemm.h"
 #include "cpu/product/vendor.h"
 #include "cpu/scratch.h"
 #include "fits.h"
@@ -54,8 +55,17 @@ namespace pypeft {
 static std::tuple<Tensor, Tensor> ds_db_by_vendor(const Tensor& dY, const Tensor& lora_B, const Tensor& s,
                                                   double scaling, bool need_dS, bool need_dB) {
   const int64_t M = dY.size(0), N = dY.size(1), r = s.size(1);
-  const Tensor dS = new_empty(s, {need_dS ? M : 0, r}), dB = new_empty(lora_B, {need_dB ? N : 0, r});
+  Tensor dS = new_empty(s, {need_dS ? M : 0, r}), dB = new_empty(lora_B, {need_dB ? N : 0, r});
   const int64_t step = dY.scalar_type() != s.scalar_type() ? block_length(M) : std::max<int64_t>(1, N);
+#if defined(__x86_64__)
+  if (need_dS && dY.scalar_type() == lora_B.scalar_type() && gemm_wins_across(dY.scalar_type(), M, lora_B)) {
+    const std::vector<float> factors(r, static_cast<float>(scaling));
+    Epilogue scaled;
+    scaled.scale.factors = factors.data();
+    dS = gemm(dY, {Frozen{Format::dense, lora_B, N, r, {}, {}}, false}, nullptr, scaled);
+    need_dS = false;
+  }
+#endif
   int64_t n = 0;
   do {  // runs once if N is 0, and sets dS to 0
     const int64_t columns = std::min(step, N - n);

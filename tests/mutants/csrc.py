@@ -74,13 +74,14 @@ LOW_RANK = [
           "tests/ops/test_lora_linear.py", ISAS),
     _csrc("linear-bias-twice", "cpu/lora_linear.cpp", "Epilogue epilogue;", "Epilogue epilogue{bias, {}};",
           "tests/ops/test_lora_linear.py"),
-    _csrc("few-rows-low-rank-not-scaled", "cpu/product/few_rows_body.h", "sum_lanes(low[i][j]) * a.factor",
-          "sum_lanes(low[i][j])", agrees("lora_linear")),
+    _csrc("few-rows-low-rank-not-scaled", "cpu/product/few_rows_body.h", "update[i][j] * a.factor",
+          "update[i][j]", agrees("lora_linear")),
     _csrc("few-rows-bias-without-stride", "cpu/product/few_rows.cpp", "bias_step = epilogue.bias->stride(0)",
           "bias_step = 1", SURROUNDINGS, agrees("lora_linear")),
     _csrc("storage-offset-forgotten", "storage.h", "(offset + last + 1)", "(last + 1)", "tests/ops/test_storages.py"),
 ]  # fmt: skip
 
+FEW_ROWS = "tests/ops/test_cpu_few_rows.py"
 GEMM = [
     _csrc("gemm-odd-K-of-pairs", "cpu/product/gemm.cpp", "pairs && args.K % 2", "false && args.K % 2",
           f"{EVERY} -k nan_stays_in_its_row", needs=BF16),
@@ -97,6 +98,24 @@ GEMM = [
     _csrc("gemm-tiles-of-eight-rows", "cpu/product/gemm_body.h", "m + TILE_ROWS <= last", "m + TILE_ROWS < last",
           agrees("lora_linear"), agrees("lora_dx"), needs=AVX512,
           equivalent="the last eight rows are then two tiles of four, which sum each element in the same order"),
+    _csrc("few-gemm-last-tile-starts-late", "cpu/product/few_gemm_body.h", "const T* a = p.a + at_most(m, p.rows - I)",
+          "const T* a = p.a + at_most(m, p.rows - 1)", FEW_ROWS, needs=AVX512),
+    _csrc("few-gemm-first-tile-packs-nothing", "cpu/product/few_gemm_body.h", "(in_place && m == 0)", "(in_place)",
+          FEW_ROWS, needs=AVX512, equivalent="every tile then reads the matrix itself, and packs it again"),
+    _csrc("few-gemm-tiles-read-an-old-panel", "cpu/product/few_gemm_body.h",
+          "__builtin_memcpy(panel + j * W, &values[j], sizeof values[j])", "(void)panel", FEW_ROWS, needs=AVX512),
+    _csrc("few-gemm-low-rank-not-scaled", "cpu/product/few_gemm_body.h", "(i * J + j) * W) * g.factor",
+          "(i * J + j) * W)", FEW_ROWS, needs=AVX512),
+    _csrc("few-gemm-units-of-the-first-piece", "cpu/product/few_gemm_body.h", "b.data + u * PER_UNIT<T> * b.row + n",
+          "b.data + n", FEW_ROWS, needs=AVX512),
+    _csrc("few-gemm-odd-rows-in-place", "cpu/product/few_gemm_body.h", " && end * PER_UNIT<T> <= p.K;", ";",
+          FEW_ROWS, f"{EVERY} -k nan_stays_in_its_row", needs=BF16),
+    _csrc("few-gemm-pairs-exchanged", "cpu/product/few_gemm_body.h", "low[i] = i % 2 * 2 * W + i / 2",
+          "low[i] = (i + 1) % 2 * 2 * W + i / 2", FEW_ROWS, needs=BF16),
+    _csrc("ds-of-few-rows-not-scaled", "cpu/lora_ds_db.cpp", "factors(r, static_cast<float>(scaling))",
+          "factors(r, 1.0f)", FEW_ROWS, needs=AVX512),
+    _csrc("sums-of-lanes-in-another-order", "cpu/isa/avx512.h", "i % 4 / 2 + i % 2 * 2 + i / 4 * 8",
+          "i % 4 + i / 4 * 8", FEW_ROWS, needs=AVX512),
     _csrc("gemm-last-block-lost", "cpu/product/gemm.cpp", "parallel_for(0, ceil_div(args.M, args.block)",
           "parallel_for(0, args.M / args.block", agrees("lora_linear"), needs=AVX512),
 ]  # fmt: skip
@@ -135,7 +154,6 @@ VENDOR = [
     _csrc("norm-tail-lost", "cpu/dora_norm_body.h", "if (k < last) {", "if (k + W < last) {", agrees("dora_norm")),
 ]  # fmt: skip
 
-FEW_ROWS = "tests/ops/test_cpu_few_rows.py"
 FORMATS = f"{EVERY} -k 'every_format and cpu and (dequantize or lora_linear or lora_dx)'"
 CODES = [
     _csrc("codes-nibbles-swapped", "cpu/frozen/codes.h", "c.data[e / 2] & 15 : c.data[e / 2] >> 4",
@@ -152,15 +170,15 @@ CODES = [
     _csrc("codes-fp8-subnormals-doubled", "cpu/frozen/codes.h", "(1.0f / 512.0f)", "(1.0f / 256.0f)",
           "tests/frozen/test_quantize.py -k every_byte"),
     _csrc("codes-odd-lanes-not-shifted", "cpu/frozen/codes.h", "{4, 0, 4, 0,", "{4, 4, 4, 0,", FORMATS, needs=AVX512),
-    _csrc("few-rows-scale-of-the-first-group", "cpu/product/add_decoded_body.h", "last > group && i < count",
+    _csrc("few-rows-scale-of-the-first-group", "cpu/product/decoded_dots_body.h", "last > group && i < count",
           "last > group && i < 0", FEW_ROWS, needs="avx512"),
-    _csrc("few-rows-blocks-after-the-sixteenth", "cpu/product/add_decoded_body.h", "(n + j) * c.K + chunk) >> c.shift",
+    _csrc("few-rows-blocks-after-the-sixteenth", "cpu/product/decoded_dots_body.h", "(n + j) * c.K + chunk) >> c.shift",
           "(n + j) * c.K) >> c.shift", FEW_ROWS, needs="avx512"),
     _csrc("few-rows-overflow-before-the-scale", "cpu/product/few_rows_body.h", "a.spread && !are_finite(sum)", "false",
           f"{FEW_ROWS} -k large", needs="avx512"),
     _csrc("few-rows-nan-of-fp8", "cpu/frozen/codes.h", "magnitude == 0x7F ? H{} + 0x7E00 : ", "",
           f"{FEW_ROWS} -k every_byte", needs="avx512"),
-    _csrc("few-rows-one-row-of-fp8-scales", "cpu/product/add_decoded_body.h", "* c.scales_across", "* 1", FEW_ROWS,
+    _csrc("few-rows-one-row-of-fp8-scales", "cpu/product/decoded_dots_body.h", "* c.scales_across", "* 1", FEW_ROWS,
           needs="avx512"),
     _csrc("few-rows-order-of-the-codes", "cpu/product/few_rows.cpp", "k % 2 * 16 + k % 32 / 2", "k % 32", FORMATS,
           needs=AVX512),

@@ -1,10 +1,14 @@
-"""A few rows times a quantised weight on a CPU, where whole blocks are decoded in registers, others beforehand."""
+"""A few rows times a weight on a CPU: rows of a dense one are multiplied with rows or columns as they lie, whole blocks
+of a quantised one are decoded in registers, others beforehand."""
 
 import pytest
 import torch
 
 import pypeft_fast as pf
 from pypeft_fast.frozen.operand import Frozen
+from pypeft_fast.ops.lora_ds_db import lora_ds_db
+from pypeft_fast.ops.lora_dx import lora_dx
+from pypeft_fast.ops.lora_forward import lora_forward
 
 F32, BF16 = torch.float32, torch.bfloat16
 BLOCK = 128  # of fp8, rows and columns
@@ -94,3 +98,68 @@ def test_every_byte_of_fp8_has_its_value():
     expected = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float() / 2
     assert expected.isnan().sum() == 2
     torch.testing.assert_close(y[0], expected, rtol=0, atol=0, equal_nan=True)
+
+
+# Columns and rows of one and of several panels of 48 and groups of 16 panels, and parts of them; more than the 64 or
+# 128 rows of the weight that are read at a time, and odd numbers of them.
+DENSE = [(1, 40), (48, 64), (96, 128), (32, 129), (33, 97), (130, 100), (1600, 70), (784, 300), (80, 513)]
+ROWS = [1, 2, 3, 5, 8, 9, 16, 17, 31, 33, 63, 64, 65]
+
+
+def compare(got, truth, bound, dtype, parts=0.0):
+    """Rounding: of float32 sums, and of the result in its own dtype. `parts`: what is rounded to bfloat16 before, which
+    are the vendor's product and the operands of a low-rank part."""
+    limit = 4e-6 * bound + ((truth.abs() + parts) / 250 if dtype == BF16 else 0) + 1e-30
+    error = (got.double() - truth).abs()
+    assert truth.any() and (error <= limit).all(), (got.shape, (error / limit).max())
+
+
+@pytest.mark.parametrize("K,N", DENSE)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_dx_agrees_with_float64(dtype, p, K, N, poisoned):
+    torch.manual_seed(K + N)
+    scale = 65536 / (65536 - round(p * 65536))
+    for M in ROWS:
+        for r in (1, 2, 70):
+            dY, W, dS, A = (torch.randn(shape).to(dtype) for shape in ((M, N), (N, K), (M, r), (r, K)))
+            keep = torch.rand(M, K) >= p
+            low, wide = dS.double() @ A.double() * scale * keep, dS.double().abs() @ A.double().abs() * scale
+            base, bound = dY.double() @ W.double(), dY.double().abs() @ W.double().abs()
+            with pf.using("cpu"):
+                dX = lora_dx(dY, W, dS, A, packed(keep) if p else torch.empty(0, 0, dtype=torch.uint8), p)
+            compare(dX, base + low, bound + wide, dtype, base.abs() + wide)
+
+
+def packed(keep):
+    M, K = keep.shape
+    bits = torch.nn.functional.pad(keep, (0, -K % 8)).view(M, -1, 8).to(torch.uint8)
+    return (bits << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("K,N", DENSE)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_forward_agrees_with_float64(dtype, K, N, poisoned):
+    torch.manual_seed(K + N)
+    for M in ROWS:
+        for r in (1, 70):
+            x, W, A, B, b = (torch.randn(shape).to(dtype) for shape in ((M, K), (N, K), (r, K), (N, r), (N,)))
+            with pf.using("cpu"):
+                y, s, _ = lora_forward(x, W, b, A, B, 0.5, 0.0, None)
+            compare(s, x.double() @ A.double().t(), x.double().abs() @ A.double().abs().t(), dtype)
+            low, wide = (s.double() @ B.double().t()) / 2, s.double().abs() @ B.double().abs().t()
+            base = x.double() @ W.double().t() + b.double()
+            bound = x.double().abs() @ W.double().abs().t() + b.double().abs()
+            compare(y, base + low, bound + wide, dtype, base.abs() + wide)
+
+
+@pytest.mark.parametrize("N,r", [(40, 64), (130, 100), (1100, 256), (97, 65)])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_ds_of_large_ranks_agrees_with_float64(dtype, N, r, poisoned):
+    torch.manual_seed(N)
+    for M in ROWS:
+        dY, B, s = (torch.randn(shape).to(dtype) for shape in ((M, N), (N, r), (M, r)))
+        with pf.using("cpu"):
+            dS, dB = lora_ds_db(dY, B, s, 1.5, True, True)
+        compare(dS, 1.5 * dY.double() @ B.double(), 1.5 * dY.double().abs() @ B.double().abs(), dtype)
+        compare(dB, 1.5 * dY.double().t() @ s.double(), 1.5 * dY.double().abs().t() @ s.double().abs(), dtype)

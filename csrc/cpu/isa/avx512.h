@@ -41,3 +41,24 @@ PYPEFT_INLINE void store_keep_bytes(uint8_t* out, D w0, D w1, D w2, D w3, uint16
   folded |= folded >> 16;
   _mm_storel_epi64((__m128i*)out, _mm512_maskz_cvtepi64_epi8(0xFF, (__m512i)folded));
 }
+
+// Lane i is the sum of the lanes of v[i], with the bits of sum_lanes(): halves are added to each other, of two vectors
+// at a time.
+PYPEFT_INLINE F sums_of_lanes(const F (&v)[W]) {
+  __m512 half[8], quarter[4], pair[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const int at = i % 4 / 2 + i % 2 * 2 + i / 4 * 8;  // so that lane i of the result is that of v[i]
+    const __m512 a = (__m512)v[at], b = (__m512)v[at + 4];
+    half[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    quarter[i] = _mm512_shuffle_f32x4(half[i], half[i + 4], 0x88) + _mm512_shuffle_f32x4(half[i], half[i + 4], 0xDD);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = (__m512d)quarter[i], b = (__m512d)quarter[i + 2];
+    pair[i] = (__m512)_mm512_maskz_unpacklo_pd(0xFF, a, b) + (__m512)_mm512_maskz_unpackhi_pd(0xFF, a, b);
+  }
+  return (F)(_mm512_shuffle_ps(pair[0], pair[1], 0x88) + _mm512_shuffle_ps(pair[0], pair[1], 0xDD));
+}

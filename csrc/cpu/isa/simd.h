@@ -53,12 +53,36 @@ PYPEFT_INLINE void narrow(T* p, F v, int64_t n) {
 
 // The sum of the lanes, by pairwise addition.
 PYPEFT_INLINE float sum_lanes(F v) {
-  float lanes[W];
-  store(lanes, v);
-  for (int half = W / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  typedef float Four __attribute__((vector_size(16)));
+  Four part[W / 4];
+  __builtin_memcpy(part, &v, sizeof v);
+#pragma GCC unroll 2
+  for (int half = W / 8; half > 0; half /= 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
   }
-  return lanes[0];
+  const Four sum = part[0];
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+// total[i][j] = sum_lanes(v[i][j]), the same bits.
+template <int I, int J>
+PYPEFT_INLINE void sum_all_lanes(float (&total)[I][J], const F (&v)[I][J]) {
+#if defined(ISA_AVX512)
+  if (I * J == W) {
+    F each[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) each[i] = v[i / J][i % J];
+    const F sums = sums_of_lanes(each);
+    __builtin_memcpy(total, &sums, sizeof sums);
+    return;
+  }
+#endif
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) total[i][j] = sum_lanes(v[i][j]);
+  }
 }
 
 // The bits of the packed mask of a row for columns k, k + 1, ..., lowest first. k is a multiple of W, and columns <= W.

@@ -19,7 +19,7 @@ struct FewArgs {
   void* y;  // [M, N] of b's dtype
   Dtype a_dtype, b_dtype, right_dtype;
   const Codes* codes;   // instead of b; `a` is float then
-  const float* spread;  // [M, K], `a` as add_decoded() takes it; or null: the weight's rows are decoded beforehand
+  const float* spread;  // [M, K], `a` as decoded_dots() takes it; or null: the weight's rows are decoded beforehand
 };
 }  // namespace
 }  // namespace pypeft
@@ -32,7 +32,7 @@ namespace pypeft {
 bool few_rows_win(ScalarType dtype, int64_t rows, bool decodes) {
   if (decodes) return rows <= 8;
   if (dtype == ScalarType::Float && selected_isa() <= Isa::avx512) return rows < 32;  // from there on gemm() may win
-  if (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16) return rows <= 4;
+  if (dtype == ScalarType::BFloat16 && selected_isa() == Isa::avx512bf16) return rows <= 16;
   return rows <= (dtype == ScalarType::Half ? 16 : 8);
 }
 
@@ -67,7 +67,7 @@ static Tensor few_rows(FewArgs args, const Tensor& a, ScalarType dtype, const Lo
   return y;
 }
 
-// Whether no step of add_decoded() has two scales or ends a row.
+// Whether no step of decoded_dots() has two scales or ends a row.
 static bool decodes_in_registers(const Codes& c) {
   if (c.format == Format::table4) return c.shift >= 5 && c.K % (1 << c.shift) == 0;
   return c.K % 32 == 0 && c.column_shift >= 5;

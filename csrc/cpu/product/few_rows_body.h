@@ -2,61 +2,75 @@
 //
 // A sum belongs to one row of `a` and one column of `b`: its lanes add up products along the rank, then along K, and
 // are added to each other at the end.
-#include "cpu/product/add_decoded_body.h"
+#include "cpu/product/decoded_dots_body.h"
 
+// One step along two rows, of X and of T: STEP elements of each, of which those beyond `n` are zeros.
 template <class X, class T>
-constexpr int64_t FEW_STEP = W;  // elements of a row that one step multiplies
+struct Few {
+  static constexpr int64_t STEP = W;
+  template <class P>
+  static PYPEFT_INLINE F load(const P* p, int64_t n) {
+    return n >= W ? widen(p) : widen(p, n);
+  }
+  static PYPEFT_INLINE F add(F sum, F x, F w) { return fma(x, w, sum); }
+};
 #if defined(ISA_BF16)
 template <>
-constexpr int64_t FEW_STEP<BF16, BF16> = 2 * W;
+struct Few<BF16, BF16> {
+  static constexpr int64_t STEP = 2 * W;
+  static PYPEFT_INLINE U load(const BF16* p, int64_t n) {
+    if (n < STEP) return (U)_mm512_maskz_loadu_epi16(~(~0u << n), p);
+    U pairs;
+    __builtin_memcpy(&pairs, p, sizeof pairs);
+    return pairs;
+  }
+  static PYPEFT_INLINE F add(F sum, U x, U w) { return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w); }
+};
 #endif
 
-// `n` elements from p, at most FEW_STEP; beyond them zeros.
-template <class T>
-PYPEFT_INLINE F few(const T* p, int64_t n) {
-  return n >= W ? widen(p) : widen(p, n);
-}
-
-template <class X, class T>
-PYPEFT_INLINE F add_dot(F sum, const X* x, const T* w, int64_t n) {
-  return fma(few(x, n), few(w, n), sum);
-}
-#if defined(ISA_BF16)
-template <>
-PYPEFT_INLINE F add_dot(F sum, const BF16* x, const BF16* w, int64_t n) {
-  const __mmask32 there = n >= 2 * W ? ~0u : ~(~0u << n);
-  const __m512i a = _mm512_maskz_loadu_epi16(there, x), b = _mm512_maskz_loadu_epi16(there, w);
-  return (F)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
-#endif
-
-// sum[i][j] += x[i] . w[j], vectors of K elements, ldx and ldw apart. STEPS products at a time are summed by
-// themselves, and the low-rank part, which may be large from the start, is added last: see gemm_body.h.
-template <class X, class T, int I, int J>
-PYPEFT_INLINE void add_dots(F (&sum)[I][J], const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t K) {
-  constexpr int64_t STEP = FEW_STEP<X, T>, STEPS = 64 * STEP;
-  int64_t k = 0;
-  while (k < K) {
-    F part[I][J] = {};
-    const int64_t end = at_most(k + STEPS, K);
-    for (; k + STEP <= end; k += STEP) {
+// sum[i][j] = x[i] . w[j], vectors of K elements, ldx and ldw apart. If FETCHES, the J rows after w are prefetched. Out
+// of line, for a loop whose sums are all in registers.
+template <bool FETCHES, class X, class T, int I, int J>
+__attribute__((noinline)) void dots(F (&sums)[I][J], const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t K) {
+  using Step = Few<X, T>;
+  F sum[I][J] = {};
+  for (; K >= Step::STEP; K -= Step::STEP, x += Step::STEP, w += Step::STEP) {
+    decltype(Step::load(w, 0)) values[J];
 #pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) __builtin_prefetch(w + (J + j) * ldw + k);  // the rows that come next
-#pragma GCC unroll 4
-      for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 4
-        for (int j = 0; j < J; ++j) part[i][j] = add_dot<X, T>(part[i][j], x + i * ldx + k, w + j * ldw + k, STEP);
-      }
+    for (int j = 0; j < J; ++j) {
+      if (FETCHES) __builtin_prefetch(w + (J + j) * ldw);
+      values[j] = Step::load(w + j * ldw, Step::STEP);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < I; ++i) {
+      const auto a = Step::load(x + i * ldx, Step::STEP);
 #pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) {
-        if (k < end) part[i][j] = add_dot<X, T>(part[i][j], x + i * ldx + k, w + j * ldw + k, end - k);
-        sum[i][j] += part[i][j];
-      }
+      for (int j = 0; j < J; ++j) sum[i][j] = Step::add(sum[i][j], a, values[j]);
     }
-    k = end;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) {
+      if (K > 0) sum[i][j] = Step::add(sum[i][j], Step::load(x + i * ldx, K), Step::load(w + j * ldw, K));
+      sums[i][j] = sum[i][j];
+    }
+  }
+}
+
+// As dots(), but every 64 steps are summed by themselves: see gemm_body.h.
+template <bool FETCHES, class X, class T, int I, int J>
+PYPEFT_INLINE void long_dots(F (&sum)[I][J], const X* x, int64_t ldx, const T* w, int64_t ldw, int64_t K) {
+  constexpr int64_t MOST = 64 * Few<X, T>::STEP;
+  dots<FETCHES>(sum, x, ldx, w, ldw, at_most(MOST, K));
+  for (int64_t k = MOST; k < K; k += MOST) {
+    F part[I][J];
+    dots<FETCHES>(part, x + k, ldx, w + k, ldw, at_most(MOST, K - k));
+#pragma GCC unroll 4
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
+    }
   }
 }
 
@@ -76,45 +90,60 @@ __attribute__((noinline)) void scale_tile(const FewArgs& a, float (&total)[I][J]
   }
 }
 
-// Rows [m, m + I) of y at columns [n, n + J). B: the dtype of b, or T of the result if that is spread codes.
-template <class X, class B, class T, class P, int I, int J>
+// Rows [m, m + I) of y at columns [n, n + J). B: the dtype of b, or T of the result if that is spread codes. The
+// low-rank part, which may be large from the start, is added last.
+template <bool FIRST, class X, class B, class T, class P, int I, int J>
 inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
-  F low[I][J] = {}, sum[I][J] = {};
-  if (a.r > 0) add_dots<float, P, I, J>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
+  float total[I][J];
+  F sum[I][J];
   if (!a.spread) {
-    add_dots<X, B, I, J>(sum, (const X*)a.a + m * a.lda, a.lda, (const B*)a.b + (a.codes ? 0 : n * a.ldb), a.ldb, a.K);
+    const B* b = (const B*)a.b + (a.codes ? 0 : n * a.ldb);
+    long_dots<FIRST>(sum, (const X*)a.a + m * a.lda, a.lda, b, a.ldb, a.K);
   } else if (a.codes->format == Format::table4) {
-    add_decoded<Format::table4>(sum, a.spread + m * a.K, *a.codes, n);
+    decoded_dots<Format::table4>(sum, a.spread + m * a.K, *a.codes, n);
   } else if (a.codes->format == Format::int8) {
-    add_decoded<Format::int8>(sum, a.spread + m * a.K, *a.codes, n);
+    decoded_dots<Format::int8>(sum, a.spread + m * a.K, *a.codes, n);
   } else {
-    add_decoded<Format::fp8>(sum, a.spread + m * a.K, *a.codes, n);
+    decoded_dots<Format::fp8>(sum, a.spread + m * a.K, *a.codes, n);
   }
   if (a.spread && !are_finite(sum)) add_scaled(sum, (const float*)a.a + m * a.lda, a.lda, *a.codes, n);
-  float total[I][J];
+  sum_all_lanes(total, sum);
+  if (a.r > 0) {
+    F low[I][J];
+    float update[I][J];
+    long_dots<FIRST>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
+    sum_all_lanes(update, low);
 #pragma GCC unroll 4
-  for (int i = 0; i < I; ++i) {
+    for (int i = 0; i < I; ++i) {
 #pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) total[i][j] += update[i][j] * a.factor;  // of lanes infinity * 0 would be NaN
+    }
+  }
+  if (a.bias) {
     for (int j = 0; j < J; ++j) {
-      total[i][j] = sum_lanes(sum[i][j]);
-      if (a.r > 0) total[i][j] += sum_lanes(low[i][j]) * a.factor;  // a lane beyond the rank is 0; infinity * 0 is NaN
-      if (a.bias) total[i][j] += as_float((const T*)a.bias + (n + j) * a.bias_step);
+      const float bias = as_float((const T*)a.bias + (n + j) * a.bias_step);
+      for (int i = 0; i < I; ++i) total[i][j] += bias;
     }
   }
   if (a.scale.factors) scale_tile<T>(a, total, m, n);
 #pragma GCC unroll 4
-  for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) narrow((T*)a.y + (m + i) * a.N + n + j, F{} + total[i][j], 1);
-  }
+  for (int i = 0; i < I; ++i) narrow((T*)a.y + (m + i) * a.N + n, widen(total[i], J), J);
 }
 
+// The first tile prefetches the rows of the weight that come next.
 template <class X, class B, class T, class P, int J>
 inline void few_tiles(const FewArgs& a, int64_t n) {
-  int64_t m = 0;
-  for (; m + 4 <= a.M; m += 4) few_tile<X, B, T, P, 4, J>(a, m, n);
-  for (; m + 2 <= a.M; m += 2) few_tile<X, B, T, P, 2, J>(a, m, n);
-  if (m < a.M) few_tile<X, B, T, P, 1, J>(a, m, n);
+  int64_t m = 4;
+  if (a.M >= 4) {
+    few_tile<true, X, B, T, P, 4, J>(a, 0, n);
+  } else if (a.M >= 2) {
+    few_tile<true, X, B, T, P, 2, J>(a, 0, n), m = 2;
+  } else if (a.M == 1) {
+    few_tile<true, X, B, T, P, 1, J>(a, 0, n), m = 1;
+  }
+  for (; m + 4 <= a.M; m += 4) few_tile<false, X, B, T, P, 4, J>(a, m, n);
+  for (; m + 2 <= a.M; m += 2) few_tile<false, X, B, T, P, 2, J>(a, m, n);
+  if (m < a.M) few_tile<false, X, B, T, P, 1, J>(a, m, n);
 }
 
 // room: [FEW_COLUMNS, K], for rows of the weight that are decoded beforehand.

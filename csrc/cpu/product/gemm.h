@@ -13,6 +13,9 @@ namespace pypeft {
 // dtype without a mask, which costs little to add afterwards; else 0.
 bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t rank);
 
+// The same for few rows, and for a dense b [K, N] whose rows are dense, so that it is read where it lies.
+bool gemm_wins_across(ScalarType dtype, int64_t rows, const Tensor& b);
+
 // Whether gemm() takes a quantised weight on this CPU, which it decodes while it packs its panels.
 bool gemm_decodes(ScalarType dtype);
 

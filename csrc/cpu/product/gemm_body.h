@@ -8,7 +8,7 @@
 #include "cpu/frozen/codes.h"
 #include "cpu/transpose_units_body.h"
 
-constexpr int TILE_ROWS = 8, TILE_VECTORS = GEMM_COLUMNS / W;
+constexpr int TILE_VECTORS = GEMM_COLUMNS / W;
 
 template <class T>
 constexpr int64_t PER_UNIT = sizeof(uint32_t) / sizeof(T);
@@ -77,13 +77,10 @@ __attribute__((noinline)) void store_scaled(const GemmArgs& g, const Panel& p, c
   }
 }
 
-// STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum. The
-// low-rank part, which may be large from the start, is added last.
+// Adds the low-rank part and the bias to the sums of a tile, and stores it. The low-rank part, which may be large from
+// the start, is added last.
 template <class T, int I, int J>
-inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
-  constexpr int64_t STEP = PER_UNIT<T> == 1 ? 128 : 512;  // a sum in float32 ends no rounder than the vendor's
-  F low[I][J] = {}, sum[I][J] = {};
-  add_products<T>(low, (const T*)g.left + m * g.left_ld, g.left_ld, p.right, p.right_units);
+PYPEFT_INLINE void finish_tile(const GemmArgs& g, const Panel& p, const F (&sum)[I][J], F (&low)[I][J], int64_t m) {
 #pragma GCC unroll 8
   for (int i = 0; i < I; ++i) {
     const uint8_t* mask = g.mask ? g.mask + (m + i) * g.mask_row + p.n / 8 : nullptr;
@@ -92,16 +89,6 @@ inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
       const int64_t columns = at_most(W, p.columns - j * W);
       if (mask) low[i][j] = keep(low[i][j], mask_bits(mask, j * W, columns));
       low[i][j] += load(p.bias + j * W);
-    }
-  }
-  const T* a = (const T*)g.a + m * g.lda;
-  for (int64_t u = 0; u < p.units; u += STEP) {
-    F part[I][J] = {};
-    add_products<T>(part, a + u * PER_UNIT<T>, g.lda, p.b + u * J * W, at_most(STEP, p.units - u));
-#pragma GCC unroll 8
-    for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 4
-      for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
     }
   }
   if (g.scale.factors) {
@@ -119,6 +106,26 @@ inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
       narrow_columns(c + i * g.N + j * W, sum[i][j] + low[i][j], at_most(W, p.columns - j * W));
     }
   }
+}
+
+// STEP products at a time are summed in registers: shorter sums of sums lose less to rounding than one long sum.
+template <class T, int I, int J>
+inline void gemm_tile(const GemmArgs& g, const Panel& p, int64_t m) {
+  constexpr int64_t STEP = PER_UNIT<T> == 1 ? 128 : 512;  // a sum in float32 ends no rounder than the vendor's
+  F sum[I][J] = {};
+  const T* a = (const T*)g.a + m * g.lda;
+  for (int64_t u = 0; u < p.units; u += STEP) {
+    F part[I][J] = {};
+    add_products<T>(part, a + u * PER_UNIT<T>, g.lda, p.b + u * J * W, at_most(STEP, p.units - u));
+#pragma GCC unroll 8
+    for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
+    }
+  }
+  F low[I][J] = {};
+  add_products<T>(low, (const T*)g.left + m * g.left_ld, g.left_ld, p.right, p.right_units);
+  finish_tile<T>(g, p, sum, low, m);
 }
 
 template <class T, int J>
@@ -198,24 +205,25 @@ PYPEFT_INLINE void prefetch_rows(const T* data, int64_t step, int64_t rows) {
   }
 }
 
-// Columns [n, n + J * W) of an operand [K, N], as units: to[u][column].
+// Units [u, end) of columns [n, n + J * W) of an operand [K, N]: to[unit][column]. u is a multiple of 16.
 template <class T, int J>
-inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t columns, uint32_t* to) {
+inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t columns, int64_t u, int64_t end,
+                       uint32_t* to) {
   const T* data = (const T*)from.data + n * from.column;
-  const int64_t units = ceil_div(K, PER_UNIT<T>);
   if (from.column == 1) {
-    for (int64_t u = 0; u < units; ++u, data += PER_UNIT<T> * from.row) {
+    data += u * PER_UNIT<T> * from.row;
+    for (; u < end; ++u, data += PER_UNIT<T> * from.row, to += J * W) {
       if (!from.codes) prefetch_rows<T>(data, from.row, K - u * PER_UNIT<T>);
       for (int j = 0; j < J; ++j) {
         const U unit = from.codes
                            ? decoded_across((const T*)nullptr, *from.codes, u * PER_UNIT<T>, n + j * W, columns - j * W)
                            : across(data + j * W, from.row, K - u * PER_UNIT<T>, columns - j * W);
-        __builtin_memcpy(to + (u * J + j) * W, &unit, sizeof unit);
+        __builtin_memcpy(to + j * W, &unit, sizeof unit);
       }
     }
     return;
   }
-  for (int64_t u = 0; u < units; u += 16) {
+  for (; u < end; u += 16, to += 16 * J * W) {
     for (int j = 0; j < J; ++j) {
       U block[16];
 #pragma GCC unroll 16
@@ -230,8 +238,8 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
         }
       }
       transpose_units(block);
-      const int64_t rows = at_most(16, units - u);
-      for (int64_t i = 0; i < rows; ++i) __builtin_memcpy(to + ((u + i) * J + j) * W, &block[i], sizeof block[i]);
+      const int64_t rows = at_most(16, end - u);
+      for (int64_t i = 0; i < rows; ++i) __builtin_memcpy(to + (i * J + j) * W, &block[i], sizeof block[i]);
     }
   }
 }
@@ -246,19 +254,27 @@ inline void panel_columns(const Panel& p, const T* from, float* to) {
 }
 
 template <class T, int J>
-inline void gemm_panel(const GemmArgs& g, uint32_t* room, Panel& p, int64_t m, int64_t last) {
-  p.units = ceil_div(g.K, PER_UNIT<T>), p.right_units = ceil_div(g.r, PER_UNIT<T>);
-  p.b = room, p.right = room + p.units * J * W;
-  pack_panel<T, J>(g.b, g.K, p.n, p.columns, room);
-  pack_panel<T, J>(g.right, g.r, p.n, p.columns, room + p.units * J * W);
+PYPEFT_INLINE void load_vectors(const GemmArgs& g, Panel& p) {
   panel_columns<T, J>(p, (const T*)g.bias, p.bias);
   panel_columns<float, J>(p, g.scale.factors, p.factors);
   panel_columns<float, J>(p, g.scale.shift, p.shift);
+}
+
+#include "cpu/product/few_gemm_body.h"
+
+template <class T, int J>
+inline void gemm_panel(const GemmArgs& g, uint32_t* room, Panel& p, int64_t m, int64_t last) {
+  p.units = ceil_div(g.K, PER_UNIT<T>), p.right_units = ceil_div(g.r, PER_UNIT<T>);
+  p.b = room, p.right = room + p.units * J * W;
+  pack_panel<T, J>(g.b, g.K, p.n, p.columns, 0, p.units, room);
+  pack_panel<T, J>(g.right, g.r, p.n, p.columns, 0, p.right_units, room + p.units * J * W);
+  load_vectors<T, J>(g, p);
   gemm_rows<T, J>(g, p, m, last);
 }
 
 template <class T>
 inline void gemm_tasks_of(const GemmArgs& g, float* room, int64_t begin, int64_t end) {
+  if (g.group > 0) return few_gemm_tasks<T>(g, room, begin, end);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t m = task / g.panels * g.block, last = at_most(m + g.block, g.M);
     Panel p;

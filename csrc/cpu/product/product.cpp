@@ -16,7 +16,8 @@ Tensor product(const Tensor& a, const Right& b, const LowRank* low_rank, const E
   const bool decodes = !b.w.is_dense(), masked = low_rank && low_rank->mask;
   const bool few = few_rows_win(dtype, rows, decodes) && !masked && has_dense_columns(b);
 #if defined(__x86_64__)
-  const bool own = decodes ? !few && gemm_decodes(dtype) : gemm_wins(dtype, rows, a.size(1), rank);
+  bool own = !few && gemm_decodes(dtype);
+  if (!decodes) own = gemm_wins(dtype, rows, a.size(1), rank) || (!few && gemm_wins_across(dtype, rows, b.matrix()));
   if (own) return gemm(a, b, low_rank, epilogue);
 #endif
   if (few) return few_rows(a, b, low_rank, epilogue);

@@ -47,10 +47,10 @@ PYPEFT_INLINE const float* block_scales(const Codes& c, int64_t first, int64_t c
   return room;
 }
 
-// add_dots with rows n, n + 1, .. of a quantised weight. x has the order of the decoder, as FewArgs::spread
+// dots() with rows n, n + 1, .. of a quantised weight. x has the order of the decoder, as FewArgs::spread
 // holds it. The sums of a piece of a block of weights with one scale are multiplied by the scale.
 template <Format FORMAT, int I, int J>
-PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, int64_t n) {
+PYPEFT_INLINE void decoded_dots(F (&sum)[I][J], const float* x, const Codes& c, int64_t n) {
   using Decode = Decoder<FORMAT>;
   constexpr bool TABLE = FORMAT == Format::table4;
   const Decode decode(c);
@@ -58,6 +58,11 @@ PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, i
   const int64_t row_bytes = TABLE ? c.K / 2 : c.K;
   const int64_t ahead = J * row_bytes;  // the rows that come next
   float room[J][W];
+#pragma GCC unroll 4
+  for (int i = 0; i < I; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < J; ++j) sum[i][j] = F{};
+  }
   for (int64_t chunk = 0; chunk < c.K; chunk += W * block) {
     const int64_t blocks = at_most(W, (c.K - chunk + block - 1) / block);
     const float* scales[J];
@@ -97,10 +102,10 @@ PYPEFT_INLINE void add_decoded(F (&sum)[I][J], const float* x, const Codes& c, i
 }
 #else
 template <Format FORMAT, int I, int J>
-PYPEFT_INLINE void add_decoded(F (&)[I][J], const float*, const Codes&, int64_t) {}  // there is nothing spread
+PYPEFT_INLINE void decoded_dots(F (&)[I][J], const float*, const Codes&, int64_t) {}  // there is nothing spread
 #endif
 
-// Computes the sums that are not finite again, slowly, of scaled weights: a sum of add_decoded() has no scale yet, and
+// Computes the sums that are not finite again, slowly, of scaled weights: a sum of decoded_dots() has no scale yet, and
 // may overflow where this one is finite. x is in its own order, rows ldx apart.
 template <int I, int J>
 __attribute__((noinline)) void add_scaled(F (&sum)[I][J], const float* x, int64_t ldx, const Codes& c, int64_t n) {
