@@ -1,6 +1,7 @@
 """Interleaved timing: every round runs each step once, in a random order. A slow phase affects all steps, and no step
 always finds the caches as the same other step has left them."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
 def interleaved(steps, clock=time.process_time, seconds=2.0, least=4, most=51):
@@ -31,6 +34,15 @@ def interleaved(steps, clock=time.process_time, seconds=2.0, least=4, most=51):
 def interleaved_wall(steps, seconds):
     """`interleaved` by the wall clock, for steps of several threads."""
     return interleaved(steps, time.perf_counter, seconds)
+
+
+def keep_freed_memory():
+    """Makes glibc keep the memory of freed tensors up to 32 MiB. Whether it returns them to the system, and page faults
+    bring them back, depends on the order in which tensors lie in its heap, and can take longer than the step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 def clock_of(threads):

@@ -2,11 +2,11 @@
 //
 //   weight [N, K] (any strides, or quantised), lora_A [r, K] and lora_B [N, r] of one dtype -> norm [N] float32
 //
-// The vendor's library computes B A for one block of rows at a time: in bfloat16 if the adapter is bfloat16 and the CPU
+// product() computes B A for one block of rows at a time: in bfloat16 if the adapter is bfloat16 and the CPU
 // has bfloat16 instructions, otherwise in float32. B A and the same rows of W are then read once.
 #include "cpu/frozen/frozen.h"
 #include "cpu/kept.h"
-#include "cpu/product/vendor.h"
+#include "cpu/product/product.h"
 #include "cpu/scratch.h"
 #include "fits.h"
 
@@ -41,16 +41,17 @@ Tensor dora_norm(const Tensor& weight, const Tensor& given_A, const Tensor& give
   const Tensor A = half ? given_A : as_float(given_A), B = half ? given_B : as_float(given_B);
   Tensor norm = new_empty(weight, {N}, ScalarType::Float);
   const int64_t step = std::max(block_length(K), r);  // A is read once a block
-  const Tensor update = new_empty(A, {std::min(N, step), K});
+  const Frozen right = dense(A);
   const auto run = PYPEFT_SELECT(norm_rows);
   NormArgs args{};
   args.K = K, args.scaling = static_cast<float>(scaling);
   args.weight_dtype = w.is_dense() ? dtype_of(weight) : Dtype::f32, args.update_dtype = dtype_of(A);
   const Floats room(w.is_dense() ? 0 : std::min(N, step) * K);
-  args.update = update.const_data_ptr(), args.norm = static_cast<float*>(norm.mutable_data_ptr());
+  args.norm = static_cast<float*>(norm.mutable_data_ptr());
   for (int64_t n = 0; n < N; n += step, args.norm += step) {
     const int64_t rows = std::min(step, N - n);
-    vendor_multiply(block(update, 0, rows, 0, K), block(B, n, rows, 0, r), A, 1);
+    const Tensor update = product(block(B, n, rows, 0, r), {right, false});
+    args.update = update.const_data_ptr();
     std::optional<Tensor> part;
     if (w.is_dense()) {
       part = with_dense_rows(block(weight, n, rows, 0, K));

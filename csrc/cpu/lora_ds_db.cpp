@@ -62,7 +62,7 @@ static std::tuple<Tensor, Tensor> ds_db_by_vendor(const Tensor& dY, const Tensor
     const std::vector<float> factors(r, static_cast<float>(scaling));
     Epilogue scaled;
     scaled.scale.factors = factors.data();
-    dS = gemm(dY, {Frozen{Format::dense, lora_B, N, r, {}, {}}, false}, nullptr, scaled);
+    dS = gemm(dY, {dense(lora_B), false}, nullptr, scaled);
     need_dS = false;
   }
 #endif

@@ -43,6 +43,8 @@ struct Frozen {
   bool is_dense() const { return format == Format::dense; }
 };
 
+inline Frozen dense(const Tensor& t) { return {Format::dense, t, t.size(0), t.size(1), {}, {}}; }
+
 // W, or W^T if `transposed`: the right operand [rows, columns] of a product.
 struct Right {
   const Frozen& w;

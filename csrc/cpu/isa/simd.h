@@ -41,7 +41,12 @@ PYPEFT_INLINE void narrow(F16* p, F v) { narrow_f16(&p->bits, v); }
 template <class T>
 PYPEFT_INLINE F widen(const T* p, int64_t n) {
   T all[W] = {};
+#if defined(ISA_AVX512)
+  const __m256i there = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+  __builtin_memcpy(all, &there, sizeof there);
+#else
   __builtin_memcpy(all, p, n * sizeof(T));
+#endif
   return widen(all);
 }
 template <class T>

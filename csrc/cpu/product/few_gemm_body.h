@@ -32,10 +32,10 @@ PYPEFT_INLINE void load_across(U (&units)[J], const BF16* row, int64_t step) {
 }
 #endif
 
-// add_products() of a tile, which packs the units that it reads: panel[unit][column]. `ahead` elements after them lies
-// what comes next.
-template <class T, int I, int J>
-PYPEFT_INLINE void add_and_pack(F (&sum)[I][J], const T* a, int64_t lda, const T* b, int64_t ldb, int64_t ahead,
+// add_products() of a tile with units where they lie; if PACKS, they are packed for the tiles that follow:
+// panel[unit][column]. `ahead` elements after them lies what comes next.
+template <bool PACKS, class T, int I, int J>
+PYPEFT_INLINE void add_in_place(F (&sum)[I][J], const T* a, int64_t lda, const T* b, int64_t ldb, int64_t ahead,
                                 uint32_t* panel, int64_t units) {
   for (int64_t u = 0; u < units; ++u, a += PER_UNIT<T>, b += PER_UNIT<T> * ldb, panel += J * W) {
     U values[J];
@@ -45,8 +45,10 @@ PYPEFT_INLINE void add_and_pack(F (&sum)[I][J], const T* a, int64_t lda, const T
 #pragma GCC unroll 4
       for (int j = 0; j < J; j += (int)PER_UNIT<T>) __builtin_prefetch(b + row * ldb + ahead + j * W);
     }
+    if (PACKS) {
 #pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) __builtin_memcpy(panel + j * W, &values[j], sizeof values[j]);
+      for (int j = 0; j < J; ++j) __builtin_memcpy(panel + j * W, &values[j], sizeof values[j]);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < I; ++i) {
       const U value = U{} + load_unit(a + i * lda);
@@ -75,11 +77,13 @@ PYPEFT_INLINE void add_few_units(const FewProduct<T>& p, int64_t n, int64_t colu
   for (int64_t m = 0; m < p.rows; m += I) {
     const T* a = p.a + at_most(m, p.rows - I) * p.lda + u * PER_UNIT<T>;
     F part[I][J] = {};
-    if (in_place && m == 0) {
-      const T* from = (const T*)b.data + u * PER_UNIT<T> * b.row + n;
-      add_and_pack<T>(part, a, p.lda, from, b.row, ahead, panel, end - u);
-    } else {
+    const T* from = (const T*)b.data + u * PER_UNIT<T> * b.row + n;
+    if (!in_place || m > 0) {
       add_products<T>(part, a, p.lda, panel, end - u);
+    } else if (p.rows > I) {
+      add_in_place<true>(part, a, p.lda, from, b.row, ahead, panel, end - u);
+    } else {
+      add_in_place<false>(part, a, p.lda, from, b.row, ahead, panel, end - u);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < I; ++i) {
