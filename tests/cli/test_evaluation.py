@@ -61,7 +61,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_best(finetune, tmp_path, monk
     real = TimedTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
-        if self.state.global_step == 35:
+        if self.state.global_step == 39:
             raise KeyboardInterrupt
         return real(self, *args, **kwargs)
 
@@ -71,7 +71,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_best(finetune, tmp_path, monk
     (tmp_path / "before").rename(tmp_path / "parts")  # the path of its best checkpoint has changed
     assert finetune(tmp_path / "parts", "--eval-every", 4, "--resume")[0] == 0
     whole, parts = metrics_of(tmp_path / "whole"), metrics_of(tmp_path / "parts")
-    assert whole["best_step"] < 32
+    assert whole["best_step"] < 36  # before the last checkpoint of the first part
     for name in ("best_step", "eval_loss_after", "loss_history"):
         assert whole[name] == parts[name]
     assert not list(tmp_path.glob("parts/checkpoint-*"))

@@ -1,7 +1,7 @@
 // few_rows for every instruction set (for_each.h).
 //
-// A sum belongs to one row of `a` and one column of `b`: its lanes add up products along the rank, then along K, and
-// are added to each other at the end.
+// A sum belongs to one row of `a` and one column of `b`: its lanes add up products along K, and are added to each
+// other at the end. The sum along the rank is made likewise, and added to it.
 #include "cpu/product/decoded_dots_body.h"
 
 // One step along two rows, of X and of T: STEP elements of each, of which those beyond `n` are zeros.

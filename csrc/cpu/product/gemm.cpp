@@ -63,7 +63,7 @@ bool has_amx_bf16() {
   return has;
 }
 
-// So few rows are multiplied by few_gemm_body.h, in groups of MOST_PANELS panels of b.
+// So few rows are multiplied by few_gemm_body.h, in groups of at most MOST_PANELS panels of b.
 constexpr int64_t FEW_ROWS = 64, MOST_PANELS = 16;
 
 // Panels are packed while their rows of `a` wait in a cache: this many bytes of them at a time, but so many rows that

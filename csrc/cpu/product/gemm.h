@@ -9,8 +9,8 @@ namespace pypeft {
 
 // Whether gemm() is the faster way to a product of `rows` rows, sums over K and a low-rank part on this CPU; else the
 // vendor multiplies, and a pass over its result adds the rest. gemm() must pack b, which pays from some number of rows
-// on. The vendor's product is closer to the peak, but lacks the low-rank part. `rank` is that of a low-rank part of a's
-// dtype without a mask, which costs little to add afterwards; else 0.
+// on, or read it in place (gemm_wins_across). The vendor's product is closer to the peak, but lacks the low-rank part.
+// `rank` is that of a low-rank part of a's dtype without a mask, which costs little to add afterwards; else 0.
 bool gemm_wins(ScalarType dtype, int64_t rows, int64_t K, int64_t rank);
 
 // The same for few rows, and for a dense b [K, N] whose rows are dense, so that it is read where it lies.

@@ -2,7 +2,7 @@
 //
 // All operands are read in units of 32 bits: a float, or two neighbouring bfloat16 of one row of `a`, which one
 // instruction multiplies and adds in float. A tile of 8 rows and 48 columns of c is summed in 24 registers, first over
-// the r low-rank units, then over K; b is packed 48 columns at a time, once for all the rows of a block, so that its
+// K, then over the r low-rank units; b is packed 48 columns at a time, once for all the rows of a block, so that its
 // units of one k lie together. Eight rows are as many as an L1 cache of eight ways holds when their distance is a
 // multiple of its size.
 #include "cpu/frozen/codes.h"
@@ -290,7 +290,7 @@ inline void gemm_tasks_of(const GemmArgs& g, float* room, int64_t begin, int64_t
   }
 }
 
-// room: for one panel of b and of right, [units, GEMM_COLUMNS].
+// room: for one panel of b and of right, [units, GEMM_COLUMNS]; of groups of panels see few_gemm().
 inline void gemm_tasks(const GemmArgs& g, float* room, int64_t begin, int64_t end) {
 #if defined(ISA_BF16)
   if (g.dtype == Dtype::bf16) return gemm_tasks_of<BF16>(g, room, begin, end);
