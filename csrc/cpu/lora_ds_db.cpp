@@ -50,27 +50,30 @@ int64_t task_columns(int64_t M, int64_t N, int64_t ld) {
 #include "cpu/isa/for_each.h"
 
 namespace pypeft {
-// dS and dB by the vendor's library. If dY must be copied, one block of columns is copied and multiplied at a time, and
-// dS is summed over the blocks in float.
+// dS and dB by the vendor's library, dS of few rows by gemm(). If dY must be copied, one block of columns is copied and
+// multiplied at a time, and dS is summed over the blocks in float.
 static std::tuple<Tensor, Tensor> ds_db_by_vendor(const Tensor& dY, const Tensor& lora_B, const Tensor& s,
                                                   double scaling, bool need_dS, bool need_dB) {
   const int64_t M = dY.size(0), N = dY.size(1), r = s.size(1);
-  Tensor dS = new_empty(s, {need_dS ? M : 0, r}), dB = new_empty(lora_B, {need_dB ? N : 0, r});
+  Tensor dS;
+  const Tensor dB = new_empty(lora_B, {need_dB ? N : 0, r});
   const int64_t step = dY.scalar_type() != s.scalar_type() ? block_length(M) : std::max<int64_t>(1, N);
+  bool sums_dS = need_dS;
 #if defined(__x86_64__)
   if (need_dS && dY.scalar_type() == lora_B.scalar_type() && gemm_wins_across(dY.scalar_type(), M, lora_B)) {
     const std::vector<float> factors(r, static_cast<float>(scaling));
     Epilogue scaled;
     scaled.scale.factors = factors.data();
     dS = gemm(dY, {dense(lora_B), false}, nullptr, scaled);
-    need_dS = false;
+    sums_dS = false;
   }
 #endif
+  if (!dS.defined()) dS = new_empty(s, {need_dS ? M : 0, r});
   int64_t n = 0;
   do {  // runs once if N is 0, and sets dS to 0
     const int64_t columns = std::min(step, N - n);
     const Tensor part = kept(block(dY, 0, M, n, columns), s.scalar_type(), nullptr);
-    if (need_dS) vendor_multiply(dS, part, block(lora_B, n, columns, 0, r), scaling, n > 0 ? 1 : 0);
+    if (sums_dS) vendor_multiply(dS, part, block(lora_B, n, columns, 0, r), scaling, n > 0 ? 1 : 0);
     if (need_dB) vendor_multiply(block(dB, n, columns, 0, r), transposed(part), s, scaling);
   } while ((n += step) < N);
   return {dS, dB};

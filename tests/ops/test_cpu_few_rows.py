@@ -163,3 +163,24 @@ def test_ds_of_large_ranks_agrees_with_float64(dtype, N, r, poisoned):
             dS, dB = lora_ds_db(dY, B, s, 1.5, True, True)
         compare(dS, 1.5 * dY.double() @ B.double(), 1.5 * dY.double().abs() @ B.double().abs(), dtype)
         compare(dB, 1.5 * dY.double().t() @ s.double(), 1.5 * dY.double().abs().t() @ s.double().abs(), dtype)
+
+
+@pytest.mark.parametrize("M", [1, 8, 16, 33, 63])
+def test_float32_adapters_over_bfloat16_stay_float32(M, poisoned):
+    """Sums that cancel show that neither operand of the low-rank part is rounded to bfloat16."""
+    torch.manual_seed(M)
+    dY, W, dS, A = torch.zeros(M, 64), torch.zeros(64, 256), torch.randn(M, 8), torch.randn(8, 256)
+    with pf.using("cpu"):
+        dX = lora_dx(dY.to(BF16), W.to(BF16), dS, A, torch.empty(0, 0, dtype=torch.uint8), 0.0)
+    compare(dX, dS.double() @ A.double(), dS.double().abs() @ A.double().abs(), BF16)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("M", [15, 80])
+def test_an_infinite_scaling_multiplies_the_sum(M, dtype):
+    torch.manual_seed(M)
+    dY, B, s = torch.randn(M, 117).to(dtype), torch.randn(117, 300), torch.randn(M, 300)
+    with pf.using("cpu"):
+        dS, dB = lora_ds_db(dY, B, s, torch.inf, True, True)
+    for got, truth in ((dS, dY.double() @ B.double()), (dB, dY.double().t() @ s.double())):
+        assert got.isinf().all() and torch.equal(got > 0, truth > 0)

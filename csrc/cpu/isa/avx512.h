@@ -50,11 +50,12 @@ PYPEFT_INLINE F sums_of_lanes(const F (&v)[W]) {
   for (int i = 0; i < 8; ++i) {
     const int at = i % 4 / 2 + i % 2 * 2 + i / 4 * 8;  // so that lane i of the result is that of v[i]
     const __m512 a = (__m512)v[at], b = (__m512)v[at + 4];
-    half[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xEE);
+    half[i] = _mm512_maskz_shuffle_f32x4(0xFFFF, a, b, 0x44) + _mm512_maskz_shuffle_f32x4(0xFFFF, a, b, 0xEE);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    quarter[i] = _mm512_shuffle_f32x4(half[i], half[i + 4], 0x88) + _mm512_shuffle_f32x4(half[i], half[i + 4], 0xDD);
+    quarter[i] = _mm512_maskz_shuffle_f32x4(0xFFFF, half[i], half[i + 4], 0x88) +
+                 _mm512_maskz_shuffle_f32x4(0xFFFF, half[i], half[i + 4], 0xDD);
   }
   for (int i = 0; i < 2; ++i) {
     const __m512d a = (__m512d)quarter[i], b = (__m512d)quarter[i + 2];

@@ -102,7 +102,11 @@ PYPEFT_INLINE void decoded_dots(F (&sum)[I][J], const float* x, const Codes& c, 
 }
 #else
 template <Format FORMAT, int I, int J>
-PYPEFT_INLINE void decoded_dots(F (&)[I][J], const float*, const Codes&, int64_t) {}  // there is nothing spread
+PYPEFT_INLINE void decoded_dots(F (&sum)[I][J], const float*, const Codes&, int64_t) {  // there is nothing spread
+  for (int i = 0; i < I; ++i) {
+    for (int j = 0; j < J; ++j) sum[i][j] = F{};
+  }
+}
 #endif
 
 // Computes the sums that are not finite again, slowly, of scaled weights: a sum of decoded_dots() has no scale yet, and

@@ -61,7 +61,7 @@ void vendor_multiply(const Tensor& out, const Tensor& a, const Tensor& b, double
 }
 
 bool vendor_wins(ScalarType x, ScalarType adapter, int64_t M, int64_t r, double factor, bool masked) {
-  if (factor == 0 || std::isnan(factor) || x == ScalarType::Half || adapter == ScalarType::Half) return false;
+  if (factor == 0 || !std::isfinite(factor) || x == ScalarType::Half || adapter == ScalarType::Half) return false;
   if (adapter == ScalarType::BFloat16 && selected_isa() != Isa::avx512bf16) return false;
   if (adapter == ScalarType::BFloat16) return (M >= 16 ? 2 * r : r) >= (masked ? 128 : 64);
   return r >= 256 || (M <= 16 && r >= 64);
