@@ -1,4 +1,4 @@
-// pypeft_fast._C. Loading it runs the registrations at the foot of every kernel file; cpu_isa() is all that it holds.
+// pypeft_fast._C. Loading it runs the registrations at the foot of every kernel file.
 #include <Python.h>
 
 #include <exception>
@@ -16,9 +16,44 @@ static PyObject* cpu_isa(PyObject*, PyObject*) {
   }
 }
 
+// The dictionaries and objects of many adapters lie all over the memory: those of the next steps are fetched ahead.
+constexpr Py_ssize_t AHEAD = 24;
+
+static PyObject* all_hold(PyObject*, PyObject* args) {
+  PyObject *dicts, *keys, *values, *absent, *objects, *types, *const list = (PyObject*)&PyList_Type;
+  if (!PyArg_ParseTuple(args, "O!O!O!OO!O!", list, &dicts, list, &keys, list, &values, &absent, list, &objects, list,
+                        &types)) {
+    return nullptr;
+  }
+  const Py_ssize_t n = PyList_Size(dicts), m = PyList_Size(objects);
+  if (PyList_Size(keys) != n || PyList_Size(values) != n || PyList_Size(types) != m) {
+    PyErr_SetString(PyExc_ValueError, "all_hold: the lists have different lengths");
+    return nullptr;
+  }
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    if (i + AHEAD < n) __builtin_prefetch(PyList_GetItem(dicts, i + AHEAD));
+    PyObject* dict = PyList_GetItem(dicts, i);
+    if (!PyDict_Check(dict)) {
+      PyErr_SetString(PyExc_TypeError, "all_hold: dicts holds another object");
+      return nullptr;
+    }
+    PyObject* value = PyDict_GetItemWithError(dict, PyList_GetItem(keys, i));
+    if (!value && PyErr_Occurred()) return nullptr;
+    if ((value ? value : absent) != PyList_GetItem(values, i)) Py_RETURN_FALSE;
+  }
+  for (Py_ssize_t i = 0; i < m; ++i) {
+    if (i + AHEAD < m) __builtin_prefetch(PyList_GetItem(objects, i + AHEAD));
+    if ((PyObject*)Py_TYPE(PyList_GetItem(objects, i)) != PyList_GetItem(types, i)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 static PyMethodDef methods[] = {{"cpu_isa", cpu_isa, METH_NOARGS,
                                  "The instruction set that the kernels use: avx512bf16, avx512, avx2 or baseline; "
                                  "RuntimeError if PYPEFT_FAST_CPU is wrong."},
+                                {"all_hold", all_hold, METH_VARARGS,
+                                 "all_hold(dicts, keys, values, absent, objects, types): whether every "
+                                 "dicts[i].get(keys[i], absent) is values[i], and every type(objects[i]) types[i]."},
                                 {nullptr, nullptr, 0, nullptr}};
 
 static PyModuleDef definition = {

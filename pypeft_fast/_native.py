@@ -3,7 +3,9 @@ and pypeft_fast::<op>_cuda."""
 
 import ctypes
 import functools
+import operator
 import struct
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -105,3 +107,15 @@ def cpu_isa() -> str:
     from . import _C
 
     return _C.cpu_isa()
+
+
+def all_hold_in_python(dicts: list, keys: list, values: list, absent, objects: list, types: list) -> bool:
+    """Whether every dicts[i].get(keys[i], absent) is values[i], and every type(objects[i]) is types[i]."""
+    found = map(dict.get, dicts, keys, repeat(absent))
+    return all(map(operator.is_, found, values)) and all(map(operator.is_, map(type, objects), types))
+
+
+if missing_cpu() is None:
+    from ._C import all_hold  # in less than half the time
+else:
+    all_hold = all_hold_in_python

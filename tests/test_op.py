@@ -21,6 +21,7 @@ from tests.interpreter import python
 
 ARGS = sample("lora_shrink", Case(p=0.3))
 shrink = OPS["lora_shrink"]
+ALL_HOLD = (_native.all_hold_in_python, _native.all_hold)
 
 
 def test_kernels_lists_every_op_in_the_order_of_choice():
@@ -222,3 +223,39 @@ def test_a_library_that_does_not_load_makes_only_its_kernels_unavailable(spoil, 
     assert file.startswith(str(tmp_path)) and ran == "{'blas'} [[6.0, 6.0], [6.0, 6.0]]"
     assert re.match(f"_C.abi3.so {words}", reason)
     assert done.stderr.splitlines()[-1] == f"RuntimeError: {reason}"
+
+
+@pytest.mark.parametrize("all_hold", ALL_HOLD, ids=["python", "native"])
+def test_all_hold_compares_identities(all_hold):
+    absent, one, value = object(), {"a": 1.5, "none": None}, object()
+    dicts, keys, values = [one, one, {}, {"v": value}], ["a", "none", "a", "v"], [one["a"], None, absent, value]
+    objects, types = [1, "a", value], [int, str, object]
+    assert all_hold(dicts, keys, values, absent, objects, types)
+    assert all_hold([], [], [], absent, [], [])
+    for place, other in enumerate((float("1.5"), absent, None, object())):
+        wrong = values.copy()
+        wrong[place] = other
+        assert not all_hold(dicts, keys, wrong, absent, objects, types), place
+    for place, other in enumerate((bool, object, int)):
+        wrong = types.copy()
+        wrong[place] = other
+        assert not all_hold(dicts, keys, values, absent, objects, wrong), place
+    assert not all_hold([{}], ["a"], [None], absent, [], [])
+    many = [{"a": value} for _ in range(100)]
+    assert all_hold(many, ["a"] * 100, [value] * 100, absent, many, [dict] * 100)
+    many[-1] = {}
+    assert not all_hold(many, ["a"] * 100, [value] * 100, absent, many, [dict] * 100)
+
+
+def test_all_hold_refuses_what_are_no_lists_of_equal_length():
+    _, native = ALL_HOLD
+    with pytest.raises(ValueError, match="different lengths"):
+        native([{}], [], [], None, [], [])
+    with pytest.raises(ValueError, match="different lengths"):
+        native([], [], [], None, [1], [])
+    with pytest.raises(TypeError, match="dicts holds another object"):
+        native([1], ["a"], [None], None, [], [])
+    with pytest.raises(TypeError, match="unhashable"):
+        native([{"a": 1}], [[]], [None], None, [], [])
+    with pytest.raises(TypeError):
+        native(({},), ["a"], [None], None, [], [])

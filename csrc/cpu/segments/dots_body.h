@@ -33,9 +33,5 @@ PYPEFT_INLINE void dots(const float* x, int64_t ldx, const P* w, int64_t ldw, in
       for (int j = 0; j < J; ++j) sum[i][j] += part[i][j];
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < I; ++i) {
-#pragma GCC unroll 4
-    for (int j = 0; j < J; ++j) out[i][j] = sum_lanes(sum[i][j]);
-  }
+  sum_all_lanes(out, sum);
 }

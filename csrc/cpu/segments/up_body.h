@@ -29,6 +29,8 @@ PYPEFT_INLINE void fold(F* v) {
   if constexpr (H > 1) fold<H / 2>(v);
 }
 
+constexpr int AHEAD = 16;  // steps between a use of a matrix and its prefetch
+
 // up_row() of a matrix whose rows, of R elements, follow each other without a gap: a vector has W / R of its rows.
 template <class P, int R>
 inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out) {
@@ -41,7 +43,7 @@ inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out
     if (n + W <= columns) {
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
-        __builtin_prefetch(first + (2 * R + i) * W);
+        __builtin_prefetch(first + (AHEAD * R + i) * W);
         v[i] = left * widen(first + i * W);
       }
     } else {

@@ -33,14 +33,14 @@ FUSED, AROUND = "fused", "fused around the base: "
 class CallCache:
     """Caches of a layer; copying and pickling empty them.
 
-    last: the facts of the last call and the rules' answer. rows: the adapters of the last call with adapter_names.
+    last: the facts of the last call and the rules' answer. rows: {names: the RowAdapters of a call with adapter_names}.
     was_of_rows: whether the last call had adapter_names.
     """
 
     __slots__ = ("last", "rows", "was_of_rows")
 
     def __init__(self):
-        self.last, self.rows, self.was_of_rows = (None, (None, False)), None, False
+        self.last, self.rows, self.was_of_rows = (None, (None, False)), {}, False
 
     def __reduce__(self):
         return CallCache, ()

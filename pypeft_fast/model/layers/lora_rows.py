@@ -1,25 +1,25 @@
 """LoRA where each row of a batch has an adapter of its own: one call of `multi_lora_linear` for a layer.
 
 To read the facts of one adapter takes about five microseconds, and a batch may have an adapter for each row. So a layer
-keeps what it has read, and looks at each call whether anything has changed since: in loops of C over modules'
-dictionaries, in less than a microsecond an adapter.
+keeps what it has read, and looks at each call whether anything has changed since: in loops of C over the dictionaries
+of modules.
 """
 
-from itertools import repeat
-from operator import contains, is_, is_not, itemgetter
+from operator import is_
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..._native import all_hold
 from ...autograd._scaling import scaling_into
 from ...autograd.multi_lora import multi_lora_linear, multi_lora_linear_unchecked
 from .part import Part, why_not
 
-_HOLDERS = ("lora_A", "lora_B", "lora_dropout")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_LAYER = ("_modules", "scaling", "lora_variant", "cast_input_dtype_enabled")
 _DTYPE = torch.Tensor.dtype.__get__
-_of_dropout = itemgetter("training", "p", "inplace")
+_ABSENT = object()
 
 
 class RowAdapters:
@@ -41,40 +41,43 @@ class RowAdapters:
         """Keeps what `still_holds` compares; False if that is not enough, as for a scaling that is a tensor."""
         if not all(type(scaling) in (float, int) for scaling in self.scalings):
             return False
-        self._casts = layer.cast_input_dtype_enabled
-        self._modules = [list(map(layer._modules[holder]._modules.get, self.names)) for holder in _HOLDERS]
-        every = [module for modules in self._modules for module in modules]
-        linears = [module._parameters for modules in self._modules[:2] for module in modules]
-        self._every, self._types = every, list(map(type, every))
-        self._states = [module.__dict__ for module in every]
-        self._forwards = [state.get("forward") for state in self._states]
-        self._last_hook = self._hook_before = None
-        self._linears, self._tensors = linears, [*self.A, *self.B]
-        self._dtypes, self._kinds = list(map(_DTYPE, self._tensors)), list(map(type, self._tensors))
-        self._dropouts = [module.__dict__ for module in self._modules[2] if type(module) is nn.Dropout]
-        self._rates = list(map(_of_dropout, self._dropouts))
-        self.watches = True
-        return True
+        self._modules, self._last_hook, self._hook_before = [], None, None
+        self._layer = list(map(layer.__dict__.get, _OF_LAYER))  # not its dictionary, which leads to this object
+        self._dicts, self._keys, self._values = [], [], []  # dicts[i].get(keys[i], _ABSENT) is values[i]
+        for holder, kept in (("lora_A", ("weight", "bias")), ("lora_B", ("weight", "bias")), ("lora_dropout", ())):
+            modules = layer._modules[holder]._modules
+            self._keep(layer._modules, holder)
+            self._keep(layer._modules[holder].__dict__, "_modules")
+            self._keep(modules, *self.names)
+            for module in map(modules.get, self.names):
+                self._keep(module.__dict__, "forward", "_parameters")
+                self._keep(module._parameters, *kept)
+                if type(module) is nn.Dropout:
+                    self._keep(module.__dict__, "training", "p", "inplace")
+                self._modules.append(module)
+        self._keep(layer.scaling, *self.names)
+        self._keep(layer.lora_variant, *self.names)
+        self._states = [module.__dict__ for module in self._modules]
+        self._objects = [*self._modules, *self.A, *self.B]
+        self._types = list(map(type, self._objects))
+        self._tensors = [*self.A, *self.B]
+        self._dtypes = list(map(_DTYPE, self._tensors))
+        weights = [module._parameters.get("weight") for module in self._modules[: len(self._tensors)]]
+        self.watches = all(map(is_, weights, self._tensors))  # false for the plain tensors of FSDP
+        return self.watches
+
+    def _keep(self, of, *keys):
+        self._dicts += [of] * len(keys)
+        self._keys += keys
+        self._values += [of.get(key, _ABSENT) for key in keys]
 
     def still_holds(self, layer) -> bool:
         """Whether the adapters are what they were: modules, hooks, parameters, dtypes, dropouts and scalings."""
-        held = layer._modules
         return (
-            all(
-                list(map(held[holder]._modules.get, self.names)) == modules
-                for holder, modules in zip(_HOLDERS, self._modules, strict=True)
-            )
+            all(map(is_, map(layer.__dict__.get, _OF_LAYER), self._layer))
             and self._has_no_hooks()
-            and all(map(is_, map(dict.get, self._states, repeat("forward")), self._forwards))
-            and list(map(type, self._every)) == self._types
-            and all(map(is_, map(dict.get, self._linears, repeat("weight")), self._tensors))
-            and not any(map(is_not, map(dict.get, self._linears, repeat("bias")), repeat(None)))
+            and all_hold(self._dicts, self._keys, self._values, _ABSENT, self._objects, self._types)
             and list(map(_DTYPE, self._tensors)) == self._dtypes
-            and list(map(type, self._tensors)) == self._kinds
-            and list(map(_of_dropout, self._dropouts)) == self._rates
-            and all(map(is_, map(layer.scaling.get, self.names), self.scalings))
-            and layer.cast_input_dtype_enabled == self._casts
-            and not (layer.lora_variant and any(map(contains, repeat(layer.lora_variant), self.names)))
         )
 
     def _has_no_hooks(self) -> bool:

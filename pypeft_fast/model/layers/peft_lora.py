@@ -22,6 +22,7 @@ from .rules import why_not_called
 
 # {class of an entry in PEFT's lora_variant: the Part of such an adapter}
 VARIANTS: dict[type, type[Part]] = {DoraLinearVariant: DoRA}
+KEPT = 4  # batches with other adapters whose RowAdapters a layer keeps
 
 
 class OtherVariant(Part):
@@ -74,11 +75,15 @@ class FusedLoRA(FusedLayer):
             return reason, False, None, None, None, False
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
         beside = base, of_input(x)
-        its = None if compiling else self._call_cache.rows
-        if its is None or its.names != active or its.beside != beside or not its.still_holds(self):
+        kept = self._call_cache.rows
+        its = None if compiling else kept.get(active)
+        if its is None or its.beside != beside or not its.still_holds(self):
+            kept.pop(active, None)
             its = RowAdapters(self, active, *beside)
             if its.reason is None and not compiling and its.watch(self):
-                self._call_cache.rows = its
+                kept[active] = its
+                if len(kept) > KEPT:
+                    del kept[next(iter(kept))]
         return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
 
     def _remember_rows(self):
@@ -100,7 +105,7 @@ class FusedLoRA(FusedLayer):
 
     def delete_adapter(self, adapter_name):
         super().delete_adapter(adapter_name)
-        self._call_cache.rows = None  # which holds the parameters
+        self._call_cache.rows.clear()  # which holds the parameters
 
     def as_lora(self, x):
         """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.

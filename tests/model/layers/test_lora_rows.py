@@ -1,6 +1,7 @@
 """What a layer keeps of the adapters of a batch's rows: read once, and anew after any change."""
 
 import gc
+import itertools
 import weakref
 from collections import OrderedDict
 
@@ -146,12 +147,59 @@ def test_moving_and_casting_the_whole_model_is_seen():
 def test_adapters_are_read_once_while_nothing_changes(monkeypatch):
     read, inner = [], peft_lora.RowAdapters
     monkeypatch.setattr(peft_lora, "RowAdapters", lambda *args: read.append(args[1]) or inner(*args))
-    model, _ = model_of()
-    pf.fuse(model)
-    for rows in (NAMES, NAMES[::-1], NAMES + ["a"]):
-        for _ in range(2):
-            model(torch.randn(len(rows), 12), adapter_names=rows)
-    assert read == [("a", "b", "c"), ("b", "c", "a"), ("a", "b", "c")]
+    (model, layer), x = model_of(), torch.randn(6, 12)
+    report, batches = pf.fuse(model, strict=True), (NAMES, NAMES[::-1], NAMES + ["a"], ["b", "b", "__base__"])
+    for _ in range(2):
+        for rows in batches:
+            model(x[: len(rows)], adapter_names=rows)
+    kept = [("a", "b", "c"), ("b", "c", "a"), ("b",)]
+    assert read == kept and report.calls() == {"fused": 8}
+    layer.lora_B["b"].weight = nn.Parameter(torch.ones(9, 3))  # which all kept batches must see
+    y = [model(x[: len(rows)], adapter_names=rows) for rows in batches]
+    assert read == 2 * kept
+    pf.unfuse(model)
+    torch.testing.assert_close(y, [model(x[: len(rows)], adapter_names=rows) for rows in batches])
+
+
+def test_the_adapters_of_the_latest_batches_are_kept():
+    (model, layer), x = model_of(), torch.randn(3, 12)
+    pf.fuse(model, strict=True)
+    orders = list(itertools.permutations("abc"))
+    for rows in orders:
+        model(x, adapter_names=list(rows))
+    assert list(layer._call_cache.rows) == orders[-peft_lora.KEPT :]
+
+
+def test_what_a_layer_keeps_leads_to_no_cycle():
+    """A cycle would keep a model's memory until Python's collector runs."""
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    pf.fuse(model, strict=True)
+    for _ in range(2):
+        model(x, adapter_names=NAMES)
+    assert layer._call_cache.rows
+    gone = weakref.ref(layer)
+    gc.collect()
+    gc.disable()
+    try:
+        del model, layer
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_weights_that_are_no_parameters_are_read_at_each_call():
+    """As FSDP leaves them: plain tensors among the attributes."""
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    pf.fuse(model, strict=True)
+    module = layer.lora_B["b"]
+    weight = module._parameters.pop("weight").data
+    object.__setattr__(module, "weight", weight)
+    first = model(x, adapter_names=NAMES)
+    object.__setattr__(module, "weight", 2 * weight)
+    second = model(x, adapter_names=NAMES)
+    base = layer.base_layer(x)
+    torch.testing.assert_close((second - base)[[1, 4]], 2 * (first - base)[[1, 4]])
+    assert torch.equal(second[[0, 2, 3]], first[[0, 2, 3]])
 
 
 def test_rows_in_inference_mode_leave_nothing_that_training_cannot_use():
