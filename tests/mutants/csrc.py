@@ -224,7 +224,7 @@ HOLDS = "tests/test_op.py -k all_hold"
 MODULE = [
     _csrc("all-hold-absent-is-none", "module.cpp", "(value ? value : absent)", "(value ? value : Py_None)", HOLDS),
     _csrc("all-hold-types-of-any-kind", "module.cpp", "!= PyList_GetItem(types, i)", "== absent", HOLDS),
-    _csrc("all-hold-last-item", "module.cpp", "for (Py_ssize_t i = 0; i < n; ++i)", "for (Py_ssize_t i = 1; i < n; ++i)",
+    _csrc("all-hold-last-item", "module.cpp", "for (Py_ssize_t i = 0; i < n;", "for (Py_ssize_t i = 1; i < n;",
           HOLDS),
     _csrc("all-hold-keys-too-short", "module.cpp", "PyList_Size(keys) != n || ", "", HOLDS),
 ]  # fmt: skip
