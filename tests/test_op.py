@@ -249,10 +249,10 @@ def test_all_hold_compares_identities(all_hold):
 
 def test_all_hold_refuses_what_are_no_lists_of_equal_length():
     _, native = ALL_HOLD
-    with pytest.raises(ValueError, match="different lengths"):
-        native([{}], [], [], None, [], [])
-    with pytest.raises(ValueError, match="different lengths"):
-        native([], [], [], None, [1], [])
+    for lengths in [(1, 0, 1, 0, 0), (1, 1, 0, 0, 0), (0, 1, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)]:
+        dicts, keys, values, objects, types = ([{}] * n for n in lengths)
+        with pytest.raises(ValueError, match="different lengths"):
+            native(dicts, keys, values, None, objects, types)
     with pytest.raises(TypeError, match="dicts holds another object"):
         native([1], ["a"], [None], None, [], [])
     with pytest.raises(TypeError, match="unhashable"):
