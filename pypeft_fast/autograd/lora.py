@@ -96,7 +96,8 @@ def lora_linear(
         RuntimeError: a kernel forced by `using` cannot run these arguments.
     """
     plain = type(x) in PLAIN and type(lora_A) in PLAIN and type(lora_B) in PLAIN and type(bias) in DENSE
-    if not plain or type(weight) not in PLAIN or x.is_nested or x.layout is not torch.strided:
+    plain = plain and (type(weight) in PLAIN or type(weight).__name__ == "Frozen")  # torch.compile guards on no name
+    if not plain or x.is_nested or x.layout is not torch.strided:
         _check.tensors("lora_linear", ("bias",), x=x, weight=weight, lora_A=lora_A, lora_B=lora_B, bias=bias)
     if type(weight) not in PLAIN:
         weight = operand(weight)
@@ -115,10 +116,9 @@ def lora_linear(
         lora_A, lora_B = autocast_lora(x.dtype, lora_A, lora_B)
     if type(weight) not in PLAIN and is_stored(weight):
         _check.frozen("lora_linear", x, weight)
-        N = weight.shape[0]
-        _check.shape(
-            "lora_linear", "lora_B", lora_B, (N, lora_B.shape[1]), f"[N, r] for weight of shape {weight.shape}"
-        )
+        N, r = weight.shape[0], lora_B.shape[1]
+        if lora_B.shape[0] != N:
+            _check.shape("lora_linear", "lora_B", lora_B, (N, r), f"[N, r] for weight of shape {weight.shape}")
     if type(scaling) is not float or is_compiling():  # the call takes half a microsecond
         scaling, lora_B = scaling_into("lora_linear", scaling, lora_B)
     return lora_linear_unchecked(x, weight, bias, lora_A, lora_B, scaling, p if training else 0.0, generator)

@@ -190,18 +190,72 @@ PYPEFT_INLINE U decoded_across(const BF16*, const Codes& c, int64_t n, int64_t k
   columns = at_most(W, columns);
   return pairs_of(decoded(c, n, k, columns), n + 1 < c.N ? decoded(c, n + 1, k, columns) : F{});
 }
+// Writes two vectors of pairs of rows n and n + 1. False if the format is another one, or a row has several scales.
+PYPEFT_INLINE bool decode_two_rows(const Codes& c, int64_t n, int64_t k, int64_t columns, uint32_t* to) {
+  const int64_t at = n * c.K + k, next = at + c.K;
+  if (c.format != Format::table4 || columns < 2 * W || n + 1 >= c.N || at % 2 != 0 || next % 2 != 0) return false;
+  if (scale_end(c, n, k) < k + 2 * W || scale_end(c, n + 1, k) < k + 2 * W) return false;
+  typedef uint16_t HH __attribute__((vector_size(64)));
+  const F table = load(c.table), scale = F{} + scale_at(c, n, k), its = F{} + scale_at(c, n + 1, k);
+  const U bytes = bytes_as_units(c.data + at / 2), below = bytes_as_units(c.data + next / 2);
+  const __m512i even = (__m512i)_mm512_cvtne2ps_pbh((__m512)(look_up(table, below >> 4) * its),
+                                                    (__m512)(look_up(table, bytes >> 4) * scale));
+  const __m512i odd = (__m512i)_mm512_cvtne2ps_pbh((__m512)(look_up(table, below & 15) * its),
+                                                   (__m512)(look_up(table, bytes & 15) * scale));
+  for (int v = 0; v < 2; ++v) {
+    HH order;  // half i of `even` and, 32 elements further on, of `odd` has the weights of row n + i
+    for (int l = 0; l < 32; ++l) order[l] = l / 2 % 2 * 32 + l % 2 * 16 + (v * W + l / 2) / 2;
+    const __m512i units = _mm512_maskz_permutex2var_epi16(~0u, even, (__m512i)order, odd);
+    __builtin_memcpy(to + v * W, &units, sizeof units);
+  }
+  return true;
+}
 #endif
 
 // The rows of a unit that pack_panel() reads PREFETCH_ROWS rows later: rows far apart are no stream that a CPU fetches
 // ahead by itself.
+constexpr int64_t PREFETCH_ROWS = 32;
+
 template <class T>
 PYPEFT_INLINE void prefetch_rows(const T* data, int64_t step, int64_t rows) {
-  constexpr int64_t PREFETCH_ROWS = 32;
   if (rows < PREFETCH_ROWS + PER_UNIT<T>) return;
   for (int64_t i = 0; i < PER_UNIT<T>; ++i) {
     const char* row = (const char*)(data + (PREFETCH_ROWS + i) * step);
     __builtin_prefetch(row);
     __builtin_prefetch(row + 64);
+  }
+}
+
+// Fetches codes from weight (n, k) on, before they are read; none if the codes end earlier.
+PYPEFT_INLINE void prefetch_codes(const Codes& c, int64_t n, int64_t k, int64_t bytes) {
+  const int64_t at = n * c.K + k, first = c.format == Format::table4 ? at / 2 : at;
+  const int64_t all = c.format == Format::table4 ? c.N * c.K / 2 : c.N * c.K;
+  if (first + bytes > all) return;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(c.data + first + i);
+}
+
+// A part of the rows after [n, n + J * W), which follow each other in memory: as much as pack_panel() reads at once.
+template <class T, int J>
+PYPEFT_INLINE void prefetch_next(const Codes& c, int64_t n, int64_t u) {
+  const int64_t weights = 16 * PER_UNIT<T> * J * W;
+  prefetch_codes(c, n + J * W, u / 16 * weights, c.format == Format::table4 ? weights / 2 : weights);
+}
+
+// Units of J vectors of columns from k on, of row n or of the pair n, n + 1 of a weight that is decoded.
+template <class T, int J>
+inline void decode_across(const Codes& c, int64_t n, int64_t k, int64_t columns, uint32_t* to) {
+  for (int64_t i = n + PREFETCH_ROWS; i < n + PREFETCH_ROWS + PER_UNIT<T>; ++i) {
+    prefetch_codes(c, i < c.N ? i : i - c.N, i < c.N ? k : k + J * W, 1);
+  }
+  for (int j = 0; j < J; ++j) {
+#if defined(ISA_BF16)
+    if (PER_UNIT<T> == 2 && j + 1 < J && decode_two_rows(c, n, k + j * W, columns - j * W, to + j * W)) {
+      ++j;
+      continue;
+    }
+#endif
+    const U unit = decoded_across((const T*)nullptr, c, n, k + j * W, columns - j * W);
+    __builtin_memcpy(to + j * W, &unit, sizeof unit);
   }
 }
 
@@ -213,17 +267,20 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
   if (from.column == 1) {
     data += u * PER_UNIT<T> * from.row;
     for (; u < end; ++u, data += PER_UNIT<T> * from.row, to += J * W) {
-      if (!from.codes) prefetch_rows<T>(data, from.row, K - u * PER_UNIT<T>);
+      if (from.codes) {
+        decode_across<T, J>(*from.codes, u * PER_UNIT<T>, n, columns, to);
+        continue;
+      }
+      prefetch_rows<T>(data, from.row, K - u * PER_UNIT<T>);
       for (int j = 0; j < J; ++j) {
-        const U unit = from.codes
-                           ? decoded_across((const T*)nullptr, *from.codes, u * PER_UNIT<T>, n + j * W, columns - j * W)
-                           : across(data + j * W, from.row, K - u * PER_UNIT<T>, columns - j * W);
+        const U unit = across(data + j * W, from.row, K - u * PER_UNIT<T>, columns - j * W);
         __builtin_memcpy(to + j * W, &unit, sizeof unit);
       }
     }
     return;
   }
   for (; u < end; u += 16, to += 16 * J * W) {
+    if (from.codes) prefetch_next<T, J>(*from.codes, n, u);
     for (int j = 0; j < J; ++j) {
       U block[16];
 #pragma GCC unroll 16
