@@ -190,7 +190,7 @@ CODES = [
           "l / 2 % 2 * 32 + (l + 1) % 2 * 16", FORMATS, needs=BF16),
     _csrc("gemm-two-rows-one-scale", "cpu/product/gemm_body.h", "its = F{} + scale_at(c, n + 1, k)",
           "its = F{} + scale_at(c, n, k)", FORMATS, needs=BF16),
-    _csrc("gemm-two-rows-past-a-block", "cpu/product/gemm_body.h", "scale_end(c, n, k) < k + 2 * W || ", "", FORMATS,
+    _csrc("gemm-two-rows-past-a-block", "cpu/product/gemm_body.h", "scale_end(c, n, k) < k + 2 * W || ", "", "tests/ops/test_lora_dx.py -k blocks_of_codes",
           needs=BF16),
     _csrc("gemm-two-rows-past-the-last-row", "cpu/product/gemm_body.h", "n + 1 >= c.N || at % 2", "at % 2",
           "tests/ops/test_lora_dx.py -k follows_the_codes", needs=BF16),

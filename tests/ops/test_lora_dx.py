@@ -32,19 +32,39 @@ def test_small_example():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_follows_the_codes_in_memory_is_not_read(dtype):
-    """An odd number of rows of fp8 codes; the bytes after the codes and the scales after theirs stand for NaN."""
-    N, K, M, r = 33, 48, 40, 2
+@pytest.mark.parametrize("format", ["fp8", "nf4"])
+def test_what_follows_the_codes_in_memory_is_not_read(dtype, format):
+    """An odd number of rows; the scales after theirs stand for NaN, and so do the bytes after the codes of fp8."""
+    N, K, M, r = 33, 64, 40, 2
     codes = torch.full((N * K + K,), 0x7F, dtype=torch.uint8)
-    codes[: N * K] = 0x38  # 1.0
-    scales = torch.cat([torch.full((N,), 0.5), torch.full((1,), torch.nan)])
-    weight = codes[: N * K].view(torch.float8_e4m3fn).view(N, K)
-    frozen = pf.Frozen("fp8", (weight, scales[:N]), None, dtype)
+    codes[: N * K] = 0x38 if format == "fp8" else 0xFF  # 1.0
+    scales = torch.full((N + 8,), torch.nan)
+    scales[:N] = 0.5  # of a row, and of a block of 64 codes
+    if format == "fp8":
+        frozen = pf.Frozen("fp8", (codes[: N * K].view(torch.float8_e4m3fn).view(N, K), scales[:N]), None, dtype)
+    else:
+        frozen = pf.Frozen("nf4", (codes[: N * K // 2].unsqueeze(1), scales[:N]), (N, K), dtype)
     dY, no_mask = torch.ones(M, N, dtype=dtype), torch.empty(0, 0, dtype=torch.uint8)
     args = dY, frozen, torch.zeros(M, r, dtype=dtype), torch.zeros(r, K, dtype=dtype), no_mask, 0.0
     with pf.using("cpu"):
         dX = lora_dx(*args)
     torch.testing.assert_close(dX, torch.full((M, K), N * 0.5, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("K", [48, 96, 160, 95])
+def test_blocks_of_codes_that_cross_rows_have_their_own_scales(K, dtype):
+    """Neighbouring rows then have their blocks at other columns; K = 95: and their codes in other halves of a byte."""
+    torch.manual_seed(0)
+    N, M, r = 37, 70, 3
+    weight = torch.randn(N, K) * torch.logspace(-2, 2, N * K).view(N, K)
+    frozen = pf.quantize(weight.to(dtype), "nf4", block_size=64)
+    dY, dS, A = torch.randn(M, N).to(dtype), torch.randn(M, r).to(dtype), torch.randn(r, K).to(dtype)
+    with pf.using("cpu"):
+        dX = lora_dx(dY, frozen, dS, A, torch.empty(0, 0, dtype=torch.uint8), 0.0)
+    wanted = dY.double() @ frozen.dequantize(torch.float64) + dS.double() @ A.double()
+    error = (dX - wanted).abs() / (dY.double().abs() @ frozen.dequantize(torch.float64).abs() + 1)
+    assert error.max() < (1e-6 if dtype == torch.float32 else 0.01)
 
 
 @pytest.mark.parametrize("kernel", available(OPS["lora_dx"]))
