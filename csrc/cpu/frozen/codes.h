@@ -1,11 +1,13 @@
 // Decodes the codes of a quantised weight, for every instruction set. No include guard: see for_each.h.
 
+// The scale of a block of table4's codes.
+inline float scale_of_block(const Codes& c, int64_t block) {
+  return c.nested ? c.map[c.nested[block]] * c.scale[block >> c.nested_shift] + c.offset : c.scale[block];
+}
+
 // The scale of the weight (n, k). The weights of row n from k to scale_end(c, n, k) - 1 have the same scale.
 inline float scale_at(const Codes& c, int64_t n, int64_t k) {
-  if (c.format == Format::table4) {
-    const int64_t block = (n * c.K + k) >> c.shift;
-    return c.nested ? c.map[c.nested[block]] * c.scale[block >> c.nested_shift] + c.offset : c.scale[block];
-  }
+  if (c.format == Format::table4) return scale_of_block(c, (n * c.K + k) >> c.shift);
   const float scale = c.scale[(n >> c.row_shift) * c.scales_across + (k >> c.column_shift)];
   return c.format == Format::int8 ? scale * (1.0f / 127.0f) : scale;
 }
@@ -97,6 +99,14 @@ PYPEFT_INLINE void thirty_two_of_fp8(F (&v)[2], const uint8_t* p) {
 }
 #endif
 
+// decoded() of a format, or of a run of scales, without a faster way. Out of line: it would be most of its callers'
+// code.
+__attribute__((noinline)) inline F decoded_by_element(const Codes& c, int64_t n, int64_t k, int64_t count) {
+  float all[W] = {};
+  decode_run(c, n, k, count, all);
+  return load(all);
+}
+
 // Weights (n, k) to (n, k + count - 1) for count <= W; the other lanes are 0.
 PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
 #if defined(ISA_AVX512)
@@ -110,9 +120,7 @@ PYPEFT_INLINE F decoded(const Codes& c, int64_t n, int64_t k, int64_t count) {
                                     : sixteen_of_fp8(c.data + at) * FP8_GAIN * scale;
   }
 #endif
-  float all[W] = {};
-  decode_run(c, n, k, count, all);
-  return load(all);
+  return decoded_by_element(c, n, k, count);
 }
 
 // to[k] = weight (n, first + k) for k < columns.

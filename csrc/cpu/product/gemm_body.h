@@ -170,12 +170,16 @@ PYPEFT_INLINE U pairs_of(F even, F odd) {
   return (U)_mm512_maskz_permutexvar_epi16(~0u, (__m512i)order,
                                            (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
 }
+// The weights from number `at` on, which is even; they have one scale.
+PYPEFT_INLINE U pairs_of_table4(const Codes& c, int64_t at, F table) {
+  const U bytes = bytes_as_units(c.data + at / 2);
+  const F scale = F{} + scale_of_block(c, at >> c.shift);
+  return pairs_of(look_up(table, bytes >> 4) * scale, look_up(table, bytes & 15) * scale);
+}
 PYPEFT_INLINE U decoded_row(const BF16*, const Codes& c, int64_t n, int64_t k) {
   const int64_t at = n * c.K + k, count = at_most(2 * W, c.K - k);
   if (count == 2 * W && c.format == Format::table4 && at % 2 == 0 && scale_end(c, n, k) >= k + 2 * W) {
-    const U bytes = bytes_as_units(c.data + at / 2);
-    const F table = load(c.table), scale = F{} + scale_at(c, n, k);
-    return pairs_of(look_up(table, bytes >> 4) * scale, look_up(table, bytes & 15) * scale);
+    return pairs_of_table4(c, at, load(c.table));
   }
   if (count == 2 * W && c.format != Format::table4 && scale_end(c, n, k) >= k + 2 * W) {
     return (U)_mm512_cvtne2ps_pbh((__m512)decoded(c, n, k + W, W), (__m512)decoded(c, n, k, W));
@@ -234,6 +238,29 @@ PYPEFT_INLINE void prefetch_codes(const Codes& c, int64_t n, int64_t k, int64_t 
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(c.data + first + i);
 }
 
+// block[i] = units of row n + i from column k on, 0 for i >= rows. The loop is not unrolled, for the sake of its
+// length.
+template <class T>
+PYPEFT_INLINE void decode_rows(U (&block)[16], const Codes& c, int64_t n, int64_t k, int64_t rows) {
+#if defined(ISA_BF16)
+  // decoded_row() of most rows, with the conditions that all of them share.
+  const int64_t first = n * c.K + k, in_block = (int64_t{1} << c.shift) - 1;
+  const bool even = PER_UNIT<T> == 2 && c.format == Format::table4 && c.K % 2 == 0 && k % 2 == 0 && k + 2 * W <= c.K;
+  const F table = even ? load(c.table) : F{};
+#endif
+#pragma GCC unroll 1
+  for (int i = 0; i < 16; ++i) {
+#if defined(ISA_BF16)
+    const int64_t at = first + i * c.K;
+    if (even && i < rows && (at & in_block) + 2 * W <= in_block + 1) {
+      block[i] = pairs_of_table4(c, at, table);
+      continue;
+    }
+#endif
+    block[i] = i < rows ? decoded_row((const T*)nullptr, c, n + i, k) : U{};
+  }
+}
+
 // A part of the rows after [n, n + J * W), which follow each other in memory: as much as pack_panel() reads at once.
 template <class T, int J>
 PYPEFT_INLINE void prefetch_next(const Codes& c, int64_t n, int64_t u) {
@@ -283,15 +310,14 @@ inline void pack_panel(const Operand& from, int64_t K, int64_t n, int64_t column
     if (from.codes) prefetch_next<T, J>(*from.codes, n, u);
     for (int j = 0; j < J; ++j) {
       U block[16];
+      if (from.codes) {
+        decode_rows<T>(block, *from.codes, n + j * W, u * PER_UNIT<T>, columns - j * W);
+      } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        const int64_t column = j * W + i;
-        if (column >= columns) {
-          block[i] = U{};
-        } else if (from.codes) {
-          block[i] = decoded_row((const T*)nullptr, *from.codes, n + column, u * PER_UNIT<T>);
-        } else {
-          block[i] = load_row(data + column * from.column + u * PER_UNIT<T>, K - u * PER_UNIT<T>);
+        for (int i = 0; i < 16; ++i) {
+          const int64_t column = j * W + i;
+          block[i] =
+              column < columns ? load_row(data + column * from.column + u * PER_UNIT<T>, K - u * PER_UNIT<T>) : U{};
         }
       }
       transpose_units(block);
