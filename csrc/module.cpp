@@ -31,19 +31,24 @@ static PyObject* all_hold(PyObject*, PyObject* args) {
     return nullptr;
   }
   for (Py_ssize_t i = 0; i < n; ++i) {
-    if (i + AHEAD < n) __builtin_prefetch(PyList_GetItem(dicts, i + AHEAD));
-    PyObject* dict = PyList_GetItem(dicts, i);
+    if (i + AHEAD < PyList_Size(dicts)) __builtin_prefetch(PyList_GetItem(dicts, i + AHEAD));
+    PyObject *dict = PyList_GetItem(dicts, i), *key = PyList_GetItem(keys, i), *wanted = PyList_GetItem(values, i);
+    if (!dict || !key || !wanted) return nullptr;  // a key's own __eq__ has made a list shorter
     if (!PyDict_Check(dict)) {
       PyErr_SetString(PyExc_TypeError, "all_hold: dicts holds another object");
       return nullptr;
     }
-    PyObject* value = PyDict_GetItemWithError(dict, PyList_GetItem(keys, i));
+    Py_INCREF(dict), Py_INCREF(key);
+    PyObject* value = PyDict_GetItemWithError(dict, key);  // compared only, so that no reference to it is needed
+    Py_DECREF(dict), Py_DECREF(key);
     if (!value && PyErr_Occurred()) return nullptr;
-    if ((value ? value : absent) != PyList_GetItem(values, i)) Py_RETURN_FALSE;
+    if ((value ? value : absent) != wanted) Py_RETURN_FALSE;
   }
   for (Py_ssize_t i = 0; i < m; ++i) {
-    if (i + AHEAD < m) __builtin_prefetch(PyList_GetItem(objects, i + AHEAD));
-    if ((PyObject*)Py_TYPE(PyList_GetItem(objects, i)) != PyList_GetItem(types, i)) Py_RETURN_FALSE;
+    if (i + AHEAD < PyList_Size(objects)) __builtin_prefetch(PyList_GetItem(objects, i + AHEAD));
+    PyObject *object = PyList_GetItem(objects, i), *type = PyList_GetItem(types, i);
+    if (!object || !type) return nullptr;
+    if ((PyObject*)Py_TYPE(object) != type) Py_RETURN_FALSE;
   }
   Py_RETURN_TRUE;
 }

@@ -259,3 +259,19 @@ def test_all_hold_refuses_what_are_no_lists_of_equal_length():
         native([{"a": 1}], [[]], [None], None, [], [])
     with pytest.raises(TypeError):
         native(({},), ["a"], [None], None, [], [])
+
+
+@pytest.mark.parametrize("cleared", range(5))
+def test_all_hold_survives_a_key_that_empties_a_list(cleared):
+    class Key:
+        def __hash__(self):
+            return hash("k")
+
+        def __eq__(self, other):
+            lists[cleared].clear()
+            return False
+
+    absent = object()
+    lists = [[{Key(): 1}] * 40, ["k"] * 40, [absent] * 40, [1] * 40, [int] * 40]
+    with pytest.raises(IndexError):
+        ALL_HOLD[1](*lists[:3], absent, *lists[3:])

@@ -154,14 +154,15 @@ VENDOR = [
     _csrc("norm-tail-lost", "cpu/dora_norm_body.h", "if (k < last) {", "if (k + W < last) {", agrees("dora_norm")),
 ]  # fmt: skip
 
+DECODING = "tests/ops/test_cpu_decoding.py"
 FORMATS = f"{EVERY} -k 'every_format and cpu and (dequantize or lora_linear or lora_dx)'"
 CODES = [
     _csrc("codes-nibbles-swapped", "cpu/frozen/codes.h", "c.data[e / 2] & 15 : c.data[e / 2] >> 4",
           "c.data[e / 2] >> 4 : c.data[e / 2] & 15", FORMATS),
     _csrc("codes-wrong-table-entry", "cpu/frozen/frozen.cpp", "-0.09105003625154495f", "-0.08105003625154495f",
           FORMATS),
-    _csrc("codes-absmax-of-the-neighbour", "cpu/frozen/codes.h", "const int64_t block = (n * c.K + k) >> c.shift;",
-          "const int64_t block = ((n * c.K + k) >> c.shift) & ~(int64_t)1;", FORMATS),
+    _csrc("codes-absmax-of-the-neighbour", "cpu/frozen/codes.h", "scale_of_block(c, (n * c.K + k) >> c.shift)",
+          "scale_of_block(c, ((n * c.K + k) >> c.shift) + 1)", FORMATS),
     _csrc("codes-nested-offset-dropped", "cpu/frozen/codes.h", "c.nested_shift] + c.offset", "c.nested_shift]",
           FORMATS),
     _csrc("codes-block-ends-late", "cpu/frozen/codes.h", "(((at >> c.shift) + 1) << c.shift)",
@@ -190,8 +191,14 @@ CODES = [
           "l / 2 % 2 * 32 + (l + 1) % 2 * 16", FORMATS, needs=BF16),
     _csrc("gemm-two-rows-one-scale", "cpu/product/gemm_body.h", "its = F{} + scale_at(c, n + 1, k)",
           "its = F{} + scale_at(c, n, k)", FORMATS, needs=BF16),
-    _csrc("gemm-two-rows-past-a-block", "cpu/product/gemm_body.h", "scale_end(c, n, k) < k + 2 * W || ", "", "tests/ops/test_lora_dx.py -k blocks_of_codes",
+    _csrc("gemm-two-rows-past-a-block", "cpu/product/gemm_body.h", "scale_end(c, n, k) < k + 2 * W || ", "", DECODING,
           needs=BF16),
+    _csrc("gemm-row-past-a-block", "cpu/product/gemm_body.h", "i < rows && (at & in_block) + 2 * W <= in_block + 1",
+          "i < rows", DECODING, needs=BF16),
+    _csrc("gemm-row-of-odd-codes", "cpu/product/gemm_body.h", "c.K % 2 == 0 && k % 2 == 0 && k + 2 * W", "k + 2 * W",
+          DECODING, needs=BF16),
+    _csrc("gemm-row-past-the-columns", "cpu/product/gemm_body.h", "k % 2 == 0 && k + 2 * W <= c.K;", "k % 2 == 0;",
+          DECODING, needs=BF16),
     _csrc("gemm-two-rows-past-the-last-row", "cpu/product/gemm_body.h", "n + 1 >= c.N || at % 2", "at % 2",
           "tests/ops/test_lora_dx.py -k follows_the_codes", needs=BF16),
     _csrc("vendor-decodes-the-first-block", "cpu/product/vendor.cpp", "b.transposed ? n : 0, sizes[0]",
@@ -231,7 +238,7 @@ HOLDS = "tests/test_op.py -k all_hold"
 
 MODULE = [
     _csrc("all-hold-absent-is-none", "module.cpp", "(value ? value : absent)", "(value ? value : Py_None)", HOLDS),
-    _csrc("all-hold-types-of-any-kind", "module.cpp", "!= PyList_GetItem(types, i)", "== absent", HOLDS),
+    _csrc("all-hold-types-of-any-kind", "module.cpp", "(PyObject*)Py_TYPE(object) != type", "object == absent", HOLDS),
     _csrc("all-hold-last-item", "module.cpp", "for (Py_ssize_t i = 0; i < n;", "for (Py_ssize_t i = 1; i < n;",
           HOLDS),
     _csrc("all-hold-keys-too-short", "module.cpp", "PyList_Size(keys) != n || ", "", HOLDS),

@@ -51,22 +51,6 @@ def test_what_follows_the_codes_in_memory_is_not_read(dtype, format):
     torch.testing.assert_close(dX, torch.full((M, K), N * 0.5, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("K", [48, 96, 160, 95])
-def test_blocks_of_codes_that_cross_rows_have_their_own_scales(K, dtype):
-    """Neighbouring rows then have their blocks at other columns; K = 95: and their codes in other halves of a byte."""
-    torch.manual_seed(0)
-    N, M, r = 37, 70, 3
-    weight = torch.randn(N, K) * torch.logspace(-2, 2, N * K).view(N, K)
-    frozen = pf.quantize(weight.to(dtype), "nf4", block_size=64)
-    dY, dS, A = torch.randn(M, N).to(dtype), torch.randn(M, r).to(dtype), torch.randn(r, K).to(dtype)
-    with pf.using("cpu"):
-        dX = lora_dx(dY, frozen, dS, A, torch.empty(0, 0, dtype=torch.uint8), 0.0)
-    wanted = dY.double() @ frozen.dequantize(torch.float64) + dS.double() @ A.double()
-    error = (dX - wanted).abs() / (dY.double().abs() @ frozen.dequantize(torch.float64).abs() + 1)
-    assert error.max() < (1e-6 if dtype == torch.float32 else 0.01)
-
-
 @pytest.mark.parametrize("kernel", available(OPS["lora_dx"]))
 def test_a_rank_of_zero_is_refused(kernel):
     args = torch.ones(12, 5), torch.ones(5, 8), torch.ones(12, 0), torch.ones(0, 8), torch.empty(0, 0).byte(), 0.0

@@ -5,6 +5,7 @@ keeps what it has read, and looks at each call whether anything has changed sinc
 of modules.
 """
 
+from collections import OrderedDict
 from operator import is_
 
 import torch
@@ -16,8 +17,10 @@ from ...autograd._scaling import scaling_into
 from ...autograd.multi_lora import multi_lora_linear, multi_lora_linear_unchecked
 from .part import Part, why_not
 
+_HOLDERS = ("lora_A", "lora_B", "lora_dropout")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_LAYER = ("_modules", "scaling", "lora_variant", "cast_input_dtype_enabled")
+_PLAIN = (dict, OrderedDict)  # whose subclasses may change what they are asked for
 _DTYPE = torch.Tensor.dtype.__get__
 _ABSENT = object()
 
@@ -42,16 +45,17 @@ class RowAdapters:
         if not all(type(scaling) in (float, int) for scaling in self.scalings):
             return False
         self._modules, self._last_hook, self._hook_before = [], None, None
+        self._holders = [layer._modules[holder] for holder in _HOLDERS]
+        self._of_holders = list(map(vars, self._holders))
         self._layer = list(map(layer.__dict__.get, _OF_LAYER))  # not its dictionary, which leads to this object
         self._dicts, self._keys, self._values = [], [], []  # dicts[i].get(keys[i], _ABSENT) is values[i]
-        for holder, kept in (("lora_A", ("weight", "bias")), ("lora_B", ("weight", "bias")), ("lora_dropout", ())):
-            modules = layer._modules[holder]._modules
-            self._keep(layer._modules, holder)
-            self._keep(layer._modules[holder].__dict__, "_modules")
-            self._keep(modules, *self.names)
-            for module in map(modules.get, self.names):
+        self._keep(layer._modules, *_HOLDERS)
+        for holder, state in zip(self._holders, self._of_holders, strict=True):
+            self._keep(state, "_modules")
+            self._keep(holder._modules, *self.names)
+            for module in map(holder._modules.get, self.names):
                 self._keep(module.__dict__, "forward", "_parameters")
-                self._keep(module._parameters, *kept)
+                self._keep(module._parameters, "weight", "bias")
                 if type(module) is nn.Dropout:
                     self._keep(module.__dict__, "training", "p", "inplace")
                 self._modules.append(module)
@@ -63,7 +67,10 @@ class RowAdapters:
         self._tensors = [*self.A, *self.B]
         self._dtypes = list(map(_DTYPE, self._tensors))
         weights = [module._parameters.get("weight") for module in self._modules[: len(self._tensors)]]
-        self.watches = all(map(is_, weights, self._tensors))  # false for the plain tensors of FSDP
+        self.watches = (
+            all(map(is_, weights, self._tensors))  # false for the plain tensors of FSDP
+            and all(type(of) in _PLAIN for of in self._dicts)
+        )
         return self.watches
 
     def _keep(self, of, *keys):
@@ -75,6 +82,7 @@ class RowAdapters:
         """Whether the adapters are what they were: modules, hooks, parameters, dtypes, dropouts and scalings."""
         return (
             all(map(is_, map(layer.__dict__.get, _OF_LAYER), self._layer))
+            and all(map(is_, map(vars, self._holders), self._of_holders))
             and self._has_no_hooks()
             and all_hold(self._dicts, self._keys, self._values, _ABSENT, self._objects, self._types)
             and list(map(_DTYPE, self._tensors)) == self._dtypes

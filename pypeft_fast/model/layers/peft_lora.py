@@ -75,16 +75,20 @@ class FusedLoRA(FusedLayer):
             return reason, False, None, None, None, False
         base, weight, bias = frozen_base.read(self._modules["base_layer"], x)
         beside = base, of_input(x)
-        kept = self._call_cache.rows
-        its = None if compiling else kept.get(active)
+        its = None if compiling else self._call_cache.rows.get(active)  # torch.compile would guard on what is kept
         if its is None or its.beside != beside or not its.still_holds(self):
-            kept.pop(active, None)
             its = RowAdapters(self, active, *beside)
-            if its.reason is None and not compiling and its.watch(self):
-                kept[active] = its
-                if len(kept) > KEPT:
-                    del kept[next(iter(kept))]
+            if not compiling:
+                self._keep_rows(active, its)
         return its.reason, False, its, weight, bias, beside[1][-1] is None and not compiling
+
+    def _keep_rows(self, active, its):
+        """Keeps the adapters of the latest batches, in a new dictionary: other threads may read the old one."""
+        kept = self._call_cache.rows.copy()
+        kept.pop(active, None)
+        if its.reason is None and its.watch(self):
+            kept[active] = its
+        self._call_cache.rows = dict(list(kept.items())[-KEPT:])
 
     def _remember_rows(self):
         """Notes a call with rows that a checkpoint may lose, for `active`."""
@@ -105,7 +109,7 @@ class FusedLoRA(FusedLayer):
 
     def delete_adapter(self, adapter_name):
         super().delete_adapter(adapter_name)
-        self._call_cache.rows.clear()  # which holds the parameters
+        self._call_cache.rows = {}  # which holds the parameters
 
     def as_lora(self, x):
         """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.

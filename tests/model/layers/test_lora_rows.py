@@ -1,7 +1,10 @@
 """What a layer keeps of the adapters of a batch's rows: read once, and anew after any change."""
 
+import collections
+import concurrent.futures
 import gc
 import itertools
+import sys
 import weakref
 from collections import OrderedDict
 
@@ -168,6 +171,66 @@ def test_the_adapters_of_the_latest_batches_are_kept():
     for rows in orders:
         model(x, adapter_names=list(rows))
     assert list(layer._call_cache.rows) == orders[-peft_lora.KEPT :]
+
+
+def test_mappings_that_are_no_plain_dictionaries_are_read_at_each_call():
+    (model, layer), x, factor = model_of(), torch.randn(5, 12), [1.0]
+
+    class Warm(dict):
+        def __getitem__(self, name):
+            return factor[0] * super().__getitem__(name)
+
+    pf.fuse(model, strict=True)
+    scaling = layer.scaling
+    for mapping in (Warm(scaling), collections.ChainMap({}, scaling)):
+        layer.scaling = mapping
+        for factor[0] in (1.0, 1.0, 0.5):
+            y, alone = model(x, adapter_names=NAMES), layer(x[:1], adapter_names=["a"])
+            torch.testing.assert_close(y[:1], alone)
+        layer.scaling = scaling
+
+
+def test_another_dictionary_of_a_holder_is_seen():
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    pf.fuse(model, strict=True)
+    for _ in range(2):
+        before = model(x, adapter_names=NAMES)
+    holder = layer.lora_B
+    other = {name: nn.Linear(module.in_features, 9, bias=False) for name, module in holder._modules.items()}
+    holder.__dict__ = {**holder.__dict__, "_modules": other}
+    y = model(x, adapter_names=NAMES)
+    assert not torch.equal(y, before)
+    pf.unfuse(model)
+    torch.testing.assert_close(y, model(x, adapter_names=NAMES))
+
+
+def test_eager_calls_between_compiled_ones_compile_nothing_again():
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    pf.fuse(model, strict=True)
+    compiled = torch.compile(lambda x: layer(x, adapter_names=NAMES), backend="eager")
+    wanted = compiled(x)
+    for _ in range(3):
+        layer(x, adapter_names=NAMES)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            torch.testing.assert_close(compiled(x), wanted)
+    assert list(layer._call_cache.rows) == [("a", "b", "c")]
+
+
+def test_threads_may_call_one_layer():
+    (model, layer), x = model_of(), torch.randn(2, 12)
+    pf.fuse(model, strict=True)
+    pairs = list(itertools.permutations("abc", 2)) + [("a", "__base__"), ("b", "__base__"), ("c", "__base__")]
+    wanted = {pair: layer(x, adapter_names=list(pair)) for pair in pairs}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as threads, torch.no_grad():
+            calls = pairs * 200
+            found = threads.map(lambda pair: layer(x, adapter_names=list(pair)), calls)
+            assert all(torch.equal(y, wanted[pair]) for pair, y in zip(calls, found, strict=True))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(layer._call_cache.rows) <= peft_lora.KEPT
 
 
 def test_what_a_layer_keeps_leads_to_no_cycle():
