@@ -11,8 +11,7 @@ struct FewArgs {
   int64_t lda, ldb, M, N, K, r;
   const void* bias;  // [N], bias_step apart, or null
   int64_t bias_step;
-  const float* left;  // [M, r], rows ldl apart
-  const void* right;  // [r, N], columns ldr apart
+  const void *left, *right;  // [M, r] rows ldl apart, [r, N] columns ldr apart, of one dtype
   int64_t ldl, ldr;
   float factor;
   ColumnScale scale;
@@ -48,11 +47,12 @@ static Tensor few_rows(FewArgs args, const Tensor& a, ScalarType dtype, const Lo
   args.a = a.const_data_ptr(), args.lda = a.stride(0), args.a_dtype = dtype_of(a);
   std::optional<Tensor> left, right;
   if (low_rank) {
-    left = with_dense_rows(as_float(low_rank->left));
-    const Tensor& given = low_rank->right;
+    const bool alike = low_rank->left.scalar_type() == low_rank->right.scalar_type();
+    left = with_dense_rows(alike ? low_rank->left : as_float(low_rank->left));
+    const Tensor given = alike ? low_rank->right : as_float(low_rank->right);
     right = has_dense_columns(given) ? given : transposed(torch::stable::contiguous(transposed(given)));
     args.factor = static_cast<float>(low_rank->factor);
-    args.left = static_cast<const float*>(left->const_data_ptr()), args.ldl = left->stride(0), args.r = left->size(1);
+    args.left = left->const_data_ptr(), args.ldl = left->stride(0), args.r = left->size(1);
     args.right = right->const_data_ptr(), args.ldr = right->stride(1), args.right_dtype = dtype_of(*right);
   }
   if (epilogue.bias) args.bias = epilogue.bias->const_data_ptr(), args.bias_step = epilogue.bias->stride(0);

@@ -111,7 +111,7 @@ inline void few_tile(const FewArgs& a, int64_t m, int64_t n) {
   if (a.r > 0) {
     F low[I][J];
     float update[I][J];
-    long_dots<FIRST>(low, a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
+    long_dots<FIRST>(low, (const P*)a.left + m * a.ldl, a.ldl, (const P*)a.right + n * a.ldr, a.ldr, a.r);
     sum_all_lanes(update, low);
 #pragma GCC unroll 4
     for (int i = 0; i < I; ++i) {
