@@ -115,7 +115,8 @@ def all_hold_in_python(dicts: list, keys: list, values: list, absent, objects: l
     return all(map(operator.is_, found, values)) and all(map(operator.is_, map(type, objects), types))
 
 
+all_hold = all_hold_in_python
 if missing_cpu() is None:
-    from ._C import all_hold  # in less than half the time
-else:
-    all_hold = all_hold_in_python
+    from . import _C
+
+    all_hold = getattr(_C, "all_hold", all_hold_in_python)  # a library of an earlier build has none

@@ -59,11 +59,8 @@ PYPEFT_INLINE U pairs_of_table4(const Codes& c, int64_t at, F table) {
   return pairs_of(look_up(table, bytes >> 4) * scale, look_up(table, bytes & 15) * scale);
 }
 PYPEFT_INLINE U decoded_row(const BF16*, const Codes& c, int64_t n, int64_t k) {
-  const int64_t at = n * c.K + k, count = at_most(2 * W, c.K - k);
-  if (count == 2 * W && c.format == Format::table4 && at % 2 == 0 && scale_end(c, n, k) >= k + 2 * W) {
-    return pairs_of_table4(c, at, load(c.table));
-  }
-  if (count == 2 * W && c.format != Format::table4 && scale_end(c, n, k) >= k + 2 * W) {
+  const int64_t count = at_most(2 * W, c.K - k);
+  if (count == 2 * W) {
     return (U)_mm512_cvtne2ps_pbh((__m512)decoded(c, n, k + W, W), (__m512)decoded(c, n, k, W));
   }
   BF16 all[2 * W] = {};
@@ -125,7 +122,7 @@ PYPEFT_INLINE void prefetch_codes(const Codes& c, int64_t n, int64_t k, int64_t 
 template <class T>
 PYPEFT_INLINE void decode_rows(U (&block)[16], const Codes& c, int64_t n, int64_t k, int64_t rows) {
 #if defined(ISA_BF16)
-  // decoded_row() of most rows, with the conditions that all of them share.
+  // A faster decoded_row() for rows of four-bit codes; what they share is asked once.
   const int64_t first = n * c.K + k, in_block = (int64_t{1} << c.shift) - 1;
   const bool even = PER_UNIT<T> == 2 && c.format == Format::table4 && c.K % 2 == 0 && k % 2 == 0 && k + 2 * W <= c.K;
   const F table = even ? load(c.table) : F{};

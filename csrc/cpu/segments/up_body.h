@@ -29,7 +29,7 @@ PYPEFT_INLINE void fold(F* v) {
   if constexpr (H > 1) fold<H / 2>(v);
 }
 
-constexpr int AHEAD = 16;  // steps between a use of a matrix and its prefetch
+constexpr int AHEAD = 16;  // how many steps before its use a matrix is fetched
 
 // up_row() of a matrix whose rows, of R elements, follow each other without a gap: a vector has W / R of its rows.
 template <class P, int R>
