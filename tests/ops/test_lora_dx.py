@@ -60,3 +60,20 @@ def test_a_rank_of_zero_is_refused(kernel):
             pytest.raises(ValueError, match=r"lora_A has shape \(0, 8\): the rank must be at least 1"),
         ):
             lora_dx(*given)
+
+
+@pytest.mark.parametrize("M", [1, 3, 8, 16, 40])
+@pytest.mark.parametrize("wide", ["dS", "lora_A"])
+def test_a_float32_factor_beside_a_bfloat16_one_is_not_rounded(wide, M):
+    """dX = (1 + 2^-12) - 1, of which bfloat16 factors would leave nothing."""
+    N, K, most = 33, 64, 1 + 2**-12
+    weight = torch.zeros(N, K, dtype=torch.bfloat16)
+    dS, A = torch.tensor([[1.0, -1.0]]).expand(M, 2), torch.ones(2, K)
+    if wide == "dS":
+        dS, A = dS * torch.tensor([most, 1.0]), A.bfloat16()
+    else:
+        dS, A = dS.bfloat16(), A * torch.tensor([[most], [1.0]])
+    dY, no_mask = torch.randn(M, N).bfloat16(), torch.empty(0, 0, dtype=torch.uint8)
+    with pf.using("cpu"):
+        dX = lora_dx(dY, weight, dS, A, no_mask, 0.0)
+    assert torch.equal(dX, torch.full((M, K), 2**-12, dtype=torch.bfloat16))
