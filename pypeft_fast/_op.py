@@ -105,6 +105,16 @@ class Kernel:
         return self.missing() or self.rejects(*args)
 
 
+def _is_seen_by_kernels_alone(first) -> bool:
+    """Whether an eager call with this first argument may go past the dispatcher to a C++ kernel."""
+    return (
+        not is_compiling()
+        and type(first) in PLAIN  # no tensor subclass,
+        and _len_torch_dispatch_stack() == 0  # and no dispatch mode: both must see the op, not the C++ kernel
+        and needs_no_derivative()
+    )
+
+
 def _with_derivative(name, overload):
     derivative = Derivative(name, overload)
     _library.bind(name, "Autograd", derivative, with_keyset=True)
@@ -139,12 +149,7 @@ class Op:
                 self._check(*self.given(args))  # the tensors of a Frozen, passed alone, do not tell its shape
             args = self.crossing(args)
         first = args[0]
-        if (
-            is_compiling()
-            or type(first) not in PLAIN  # a tensor subclass,
-            or _len_torch_dispatch_stack() > 0  # or a dispatch mode: both must see the op, not the C++ kernel
-            or not needs_no_derivative()
-        ):
+        if not _is_seen_by_kernels_alone(first):
             return self._op(*args)
         with _AutoDispatchBelowAutograd():  # the Autograd kernel is in Python, and slow
             if first.is_cpu:
@@ -158,6 +163,22 @@ class Op:
                 return direct(*args)
             except RuntimeError:
                 return self._op(*args)  # raises the error with its full message, or chooses another kernel
+
+    def goes_to_cpu(self, first) -> bool:
+        """Whether an eager call of this op with this first argument is one for its C++ kernel for CPUs, and no other."""
+        return (
+            _is_seen_by_kernels_alone(first)
+            and "cpu" in self._direct
+            and first.is_cpu
+            and first.dtype != torch.float64
+            and _forced in (None, "cpu")
+        )
+
+    def record(self, kernel: str) -> None:
+        """Adds a call of this op that did not go through the op to the record of `recording`."""
+        record = _record  # read once: another thread may close the block
+        if record is not None:
+            record.append((self.name, kernel))
 
     def given(self, args):
         """Converts arguments from the form of the schema to the form of the op's Python functions."""
@@ -381,9 +402,8 @@ class Op:
 
     def _run_chosen(self, args):
         kernel = self.choose(*args)
-        record = _record  # read once: another thread may close the block
-        if record is not None and kernel.name != PARTS:
-            record.append((self.name, kernel.name))
+        if kernel.name != PARTS:
+            self.record(kernel.name)
         device = args[0].device.type
         if torch.is_autocast_enabled(device):  # an op's arguments decide its dtypes, not autocast
             with torch.autocast(device, enabled=False):

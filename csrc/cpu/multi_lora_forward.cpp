@@ -6,16 +6,22 @@
 // There is one frozen product for all rows. Each adapter is then added to its own rows only, so that NaN or infinity in
 // one row does not change another row.
 #include "cpu/product/product.h"
+#include "cpu/segments/adapter_table.h"
 #include "cpu/segments/kernels.h"
 #include "fits.h"
 
 namespace pypeft {
 namespace {
-std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(
-    const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const std::vector<Tensor>& lora_A,
-    const std::vector<Tensor>& lora_B, const Tensor& adapter_index, const std::vector<double>& scalings,
-    const std::vector<double>& ps, const std::optional<Tensor>& seeds, const std::optional<std::string>& format,
-    const std::optional<std::vector<Tensor>>& scales) {
+using Tensors = std::vector<Tensor>;
+using Numbers = std::vector<double>;
+
+std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(const Tensor& x, const Tensor& weight,
+                                                      const std::optional<Tensor>& bias, const Tensors& lora_A,
+                                                      const Tensors& lora_B, const Tensor& adapter_index,
+                                                      const Numbers& scalings, const Numbers& ps,
+                                                      const std::optional<Tensor>& seeds,
+                                                      const std::optional<std::string>& format,
+                                                      const std::optional<Tensors>& scales) {
   const char* op = "multi_lora_forward";
   check_storages(op, "x", x, "bias", bias, "adapter_index", adapter_index, "seeds", seeds);
   const size_t n = lora_A.size();
@@ -25,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(
   fits(w.N == N && w.K == K && (!w.is_dense() || like(weight, x)));
   if (bias) fits(bias->dim() == 1 && bias->size(0) == N && like(*bias, x));
   const int64_t most = fit_adapters(op, x, lora_A, lora_B, scalings, ps, N, K);
-  std::vector<Tensor> A, B;
+  Tensors A, B;
   std::vector<Adapter> down, up;
   bool drops = false;
   for (size_t a = 0; a < n; ++a) {
@@ -53,9 +59,20 @@ std::tuple<Tensor, Tensor, Tensor> multi_lora_forward(
   segmented_add(segments, up, y, as_float(s), true, mask, dtype_of(B[0]));
   return {in_shape_of(x, y), s, mask};
 }
+
+// y of the same product, with the adapters of a table.
+Tensor multi_lora_linear_of_table(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                  int64_t table, const Tensor& adapter_index, const std::optional<Tensor>& seeds,
+                                  const std::optional<std::string>& format, const std::optional<Tensors>& scales) {
+  const auto kept = kept_table(table);
+  const auto made = multi_lora_forward(x, weight, bias, kept->A, kept->B, adapter_index, kept->scalings, kept->ps,
+                                       seeds, format, scales);
+  return std::get<0>(made);
+}
 }  // namespace
 }  // namespace pypeft
 
 STABLE_TORCH_LIBRARY_IMPL(pypeft_fast, CPU, m) {
   m.impl("multi_lora_forward_cpu", TORCH_BOX(&pypeft::multi_lora_forward));
+  m.impl("multi_lora_linear_of_table_cpu", TORCH_BOX(&pypeft::multi_lora_linear_of_table));
 }

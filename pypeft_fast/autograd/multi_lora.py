@@ -140,11 +140,17 @@ def multi_lora_linear(
     return multi_lora_linear_unchecked(x, weight, bias, lora_A, lora_B, index, *options)
 
 
-def multi_lora_linear_unchecked(x, weight, bias, lora_A, lora_B, index, scalings, ps, generator=None):
-    """multi_lora_linear without its checks, outside autocast, of an index [M]: for callers that have checked."""
+def multi_lora_linear_unchecked(x, weight, bias, lora_A, lora_B, index, scalings, ps, generator=None, table=None):
+    """multi_lora_linear without its checks, outside autocast, of an index [M]: for callers that have checked.
+
+    table: None, or an AdapterTable of the same adapters, for calls that are not differentiated.
+    """
     n = len(lora_A)
     seeds = philox.draw_seed(x.device, generator, n) if any(ps) else None
     if not takes_a_function():
+        y = None if table is None else table.linear(x, weight, bias, index, seeds)
+        if y is not None:
+            return y
         its = list(lora_A), list(lora_B), index, list(scalings), list(ps), seeds
         return multi_lora_forward(x, weight, bias, *its)[0]
     weight, its = (weight, ()) if type(weight) in PLAIN else stored(weight)

@@ -44,11 +44,28 @@ inline void gather_left(const SegmentAddArgs& a, const Adapter& adapter, const i
   }
 }
 
-template <class T, class P>
-inline void add_strip(const SegmentAddArgs& a, const RowBlock& block, int64_t n, float* right, float* few) {
+// A task: its rows and their adapter, its columns of y, and the part of the adapter's matrix for these columns.
+template <class P>
+struct AddTask {
+  const RowBlock& block;
+  const Adapter& adapter;
+  int64_t n, columns;
+  const P* matrix;
+};
+
+template <class P>
+inline AddTask<P> add_task(const SegmentAddArgs& a, int64_t task) {
+  const RowBlock& block = a.blocks[task / a.across];
   const Adapter& adapter = a.adapters[block.adapter];
-  const int64_t *rows = a.order + block.first, columns = at_most(ADD_STRIP, a.N - n), ld = padded(adapter.r);
-  const P* matrix = (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1);
+  const int64_t n = task % a.across * a.strip;
+  return {block, adapter, n, at_most(a.strip, a.N - n),
+          (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1)};
+}
+
+template <class T, class P>
+inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, Fetch next, float* right, float* few) {
+  const auto& [block, adapter, n, columns, matrix] = task;
+  const int64_t *rows = a.order + block.first, ld = padded(adapter.r);
   const bool turns = a.transposed && block.count > FEW_UP_ROWS;
   if (turns) stage_transposed(right, matrix, adapter.ld, adapter.r, columns);
   if (!a.transposed) stage(right, STRIP_LD, matrix, adapter.ld, nullptr, 0, adapter.r, columns);
@@ -61,7 +78,7 @@ inline void add_strip(const SegmentAddArgs& a, const RowBlock& block, int64_t n,
     } else {
       const int64_t readable = (a.N - n - 1) * adapter.ld + adapter.r;
       for (int64_t e = 0; e < count; ++e) {
-        up_row(few + e * ld, matrix, adapter.ld, adapter.r, readable, columns, sums + e * ADD_STRIP);
+        up_row(few + e * ld, matrix, adapter.ld, adapter.r, readable, columns, sums + e * ADD_STRIP, next);
       }
     }
     for (int64_t e = 0; e < count; ++e) {
@@ -74,8 +91,15 @@ inline void add_strip(const SegmentAddArgs& a, const RowBlock& block, int64_t n,
 
 template <class T, class P>
 inline void segment_add_of(const SegmentAddArgs& a, float* right, float* few, int64_t begin, int64_t end) {
-  for (int64_t task = begin; task < end; ++task) {
-    add_strip<T, P>(a, a.blocks[task / a.across], task % a.across * ADD_STRIP, right, few);
+  for (int64_t t = begin; t < end; ++t) {
+    const AddTask<P> task = add_task<P>(a, t);
+    Fetch next{};
+    if (t + 1 < end && a.transposed) {
+      const AddTask<P> after = add_task<P>(a, t + 1);
+      const int64_t bytes = after.columns * after.adapter.ld * sizeof(P), steps = (task.columns + W - 1) / W;
+      next = {(const char*)after.matrix, (const char*)after.matrix + bytes, bytes / (64 * steps) + 1};
+    }
+    add_strip<T, P>(a, task, next, right, few);
   }
 }
 

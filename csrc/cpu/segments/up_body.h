@@ -29,23 +29,31 @@ PYPEFT_INLINE void fold(F* v) {
   if constexpr (H > 1) fold<H / 2>(v);
 }
 
-constexpr int AHEAD = 16;  // how many steps before its use a matrix is fetched
+// The matrix that is read next, which is fetched a part at each step before: the CPU's own prefetcher stops at every
+// page, and does not know the matrix of the next adapter.
+struct Fetch {
+  const char *at, *end;
+  int64_t lines;  // of each step
+};
+
+PYPEFT_INLINE void fetch_part(Fetch& next) {
+  constexpr int64_t LINE = 64;
+  for (int64_t i = 0; i < next.lines && next.at < next.end; ++i, next.at += LINE) __builtin_prefetch(next.at);
+}
 
 // up_row() of a matrix whose rows, of R elements, follow each other without a gap: a vector has W / R of its rows.
 template <class P, int R>
-inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out) {
+inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out, Fetch& next) {
   F left;
   U from;  // after fold(), lane g * R + i has the sum of row i * (W / R) + g
   for (int l = 0; l < W; ++l) left[l] = s[l % R], from[l] = l % (W / R) * R + l / (W / R);
   for (int64_t n = 0; n < columns; n += W) {
     F v[R];
     const P* first = B + n * R;
+    fetch_part(next);
     if (n + W <= columns) {
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-        __builtin_prefetch(first + (AHEAD * R + i) * W);
-        v[i] = left * widen(first + i * W);
-      }
+      for (int i = 0; i < R; ++i) v[i] = left * widen(first + i * W);
     } else {
       for (int64_t i = 0; i < R; ++i) {
         const int64_t inside = (columns - n) * R - i * W;
@@ -60,17 +68,19 @@ inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out
 // out[n] = s . B[n] for n < columns; out is written up to the next multiple of W. s has r floats and is padded with
 // zeros. The rows of B are ld apart, and the first `readable` elements of B can be read.
 template <class P>
-inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t readable, int64_t columns, float* out) {
+inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t readable, int64_t columns, float* out,
+                   Fetch& next) {
   if (ld == r && r < W) {
     if constexpr (W > 8) {
-      if (r == 8) return up_row_dense<P, 8>(s, B, columns, out);
+      if (r == 8) return up_row_dense<P, 8>(s, B, columns, out, next);
     }
-    if (r == 4) return up_row_dense<P, 4>(s, B, columns, out);
-    if (r == 2) return up_row_dense<P, 2>(s, B, columns, out);
-    if (r == 1) return up_row_dense<P, 1>(s, B, columns, out);
+    if (r == 4) return up_row_dense<P, 4>(s, B, columns, out, next);
+    if (r == 2) return up_row_dense<P, 2>(s, B, columns, out, next);
+    if (r == 1) return up_row_dense<P, 1>(s, B, columns, out, next);
   }
   for (int64_t n = 0; n < columns; n += W) {
     F sums[W] = {};
+    fetch_part(next);
     for (int64_t j = 0; j < r; j += W) {
       const F left = load(s + j);
       const int64_t width = at_most(W, r - j);
@@ -78,7 +88,6 @@ inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t re
       if (n + W <= columns && (n + W - 1) * ld + j + W <= readable) {
 #pragma GCC unroll 16
         for (int e = 0; e < W; ++e) {
-          __builtin_prefetch(B + (n + 2 * W + e) * ld + j);
           sums[e] = fma(left, keep(widen(B + (n + e) * ld + j), inside), sums[e]);
         }
       } else {

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..._native import all_hold
+from ..._native import all_hold, tables
 from ...autograd._scaling import scaling_into
 from ...autograd.multi_lora import multi_lora_linear, multi_lora_linear_unchecked
+from ...ops.adapter_table import AdapterTable
 from .part import Part, why_not
 
 _HOLDERS = ("lora_A", "lora_B", "lora_dropout")
@@ -32,7 +33,7 @@ class RowAdapters:
     """
 
     def __init__(self, layer, names, base, x):
-        self.names, self.beside, self.watches = names, (base, x), False
+        self.names, self.beside, self.watches, self._table = names, (base, x), False, None
         kinds = [layer.method(layer, name) for name in names]
         found, parts = zip(*(kind.read(layer, name) for kind, name in zip(kinds, names, strict=True)), strict=True)
         self.reason, _ = why_not(base, x, list(zip(kinds, found, strict=True)), by_row=True)
@@ -50,13 +51,16 @@ class RowAdapters:
         self._layer = list(map(layer.__dict__.get, _OF_LAYER))  # not its dictionary, which leads to this object
         self._dicts, self._keys, self._values = [], [], []  # dicts[i].get(keys[i], _ABSENT) is values[i]
         self._keep(layer._modules, *_HOLDERS)
+        dropouts = self._holders[-1]
         for holder, state in zip(self._holders, self._of_holders, strict=True):
             self._keep(state, "_modules")
             self._keep(holder._modules, *self.names)
             for module in map(holder._modules.get, self.names):
-                self._keep(module.__dict__, "forward", "_parameters")
-                self._keep(module._parameters, "weight", "bias")
-                if type(module) is nn.Dropout:
+                self._keep(module.__dict__, "forward")
+                if holder is not dropouts:
+                    self._keep(module.__dict__, "_parameters")
+                    self._keep(module._parameters, "weight", "bias")
+                elif type(module) is nn.Dropout:
                     self._keep(module.__dict__, "training", "p", "inplace")
                 self._modules.append(module)
         self._keep(layer.scaling, *self.names)
@@ -85,8 +89,14 @@ class RowAdapters:
             and all(map(is_, map(vars, self._holders), self._of_holders))
             and self._has_no_hooks()
             and all_hold(self._dicts, self._keys, self._values, _ABSENT, self._objects, self._types)
-            and list(map(_DTYPE, self._tensors)) == self._dtypes
+            and (list(map(_DTYPE, self._tensors)) == self._dtypes if self._table is None else self._table.holds())
         )
+
+    def table(self):
+        """The AdapterTable of these adapters for a call that is not differentiated; None on another device than CPUs."""
+        if self._table is None and tables() is not None and self.A[0].is_cpu:
+            self._table = AdapterTable(self.A, self.B, list(map(float, self.scalings)), self.ps)
+        return self._table
 
     def _has_no_hooks(self) -> bool:
         """PyTorch counts the hooks that are registered anywhere: while it has counted none, there is none here.
@@ -113,7 +123,9 @@ class LoRARows(Part):
     def linear(self, x, weight, bias, is_plain):
         its = self.adapters
         if is_plain and its.watches:
-            return multi_lora_linear_unchecked(x, weight, bias, its.A, its.B, self.index, its.scalings, its.ps)
+            table = None if torch.is_grad_enabled() else its.table()
+            args = x, weight, bias, its.A, its.B, self.index, its.scalings, its.ps
+            return multi_lora_linear_unchecked(*args, table=table)
         scaled = [scaling_into("multi_lora_linear", s, B) for s, B in zip(its.scalings, its.B, strict=True)]
         scalings, B = zip(*scaled, strict=True)
         options = dict(scalings=scalings, dropout_ps=its.ps)

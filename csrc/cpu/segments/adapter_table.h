@@ -1,0 +1,26 @@
+// Adapters that stay with the library between calls. To hand over two tensors for each of 64 adapters takes PyTorch
+// longer than the products of a small layer take.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "common.h"
+
+namespace pypeft {
+
+// The tensors are the caller's own, with whatever data, shape and dtype they have at the time of a call.
+struct AdapterTable {
+  std::vector<Tensor> A, B;
+  std::vector<double> scalings, ps;
+  std::vector<ScalarType> dtypes;  // of A, then of B, when the table was made
+};
+
+// The table of this number, which the op adapter_table_cpu has given it: it is kept until it is released. Throws
+// std::runtime_error if there is none.
+std::shared_ptr<const AdapterTable> kept_table(int64_t number);
+void release_table(int64_t number);
+
+// Whether the table is there, and its tensors are on the CPU with the dtypes that they had.
+bool table_holds(int64_t number);
+
+}  // namespace pypeft

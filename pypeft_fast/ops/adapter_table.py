@@ -1,0 +1,58 @@
+"""AdapterTable: the adapters of a batch's rows, which the C++ library for CPUs keeps between calls.
+
+PyTorch takes longer to hand over two tensors for each of 64 adapters than the products of a small layer take. So the
+adapters are handed over once, and a call names the table. The table has the adapters' own tensors and not copies: a
+call sees their data, shapes and dtypes as they are at its time.
+"""
+
+import weakref
+
+from torch._C import _AutoDispatchBelowAutograd
+
+from .. import _library, _native
+from .._op import PLAIN
+from ..frozen.op import TRAILING
+from ..frozen.operand import crossed, stored
+from .multi_lora_forward import multi_lora_forward
+
+_make = _library.define(
+    "adapter_table_cpu", "adapter_table_cpu(Tensor[] lora_A, Tensor[] lora_B, float[] scalings, float[] ps) -> int"
+)
+_linear = _library.define(
+    "multi_lora_linear_of_table_cpu",
+    "multi_lora_linear_of_table_cpu(Tensor x, Tensor weight, Tensor? bias, int table, Tensor adapter_index, "
+    f"Tensor? seeds{TRAILING}) -> Tensor",
+)
+
+
+class AdapterTable:
+    """Adapters of multi_lora_forward, on the CPU. The library must have `tables`."""
+
+    def __init__(self, lora_A: list, lora_B: list, scalings: list, ps: list):
+        self._adapters = lora_A, lora_B, scalings, ps
+        with _AutoDispatchBelowAutograd():
+            self._number = _make._op(*self._adapters)
+        weakref.finalize(self, _native.tables().release_table, self._number)
+
+    def holds(self) -> bool:
+        """Whether every tensor is on the CPU, in the dtype that it had when the table was made."""
+        return _native.tables().table_holds(self._number)
+
+    def linear(self, x, weight, bias, index, seeds):
+        """y of multi_lora_forward; None if the kernel "cpu" does not run this call, or refuses its arguments."""
+        if not multi_lora_forward.goes_to_cpu(x):
+            return None
+        rest = ()
+        if type(weight) not in PLAIN:
+            lora_A, lora_B, scalings, ps = self._adapters
+            if not multi_lora_forward.tells((x, weight, bias, lora_A, lora_B, index, scalings, ps, seeds)):
+                return None
+            weight, its = stored(weight)
+            rest = crossed(*its)
+        try:
+            with _AutoDispatchBelowAutograd():
+                y = _linear._op(x, weight, bias, self._number, index, seeds, *rest)
+        except RuntimeError:
+            return None
+        multi_lora_forward.record("cpu")
+        return y
