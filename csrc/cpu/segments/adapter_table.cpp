@@ -27,9 +27,13 @@ std::shared_ptr<const AdapterTable> found(int64_t number) {
 
 int64_t adapter_table(const std::vector<Tensor>& lora_A, const std::vector<Tensor>& lora_B,
                       const std::vector<double>& scalings, const std::vector<double>& ps) {
-  AdapterTable table{lora_A, lora_B, scalings, ps, {}};
-  for (const Tensor& t : lora_A) table.dtypes.push_back(t.scalar_type());
-  for (const Tensor& t : lora_B) table.dtypes.push_back(t.scalar_type());
+  AdapterTable table{lora_A, lora_B, scalings, ps, {}, {}};
+  for (const auto* tensors : {&lora_A, &lora_B}) {
+    for (const Tensor& t : *tensors) {
+      table.dtypes.push_back(t.scalar_type());
+      table.bytes.push_back(storage_bytes(t));
+    }
+  }
   auto kept = std::make_shared<const AdapterTable>(std::move(table));
   const std::lock_guard<std::mutex> lock(tables().mutex);
   tables().kept.emplace(++tables().last, std::move(kept));
@@ -49,15 +53,20 @@ void release_table(int64_t number) {
   tables().kept.erase(number);
 }
 
+// Loops of few instructions, so that the CPU waits for many tensors at once.
 bool table_holds(int64_t number) {
   const auto table = found(number);
   if (table == nullptr) return false;
-  const size_t n = table->A.size();
-  for (size_t i = 0; i < table->dtypes.size(); ++i) {
-    const Tensor& t = i < n ? table->A[i] : table->B[i - n];
-    if (!t.is_cpu() || t.scalar_type() != table->dtypes[i]) return false;
+  const ScalarType* dtype = table->dtypes.data();
+  const int64_t* bytes = table->bytes.data();
+  bool holds = true;
+  for (const auto* tensors : {&table->A, &table->B}) {
+    for (const Tensor& t : *tensors) holds = holds && t.is_cpu() && t.scalar_type() == *dtype++;
   }
-  return true;
+  for (const auto* tensors : {&table->A, &table->B}) {
+    for (const Tensor& t : *tensors) holds = holds && storage_bytes(t) == *bytes++;
+  }
+  return holds;
 }
 
 }  // namespace pypeft

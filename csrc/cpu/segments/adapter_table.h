@@ -13,6 +13,7 @@ struct AdapterTable {
   std::vector<Tensor> A, B;
   std::vector<double> scalings, ps;
   std::vector<ScalarType> dtypes;  // of A, then of B, when the table was made
+  std::vector<int64_t> bytes;      // of their storages, then
 };
 
 // The table of this number, which the op adapter_table_cpu has given it: it is kept until it is released. Throws
@@ -20,7 +21,8 @@ struct AdapterTable {
 std::shared_ptr<const AdapterTable> kept_table(int64_t number);
 void release_table(int64_t number);
 
-// Whether the table is there, and its tensors are on the CPU with the dtypes that they had.
+// Whether the table is there, and its tensors are on the CPU with the dtypes and the bytes that they
+// had.
 bool table_holds(int64_t number);
 
 }  // namespace pypeft
