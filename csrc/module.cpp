@@ -99,18 +99,18 @@ static PyObject* release_table(PyObject*, PyObject* number) {
   });
 }
 
-static PyMethodDef methods[] = {{"cpu_isa", cpu_isa, METH_NOARGS,
-                                 "The instruction set that the kernels use: avx512bf16, avx512, avx2 or baseline; "
-                                 "RuntimeError if PYPEFT_FAST_CPU is wrong."},
-                                {"all_hold", all_hold, METH_VARARGS,
-                                 "all_hold(dicts, keys, values, absent, objects, types): whether every "
-                                 "dicts[i].get(keys[i], absent) is values[i], and every type(objects[i]) types[i]."},
-                                {"table_holds", table_holds, METH_O,
-                                 "table_holds(number): whether this table of adapters is kept, with tensors on the "
-                                 "CPU in the dtypes that they had when the table was made."},
-                                {"release_table", release_table, METH_O,
-                                 "release_table(number): frees this table of adapters, if it is kept."},
-                                {nullptr, nullptr, 0, nullptr}};
+static PyMethodDef methods[] = {
+    {"cpu_isa", cpu_isa, METH_NOARGS,
+     "The instruction set that the kernels use: avx512bf16, avx512, avx2 or baseline; "
+     "RuntimeError if PYPEFT_FAST_CPU is wrong."},
+    {"all_hold", all_hold, METH_VARARGS,
+     "all_hold(dicts, keys, values, absent, objects, types): whether every "
+     "dicts[i].get(keys[i], absent) is values[i], and every type(objects[i]) types[i]."},
+    {"table_holds", table_holds, METH_O,
+     "table_holds(number): whether this table of adapters is kept, with tensors on the "
+     "CPU in the dtypes that they had when the table was made."},
+    {"release_table", release_table, METH_O, "release_table(number): frees this table of adapters, if it is kept."},
+    {nullptr, nullptr, 0, nullptr}};
 
 static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_C", "PyPEFT-fast's C++ kernels.", -1, methods, nullptr, nullptr, nullptr, nullptr};

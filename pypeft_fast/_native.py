@@ -115,14 +115,10 @@ def all_hold_in_python(dicts: list, keys: list, values: list, absent, objects: l
     return all(map(operator.is_, found, values)) and all(map(operator.is_, map(type, objects), types))
 
 
-def tables():
-    """The module with the functions of ops/adapter_table.py; None if the library is missing, or of an earlier build."""
-    return _tables
-
-
-all_hold, _tables = all_hold_in_python, None
+all_hold = all_hold_in_python
+tables = None  # the module with the functions of ops/adapter_table.py
 if missing_cpu() is None:
     from . import _C
 
-    all_hold = getattr(_C, "all_hold", all_hold_in_python)  # a library of an earlier build has none
-    _tables = _C if hasattr(_C, "table_holds") else None
+    if hasattr(_C, "table_holds"):  # a library of an earlier build has none
+        all_hold, tables = _C.all_hold, _C

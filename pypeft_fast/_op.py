@@ -12,18 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch._C import _AutoDispatchBelowAutograd, _len_torch_dispatch_stack
+from torch._C import _AutoDispatchBelowAutograd
 from torch.compiler import is_compiling
 
 from . import _flops, _library, _native, _storage, _tuning
-from ._derivative import Derivative, needs_no_derivative
+from ._derivative import PLAIN, bind_derivative, may_pass_the_dispatcher
 
 KERNELS = ("cuda", "triton", "triton+blas", "cpu", "blas", "reference")  # best first: the order of the automatic choice
 NATIVE = ("cpu", "cuda")  # kernels that take the arguments in the form of the schema
 PARTS = "parts"  # the name that `choose` returns for an op that runs as calls of other ops
 TIMED = ("cuda",)  # device types where the fastest kernel is found by timing, for ops with `timed`
 OPS: dict[str, "Op"] = {}
-PLAIN = (torch.Tensor, torch.nn.Parameter)
 DENSE = (*PLAIN, type(None))  # types of a weight that its op takes in the form of the schema
 
 
@@ -105,22 +104,6 @@ class Kernel:
         return self.missing() or self.rejects(*args)
 
 
-def _is_seen_by_kernels_alone(first) -> bool:
-    """Whether an eager call with this first argument may go past the dispatcher to a C++ kernel."""
-    return (
-        not is_compiling()
-        and type(first) in PLAIN  # no tensor subclass,
-        and _len_torch_dispatch_stack() == 0  # and no dispatch mode: both must see the op, not the C++ kernel
-        and needs_no_derivative()
-    )
-
-
-def _with_derivative(name, overload):
-    derivative = Derivative(name, overload)
-    _library.bind(name, "Autograd", derivative, with_keyset=True)
-    return derivative
-
-
 class Op:
     """`Op(schema)`, then the decorators check, fake, reference and kernel; CONTRIBUTING.md walks through one."""
 
@@ -140,7 +123,7 @@ class Op:
         # The arguments of the op's Python functions.
         self._names = [argument.name for argument in self._op._schema.arguments if not argument.has_default_value()]
         _library.bind(self.name, "CompositeExplicitAutograd", self._run)
-        self._derivative = _with_derivative(self.name, self._op)
+        self._derivative = bind_derivative(self.name, self._op)
         OPS[self.name] = self
 
     def __call__(self, *args):
@@ -149,7 +132,7 @@ class Op:
                 self._check(*self.given(args))  # the tensors of a Frozen, passed alone, do not tell its shape
             args = self.crossing(args)
         first = args[0]
-        if not _is_seen_by_kernels_alone(first):
+        if not may_pass_the_dispatcher(first):
             return self._op(*args)
         with _AutoDispatchBelowAutograd():  # the Autograd kernel is in Python, and slow
             if first.is_cpu:
@@ -165,9 +148,9 @@ class Op:
                 return self._op(*args)  # raises the error with its full message, or chooses another kernel
 
     def goes_to_cpu(self, first) -> bool:
-        """Whether an eager call of this op with this first argument is one for its C++ kernel for CPUs, and no other."""
+        """Whether a call of this op with this first argument is one for its C++ kernel for CPUs."""
         return (
-            _is_seen_by_kernels_alone(first)
+            may_pass_the_dispatcher(first)
             and "cpu" in self._direct
             and first.is_cpu
             and first.dtype != torch.float64
@@ -366,7 +349,7 @@ class Op:
     def _twin(self, kernel, more, trailing):
         name = f"{self.name}_{kernel}"
         twin = _library.define(name, self._with_more(more + trailing).replace(self.name, name, 1))
-        _with_derivative(name, twin)
+        bind_derivative(name, twin)
         return twin
 
     def _with_more(self, arguments):

@@ -10,36 +10,47 @@ import weakref
 from torch._C import _AutoDispatchBelowAutograd
 
 from .. import _library, _native
-from .._op import PLAIN
+from .._derivative import PLAIN, bind_derivative
 from ..frozen.op import TRAILING
 from ..frozen.operand import crossed, stored
 from .multi_lora_forward import multi_lora_forward
 
-_make = _library.define(
-    "adapter_table_cpu", "adapter_table_cpu(Tensor[] lora_A, Tensor[] lora_B, float[] scalings, float[] ps) -> int"
-)
-_linear = _library.define(
+
+def _defined(name, arguments):
+    op = _library.define(name, name + arguments)
+    bind_derivative(name, op)
+    return op
+
+
+_make = _defined("adapter_table_cpu", "(Tensor[] lora_A, Tensor[] lora_B, float[] scalings, float[] ps) -> int")
+_linear = _defined(
     "multi_lora_linear_of_table_cpu",
-    "multi_lora_linear_of_table_cpu(Tensor x, Tensor weight, Tensor? bias, int table, Tensor adapter_index, "
-    f"Tensor? seeds{TRAILING}) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor? bias, int table, Tensor adapter_index, Tensor? seeds" + TRAILING + ") -> Tensor",
 )
 
 
 class AdapterTable:
-    """Adapters of multi_lora_forward, on the CPU. The library must have `tables`."""
+    """n adapters, as multi_lora_forward takes them."""
 
     def __init__(self, lora_A: list, lora_B: list, scalings: list, ps: list):
         self._adapters = lora_A, lora_B, scalings, ps
         with _AutoDispatchBelowAutograd():
             self._number = _make._op(*self._adapters)
-        weakref.finalize(self, _native.tables().release_table, self._number)
+        weakref.finalize(self, _native.tables.release_table, self._number)
+
+    @classmethod
+    def of(cls, lora_A, lora_B, scalings, ps):
+        """A table, or None if the adapters are on another device or the library is not there."""
+        if _native.tables is None or not lora_A[0].is_cpu:
+            return None
+        return cls(lora_A, lora_B, list(map(float, scalings)), ps)
 
     def holds(self) -> bool:
-        """Whether every tensor is on the CPU, in the dtype that it had when the table was made."""
-        return _native.tables().table_holds(self._number)
+        """Whether every tensor is on the CPU, with the dtype and the bytes that it had when the table was made."""
+        return _native.tables.table_holds(self._number)
 
     def linear(self, x, weight, bias, index, seeds):
-        """y of multi_lora_forward; None if the kernel "cpu" does not run this call, or refuses its arguments."""
+        """y of multi_lora_forward; None if its kernel "cpu" does not run this call, or refuses the arguments."""
         if not multi_lora_forward.goes_to_cpu(x):
             return None
         rest = ()
@@ -52,7 +63,7 @@ class AdapterTable:
         try:
             with _AutoDispatchBelowAutograd():
                 y = _linear._op(x, weight, bias, self._number, index, seeds, *rest)
-        except RuntimeError:
+        except RuntimeError:  # the op's own check then says what is wrong
             return None
         multi_lora_forward.record("cpu")
         return y

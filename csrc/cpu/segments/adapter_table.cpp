@@ -53,19 +53,21 @@ void release_table(int64_t number) {
   tables().kept.erase(number);
 }
 
-// Loops of few instructions, so that the CPU waits for many tensors at once.
 bool table_holds(int64_t number) {
   const auto table = found(number);
   if (table == nullptr) return false;
   const ScalarType* dtype = table->dtypes.data();
   const int64_t* bytes = table->bytes.data();
   bool holds = true;
-  for (const auto* tensors : {&table->A, &table->B}) {
-    for (const Tensor& t : *tensors) holds = holds && t.is_cpu() && t.scalar_type() == *dtype++;
-  }
-  for (const auto* tensors : {&table->A, &table->B}) {
-    for (const Tensor& t : *tensors) holds = holds && storage_bytes(t) == *bytes++;
-  }
+  // In loops of few instructions the CPU waits for many tensors at once: most of them lie in no cache.
+  const auto each = [&](auto is_as_it_was) {
+    for (const auto* tensors : {&table->A, &table->B}) {
+      for (const Tensor& t : *tensors) holds &= is_as_it_was(t);
+    }
+  };
+  each([](const Tensor& t) { return t.is_cpu(); });
+  each([&](const Tensor& t) { return storage_bytes(t) == *bytes++; });
+  each([&](const Tensor& t) { return t.scalar_type() == *dtype++; });
   return holds;
 }
 

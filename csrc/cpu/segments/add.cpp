@@ -3,7 +3,8 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t ADD_STRIP = 256;    // most columns of y of a task; 16 rows of `right` of this width fit into the L1 cache
+constexpr int64_t ADD_STRIP =
+    256;  // most columns of y of a task; 16 rows of `right` of this width fit into the L1 cache
 constexpr int64_t ADD_TILE_ROWS = 8;  // rows whose low-rank part is computed at once
 constexpr int64_t FEW_UP_ROWS = 4;    // for at most this many rows of an adapter, a matrix [N, r] is not transposed
 

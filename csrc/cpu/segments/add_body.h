@@ -58,8 +58,7 @@ inline AddTask<P> add_task(const SegmentAddArgs& a, int64_t task) {
   const RowBlock& block = a.blocks[task / a.across];
   const Adapter& adapter = a.adapters[block.adapter];
   const int64_t n = task % a.across * a.strip;
-  return {block, adapter, n, at_most(a.strip, a.N - n),
-          (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1)};
+  return {block, adapter, n, at_most(a.strip, a.N - n), (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1)};
 }
 
 template <class T, class P>

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..._native import all_hold, tables
+from ..._native import all_hold
 from ...autograd._scaling import scaling_into
 from ...autograd.multi_lora import multi_lora_linear, multi_lora_linear_unchecked
 from ...ops.adapter_table import AdapterTable
@@ -93,9 +93,9 @@ class RowAdapters:
         )
 
     def table(self):
-        """The AdapterTable of these adapters for a call that is not differentiated; None on another device than CPUs."""
-        if self._table is None and tables() is not None and self.A[0].is_cpu:
-            self._table = AdapterTable(self.A, self.B, list(map(float, self.scalings)), self.ps)
+        """The AdapterTable of these adapters, which the first call without a graph makes; None if there is none."""
+        if self._table is None and not torch.is_grad_enabled():
+            self._table = AdapterTable.of(self.A, self.B, self.scalings, self.ps)
         return self._table
 
     def _has_no_hooks(self) -> bool:
@@ -123,9 +123,8 @@ class LoRARows(Part):
     def linear(self, x, weight, bias, is_plain):
         its = self.adapters
         if is_plain and its.watches:
-            table = None if torch.is_grad_enabled() else its.table()
             args = x, weight, bias, its.A, its.B, self.index, its.scalings, its.ps
-            return multi_lora_linear_unchecked(*args, table=table)
+            return multi_lora_linear_unchecked(*args, table=its.table())
         scaled = [scaling_into("multi_lora_linear", s, B) for s, B in zip(its.scalings, its.B, strict=True)]
         scalings, B = zip(*scaled, strict=True)
         options = dict(scalings=scalings, dropout_ps=its.ps)

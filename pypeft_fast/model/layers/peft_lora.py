@@ -111,6 +111,14 @@ class FusedLoRA(FusedLayer):
         super().delete_adapter(adapter_name)
         self._call_cache.rows = {}  # which holds the parameters
 
+    def _apply(self, *args, **kwargs):
+        self._call_cache.rows = {}  # torch.utils.swap_tensors refuses a parameter that an AdapterTable holds
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._call_cache.rows = {}  # as in _apply
+        super()._load_from_state_dict(*args, **kwargs)
+
     def as_lora(self, x):
         """The keyword arguments of lora_linear for an input like x, if forward is one call of lora_linear; else None.
 

@@ -22,6 +22,13 @@ from pypeft_fast.model.layers import peft_lora
 NAMES = ["a", "b", "__base__", "c", "b"]
 
 
+@pytest.fixture(autouse=True, params=[True, False], ids=["graph", "no graph"])
+def grad(request):
+    """Without a graph, an AdapterTable has the adapters."""
+    with torch.set_grad_enabled(request.param):
+        yield request.param
+
+
 def model_of(**options):
     """One layer with adapters a, b and c of other ranks and scalings."""
     torch.manual_seed(0)
@@ -136,6 +143,24 @@ def test_casting_that_is_switched_off_is_seen():
     with disable_input_dtype_casting(model):
         model(x, adapter_names=NAMES)  # in a mixed batch PEFT casts nonetheless
     assert report.calls() == {"fused": 1, "casting of the input is switched off": 1}
+
+
+def test_parameters_can_be_swapped_after_a_call():
+    """PyTorch refuses to swap a tensor that anything beside its Python object owns."""
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    report = pf.fuse(model, strict=True)
+    state = {name: 2 * value for name, value in model.state_dict().items()}
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for change in (lambda: model.load_state_dict(state), model.bfloat16):
+            model(x, adapter_names=NAMES)
+            change()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    y = model(x.bfloat16(), adapter_names=NAMES)
+    pf.unfuse(model)
+    torch.testing.assert_close(y, model(x.bfloat16(), adapter_names=NAMES))
+    assert y.dtype == torch.bfloat16 and report.calls() == {"fused": 3}
 
 
 def test_moving_and_casting_the_whole_model_is_seen():
@@ -271,8 +296,9 @@ def test_rows_in_inference_mode_leave_nothing_that_training_cannot_use():
     pf.fuse(model)
     with torch.inference_mode():
         y = model(x, adapter_names=NAMES)
-    again = model(x, adapter_names=NAMES)
-    again.sum().backward()
+    with torch.enable_grad():
+        again = model(x, adapter_names=NAMES)
+        again.sum().backward()
     assert torch.equal(y, again)
     assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "lora_" in n)
 
@@ -293,10 +319,12 @@ def test_a_scaling_that_begins_to_train_at_its_value_gets_its_gradient():
     pf.fuse(model, strict=True)
     model(x, adapter_names=NAMES)
     scaling = layer.scaling["b"] = nn.Parameter(torch.tensor(float(layer.scaling["b"])))
-    model(x, adapter_names=NAMES).sum().backward()
+    with torch.enable_grad():
+        model(x, adapter_names=NAMES).sum().backward()
     found, scaling.grad = scaling.grad, None
     pf.unfuse(model)
-    model(x, adapter_names=NAMES).sum().backward()
+    with torch.enable_grad():
+        model(x, adapter_names=NAMES).sum().backward()
     torch.testing.assert_close(found, scaling.grad)
 
 
