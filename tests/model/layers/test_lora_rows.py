@@ -147,7 +147,7 @@ def test_casting_that_is_switched_off_is_seen():
 
 def test_parameters_can_be_swapped_after_a_call():
     """PyTorch refuses to swap a tensor that anything beside its Python object owns."""
-    (model, layer), x = model_of(), torch.randn(5, 12)
+    (model, _), x = model_of(), torch.randn(5, 12)
     report = pf.fuse(model, strict=True)
     state = {name: 2 * value for name, value in model.state_dict().items()}
     torch.__future__.set_swap_module_params_on_conversion(True)
