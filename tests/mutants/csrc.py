@@ -236,6 +236,23 @@ SEGMENTS = [
 ]  # fmt: skip
 
 HOLDS = "tests/test_op.py -k all_hold"
+TABLE = "tests/ops/test_adapter_table.py"
+TABLES = [
+    _csrc("table-of-any-dtype", "cpu/segments/adapter_table.cpp", "t.scalar_type() == *dtype++", "*dtype++, true",
+          TABLE),
+    _csrc("table-of-freed-storages", "cpu/segments/adapter_table.cpp", "storage_bytes(t) == *bytes++",
+          "*bytes++ >= 0", TABLE),
+    _csrc("table-of-A-alone-holds", "cpu/segments/adapter_table.cpp", "{&table->A, &table->B}", "{&table->A}", TABLE),
+    _csrc("table-is-never-released", "cpu/segments/adapter_table.cpp", "tables().kept.erase(number);", "", TABLE),
+    _csrc("table-of-the-latest", "cpu/segments/adapter_table.cpp", "tables().kept.find(number)",
+          "tables().kept.find(tables().last)", TABLE),
+    _csrc("table-adapters-exchanged", "cpu/multi_lora_forward.cpp", "kept->scalings, kept->ps",
+          "kept->ps, kept->scalings", TABLE),
+    _csrc("segments-strips-too-narrow", "cpu/segments/add.cpp", "round_up(ceil_div(args.N, args.across), 32)",
+          "std::max<int64_t>(32, args.N / args.across / 32 * 32)", TABLE),
+    _csrc("segments-next-strip-in-place-of-this", "cpu/segments/add_body.h", "add_strip<T, P>(a, task, next",
+          "add_strip<T, P>(a, add_task<P>(a, t + 1 < end ? t + 1 : t), next", TABLE),
+]  # fmt: skip
 
 MODULE = [
     _csrc("all-hold-absent-is-none", "module.cpp", "(value ? value : absent)", "(value ? value : Py_None)", HOLDS),
@@ -245,4 +262,4 @@ MODULE = [
     _csrc("all-hold-keys-too-short", "module.cpp", "PyList_Size(keys) != n || ", "", HOLDS),
 ]  # fmt: skip
 
-MUTATIONS = [*MODULE, *SEGMENTS, *CODES, *VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]
+MUTATIONS = [*MODULE, *TABLES, *SEGMENTS, *CODES, *VENDOR, *SIMD, *DROPOUT, *LOW_RANK, *GEMM, *COLUMNS]

@@ -91,6 +91,7 @@ MERGING = [
 
 SUM, MIXED = "tests/autograd/test_lora_sum.py", "tests/model/joints/test_mixed_rows.py"
 KEPT, TRAINING = "tests/model/layers/test_lora_rows.py", "tests/model/joints/test_training_rows.py"
+TABLE = "tests/ops/test_adapter_table.py"
 
 ROWS = [
     _autograd("sum-mask-of-the-first", "lora_sum.py", "seeds[i : i + 1]", "seeds[:1]", SUM),
@@ -121,6 +122,16 @@ ROWS = [
              "True", KEPT),
     _merging("rows-kept-while-compiling", "model/layers/peft_lora.py", "None if compiling else self._call_cache",
              "self._call_cache", KEPT),
+    _merging("rows-table-of-another-dtype", "model/layers/lora_rows.py", "self._table.holds()", "True", KEPT),
+    _merging("rows-table-while-differentiated", "_derivative.py", "and needs_no_derivative()", "", TABLE),
+    _merging("rows-table-whatever-is-forced", "_op.py", 'and _forced in (None, "cpu")', "", TABLE),
+    _merging("rows-table-under-a-mode", "_derivative.py", "and _len_torch_dispatch_stack() == 0", "", TABLE),
+    _merging("rows-table-of-any-frozen-weight", "ops/adapter_table.py", "if not multi_lora_forward.tells(",
+             "if False and not multi_lora_forward.tells(", TABLE),
+    _merging("rows-table-keeps-parameters-that-move", "model/layers/peft_lora.py",
+             "self._call_cache.rows = {}  # torch.utils.swap_tensors", "pass  #", KEPT),
+    _merging("rows-table-keeps-parameters-that-are-loaded", "model/layers/peft_lora.py",
+             "self._call_cache.rows = {}  # as in _apply", "pass", KEPT),
     _merging("rows-run-again-without-names", "model/joints/checkpointed_rows.py", "if found is not None:", "if False:",
              TRAINING),
 ]  # fmt: skip

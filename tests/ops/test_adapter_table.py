@@ -80,11 +80,17 @@ def of_another_dtype_last(A, B):
     B[-1].data = B[-1].data.double()
 
 
+def of_a_dtype_of_the_same_size(A, B):
+    B[1].data = B[1].data.view(torch.int32)
+
+
 def longer(A, B):
     A[1].data = torch.randn(4, 24)
 
 
-@pytest.mark.parametrize("change", [freed, of_another_dtype, of_another_dtype_last, longer])
+@pytest.mark.parametrize(
+    "change", [freed, of_another_dtype, of_another_dtype_last, of_a_dtype_of_the_same_size, longer]
+)
 def test_a_table_holds_until_a_dtype_or_a_storage_changes(change):
     given, (A, B, *numbers), _ = sampled()
     table = AdapterTable.of(A, B, *numbers)
