@@ -75,9 +75,9 @@ static PyObject* all_hold(PyObject*, PyObject* args) {
   Py_RETURN_TRUE;
 }
 
-// Calls function(number) for a Python int.
+// function(number) of a Python int.
 template <class Function>
-static PyObject* of_number(PyObject* given, Function function) {
+static PyObject* call_with_number(PyObject* given, Function function) {
   const long long number = PyLong_AsLongLong(given);
   if (number == -1 && PyErr_Occurred()) return nullptr;
   try {
@@ -89,11 +89,11 @@ static PyObject* of_number(PyObject* given, Function function) {
 }
 
 static PyObject* table_holds(PyObject*, PyObject* number) {
-  return of_number(number, [](int64_t table) { return PyBool_FromLong(pypeft::table_holds(table)); });
+  return call_with_number(number, [](int64_t table) { return PyBool_FromLong(pypeft::table_holds(table)); });
 }
 
 static PyObject* release_table(PyObject*, PyObject* number) {
-  return of_number(number, [](int64_t table) {
+  return call_with_number(number, [](int64_t table) {
     pypeft::release_table(table);
     Py_RETURN_NONE;
   });

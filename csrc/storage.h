@@ -25,14 +25,10 @@ inline int64_t bytes_needed(const Tensor& t) {
   return (offset + last + 1) * static_cast<int64_t>(t.element_size());
 }
 
-inline int64_t storage_bytes(const Tensor& t) {
+inline void check_storage(const char* op, const char* name, const Tensor& t) {
   int64_t there = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &there));
-  return there;
-}
-
-inline void check_storage(const char* op, const char* name, const Tensor& t) {
-  const int64_t there = storage_bytes(t), needed = bytes_needed(t);
+  const int64_t needed = bytes_needed(t);
   if (needed <= there) return;
   throw std::runtime_error(std::string(op) + ": the storage of " + name + " holds " + std::to_string(there) +
                            " bytes and its shape and strides need " + std::to_string(needed) +

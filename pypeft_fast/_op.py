@@ -16,7 +16,8 @@ from torch._C import _AutoDispatchBelowAutograd
 from torch.compiler import is_compiling
 
 from . import _flops, _library, _native, _storage, _tuning
-from ._derivative import PLAIN, bind_derivative, may_pass_the_dispatcher
+from ._derivative import bind_derivative
+from ._dispatcher import PLAIN, may_pass_the_dispatcher
 
 KERNELS = ("cuda", "triton", "triton+blas", "cpu", "blas", "reference")  # best first: the order of the automatic choice
 NATIVE = ("cpu", "cuda")  # kernels that take the arguments in the form of the schema

@@ -20,6 +20,7 @@ LAYERS = [
     (
         "_C",
         "_derivative",
+        "_dispatcher",
         "_flops",
         "_heap",
         "_library",

@@ -6,7 +6,8 @@ Saved for backward: x itself, s [M, r] and the packed mask (one bit an element).
 import torch
 from torch.compiler import is_compiling
 
-from .._op import DENSE, PLAIN
+from .._dispatcher import PLAIN
+from .._op import DENSE
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, philox
 from ..ops.lora_backward import lora_backward

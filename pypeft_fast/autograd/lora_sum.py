@@ -7,7 +7,7 @@ another mask each, are one for each. Saved for backward: x itself, s and the pac
 
 import torch
 
-from .._op import PLAIN
+from .._dispatcher import PLAIN
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, philox
 from ..ops.lora_da import lora_da

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .._op import PLAIN
+from .._dispatcher import PLAIN
 from ..frozen.operand import Frozen, crossed, is_stored, operand, stored
 from ..ops import _check, _segments, philox
 from ..ops.multi_lora_backward import multi_lora_backward

@@ -2,18 +2,22 @@
 
 PyTorch takes longer to hand over two tensors for each of 64 adapters than the products of a small layer take. So the
 adapters are handed over once, and a call names the table. The table has the adapters' own tensors and not copies: a
-call sees their data, shapes and dtypes as they are at its time.
+call sees their data as they are at its time.
 """
 
 import weakref
 
-from torch._C import _AutoDispatchBelowAutograd
+import torch
+from torch._C import _AutoDispatchBelowAutograd, _len_torch_function_stack
 
 from .. import _library, _native
-from .._derivative import PLAIN, bind_derivative
+from .._derivative import bind_derivative
+from .._dispatcher import PLAIN
 from ..frozen.op import TRAILING
 from ..frozen.operand import crossed, stored
 from .multi_lora_forward import multi_lora_forward
+
+_DTYPE = torch.Tensor.dtype.__get__
 
 
 def _defined(name, arguments):
@@ -22,7 +26,7 @@ def _defined(name, arguments):
     return op
 
 
-_make = _defined("adapter_table_cpu", "(Tensor[] lora_A, Tensor[] lora_B, float[] scalings, float[] ps) -> int")
+_make = _defined("make_adapter_table_cpu", "(Tensor[] lora_A, Tensor[] lora_B, float[] scalings, float[] ps) -> int")
 _linear = _defined(
     "multi_lora_linear_of_table_cpu",
     "(Tensor x, Tensor weight, Tensor? bias, int table, Tensor adapter_index, Tensor? seeds" + TRAILING + ") -> Tensor",
@@ -30,28 +34,27 @@ _linear = _defined(
 
 
 class AdapterTable:
-    """n adapters, as multi_lora_forward takes them."""
+    """n adapters, as multi_lora_forward takes them. The library gets them at the second call that it can run: it may
+    have no second one. As long as it has them, torch.utils.swap_tensors refuses their tensors."""
 
     def __init__(self, lora_A: list, lora_B: list, scalings: list, ps: list):
         self._adapters = lora_A, lora_B, scalings, ps
-        with _AutoDispatchBelowAutograd():
-            self._number = _make._op(*self._adapters)
-        weakref.finalize(self, _native.tables.release_table, self._number)
-
-    @classmethod
-    def of(cls, lora_A, lora_B, scalings, ps):
-        """A table, or None if the adapters are on another device or the library is not there."""
-        if _native.tables is None or not lora_A[0].is_cpu:
-            return None
-        return cls(lora_A, lora_B, list(map(float, scalings)), ps)
+        self._tensors = [*lora_A, *lora_B]
+        self._dtypes = list(map(_DTYPE, self._tensors))
+        self._number, self._has_been_called = None, False
 
     def holds(self) -> bool:
-        """Whether every tensor is on the CPU, with the dtype and the bytes that it had when the table was made."""
+        """Whether every tensor has the dtype that it had; in the library, also whether it lies where it lay."""
+        if self._number is None:
+            return list(map(_DTYPE, self._tensors)) == self._dtypes
         return _native.tables.table_holds(self._number)
 
     def linear(self, x, weight, bias, index, seeds):
-        """y of multi_lora_forward; None if its kernel "cpu" does not run this call, or refuses the arguments."""
-        if not multi_lora_forward.goes_to_cpu(x):
+        """y of multi_lora_forward; None if the library does not have the adapters, or not for such a call."""
+        if _native.tables is None or _len_torch_function_stack() > 0 or not multi_lora_forward.goes_to_cpu(x):
+            return None
+        if not self._has_been_called:
+            self._has_been_called = True
             return None
         rest = ()
         if type(weight) not in PLAIN:
@@ -62,8 +65,18 @@ class AdapterTable:
             rest = crossed(*its)
         try:
             with _AutoDispatchBelowAutograd():
-                y = _linear._op(x, weight, bias, self._number, index, seeds, *rest)
+                y = _linear._op(x, weight, bias, self._kept(), index, seeds, *rest)
         except RuntimeError:  # the op's own check then says what is wrong
             return None
         multi_lora_forward.record("cpu")
         return y
+
+    def _kept(self) -> int:
+        """The number of the library's table. RuntimeError if the library cannot have one."""
+        if self._number is None:
+            if any(t.is_neg() for t in self._tensors):
+                raise RuntimeError("PyTorch would hand over copies")
+            number = _make._op(*self._adapters)
+            weakref.finalize(self, _native.tables.release_table, number)
+            self._number = number
+        return self._number

@@ -1,10 +1,15 @@
 """AdapterTable: a call that names a table has the bits of a call that hands the adapters over."""
 
+import concurrent.futures
 import gc
 import weakref
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import pypeft_fast as pf
@@ -32,37 +37,47 @@ def sampled(case=SMALL):
     return (x, W, b, index, seeds), (A, B, scalings, ps), multi_lora_forward(*args)[0]
 
 
+def table_of(given, adapters):
+    """A table after its first two calls: the second one hands the adapters over."""
+    table = AdapterTable(*adapters)
+    assert table.linear(*given) is None and table._number is None and table.holds()
+    assert table.linear(*given) is not None and table._number is not None and table.holds()
+    return table
+
+
 @pytest.mark.parametrize("case", [*MANY, Case(9, 24, 10, 3, 0.0, torch.float16, F32, options={"adapters": 3})], ids=str)
 def test_a_call_has_the_bits_of_one_without_a_table(case):
     given, adapters, y = sampled(case)
-    table = AdapterTable.of(*adapters)
+    table = table_of(given, adapters)
     with pf.recording() as ran:
         found = table.linear(*given)
     assert torch.equal(found, y) and ran == [("multi_lora_forward", "cpu")] and table.holds()
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize("N", [8, 250, 257, 520, 801])
-def test_strips_of_columns_cover_every_column_once(dtype, N):
+@pytest.mark.parametrize("N", [0, 8, 250, 257, 520, 801])
+@pytest.mark.parametrize("gap", [0, 5])
+def test_strips_of_columns_cover_every_column_once(dtype, N, gap):
     """Of one row of an adapter: while a strip is computed, the next one is fetched."""
     torch.manual_seed(0)
     x, W = torch.randint(-2, 3, (5, 40)).to(dtype), torch.zeros(N, 40).to(dtype)
     A = [torch.randint(-1, 2, (r, 40)).to(dtype) for r in (8, 3, 16, 20, 1)]
-    B = [torch.randint(-3, 4, (N, len(a))).to(dtype) for a in A]
+    B = [torch.randint(-3, 4, (N, len(a) + gap)).to(dtype)[:, : len(a)] for a in A]
     index = torch.tensor([3, 1, 0, 4, 2])
     y, *_ = multi_lora_forward(x, W, None, A, B, index, [1.0] * 5, [0.0] * 5, None)
     for row, a in enumerate(index):
         assert torch.equal(y[row], (x[row].double() @ A[a].double().t() @ B[a].double().t()).to(dtype)), a
-    assert torch.equal(AdapterTable.of(A, B, [1.0] * 5, [0.0] * 5).linear(x, W, None, index, None), y)
+    given = x, W, None, index, None
+    assert torch.equal(table_of(given, (A, B, [1.0] * 5, [0.0] * 5)).linear(*given), y)
 
 
-def test_data_of_the_adapters_is_that_of_the_time_of_the_call():
+def test_values_of_the_adapters_are_those_of_the_time_of_the_call():
     given, (A, B, scalings, ps), _ = sampled()
-    table = AdapterTable.of(A, B, scalings, ps)
+    table = table_of(given, (A, B, scalings, ps))
     B[0].mul_(2)
-    A[1].data = torch.randn_like(A[1])
-    A[2].data, B[2].data = torch.ones(1, 24), torch.ones(10, 1)
+    A[1].data.zero_()
     x, W, b, index, seeds = given
+    assert table.holds()
     assert torch.equal(table.linear(*given), multi_lora_forward(x, W, b, A, B, index, scalings, ps, seeds)[0])
 
 
@@ -88,69 +103,128 @@ def longer(A, B):
     A[1].data = torch.randn(4, 24)
 
 
+def elsewhere(A, B):
+    B[1].data = B[1].data.clone()
+
+
+def negated(A, B):
+    """As the imaginary part of a conjugate is: the memory has the values with the other sign."""
+    A[0].data = torch._neg_view(A[0].data.clone())
+
+
 @pytest.mark.parametrize(
-    "change", [freed, of_another_dtype, of_another_dtype_last, of_a_dtype_of_the_same_size, longer]
+    "change", [freed, of_another_dtype, of_another_dtype_last, of_a_dtype_of_the_same_size, longer, elsewhere, negated]
 )
-def test_a_table_holds_until_a_dtype_or_a_storage_changes(change):
+def test_a_table_holds_until_a_dtype_or_the_memory_of_a_tensor_changes(change):
     given, (A, B, *numbers), _ = sampled()
-    table = AdapterTable.of(A, B, *numbers)
-    assert table.holds()
+    table, new = table_of(given, (A, B, *numbers)), AdapterTable(A, B, *numbers)
     change(A, B)
-    assert not table.holds() and (change is of_another_dtype or table.linear(*given) is None)
+    assert not table.holds()
+    assert new.holds() == (change in (freed, longer, elsewhere, negated))  # with no memory of the library's
+    assert (table.linear(*given) is None) == (change not in (elsewhere, negated))
+
+
+def test_adapters_of_which_pytorch_would_hand_over_copies_are_left_to_the_op():
+    given, (A, B, *numbers), _ = sampled()
+    A[1] = torch._neg_view(A[1])
+    table = AdapterTable(A, B, *numbers)
+    assert [table.linear(*given) for _ in range(3)] == [None] * 3 and table._number is None
 
 
 @pytest.mark.parametrize("index", [[0, 1, 2, 3, 0, 0], [0, 1, -2, 0, 0, 0], [0, 1]])
 def test_an_index_that_does_not_fit_is_left_to_the_op(index):
-    (x, W, b, _, seeds), adapters, _ = sampled()
-    assert AdapterTable.of(*adapters).linear(x, W, b, torch.tensor(index), seeds) is None
+    given, adapters, _ = sampled()
+    x, W, b, _, seeds = given
+    assert table_of(given, adapters).linear(x, W, b, torch.tensor(index), seeds) is None
 
 
-def test_calls_that_are_none_of_the_kernel_for_cpus_are_left_to_the_op():
+def test_a_scaling_that_is_no_float_is_left_to_the_op():
+    given, (A, B, scalings, ps), y = sampled()
+    table = AdapterTable(A, B, [10**400, *scalings[1:]], ps)
+    assert [table.linear(*given) for _ in range(3)] == [None] * 3
+
+
+class Copies(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*tree_map_only(torch.Tensor, torch.clone, args), **(kwargs or {}))
+
+
+class OfFunctions(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*tree_map_only(torch.Tensor, torch.clone, args), **(kwargs or {}))
+
+
+OTHERS = {
+    "another kernel": lambda: pf.using("reference"),
+    "a graph": torch.enable_grad,
+    "a dispatch mode": Copies,
+    "a function mode": OfFunctions,
+    "a counter": lambda: FlopCounterMode(display=False),
+    "fake tensors": lambda: FakeTensorMode(allow_non_fake_inputs=True),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_calls_that_are_not_those_of_the_kernel_for_cpus_are_left_to_the_op(other):
     given, adapters, y = sampled()
-    table, x = AdapterTable.of(*adapters), given[0]
-    with pf.using("reference"):
-        assert table.linear(*given) is None
+    before, after = AdapterTable(*adapters), table_of(given, adapters)
+    with OTHERS[other]():
+        found = [table.linear(*given) for table in (before, before, after)]
+    assert found == [None] * 3 and before._number is None
+    assert torch.equal(after.linear(*given), y)
+
+
+def test_other_activations_are_left_to_the_op():
+    given, adapters, _ = sampled()
+    table, (x, *rest) = table_of(given, adapters), given
+    assert table.linear(x.double(), *rest) is None and table.linear(x.to("meta"), *rest) is None
+    assert torch.func.vmap(lambda x: torch.tensor(table.linear(x, *rest) is None))(x[None]).all()
     with pf.using("cpu"):
-        assert torch.equal(table.linear(*given), y)
-    with torch.enable_grad():
-        assert table.linear(*given) is None
-    with FlopCounterMode(display=False):
-        assert table.linear(*given) is None
-    assert table.linear(x.double(), *given[1:]) is None
-    assert torch.func.vmap(lambda x: torch.tensor(table.linear(x, *given[1:]) is None))(x[None]).all()
+        assert table.linear(*given) is not None
 
 
 def test_a_frozen_weight_of_another_shape_is_left_to_the_op():
-    (x, W, b, index, seeds), adapters, y = sampled()
-    table, weight = AdapterTable.of(*adapters), pf.quantize(W, "nf4")
+    given, adapters, y = sampled()
+    table, (x, W, b, index, seeds) = table_of(given, adapters), given
+    weight = pf.quantize(W, "nf4")
     assert table.linear(x, weight, b, index, seeds).shape == y.shape
     assert table.linear(x, pf.quantize(W[:8], "nf4"), b, index, seeds) is None
     assert table.linear(x.bfloat16(), weight, b.bfloat16(), index, seeds) is None
 
 
-def test_without_the_library_or_on_another_device_there_is_no_table(monkeypatch):
-    _, (A, B, *numbers), _ = sampled()
-    assert AdapterTable.of([t.to("meta") for t in A], [t.to("meta") for t in B], *numbers) is None
+def test_without_the_library_the_op_is_asked(monkeypatch):
+    given, adapters, _ = sampled()
     monkeypatch.setattr(_native, "tables", None)
-    assert AdapterTable.of(A, B, *numbers) is None
+    table = AdapterTable(*adapters)
+    assert [table.linear(*given) for _ in range(3)] == [None] * 3 and table.holds()
 
 
 def test_a_table_that_is_gone_holds_no_tensor_and_is_refused():
-    (x, W, b, index, seeds), (A, B, *numbers), y = sampled()
-    made = [AdapterTable.of(A, B, *numbers) for _ in range(3)]
+    given, (A, B, *numbers), y = sampled()
+    x, W, b, index, seeds = given
+    made = [table_of(given, (A, B, *numbers)) for _ in range(3)]
     gone, number = weakref.ref(A[0]), made[1]._number
     del made[1]
-    for table in made:
-        assert torch.equal(table.linear(x, W, b, index, seeds), y)
+    assert all(torch.equal(table.linear(*given), y) for table in made)
     assert not _native.tables.table_holds(number)
     with pytest.raises(RuntimeError, match="the arguments do not fit"):
         adapter_table._linear(x, W, b, number, index, seeds)
     _native.tables.release_table(number)
     made.clear()
     A.clear()
-    del table
     gc.collect()
     assert gone() is None
+
+
+def test_tables_may_go_while_other_threads_call():
+    given, adapters, y = sampled()
+
+    def calls(_):
+        for _ in range(100):
+            assert torch.equal(table_of(given, adapters).linear(*given), y)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads, torch.no_grad():
+        list(threads.map(torch.no_grad()(calls), range(4)))
 
 
 def test_numbers_of_tables_are_checked():
@@ -163,7 +237,7 @@ def test_numbers_of_tables_are_checked():
 
 
 def test_a_derivative_is_refused():
-    (x, W, b, index, seeds), adapters, _ = sampled()
-    table = AdapterTable.of(*adapters)
+    given, adapters, _ = sampled()
+    table, (x, W, b, index, seeds) = table_of(given, adapters), given
     with torch.enable_grad(), pytest.raises(RuntimeError, match="has no derivative"):
         adapter_table._linear(x.requires_grad_(), W, b, table._number, index, seeds)

@@ -3,8 +3,8 @@
 
 namespace pypeft {
 namespace {
-constexpr int64_t ADD_STRIP =
-    256;  // most columns of y of a task; 16 rows of `right` of this width fit into the L1 cache
+// The most columns of y of a task: 16 rows of `right` of this width fit into the L1 cache.
+constexpr int64_t ADD_STRIP = 256;
 constexpr int64_t ADD_TILE_ROWS = 8;  // rows whose low-rank part is computed at once
 constexpr int64_t FEW_UP_ROWS = 4;    // for at most this many rows of an adapter, a matrix [N, r] is not transposed
 
@@ -19,7 +19,7 @@ struct SegmentAddArgs {
   bool transposed;
   const uint8_t* mask;  // rows mask_row apart
   int64_t mask_row;
-  int64_t most_r, across, strip;  // the largest rank; the number of strips; their width
+  int64_t most_r, across, strip;  // the largest rank; the number of strips; the width of all but the last
   Dtype dtype, adapter_dtype;
 };
 }  // namespace
@@ -42,7 +42,8 @@ void segmented_add(const Segments& rows, const std::vector<Adapter>& adapters, c
   args.order = rows.order.data(), args.blocks = blocks.data(), args.adapters = adapters.data();
   args.transposed = transposed, args.adapter_dtype = adapter_dtype;
   args.mask = static_cast<const uint8_t*>(mask.const_data_ptr()), args.mask_row = mask.stride(0);
-  args.across = std::max<int64_t>(1, ceil_div(args.N, ADD_STRIP));
+  if (args.N == 0) return;
+  args.across = ceil_div(args.N, ADD_STRIP);
   args.strip = round_up(ceil_div(args.N, args.across), 32);
   const auto run = PYPEFT_SELECT(segment_add);
   const int64_t tasks = blocks.size() * args.across, grain = 1 + 16 / (args.most_r + 1);

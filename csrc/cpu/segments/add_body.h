@@ -44,13 +44,14 @@ inline void gather_left(const SegmentAddArgs& a, const Adapter& adapter, const i
   }
 }
 
-// A task: its rows and their adapter, its columns of y, and the part of the adapter's matrix for these columns.
+// A task: its rows and their adapter, its first column of y, and the part of the adapter's matrix for its columns,
+// whose rows are columns of y if the matrix is [N, r].
 template <class P>
 struct AddTask {
   const RowBlock& block;
   const Adapter& adapter;
-  int64_t n, columns;
-  const P* matrix;
+  int64_t n;
+  Rows<P> part;
 };
 
 template <class P>
@@ -58,13 +59,16 @@ inline AddTask<P> add_task(const SegmentAddArgs& a, int64_t task) {
   const RowBlock& block = a.blocks[task / a.across];
   const Adapter& adapter = a.adapters[block.adapter];
   const int64_t n = task % a.across * a.strip;
-  return {block, adapter, n, at_most(a.strip, a.N - n), (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1)};
+  const P* first = (const P*)adapter.matrix + n * (a.transposed ? adapter.ld : 1);
+  return {block, adapter, n, {first, adapter.ld, adapter.r, at_most(a.strip, a.N - n)}};
 }
 
 template <class T, class P>
-inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, Fetch next, float* right, float* few) {
-  const auto& [block, adapter, n, columns, matrix] = task;
-  const int64_t *rows = a.order + block.first, ld = padded(adapter.r);
+inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, const Rows<P>& after, float* right, float* few) {
+  const auto& [block, adapter, n, part] = task;
+  const P* matrix = part.first;
+  const int64_t *rows = a.order + block.first, columns = part.columns, ld = padded(adapter.r);
+  Fetch next(after, (columns + W - 1) / W);
   const bool turns = a.transposed && block.count > FEW_UP_ROWS;
   if (turns) stage_transposed(right, matrix, adapter.ld, adapter.r, columns);
   if (!a.transposed) stage(right, STRIP_LD, matrix, adapter.ld, nullptr, 0, adapter.r, columns);
@@ -77,7 +81,7 @@ inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, Fetch nex
     } else {
       const int64_t readable = (a.N - n - 1) * adapter.ld + adapter.r;
       for (int64_t e = 0; e < count; ++e) {
-        up_row(few + e * ld, matrix, adapter.ld, adapter.r, readable, columns, sums + e * ADD_STRIP, next);
+        up_row(few + e * ld, part, readable, next, sums + e * ADD_STRIP);
       }
     }
     for (int64_t e = 0; e < count; ++e) {
@@ -91,14 +95,8 @@ inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, Fetch nex
 template <class T, class P>
 inline void segment_add_of(const SegmentAddArgs& a, float* right, float* few, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
-    const AddTask<P> task = add_task<P>(a, t);
-    Fetch next{};
-    if (t + 1 < end && a.transposed) {
-      const AddTask<P> after = add_task<P>(a, t + 1);
-      const int64_t bytes = after.columns * after.adapter.ld * sizeof(P), steps = (task.columns + W - 1) / W;
-      next = {(const char*)after.matrix, (const char*)after.matrix + bytes, bytes / (64 * steps) + 1};
-    }
-    add_strip<T, P>(a, task, next, right, few);
+    const AddTask<P> task = add_task<P>(a, t), next = add_task<P>(a, t + 1 < end ? t + 1 : t);
+    add_strip<T, P>(a, task, next.part, right, few);
   }
 }
 

@@ -29,28 +29,47 @@ PYPEFT_INLINE void fold(F* v) {
   if constexpr (H > 1) fold<H / 2>(v);
 }
 
-// The matrix that is read next, which is fetched a part at each step before: the CPU's own prefetcher stops at every
-// page, and does not know the matrix of the next adapter.
-struct Fetch {
-  const char *at, *end;
-  int64_t lines;  // of each step
+// Rows [columns, r] of a matrix B, which are ld apart.
+template <class P>
+struct Rows {
+  const P* first;
+  int64_t ld, r, columns;
+
+  bool is_dense() const { return ld == r; }
 };
 
-PYPEFT_INLINE void fetch_part(Fetch& next) {
-  constexpr int64_t LINE = 64;
-  for (int64_t i = 0; i < next.lines && next.at < next.end; ++i, next.at += LINE) __builtin_prefetch(next.at);
-}
+// Fetches the rows that are read next, a part at each of some steps: the CPU's own prefetcher stops at every page, and
+// does not know the matrix of the next adapter. Rows with gaps are not fetched, since the gaps would be too.
+class Fetch {
+ public:
+  template <class P>
+  Fetch(const Rows<P>& next, int64_t steps) {
+    if (!next.is_dense()) return;
+    const int64_t bytes = next.columns * next.r * sizeof(P);
+    at_ = (const char*)next.first, end_ = at_ + bytes, part_ = bytes / steps + LINE;
+  }
+
+  PYPEFT_INLINE void a_part() {
+    const char* end = end_ - at_ < part_ ? end_ : at_ + part_;
+    for (; at_ < end; at_ += LINE) __builtin_prefetch(at_);
+  }
+
+ private:
+  static constexpr int64_t LINE = 64;
+  const char *at_ = nullptr, *end_ = nullptr;
+  int64_t part_ = 0;
+};
 
 // up_row() of a matrix whose rows, of R elements, follow each other without a gap: a vector has W / R of its rows.
 template <class P, int R>
-inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out, Fetch& next) {
+inline void up_row_dense(const float* s, const P* B, int64_t columns, Fetch& next, float* out) {
   F left;
   U from;  // after fold(), lane g * R + i has the sum of row i * (W / R) + g
   for (int l = 0; l < W; ++l) left[l] = s[l % R], from[l] = l % (W / R) * R + l / (W / R);
   for (int64_t n = 0; n < columns; n += W) {
     F v[R];
     const P* first = B + n * R;
-    fetch_part(next);
+    next.a_part();
     if (n + W <= columns) {
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) v[i] = left * widen(first + i * W);
@@ -65,22 +84,23 @@ inline void up_row_dense(const float* s, const P* B, int64_t columns, float* out
   }
 }
 
-// out[n] = s . B[n] for n < columns; out is written up to the next multiple of W. s has r floats and is padded with
-// zeros. The rows of B are ld apart, and the first `readable` elements of B can be read.
+// out[n] = s . B[n] for n < B.columns; out is written up to the next multiple of W. s has r floats and is padded with
+// zeros. The first `readable` elements of B can be read. next: what is read next.
 template <class P>
-inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t readable, int64_t columns, float* out,
-                   Fetch& next) {
-  if (ld == r && r < W) {
+inline void up_row(const float* s, const Rows<P>& B, int64_t readable, Fetch& next, float* out) {
+  const auto [first, ld, r, columns] = B;
+  if (B.is_dense() && r < W) {
     if constexpr (W > 8) {
-      if (r == 8) return up_row_dense<P, 8>(s, B, columns, out, next);
+      if (r == 8) return up_row_dense<P, 8>(s, first, columns, next, out);
     }
-    if (r == 4) return up_row_dense<P, 4>(s, B, columns, out, next);
-    if (r == 2) return up_row_dense<P, 2>(s, B, columns, out, next);
-    if (r == 1) return up_row_dense<P, 1>(s, B, columns, out, next);
+    if (r == 4) return up_row_dense<P, 4>(s, first, columns, next, out);
+    if (r == 2) return up_row_dense<P, 2>(s, first, columns, next, out);
+    if (r == 1) return up_row_dense<P, 1>(s, first, columns, next, out);
   }
+  const int64_t lead = B.is_dense() ? 0 : 2 * W;
   for (int64_t n = 0; n < columns; n += W) {
     F sums[W] = {};
-    fetch_part(next);
+    next.a_part();
     for (int64_t j = 0; j < r; j += W) {
       const F left = load(s + j);
       const int64_t width = at_most(W, r - j);
@@ -88,11 +108,12 @@ inline void up_row(const float* s, const P* B, int64_t ld, int64_t r, int64_t re
       if (n + W <= columns && (n + W - 1) * ld + j + W <= readable) {
 #pragma GCC unroll 16
         for (int e = 0; e < W; ++e) {
-          sums[e] = fma(left, keep(widen(B + (n + e) * ld + j), inside), sums[e]);
+          __builtin_prefetch(first + (n + lead + e) * ld + j);
+          sums[e] = fma(left, keep(widen(first + (n + e) * ld + j), inside), sums[e]);
         }
       } else {
         for (int64_t e = 0; e < at_most(W, columns - n); ++e) {
-          sums[e] = fma(left, widen(B + (n + e) * ld + j, width), sums[e]);
+          sums[e] = fma(left, widen(first + (n + e) * ld + j, width), sums[e]);
         }
       }
     }

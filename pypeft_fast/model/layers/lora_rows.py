@@ -8,7 +8,6 @@ of modules.
 from collections import OrderedDict
 from operator import is_
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,7 +21,6 @@ _HOLDERS = ("lora_A", "lora_B", "lora_dropout")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OF_LAYER = ("_modules", "scaling", "lora_variant", "cast_input_dtype_enabled")
 _PLAIN = (dict, OrderedDict)  # whose subclasses may change what they are asked for
-_DTYPE = torch.Tensor.dtype.__get__
 _ABSENT = object()
 
 
@@ -33,7 +31,7 @@ class RowAdapters:
     """
 
     def __init__(self, layer, names, base, x):
-        self.names, self.beside, self.watches, self._table = names, (base, x), False, None
+        self.names, self.beside, self.watches = names, (base, x), False
         kinds = [layer.method(layer, name) for name in names]
         found, parts = zip(*(kind.read(layer, name) for kind, name in zip(kinds, names, strict=True)), strict=True)
         self.reason, _ = why_not(base, x, list(zip(kinds, found, strict=True)), by_row=True)
@@ -68,11 +66,11 @@ class RowAdapters:
         self._states = [module.__dict__ for module in self._modules]
         self._objects = [*self._modules, *self.A, *self.B]
         self._types = list(map(type, self._objects))
-        self._tensors = [*self.A, *self.B]
-        self._dtypes = list(map(_DTYPE, self._tensors))
-        weights = [module._parameters.get("weight") for module in self._modules[: len(self._tensors)]]
+        self.table = AdapterTable(self.A, self.B, self.scalings, self.ps)
+        tensors = [*self.A, *self.B]
+        weights = [module._parameters.get("weight") for module in self._modules[: len(tensors)]]
         self.watches = (
-            all(map(is_, weights, self._tensors))  # false for the plain tensors of FSDP
+            all(map(is_, weights, tensors))  # false for the plain tensors of FSDP
             and all(type(of) in _PLAIN for of in self._dicts)
         )
         return self.watches
@@ -89,14 +87,8 @@ class RowAdapters:
             and all(map(is_, map(vars, self._holders), self._of_holders))
             and self._has_no_hooks()
             and all_hold(self._dicts, self._keys, self._values, _ABSENT, self._objects, self._types)
-            and (list(map(_DTYPE, self._tensors)) == self._dtypes if self._table is None else self._table.holds())
+            and self.table.holds()
         )
-
-    def table(self):
-        """The AdapterTable of these adapters, which the first call without a graph makes; None if there is none."""
-        if self._table is None and not torch.is_grad_enabled():
-            self._table = AdapterTable.of(self.A, self.B, self.scalings, self.ps)
-        return self._table
 
     def _has_no_hooks(self) -> bool:
         """PyTorch counts the hooks that are registered anywhere: while it has counted none, there is none here.
@@ -124,7 +116,7 @@ class LoRARows(Part):
         its = self.adapters
         if is_plain and its.watches:
             args = x, weight, bias, its.A, its.B, self.index, its.scalings, its.ps
-            return multi_lora_linear_unchecked(*args, table=its.table())
+            return multi_lora_linear_unchecked(*args, table=its.table)
         scaled = [scaling_into("multi_lora_linear", s, B) for s, B in zip(its.scalings, its.B, strict=True)]
         scalings, B = zip(*scaled, strict=True)
         options = dict(scalings=scalings, dropout_ps=its.ps)

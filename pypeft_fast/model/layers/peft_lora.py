@@ -112,7 +112,7 @@ class FusedLoRA(FusedLayer):
         self._call_cache.rows = {}  # which holds the parameters
 
     def _apply(self, *args, **kwargs):
-        self._call_cache.rows = {}  # torch.utils.swap_tensors refuses a parameter that an AdapterTable holds
+        self._call_cache.rows = {}  # so that parameters can be swapped: see AdapterTable
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args, **kwargs):
