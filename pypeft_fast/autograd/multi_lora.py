@@ -126,7 +126,7 @@ def multi_lora_linear(
     if len(lora_B) != n:
         raise ValueError(f"{NAME}: lora_B has {len(lora_B)} elements for {n} adapters in lora_A; give one an adapter")
     scalings, ps = _numbers("scalings", scalings, n), _numbers("dropout_ps", dropout_ps, n)
-    for p in ps:
+    for p in set(ps):
         _check.dropout_p(NAME, p)
     _check.generator(NAME, generator)
     index = _of_rows(x, adapter_index)
@@ -196,7 +196,9 @@ def _of_rows(x, index):
     if x.dim() < 1:
         raise ValueError(f"{NAME}: x must have at least 1 dimension, got shape {tuple(x.shape)}")
     M = _segments.rows_of(x)
-    if index.numel() == M and index.shape in ((M,), x.shape[:-1]):
+    if index.shape == (M,):
+        return index
+    if index.shape == x.shape[:-1]:
         return index.reshape(M)
     if index.dim() == 1 and x.dim() > 1 and index.shape[0] == x.shape[0]:
         return index.unsqueeze(1).expand(-1, M // max(1, x.shape[0])).reshape(M)
