@@ -107,8 +107,8 @@ static PyMethodDef methods[] = {
      "all_hold(dicts, keys, values, absent, objects, types): whether every "
      "dicts[i].get(keys[i], absent) is values[i], and every type(objects[i]) types[i]."},
     {"table_holds", table_holds, METH_O,
-     "table_holds(number): whether this table of adapters is kept, with tensors on the "
-     "CPU in the dtypes that they had when the table was made."},
+     "table_holds(number): whether this table of adapters is kept, with tensors on the CPU with the dtypes and the "
+     "addresses that they had when the table was made."},
     {"release_table", release_table, METH_O, "release_table(number): frees this table of adapters, if it is kept."},
     {nullptr, nullptr, 0, nullptr}};
 

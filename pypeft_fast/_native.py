@@ -116,7 +116,7 @@ def all_hold_in_python(dicts: list, keys: list, values: list, absent, objects: l
 
 
 all_hold = all_hold_in_python
-tables = None  # the module with the functions of ops/adapter_table.py
+tables = None  # _C, if it has the functions that ops/adapter_table.py calls
 if missing_cpu() is None:
     from . import _C
 

@@ -159,7 +159,7 @@ class Op:
         )
 
     def record(self, kernel: str) -> None:
-        """Adds a call of this op that did not go through the op to the record of `recording`."""
+        """Adds a call of this op that this kernel ran to the list of `recording`."""
         record = _record  # read once: another thread may close the block
         if record is not None:
             record.append((self.name, kernel))

@@ -97,7 +97,7 @@ inline void up_row(const float* s, const Rows<P>& B, int64_t readable, Fetch& ne
     if (r == 2) return up_row_dense<P, 2>(s, first, columns, next, out);
     if (r == 1) return up_row_dense<P, 1>(s, first, columns, next, out);
   }
-  const int64_t lead = B.is_dense() ? 0 : 2 * W;
+  const int64_t lead = B.is_dense() ? 0 : 2 * W;  // a dense B has been fetched
   for (int64_t n = 0; n < columns; n += W) {
     F sums[W] = {};
     next.a_part();
