@@ -126,7 +126,7 @@ def multi_lora_linear(
     if len(lora_B) != n:
         raise ValueError(f"{NAME}: lora_B has {len(lora_B)} elements for {n} adapters in lora_A; give one an adapter")
     scalings, ps = _numbers("scalings", scalings, n), _numbers("dropout_ps", dropout_ps, n)
-    for p in set(ps):
+    for p in dict.fromkeys(ps):
         _check.dropout_p(NAME, p)
     _check.generator(NAME, generator)
     index = _of_rows(x, adapter_index)

@@ -5,6 +5,7 @@ adapters are handed over once, and a call names the table. The table has the ada
 call sees their data as they are at its time.
 """
 
+import gc
 import weakref
 
 import torch
@@ -33,15 +34,28 @@ _linear = _defined(
 )
 
 
+_tables = weakref.WeakSet()  # of those that the library has
+
+
+def _before_collection(phase, info):
+    """Python's collector does not see who owns the library's tensors. So none is there during a full collection: else
+    a parameter that leads to its own layer, as by a hook, would keep the model for ever."""
+    if phase == "start" and info["generation"] == 2:
+        for table in list(_tables):
+            table.release()
+
+
 class AdapterTable:
-    """n adapters, as multi_lora_forward takes them. The library gets them at the second call that it can run: it may
-    have no second one. As long as it has them, torch.utils.swap_tensors refuses their tensors."""
+    """n adapters, as multi_lora_forward takes them. The library gets them at the second call that it can run, since
+    names that change with each batch have no second one. As long as it has them, torch.utils.swap_tensors refuses their
+    tensors."""
 
     def __init__(self, lora_A: list, lora_B: list, scalings: list, ps: list):
         self._adapters = lora_A, lora_B, scalings, ps
         self._tensors = [*lora_A, *lora_B]
         self._dtypes = list(map(_DTYPE, self._tensors))
         self._number, self._has_been_called = None, False
+        self._releases: list[weakref.finalize] = []
 
     def holds(self) -> bool:
         """Whether every tensor has the dtype that it had; in the library, also whether it lies where it lay."""
@@ -73,10 +87,20 @@ class AdapterTable:
 
     def _kept(self) -> int:
         """The number of the library's table. RuntimeError if the library cannot have one."""
-        if self._number is None:
-            if any(t.is_neg() for t in self._tensors):
+        number = self._number
+        if number is None:
+            if any(t.is_neg() or t._is_zerotensor() for t in self._tensors):
                 raise RuntimeError("PyTorch would hand over copies")
+            if _before_collection not in gc.callbacks:
+                gc.callbacks.append(_before_collection)
             number = _make._op(*self._adapters)
-            weakref.finalize(self, _native.tables.release_table, number)
+            self._releases.append(weakref.finalize(self, _native.tables.release_table, number))
             self._number = number
-        return self._number
+            _tables.add(self)
+        return number
+
+    def release(self) -> None:
+        """Takes the adapters back from the library, which gets them again at the next call."""
+        self._number = None
+        while self._releases:
+            self._releases.pop()()

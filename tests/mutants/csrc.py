@@ -248,8 +248,8 @@ TABLES = [
           "kept->ps, kept->scalings", TABLE),
     _csrc("segments-strips-too-narrow", "cpu/segments/add.cpp", "round_up(ceil_div(args.N, args.across), 32)",
           "std::max<int64_t>(32, args.N / args.across / 32 * 32)", TABLE),
-    _csrc("segments-next-strip-in-place-of-this", "cpu/segments/add_body.h", "add_strip<T, P>(a, task, next.part",
-          "add_strip<T, P>(a, next, task.part", TABLE),
+    _csrc("segments-next-strip-in-place-of-this", "cpu/segments/add_body.h", "add_strip<T, P>(a, task, next",
+          "add_strip<T, P>(a, add_task<P>(a, t + 1 < end ? t + 1 : t), next", TABLE),
     _csrc("segments-no-columns", "cpu/segments/add.cpp", "if (args.N == 0) return;", "", TABLE),
 ]  # fmt: skip
 

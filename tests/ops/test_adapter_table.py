@@ -124,9 +124,10 @@ def test_a_table_holds_until_a_dtype_or_the_memory_of_a_tensor_changes(change):
     assert (table.linear(*given) is None) == (change not in (elsewhere, negated))
 
 
-def test_adapters_of_which_pytorch_would_hand_over_copies_are_left_to_the_op():
+@pytest.mark.parametrize("made", [torch._neg_view, lambda t: torch._efficientzerotensor(t.shape)])
+def test_adapters_of_which_pytorch_would_hand_over_copies_are_left_to_the_op(made):
     given, (A, B, *numbers), _ = sampled()
-    A[1] = torch._neg_view(A[1])
+    A[1] = made(A[1])
     table = AdapterTable(A, B, *numbers)
     assert [table.linear(*given) for _ in range(3)] == [None] * 3 and table._number is None
 
@@ -214,6 +215,18 @@ def test_a_table_that_is_gone_holds_no_tensor_and_is_refused():
     A.clear()
     gc.collect()
     assert gone() is None
+
+
+def test_a_full_collection_finds_no_table_and_the_next_call_makes_one():
+    given, adapters, y = sampled()
+    table = table_of(given, adapters)
+    numbers = [table._number]
+    for generation in (0, 1, 2):
+        gc.collect(generation)
+        numbers.append(table._number)
+    assert numbers[0] == numbers[1] == numbers[2] and numbers[3] is None
+    assert not _native.tables.table_holds(numbers[0]) and table.holds()
+    assert torch.equal(table.linear(*given), y) and table._number is not None
 
 
 def test_tables_may_go_while_other_threads_call():

@@ -64,11 +64,10 @@ inline AddTask<P> add_task(const SegmentAddArgs& a, int64_t task) {
 }
 
 template <class T, class P>
-inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, const Rows<P>& after, float* right, float* few) {
+inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, Fetch next, float* right, float* few) {
   const auto& [block, adapter, n, part] = task;
   const P* matrix = part.first;
   const int64_t *rows = a.order + block.first, columns = part.columns, ld = padded(adapter.r);
-  Fetch next(after, (columns + W - 1) / W);
   const bool turns = a.transposed && block.count > FEW_UP_ROWS;
   if (turns) stage_transposed(right, matrix, adapter.ld, adapter.r, columns);
   if (!a.transposed) stage(right, STRIP_LD, matrix, adapter.ld, nullptr, 0, adapter.r, columns);
@@ -95,8 +94,10 @@ inline void add_strip(const SegmentAddArgs& a, const AddTask<P>& task, const Row
 template <class T, class P>
 inline void segment_add_of(const SegmentAddArgs& a, float* right, float* few, int64_t begin, int64_t end) {
   for (int64_t t = begin; t < end; ++t) {
-    const AddTask<P> task = add_task<P>(a, t), next = add_task<P>(a, t + 1 < end ? t + 1 : t);
-    add_strip<T, P>(a, task, next.part, right, few);
+    const AddTask<P> task = add_task<P>(a, t);
+    Fetch next;
+    if (a.transposed && t + 1 < end) next = Fetch(add_task<P>(a, t + 1).part, ceil_div(task.part.columns, W));
+    add_strip<T, P>(a, task, next, right, few);
   }
 }
 

@@ -42,6 +42,7 @@ struct Rows {
 // does not know the matrix of the next adapter. Rows with gaps are not fetched, since the gaps would be too.
 class Fetch {
  public:
+  Fetch() = default;  // of nothing
   template <class P>
   Fetch(const Rows<P>& next, int64_t steps) {
     if (!next.is_dense()) return;
@@ -97,7 +98,7 @@ inline void up_row(const float* s, const Rows<P>& B, int64_t readable, Fetch& ne
     if (r == 2) return up_row_dense<P, 2>(s, first, columns, next, out);
     if (r == 1) return up_row_dense<P, 1>(s, first, columns, next, out);
   }
-  const int64_t lead = B.is_dense() ? 0 : 2 * W;  // a dense B has been fetched
+  const int64_t lead = B.is_dense() ? 0 : 2 * W;  // a dense B has been fetched, during the task before
   for (int64_t n = 0; n < columns; n += W) {
     F sums[W] = {};
     next.a_part();

@@ -291,6 +291,19 @@ def test_what_a_layer_keeps_leads_to_no_cycle():
         gc.enable()
 
 
+def test_a_parameter_that_leads_to_its_layer_keeps_no_model():
+    (model, layer), x = model_of(), torch.randn(5, 12)
+    pf.fuse(model, strict=True)
+    weight = layer.lora_B["b"].weight.requires_grad_()
+    weight.register_hook((lambda layer: lambda gradient: gradient * layer.scaling["b"])(layer))
+    weight.owner = layer
+    called(model, x)
+    gone = weakref.ref(layer)
+    del model, layer, weight
+    gc.collect()
+    assert gone() is None
+
+
 def test_weights_that_are_no_parameters_are_read_at_each_call():
     """As FSDP leaves them: plain tensors among the attributes."""
     (model, layer), x = model_of(), torch.randn(5, 12)
