@@ -1,5 +1,5 @@
 """python -m bench.publish: copies the results of `make bench`, bench-model, bench-fuse, bench-ranks, bench-quantized,
-bench-adapters, bench-files and bench-gpu from out/bench into bench/results and the documents.
+bench-adapters, bench-files, bench-serve and bench-gpu from out/bench into bench/results and the documents.
 
 Check the results first: other processes on the machine distort the times. A result replaces all tables of its
 benchmark, so a run of a part of the cases is refused unless --drop-rows is given."""
@@ -14,7 +14,8 @@ from . import readme
 from .harness import report
 
 NAMES = (
-    "layer", "model", "fuse", "ranks", "gpu", "quantized", "quantized_model", "multi_adapters", "adapter_files",
+    "layer", "model", "fuse", "ranks", "gpu",
+    "quantized", "quantized_model", "multi_adapters", "adapter_files", "serve",
 )  # fmt: skip
 PICTURED = {"layer", "model", "fuse", "ranks", "gpu", "quantized"}
 

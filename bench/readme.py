@@ -11,7 +11,9 @@ from pathlib import Path
 from .harness.report import RESULTS
 
 ROOT = Path(__file__).resolve().parents[1]
-UNMEASURED = {"ranks": "bench-ranks", "multi_adapters": "bench-adapters", "adapter_files": "bench-files"}
+UNMEASURED = {
+    "ranks": "bench-ranks", "multi_adapters": "bench-adapters", "adapter_files": "bench-files", "serve": "bench-serve",
+}  # fmt: skip
 DOCUMENTS = ROOT / "README.md", ROOT / "docs/benchmarks.md"
 
 

@@ -106,12 +106,12 @@ def test_a_part_of_the_rows_replaces_no_whole_table(tmp_path):
     ], done.stderr
 
 
-def test_tables_of_ranks_adapters_and_files_are_published_into_the_document(tmp_path):
+def test_tables_of_ranks_adapters_files_and_a_server_are_published_into_the_document(tmp_path):
     """Before a benchmark is published, the document says how to measure it."""
     found = tmp_path / "out"
     found.mkdir()
     (tmp_path / "results").mkdir()
-    for name in ("ranks", "multi_adapters", "adapter_files"):
+    for name in ("ranks", "multi_adapters", "adapter_files", "serve"):
         (found / f"{name}.json").write_text("{}")
         (found / f"{name}.md").write_text(f"the table of {name}\n")
     (found / "ranks.png").write_bytes(b"")
@@ -127,7 +127,7 @@ def test_tables_of_ranks_adapters_and_files_are_published_into_the_document(tmp_
         "print(readme.filled(empty, folder / 'results').count('the table of'))",
         tmp_path,
     )
-    assert done.stdout == "3\n['ranks', 'multi_adapters', 'adapter_files']\n3\n", done.stderr
+    assert done.stdout == "4\n['ranks', 'multi_adapters', 'adapter_files', 'serve']\n4\n", done.stderr
 
 
 def test_nothing_to_publish_is_said(tmp_path):
