@@ -81,7 +81,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Trains three adapters and serves them.")
     parser.add_argument("--model", default="smollm2", help="a model's folder, or smollm2 (default)")
     parser.add_argument("--output", type=Path, default=Path("out/support_desk"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=12, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="training steps (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     options = parser.parse_args(arguments)
