@@ -270,9 +270,9 @@ def test_rows_of_adapters_in_the_bases_dtype_are_multiplied_in_it(casts, dtype, 
     model.add_adapter("two", config, autocast_adapter_dtype=casts)
     seen, real = [], lora_rows.multi_lora_linear_unchecked
 
-    def spied(x, weight, bias, A, B, *rest):
+    def spied(x, weight, bias, A, B, *rest, **options):
         seen.extend(tensor.dtype for tensor in (*A, *B))
-        return real(x, weight, bias, A, B, *rest)
+        return real(x, weight, bias, A, B, *rest, **options)
 
     monkeypatch.setattr(lora_rows, "multi_lora_linear_unchecked", spied)
     x, alone = torch.randn(4, 64).bfloat16(), {}
