@@ -34,15 +34,17 @@ _linear = _defined(
 )
 
 
-_tables = weakref.WeakSet()  # of those that the library has
+_tables: set[weakref.ref] = set()  # to those that the library has had; a WeakSet may not change while it is read
 
 
 def _before_collection(phase, info):
     """Python's collector does not see who owns the library's tensors. So none is there during a full collection: else
     a parameter that leads to its own layer, as by a hook, would keep the model for ever."""
     if phase == "start" and info["generation"] == 2:
-        for table in list(_tables):
-            table.release()
+        for reference in list(_tables):
+            table = reference()
+            if table is not None:
+                table.release()
 
 
 class AdapterTable:
@@ -96,7 +98,7 @@ class AdapterTable:
             number = _make._op(*self._adapters)
             self._releases.append(weakref.finalize(self, _native.tables.release_table, number))
             self._number = number
-            _tables.add(self)
+            _tables.add(weakref.ref(self, _tables.discard))
         return number
 
     def release(self) -> None:

@@ -26,8 +26,13 @@ SMALL = Case(6, 24, 10, 3, 0.0, options={"adapters": 3})
 
 @pytest.fixture(autouse=True)
 def no_graph():
-    with torch.no_grad():
-        yield
+    """And no full collection of Python's own, which would take the tables that a test has made."""
+    gc.disable()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        gc.enable()
 
 
 def sampled(case=SMALL):
@@ -227,6 +232,10 @@ def test_a_full_collection_finds_no_table_and_the_next_call_makes_one():
     assert numbers[0] == numbers[1] == numbers[2] and numbers[3] is None
     assert not _native.tables.table_holds(numbers[0]) and table.holds()
     assert torch.equal(table.linear(*given), y) and table._number is not None
+    references = [reference for reference in adapter_table._tables if reference() is table]
+    assert len(references) == 1
+    del table
+    assert references[0] not in adapter_table._tables
 
 
 def test_tables_may_go_while_other_threads_call():
